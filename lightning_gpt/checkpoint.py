@@ -1,0 +1,91 @@
+"""Reading the checkpoints that training writes."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+
+MODEL_KEY = "lightning_gpt_model"
+"""The entry of a checkpoint that names the model's class and config."""
+
+_MODELS = {"GPT": (GPT, GPTConfig), "SingleHeadModel": (SingleHeadModel, SingleHeadConfig)}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read and found whole."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Checkpoint":
+        """Read a checkpoint file; weights, numbers and text only, never code.
+
+        Raises:
+            CallError: Where there is no such file, it is cut short or it was not written by this package.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CallError(f"checkpoint {str(path)!r} does not exist")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise CallError(f"checkpoint {str(path)!r} cannot be read; is it cut short? ({reason})") from None
+        if not isinstance(content, dict) or MODEL_KEY not in content:
+            raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
+        return cls(path, content)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The model's class and config, as :meth:`~lightning_gpt.models.LanguageModel.describe` gave them."""
+        described: dict[str, Any] = self.content[MODEL_KEY]
+        return described
+
+    def build(self) -> LanguageModel:
+        """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
+        model_class, config_class = _MODELS[self.model["class"]]
+        model = model_class(config_class(**self.model["config"]))
+        prefix = "model."
+        weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        state = self.content.get("TextData", {}).get("tokenizer")
+        if state is None:
+            raise CallError(f"checkpoint {str(self.path)!r} holds no tokenizer; it was trained without TextData")
+        return Tokenizer.from_state_dict(state)
+
+    def require_same_model(self, model: LanguageModel) -> None:
+        """Refuse to load these weights into a model of another class or config, naming what differs."""
+        was, now = self.model, model.describe()
+        if was["class"] != now["class"]:
+            raise CallError(
+                f"checkpoint {str(self.path)!r} holds a {was['class']} and the config builds a {now['class']}"
+            )
+        free = {"dropout", "attention_backend"}  # these change no weight's shape or meaning
+        keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
+        if keys:
+            differing = ", ".join(f"{key} {was['config'].get(key)} there and {now['config'][key]} here" for key in keys)
+            raise CallError(f"checkpoint {str(self.path)!r} holds another architecture: {differing}")
+
+
+def load(path: str | Path) -> LanguageModel:
+    """The bare model of a checkpoint that ``lightning-gpt fit`` wrote, in evaluation mode on the CPU.
+
+    Args:
+        path: Such as ``runs/quickstart/version_0/checkpoints/last.ckpt``.
+
+    Raises:
+        CallError: Where the file is missing, cut short or not such a checkpoint.
+    """
+    return Checkpoint.read(path).build()

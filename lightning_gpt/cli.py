@@ -1,0 +1,76 @@
+"""The console script ``lightning-gpt``. Heavy libraries are imported by the command that needs them, not here."""
+
+import importlib
+import os
+import sys
+import traceback
+
+from lightning_gpt.errors import CallError
+
+_COMMANDS = {
+    "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
+    "validate": ("train", "loss and perplexity of a checkpoint on the validation split"),
+    "test": ("train", "loss and perplexity of a checkpoint on the test split"),
+    "predict": ("train", "write a checkpoint's loss and likeliest token at every position of the test split"),
+    "generate": ("generate", "continue a prompt from a checkpoint"),
+    "inspect": ("inspect", "show a text's attention: mask, scaled scores and softmax"),
+}
+
+_HELP = f"""usage: lightning-gpt COMMAND [OPTIONS]
+
+Train, watch and look into GPT language models.
+
+commands:
+{chr(10).join(f"  {name:<10} {summary}" for name, (_, summary) in _COMMANDS.items())}
+
+lightning-gpt COMMAND --help lists a command's options; --debug shows the traceback of an error.
+Start with: lightning-gpt fit --config configs/quickstart.yaml
+"""
+
+
+def main() -> int:
+    """Run the command that the process was called with; returns its exit status.
+
+    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C or SIGTERM.
+    """
+    debug = "--debug" in sys.argv[1:]
+    sys.argv[1:] = args = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        from lightning_gpt import __version__
+
+        print(f"lightning-gpt {__version__}")
+        return 0
+    try:
+        if args[0] not in _COMMANDS:
+            raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
+        module = importlib.import_module(f"lightning_gpt.commands.{_COMMANDS[args[0]][0]}")
+        module.run(args if module.__name__.endswith(".train") else args[1:])
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    """Say in one line what went wrong; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Stopped":
+        return 130
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone: nothing to say, nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, CallError):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    kind = "" if type(error).__module__.startswith("lightning_gpt") else f"{type(error).__name__}: "
+    print(f"error: {kind}{' '.join(str(error).split()) or 'no message'} (--debug shows where)", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Reading a command's options, and saying in one line what is wrong with them."""
+
+import re
+from argparse import ArgumentError
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import import_object
+
+from lightning_gpt.errors import CallError
+
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
+
+
+def parse_function_call(function: Callable[..., Any], command: str, args: list[str]) -> dict[str, Any]:
+    """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options."""
+    parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
+    parser.add_function_arguments(function)
+    try:
+        return dict(vars(parser.parse_args(args)))
+    except ArgumentError as error:
+        raise CallError(one_line(str(error), option_names(parser))) from None
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The options of a parser, without their dashes."""
+    return [option[2:] for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def check_config_files(args: list[str]) -> None:
+    """Refuse config files that are missing, unreadable or no YAML, naming the file and the line."""
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-c") or not (equals or position + 1 < len(args)):
+            continue
+        path = Path(value if equals else args[position + 1])
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise CallError(f"config file {str(path)!r} cannot be read: {reason}") from None
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise CallError(f"config file {str(path)!r}{line} is no YAML: {error.problem}") from None
+        if not isinstance(content, dict):
+            raise CallError(f"config file {str(path)!r} holds no mapping of options to values")
+
+
+def one_line(message: str, known: Iterable[str]) -> str:
+    """One line out of jsonargparse's explanation: the option, what was given and what is allowed.
+
+    Args:
+        message: What the parser said, often over many lines and for every branch of a union.
+        known: The options that exist, to suggest the one that was meant.
+    """
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
+    keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
+    key = keys[0] if keys else ""
+    for inner in keys[1:]:
+        if not inner.startswith(key):
+            key = f"{key}.{inner}"
+        else:
+            key = inner
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown:
+        name, dashes = unknown[1].split("=")[0].lstrip("-"), unknown[1].startswith("--")
+        what = f"unknown option --{name}" if dashes else f"unexpected argument {unknown[1]!r}"
+        return what + (_did_you_mean(name, known, "--") if dashes else "; options start with --")
+    unknown = re.search(r"does not accept option '([^']+)'", message)
+    if unknown:
+        return f"unknown key {unknown[1]!r}" + _did_you_mean(unknown[1], known)
+    unknown = re.search(r"Option '([^']+)' is not accepted", message)
+    if unknown:
+        path = re.findall(r"given class_path '([\w.]+)'", message)
+        accepted = _options_of(path[-1]) if path else []
+        owner = f" of {path[-1].rpartition('.')[2]}" if path else ""
+        return f"unknown key {unknown[1]!r} under {key or 'the top'}; the keys{owner} are {', '.join(accepted)}"
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    if unknown:
+        return f"{key}: no class is named {unknown[1]!r}{_allowed_classes(message)}"
+    expected = [found for line in lines for found in re.findall(r"Expected a (.+?)(?:\. Got value: (.*))?$", line)]
+    expected = [(kind, given) for kind, given in expected if kind != "<class 'NoneType'>" and "path but" not in kind]
+    if expected:
+        given = next((value for _, value in expected if value), "") or _given(lines)
+        allowed = list(dict.fromkeys(_type_name(kind) for kind, _ in expected))
+        return f"{key} is {given!r}; allowed: {' or '.join(allowed)}"
+    first = re.sub(r'^Parser key "[^"]+":\s*', "", " ".join(lines))
+    return f"{key}: {first}" if key else first
+
+
+def _given(lines: list[str]) -> str:
+    return next((line.removeprefix("Given value: ") for line in lines if line.startswith("Given value: ")), "")
+
+
+def _type_name(kind: str) -> str:
+    simple = re.fullmatch(r"<class '([\w.]+)'>", kind)
+    if simple:
+        return _TYPES.get(simple[1], simple[1].rpartition(".")[2])
+    literal = re.search(r"Literal\[(.*)\]", kind)
+    return literal[1] if literal else kind
+
+
+def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
+    close = get_close_matches(name, known, n=2, cutoff=0.6)
+    if close:
+        return f"; did you mean {' or '.join(dashes + option for option in close)}?"
+    return "; --help lists the options"
+
+
+def _options_of(class_path: str) -> list[str]:
+    try:
+        names = ArgumentParser().add_class_arguments(import_object(class_path), "x")
+    except (ValueError, ImportError, AttributeError):
+        return []
+    return list(dict.fromkeys(name.split(".")[1] for name in names))
+
+
+def _allowed_classes(message: str) -> str:
+    base = re.search(r"Subtypes: .*?<class '([\w.]+)'>|Subtypes: .*?list\[([\w.]+)\]", message)
+    if not base:
+        return ""
+    subclasses, found = [import_object(base[1] or base[2])], []
+    while subclasses:
+        for subclass in subclasses.pop().__subclasses__():
+            subclasses.append(subclass)
+            found.append(subclass.__name__)
+    return f"; known are {', '.join(sorted(found))}, or a dotted import path"

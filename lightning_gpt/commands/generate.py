@@ -1,0 +1,51 @@
+"""``lightning-gpt generate``: continue a prompt from a checkpoint."""
+
+import sys
+from typing import Literal
+
+import torch
+
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.inference import checked_ids, prompt_ids, stream_text
+from lightning_gpt.models.generation import Sampling
+
+
+def generate(
+    checkpoint: str,
+    prompt: str = "",
+    ids: list[int] | None = None,
+    max_new_tokens: int = 100,
+    strategy: Literal["multinomial", "greedy"] = "multinomial",
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Continue a prompt; the text streams to standard output and ends at <|endoftext|> or after max_new_tokens.
+
+    Args:
+        checkpoint: A file that fit wrote, such as runs/quickstart/version_0/checkpoints/last.ckpt.
+        prompt: The text to continue; the start of a document when empty.
+        ids: Token ids to continue, instead of a prompt.
+        max_new_tokens: Tokens to add at the most.
+        strategy: multinomial draws each token from the model's distribution; greedy takes the likeliest.
+        temperature: Divides the logits before drawing: below 1 plays safe, above 1 dares.
+        top_k: Draw among the k likeliest tokens only.
+        top_p: Draw among the fewest tokens whose probabilities reach p together.
+        seed: The same seed draws the same text.
+    """
+    sampling = Sampling(temperature=0.0 if strategy == "greedy" else temperature, top_k=top_k, top_p=top_p)
+    read = Checkpoint.read(checkpoint)
+    model, tokenizer = read.build(), read.tokenizer()
+    start = prompt_ids(model, tokenizer, prompt) if ids is None else checked_ids(model, torch.tensor(ids))
+    sys.stdout.write(prompt if ids is None else tokenizer.decode(ids))
+    for piece in stream_text(model, tokenizer, start, max_new_tokens, sampling, seed):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and generate."""
+    generate(**parse_function_call(generate, "generate", args))

@@ -1,0 +1,140 @@
+"""Rows to batches: what each process and each loader worker takes of the one global sequence."""
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lightning_gpt.data.stream import Cursor, RowSequence, Stream
+from lightning_gpt.models.loss import IGNORED
+
+
+class Batch(TypedDict, total=False):
+    """``ids`` and ``targets``, both ``(rows, block_size)`` int64; a training batch has its ``cursor`` too."""
+
+    ids: Tensor
+    targets: Tensor
+    cursor: str
+    """JSON: where the sequence goes on after this batch of *all* processes."""
+
+
+class TrainBatches(IterableDataset[Batch]):
+    """The training batches of one process, from :attr:`cursor` to the end of the epoch.
+
+    Micro-batch m of the run is the next ``batch_size × world_size`` rows of the global sequence; process r has
+    rows ``r × batch_size`` and on of it, and loader worker j of k makes every k-th micro-batch. Every worker
+    walks the whole sequence, so that the rows are the same however many processes and workers share it.
+
+    Args:
+        stream: What the rows are a function of.
+        batch_size: Rows per process and micro-batch.
+        rank: Of this process.
+        world_size: Number of processes.
+        steps_per_epoch: Optimizer steps in an epoch; without it the epoch has no end.
+        accumulate: Micro-batches in an optimizer step.
+        cursor: Where to start; may be set again before a new iteration.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        steps_per_epoch: int | None,
+        accumulate: int,
+        cursor: Cursor | None = None,
+    ) -> None:
+        self.stream = stream
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.steps_per_epoch = steps_per_epoch
+        self.accumulate = accumulate
+        self.cursor = cursor
+        self._open: RowSequence | None = None
+
+    @property
+    def micro_batches_per_epoch(self) -> int | None:
+        """Length of a whole epoch in micro-batches of one process."""
+        return None if self.steps_per_epoch is None else self.steps_per_epoch * self.accumulate
+
+    def _left_in_epoch(self) -> int | None:
+        if self.micro_batches_per_epoch is None:
+            return None
+        done_rows = self.cursor["rows"] if self.cursor else 0
+        done = done_rows // (self.batch_size * self.world_size)
+        return self.micro_batches_per_epoch - done % self.micro_batches_per_epoch
+
+    def _sequence(self) -> RowSequence:
+        """The open sequence where it stands at the cursor (the next epoch, in one process), else a new one."""
+        if self._open is None or self._open.cursor() != self.cursor:
+            self._open = self.stream.open(self.cursor)
+        return self._open
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        sequence, left = self._sequence(), self._left_in_epoch()
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for number in count() if left is None else range(left):
+            rows = sequence.take(self.batch_size * self.world_size)
+            if number % workers == first:
+                tokens = torch.from_numpy(rows[mine])
+                yield Batch(ids=tokens[:, :-1], targets=tokens[:, 1:], cursor=json.dumps(sequence.cursor()))
+
+
+class SizedTrainBatches(TrainBatches):
+    """Training batches of an epoch of known length; the length is that of a whole epoch, also when resumed."""
+
+    def __len__(self) -> int:
+        assert self.micro_batches_per_epoch is not None
+        return self.micro_batches_per_epoch
+
+
+class EvalBatches(IterableDataset[Batch]):
+    """A validation or test split, each token after the first predicted exactly once over all processes.
+
+    Consecutive rows share one token (the last target of one is the first input of the next). Rows and batches
+    that are missing to make every process's share equal have :data:`~lightning_gpt.models.loss.IGNORED` targets.
+
+    Args:
+        tokens: The split, ``(tokens,)``.
+        block_size: Inputs in a row.
+        batch_size: Rows per process and batch.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        rows = max(1, -(-(len(tokens) - 1) // block_size))
+        self.batches = -(-rows // (batch_size * world_size))
+        size = self.batches * batch_size * world_size * block_size
+        inputs, targets = np.zeros(size, dtype=np.int64), np.full(size, IGNORED, dtype=np.int64)
+        inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
+        self._inputs = torch.from_numpy(inputs.reshape(-1, block_size))
+        self._targets = torch.from_numpy(targets.reshape(-1, block_size))
+
+    @property
+    def all_targets(self) -> Tensor:
+        """The targets of all processes, ``(rows, block_size)``, with the ignored ones."""
+        return self._targets
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(first, self.batches, workers):
+            start = (number * self.world_size + self.rank) * self.batch_size
+            rows = slice(start, start + self.batch_size)
+            yield Batch(ids=self._inputs[rows], targets=self._targets[rows])

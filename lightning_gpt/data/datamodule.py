@@ -1,0 +1,252 @@
+"""The LightningDataModule: sources, tokenizer, split and stream put together for a trainer."""
+
+import os
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from lightning_gpt.console import console, say
+from lightning_gpt.data.batches import Batch, EvalBatches, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.sources import PythonReference, Source, WikipediaSlice
+from lightning_gpt.data.split import Split, SplitName
+from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_tokens
+from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
+from lightning_gpt.errors import CallError
+
+
+class TextData(L.LightningDataModule):
+    """Text as batches of ``(batch_size, block_size)`` token ids and their targets, in an exactly repeatable order.
+
+    Args:
+        sources: Where the documents come from; the embedded corpus (a slice of Wikipedia and the Python Language
+            Reference, no network needed) when omitted.
+        tokenizer: ``gpt2``, the path of a ranks file in tiktoken's format, or a whole number: the size of a
+            byte-level BPE vocabulary that is trained on the training documents and kept with the run.
+        block_size: Inputs in a row, in tokens. Linked to the model's.
+        batch_size: Rows per process and micro-batch.
+        num_workers: Loader processes; 0 loads in the training process. The batches are the same for any number.
+        val_share: Share of the documents, by a hash of their text, for validation.
+        test_share: Share of the documents, by the same hash, for the test.
+        shuffle_window: Rows that are shuffled together; a resumed run reads again at most this many.
+        eval_tokens: At most this many tokens of the validation split, and of the test split, are used.
+        seed: Of the order of the rows; that of ``seed_everything`` when omitted.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source] | None = None,
+        tokenizer: int | str = "gpt2",
+        block_size: int = 256,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        val_share: float = 0.05,
+        test_share: float = 0.05,
+        shuffle_window: int = 16384,
+        eval_tokens: int = 1_000_000,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("block_size", block_size, 1),
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("shuffle_window", shuffle_window, 1),
+            ("eval_tokens", eval_tokens, 2),
+        ):
+            if value < least:
+                raise CallError(f"{name} is {value}; it must be at least {least}")
+        self.sources = [WikipediaSlice(), PythonReference()] if sources is None else sources
+        weighted = [source.weight is not None for source in self.sources]
+        if not self.sources:
+            raise CallError("sources is empty; give at least one, or leave it out for the embedded corpus")
+        if any(weighted) and not all(weighted):
+            without = self.sources[weighted.index(False)].name
+            raise CallError(f"source {without!r} has no weight and others have; give every source one, or none")
+        self.block_size = block_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.split = Split(val_share, test_share)
+        self.shuffle_window = shuffle_window
+        self.eval_tokens = eval_tokens
+        self.seed = seed
+        self.vocab_size_to_train = tokenizer if isinstance(tokenizer, int) else None
+        if isinstance(tokenizer, int):
+            check_vocab_size(tokenizer)
+        self._tokenizer = None if isinstance(tokenizer, int) else _named_tokenizer(tokenizer)
+        self._counts: tuple[str, list[Count]] | None = None
+        self._eval: dict[SplitName, EvalBatches] = {}
+        self._train: TrainBatches | None = None
+        self.cursor: Cursor | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, known before a vocabulary is trained; the model's is linked to it."""
+        return self.vocab_size_to_train or self.tokenizer.vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; a trained one exists from :meth:`setup` on."""
+        if self._tokenizer is None:
+            raise RuntimeError("the vocabulary is trained in setup(); it does not exist before")
+        return self._tokenizer
+
+    def readers(self, part: SplitName) -> tuple[Reader, ...]:
+        """One reader of a split for each source."""
+        return tuple(Reader(source, self.split, part, self.tokenizer) for source in self.sources)
+
+    def setup(self, stage: str) -> None:
+        """Train the vocabulary where one is asked for: on the first process, for all."""
+        if self._tokenizer is None and self.vocab_size_to_train is not None:
+            state = self._train_tokenizer() if self._rank == 0 else None
+            if self.trainer is not None:
+                state = self.trainer.strategy.broadcast(state)
+            assert state is not None
+            self._tokenizer = Tokenizer.from_state_dict(state)
+
+    def _train_tokenizer(self) -> dict[str, Any]:
+        wanted = self.vocab_size_to_train
+        assert wanted is not None
+        with console.status(f"training a vocabulary of {wanted:,} tokens on the training documents"):
+            texts = (
+                document.text
+                for source in self.sources
+                for document in source.documents()
+                if self.split.of(document.text) == "train"
+            )
+            tokenizer = Tokenizer.train(texts, wanted)
+        small = "" if tokenizer.vocab_size == wanted else f" (the text gives no more; {wanted:,} were asked for)"
+        say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents{small}")
+        return tokenizer.state_dict()
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def counts(self) -> list[Count] | None:
+        """What one pass over each training source holds; None where reading it all first is out of the question."""
+        if not all(source.countable for source in self.sources):
+            return None
+        if self._counts is None or self._counts[0] != self.tokenizer.fingerprint:
+            counts = []
+            for reader in self.readers("train"):
+                with console.status(f"counting {reader.source.name}"):
+                    counts.append(count(reader, self.block_size))
+                say(
+                    f"{reader.source.name}: {counts[-1].documents:,} training documents, "
+                    f"{counts[-1].tokens:,} tokens, {counts[-1].rows:,} rows of {self.block_size + 1}"
+                )
+            self._counts = (self.tokenizer.fingerprint, counts)
+        return self._counts[1]
+
+    def stream(self) -> Stream:
+        """All that the training rows are a function of."""
+        counts = self.counts()
+        if counts is not None and sum(c.tokens for c in counts) == 0:
+            names = ", ".join(source.name for source in self.sources)
+            raise CallError(
+                f"the corpus is empty: no training document in {names} (val_share {self.split.val} and test_share "
+                f"{self.split.test} leave {1 - self.split.val - self.split.test:.0%} of the documents for training)"
+            )
+        for source, counted in zip(self.sources, counts or [], strict=False):
+            if counted.rows == 0:
+                raise CallError(
+                    f"source {source.name!r} has {counted.tokens} training tokens, less than one block: "
+                    f"block_size {self.block_size} needs {self.block_size + 1}; add text or lower block_size"
+                )
+        if counts is not None and all(source.weight is None for source in self.sources):
+            weights = [float(c.rows) for c in counts]
+        else:
+            unweighted = [source.name for source in self.sources if source.weight is None]
+            if unweighted and len(self.sources) > 1:
+                raise CallError(f"source {unweighted[0]!r} cannot be counted beforehand; give every source a weight")
+            weights = [source.weight or 1.0 for source in self.sources]
+        return Stream(self.readers("train"), tuple(weights), self.block_size, self.shuffle_window, self._seed())
+
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The training batches from the cursor to the end of the epoch."""
+        stream, counts = self.stream(), self.counts()
+        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        step_rows = self.batch_size * self._world_size * accumulate
+        steps = sum(c.rows for c in counts) // step_rows if counts is not None else None
+        if steps == 0:
+            assert counts is not None
+            raise CallError(
+                f"the corpus has {sum(c.rows for c in counts)} training rows and one optimizer step takes {step_rows} "
+                f"(batch_size {self.batch_size} × {self._world_size} processes × {accumulate} accumulated): "
+                f"lower batch_size or accumulate_grad_batches, or add text"
+            )
+        batches = TrainBatches if steps is None else SizedTrainBatches
+        self._train = batches(
+            stream, self.batch_size, self._rank, self._world_size, steps, accumulate, self.cursor
+        )
+        return self._loader(self._train)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation split, all of it."""
+        return self._loader(self.evaluation("val"))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test split, all of it."""
+        return self._loader(self.evaluation("test"))
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test split again."""
+        return self.test_dataloader()
+
+    def evaluation(self, part: SplitName) -> EvalBatches:
+        """This process's share of a validation or test split."""
+        if part not in self._eval:
+            tokens = evaluation_tokens(self.readers(part), self.eval_tokens)
+            if len(tokens) < 2:
+                documents = sum(1 for source in self.sources for _ in source.documents())
+                raise CallError(
+                    f"the {part} split is empty: none of the {documents} documents fell into {part}_share "
+                    f"{self.split.val if part == 'val' else self.split.test}; raise the share, or cut the files into "
+                    f"more documents (separator of class_path: Files)"
+                )
+            self._eval[part] = EvalBatches(tokens, self.block_size, self.batch_size, self._rank, self._world_size)
+        return self._eval[part]
+
+    def _loader(self, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
+
+    def trained_on(self, cursor: Cursor) -> None:
+        """Move the cursor past an optimizer step that is done: from here a resumed run, or the next epoch, goes on."""
+        self.cursor = cursor
+        if self._train is not None:
+            self._train.cursor = cursor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, what it belongs to, and the tokenizer."""
+        state: dict[str, Any] = {"tokenizer": self.tokenizer.state_dict()}
+        if self._train is not None:
+            state |= {"cursor": self.cursor, "stream": self._train.stream.identity()}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped; refuses a configuration whose order of rows is another."""
+        self._tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
+        self.cursor = state_dict.get("cursor")
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if fitting and "stream" in state_dict:
+            was, now = state_dict["stream"], self.stream().identity()
+            changed = [f"{key} was {was[key]} and is {now[key]}" for key in was if was[key] != now.get(key)]
+            if changed:
+                raise CallError(f"the checkpoint's training data was in another order: {'; '.join(changed)}")
+
+
+def _named_tokenizer(name: str) -> Tokenizer:
+    if name == "gpt2":
+        tokenizer = Tokenizer.gpt2()
+        assert tokenizer.vocab_size == GPT2_VOCAB_SIZE
+        return tokenizer
+    return Tokenizer.from_file(name)

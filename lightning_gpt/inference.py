@@ -1,0 +1,62 @@
+"""Text to text: prompts in, continuations out, as they are drawn."""
+
+import codecs
+from collections.abc import Iterator
+
+import torch
+
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.generation import Sampling, sample
+
+
+def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
+    """The ids ``(time,)`` of a prompt that fits the model; an empty prompt is ``<|endoftext|>``, a document's start.
+
+    Raises:
+        CallError: Where the prompt is longer than the context, or has ids that the model does not know.
+    """
+    ids = torch.from_numpy(tokenizer.encode(prompt)).long()
+    if len(ids) == 0:
+        ids = torch.tensor([tokenizer.end_of_text])
+    return checked_ids(model, ids)
+
+
+def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """``ids`` ``(time,)`` as they are, where they fit the model's context and vocabulary."""
+    if len(ids) > model.config.block_size:
+        raise CallError(
+            f"the prompt has {len(ids)} tokens and the model's context (block_size) is {model.config.block_size}: "
+            f"shorten the prompt"
+        )
+    model.check_ids(ids)
+    return ids
+
+
+def stream_text(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    ids: torch.Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Yield the continuation of ``ids`` ``(time,)`` piece by piece, up to ``<|endoftext|>``.
+
+    A character whose bytes come as several tokens is held back until it is whole. The global random state is
+    not touched: the same seed gives the same text whatever ran before.
+    """
+    generator = torch.Generator(device=ids.device).manual_seed(seed)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    with evaluating(model):
+        for token in sample(model.next_logits, ids[None], max_new_tokens, sampling, generator):
+            if int(token) == tokenizer.end_of_text:
+                break
+            piece = decoder.decode(tokenizer.decode_bytes(int(token)))
+            if piece:
+                yield piece
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest

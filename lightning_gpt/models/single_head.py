@@ -1,0 +1,88 @@
+"""One attention head that can be seen through.
+
+The whole model, for token ids of length T (rows are positions)::
+
+    X = E_tok[ids] + E_pos[0..T−1]          N = LayerNorm(X)
+    Q = N W_Q     K = N W_K     V = N W_V   each W in R^{d×d}, without bias
+    S = Q Kᵀ / √d                           S_ij = −∞ for j > i
+    A = softmax(S)                          Y = X + (A V) W_0
+    logits = Y E_tokᵀ                       the unembedding is the token embedding
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_gpt.models.attention import Backend, CausalAttention
+from lightning_gpt.models.base import LanguageModel, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleHeadConfig:
+    """The sizes of a :class:`SingleHeadModel`.
+
+    Args:
+        dim: Width d of the embeddings and of the head.
+        block_size: The longest sequence that the learned positions cover, in tokens.
+        vocab_size: Number of token ids.
+        attention_backend: ``manual`` computes the formula, ``sdpa`` uses torch's fused kernel.
+    """
+
+    dim: int = 64
+    block_size: int = 8
+    vocab_size: int = 50257
+    attention_backend: Backend = "sdpa"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "dim", "block_size", "vocab_size")
+
+
+class SingleHead(CausalAttention):
+    """``softmax(mask(N W_Q (N W_K)ᵀ / √d)) N W_V W_0``.
+
+    Intermediates: ``q``, ``k``, ``v``, ``mask``, ``scores`` (scaled, unmasked), ``pattern`` (A),
+    ``head_output`` (A V) and ``output`` (A V W_0).
+    """
+
+    def __init__(self, dim: int, backend: Backend) -> None:
+        super().__init__(backend)
+        self.w_q = nn.Linear(dim, dim, bias=False)
+        self.w_k = nn.Linear(dim, dim, bias=False)
+        self.w_v = nn.Linear(dim, dim, bias=False)
+        self.w_0 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, n: Tensor) -> Tensor:
+        """``(batch, time, dim)`` to ``(batch, time, dim)``."""
+        q, k, v = self.see("q", self.w_q(n)), self.see("k", self.w_k(n)), self.see("v", self.w_v(n))
+        return self.see("output", self.w_0(self.attend(q, k, v)))
+
+
+class SingleHeadModel(LanguageModel):
+    """The one-head language model; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
+
+    Intermediates: ``token_embedding``, ``position_embedding``, ``embedding`` (X), ``norm`` (N), those of
+    :class:`SingleHead` under ``attention.``, ``residual`` (Y) and ``logits``.
+    """
+
+    config: SingleHeadConfig
+
+    def __init__(self, config: SingleHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.position_embedding = nn.Embedding(config.block_size, config.dim)
+        self.norm = nn.LayerNorm(config.dim)
+        self.attention = SingleHead(config.dim, config.attention_backend)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    @property
+    def unembedding(self) -> Tensor:
+        return self.token_embedding.weight
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
+        x = self.embed(ids, self.token_embedding, self.position_embedding)  # (B, T, d)
+        n = self.see("norm", self.norm(x))
+        return self.see("residual", x + self.attention(n))

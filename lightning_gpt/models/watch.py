@@ -1,0 +1,155 @@
+"""Looking inside a model while it runs: named intermediates that can be recorded and edited.
+
+A module that has intermediates worth a name derives from :class:`Watched` and passes each of them
+through ``self.see(name, value)``. While nobody looks, that call is one comparison with ``None``;
+:func:`record` opens the eyes of every watched module of a model and closes them again.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+Edit = Callable[[Tensor], Tensor] | Tensor
+"""What may stand for an intermediate: a function of it, or the tensor to put in its place."""
+
+
+class Trace(Mapping[str, Tensor]):
+    """The intermediates of the last forward pass inside a :func:`record` context, by full name.
+
+    ``trace["blocks.0.attention.pattern"]`` and ``trace["attention.pattern", 0]`` are the same tensor,
+    and ``trace.layers("attention.pattern")`` stacks that of every block: ``(n_layer, ...)``.
+    Tensors are the very ones that the model computed with: differentiable where gradients are on.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
+        full_name = name if isinstance(name, str) else f"blocks.{name[1]}.{name[0]}"
+        if full_name not in self._tensors:
+            close = get_close_matches(full_name, self._tensors, n=3) or list(self._tensors)[:8]
+            raise KeyError(f"nothing recorded under {full_name!r}; recorded are, among others: {', '.join(close)}")
+        return self._tensors[full_name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def layers(self, name: str) -> Tensor:
+        """Stack the intermediate ``name`` of every block that recorded it: ``(n_layer, ...)``."""
+        pattern = re.compile(rf"blocks\.\d+\.{re.escape(name)}")
+        found = [tensor for full_name, tensor in self._tensors.items() if pattern.fullmatch(full_name)]
+        if not found:
+            raise KeyError(f"no block recorded {name!r}; recorded are, among others: {', '.join(list(self)[:8])}")
+        return torch.stack(found)
+
+    def __repr__(self) -> str:
+        lines = (f"  {name}: {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in self.items())
+        return "Trace(\n" + "\n".join(lines) + "\n)"
+
+
+class Watch:
+    """What one :func:`record` context looks for and changes."""
+
+    def __init__(self, names: Iterable[str] | None, edits: Mapping[str, Edit]) -> None:
+        self.patterns = ["*"] if names is None else list(names)
+        self.edits = edits
+        self.trace = Trace()
+        self.seen: set[str] = set()
+
+    def recorded(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def edited(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.edits)
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        self.seen.add(name)
+        for pattern, edit in self.edits.items():
+            if fnmatchcase(name, pattern):
+                changed = edit(value) if callable(edit) else edit
+                if changed.shape != value.shape:
+                    raise ValueError(
+                        f"the edit of {name!r} gave shape {tuple(changed.shape)}; it must keep {tuple(value.shape)}"
+                    )
+                value = changed
+        if self.recorded(name):
+            self.trace._tensors[name] = value
+        return value
+
+    def check_all_found(self) -> None:
+        """Refuse to end in silence when a name that was asked for never occurred."""
+        for pattern in [*self.patterns, *self.edits]:
+            if not any(fnmatchcase(name, pattern) for name in self.seen):
+                close = get_close_matches(pattern, self.seen, n=4, cutoff=0.4) or sorted(self.seen)[:8]
+                raise KeyError(f"no intermediate is named {pattern!r}; near it there are: {', '.join(close)}")
+
+
+class Watched(nn.Module):
+    """A module whose named intermediates can be recorded and edited."""
+
+    _watch: Watch | None = None
+    _prefix: str = ""
+
+    def see(self, name: str, value: Tensor) -> Tensor:
+        """Show the intermediate ``value`` to whoever looks; returns it, or what an edit made of it."""
+        return value if self._watch is None else self._watch(self._prefix + name, value)
+
+    def asked_for(self, *names: str) -> bool:
+        """Whether somebody looks at (or edits) one of these intermediates, so that it must be made."""
+        watch = self._watch
+        return watch is not None and any(
+            watch.recorded(self._prefix + name) or watch.edited(self._prefix + name) for name in names
+        )
+
+
+@contextmanager
+def record(
+    model: nn.Module, names: Iterable[str] | None = None, edits: Mapping[str, Edit] | None = None
+) -> Iterator[Trace]:
+    """Record the named intermediates of every forward pass of ``model`` inside the context.
+
+    Args:
+        model: Any module that holds :class:`Watched` modules.
+        names: Which to keep, as names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
+            What is not asked for is not kept, and attention matrices that nobody asks for are not made.
+        edits: Interventions by name or pattern: a function of the tensor, or the tensor to put in its place
+            (see :func:`zero_heads`).
+
+    Yields:
+        The :class:`Trace`, filled by each forward pass; a later pass overwrites an earlier one.
+
+    Raises:
+        KeyError: At the end of the context, when a name or pattern fitted no intermediate of the passes made.
+    """
+    watch = Watch(names, edits or {})
+    watched = [(path, module) for path, module in model.named_modules() if isinstance(module, Watched)]
+    if any(module._watch is not None for _, module in watched):
+        raise RuntimeError("this model is being recorded already: one record() context at a time")
+    for path, module in watched:
+        module._watch, module._prefix = watch, f"{path}." if path else ""
+    try:
+        yield watch.trace
+    finally:
+        for _, module in watched:
+            module._watch, module._prefix = None, ""
+    if watch.seen:
+        watch.check_all_found()
+
+
+def zero_heads(*heads: int) -> Callable[[Tensor], Tensor]:
+    """An edit for ``attention.head_output`` ``(batch, n_head, time, head_dim)`` that silences some heads."""
+
+    def edit(head_output: Tensor) -> Tensor:
+        keep = torch.ones(head_output.shape[1], dtype=head_output.dtype, device=head_output.device)
+        keep[list(heads)] = 0
+        return head_output * keep[:, None, None]
+
+    return edit

@@ -1,0 +1,110 @@
+"""``last.ckpt`` to go on from and ``best.ckpt`` to use; and a stop that loses nothing."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from lightning_gpt.data.batches import Batch
+from lightning_gpt.errors import CallError
+
+
+class Stopped(Exception):
+    """Training was asked to stop (Ctrl-C or SIGTERM) and did, with its state saved."""
+
+    def __init__(self, step: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped after optimizer step {step}; its state is in {checkpoint}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves ``checkpoints/last.ckpt`` every so many optimizer steps, at the end, and when asked to stop.
+
+    Ctrl-C and SIGTERM let the step in progress end, save, and stop by raising :class:`Stopped`; a second Ctrl-C
+    stops at once. A file is written beside the old one and then takes its place, so a kill leaves one or the other.
+
+    Args:
+        every_n_steps: Optimizer steps between two saves.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise CallError(f"checkpoints.every_n_steps is {every_n_steps}; it must be at least 1")
+        self.every_n_steps = every_n_steps
+        self.path = Path()
+        self._saved_step = -1
+        self._waits_for_validation = False
+        self._stop_asked = False
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
+        self.path = Path(folder) / "checkpoints" / "last.ckpt"
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for sig, handler in self._handlers.items():
+            signal.signal(sig, handler)
+        self._handlers = {}
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        if self._stop_asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stop_asked = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self._saved_step:
+            return
+        stop = self._stop_agreed(trainer)
+        if not stop and step % self.every_n_steps:
+            return
+        loop = trainer.fit_loop
+        # A checkpoint of a step whose validation is still to come would, resumed, leave that validation out.
+        if loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._waits_for_validation = True
+            return
+        self._save(trainer)
+        if stop:
+            raise Stopped(step, self.path)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._waits_for_validation and not trainer.sanity_checking:
+            self._waits_for_validation = False
+            self._save(trainer)
+            if self._stop_agreed(trainer):
+                raise Stopped(trainer.global_step, self.path)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_step = trainer.global_step
+
+    def _stop_agreed(self, trainer: L.Trainer) -> bool:
+        """Whether to stop now: the same answer on every process, asked for every tenth step where there are several."""
+        if trainer.world_size == 1:
+            return self._stop_asked
+        if trainer.global_step % 10:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self._stop_asked, all=False)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/best.ckpt``: the state of least ``val/loss``."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)
+

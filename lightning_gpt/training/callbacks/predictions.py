@@ -1,0 +1,57 @@
+"""What ``predict`` leaves behind: the model's view of the test text, row by row."""
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from lightning_gpt.console import say
+from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.models.loss import IGNORED
+
+
+class Predictions(Callback):
+    """Writes ``predictions.jsonl`` (one file a process): per row the tokens, their loss in nats, and the likeliest."""
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        self._path = folder / f"predictions{suffix}.jsonl"
+        self._file = self._path.open("w", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextData) and self._file is not None
+        rows = zip(outputs["targets"].tolist(), outputs["nll"].tolist(), outputs["predicted"].tolist(), strict=True)
+        for targets, losses, predicted in rows:
+            kept = [position for position, target in enumerate(targets) if target != IGNORED]
+            if not kept:
+                continue
+            row = {
+                "text": data.tokenizer.decode(targets[k] for k in kept),
+                "loss": sum(losses[k] for k in kept) / len(kept),
+                "token_losses": [round(losses[k], 4) for k in kept],
+                "targets": [targets[k] for k in kept],
+                "predicted": [predicted[k] for k in kept],
+            }
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._file is not None
+        self._file.close()
+        say(f"predictions: {self._path}")

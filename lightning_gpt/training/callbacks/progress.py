@@ -1,0 +1,107 @@
+"""The progress of a run: a live bar on a terminal, a line now and then anywhere else."""
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_gpt.console import console
+from lightning_gpt.training.callbacks.step_metrics import StepMetrics
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class RunProgress(ProgressBar):
+    """Optimizer steps done of all, loss, perplexity, tokens/s and the time left.
+
+    Args:
+        metrics: Where the figures come from; they change at every logged step.
+    """
+
+    def __init__(self, metrics: StepMetrics) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self._enabled = True
+        self._bar: Progress | None = None
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    @property
+    def _shown(self) -> bool:
+        return self._enabled and self.trainer.is_global_zero
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        self._total = None if total == float("inf") else int(total)
+        self._first_step, self._started = trainer.global_step, time.monotonic()
+        self._last_line = self._started
+        if self._shown and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("step", total=self._total, completed=trainer.global_step, figures="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, figures=self._figures())
+        elif self._shown and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and self.metrics.latest:
+            self._last_line = time.monotonic()
+            self._line(trainer.global_step)
+
+    def _line(self, step: int) -> None:
+        line = f"step {step:,}" + (f"/{self._total:,}" if self._total else "") + f"  {self._figures()}"
+        done = step - self._first_step
+        if self._total and done:
+            left = (time.monotonic() - self._started) / done * (self._total - step)
+            line += f"  {int(left // 60)}:{int(left % 60):02d} left"
+        console.print(line, markup=False)
+
+    def _figures(self) -> str:
+        latest = self.metrics.latest
+        if not latest:
+            return ""
+        return (
+            f"loss {latest['train/loss']:.3f}  perplexity {latest['train/perplexity']:,.1f}  "
+            f"{latest['train/tokens_per_second']:,.0f} tokens/s"
+        )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description="validating")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description="step")
+        if self._shown and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+            loss = float(trainer.callback_metrics["val/loss"])
+            perplexity = float(trainer.callback_metrics["val/perplexity"])
+            step = f"step {trainer.global_step:,}: " if trainer.state.fn == "fit" else ""
+            console.print(f"{step}validation loss {loss:.4f}, perplexity {perplexity:,.2f}", markup=False)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,56 @@
+"""What the model writes and where it looks, in TensorBoard as training goes."""
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_gpt.analysis.attention import attention_maps, readable_tokens
+from lightning_gpt.analysis.plots import heads_grid
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.inference import prompt_ids, stream_text
+from lightning_gpt.models.generation import Sampling
+from lightning_gpt.training.module import LanguageModule
+
+
+class Samples(Callback):
+    """After each validation, logs a continuation of each prompt and the attention patterns over a text.
+
+    Args:
+        prompts: Texts to continue.
+        max_new_tokens: Length of each continuation.
+        temperature: Of the drawing; 0 is greedy.
+        seed: Of the drawing, the same each time, so that continuations can be compared.
+        attention_text: The text whose attention is drawn, every layer and head; cut to the model's context.
+    """
+
+    def __init__(
+        self,
+        prompts: tuple[str, ...] = ("The ", "In the beginning", "A function is"),
+        max_new_tokens: int = 48,
+        temperature: float = 0.8,
+        seed: int = 0,
+        attention_text: str = "The city was founded in the north of the country, and the city was its capital.",
+    ) -> None:
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.sampling = Sampling(temperature=temperature)
+        self.seed = seed
+        self.attention_text = attention_text
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        usable = isinstance(pl_module, LanguageModule) and isinstance(data, TextData)
+        if board is None or trainer.sanity_checking or trainer.state.fn != "fit" or not usable:
+            return
+        model, tokenizer, step = pl_module.model, data.tokenizer, trainer.global_step
+        for number, prompt in enumerate(self.prompts):
+            ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
+            text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))
+            board.experiment.add_text(f"samples/{number}", f"**{prompt}**{text}", step)
+        ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[: model.config.block_size]
+        maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
+        board.experiment.add_figure("attention/pattern", heads_grid(maps, f"step {step:,}"), step)

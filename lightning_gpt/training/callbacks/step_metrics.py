@@ -1,0 +1,77 @@
+"""The training curves: what each logged optimizer step did."""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_gpt.data.batches import Batch
+
+
+class StepMetrics(Callback):
+    """Logs ``train/loss``, ``perplexity``, ``lr``, ``grad_norm`` and ``tokens_per_second`` over the optimizer step.
+
+    Every ``log_every_n_steps`` steps of the Trainer. The loss is the mean over the micro-batches since the last
+    logged step, on the first process; the gradient norm is that of the logged step, before clipping; tokens are
+    counted over all processes, and time in validation is left out.
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[str, float] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens = 0
+        self._since = time.perf_counter()
+        self._paused_at: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._start()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused_at = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._paused_at is not None:
+            self._since += time.perf_counter() - self._paused_at
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._logs(trainer, trainer.global_step + 1):
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._losses.append(outputs["loss"])
+        self._tokens += batch["targets"].numel() * trainer.world_size
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if not self._logs(trainer, self._step):
+            return
+        loss = float(torch.stack(self._losses).mean())
+        self.latest = {
+            "train/loss": loss,
+            "train/perplexity": math.exp(min(loss, 700.0)),
+            "train/lr": float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
+            "train/grad_norm": float(self._grad_norm),
+            "train/tokens_per_second": self._tokens / (time.perf_counter() - self._since),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(self.latest, step=self._step)
+        self._start()
+
+    @staticmethod
+    def _logs(trainer: L.Trainer, step: int) -> bool:
+        # log_every_n_steps is 0 where the Trainer was told to log nothing
+        every = getattr(trainer, "log_every_n_steps", 0)
+        return bool(every) and step % every == 0

@@ -1,0 +1,79 @@
+"""What a run says at its start and at its end."""
+
+import math
+import shlex
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_gpt.analysis.baseline import unigram_loss
+from lightning_gpt.console import say
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.inference import prompt_ids, stream_text
+from lightning_gpt.models.generation import Sampling
+from lightning_gpt.models.loss import IGNORED
+from lightning_gpt.training.module import LanguageModule
+
+_SAMPLE_PROMPT = "The "
+
+
+class RunSummary(Callback):
+    """The initial loss beside ln|V| at the start; perplexities, a sample and the next commands at the end."""
+
+    def __init__(self) -> None:
+        self._start_loss: float | None = None
+
+    @rank_zero_only
+    def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if "val/loss" not in trainer.callback_metrics or not isinstance(pl_module, LanguageModule):
+            return
+        self._start_loss = float(trainer.callback_metrics["val/loss"])
+        vocab_size = pl_module.model.config.vocab_size
+        uniform = math.log(vocab_size)
+        say(
+            f"initial validation loss {self._start_loss:.4f}, {self._start_loss / uniform - 1:+.2%} of "
+            f"ln|V| = ln {vocab_size:,} = {uniform:.4f}"
+        )
+
+    @rank_zero_only
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData) or trainer.log_dir is None:
+            return
+        say("")
+        if "val/loss" in trainer.callback_metrics:
+            self._say_perplexities(trainer, data)
+        model, tokenizer = pl_module.model, data.tokenizer
+        ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
+        text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
+        say(f"a sample: {_SAMPLE_PROMPT}{' '.join(text.split())}")
+        say_next_commands(Path(trainer.log_dir))
+
+    def _say_perplexities(self, trainer: L.Trainer, data: TextData) -> None:
+        loss = float(trainer.callback_metrics["val/loss"])
+        lines = []
+        if self._start_loss is not None:
+            lines.append(("at the start", math.exp(self._start_loss)))
+        lines.append((f"last measured (of {trainer.global_step:,} steps)", math.exp(loss)))
+        counts = data.counts()
+        if counts is not None:
+            targets = data.evaluation("val").all_targets
+            unigram = math.exp(unigram_loss(sum(c.token_counts for c in counts), targets[targets != IGNORED].numpy()))
+            lines.append(("unigram model on the same text", unigram))
+        say("validation perplexity")
+        for name, perplexity in lines:
+            say(f"  {name:<34}{perplexity:>12,.2f}")
+        if counts is not None:
+            say(f"  the model is at {math.exp(loss) / unigram:.3f} x the unigram model's perplexity")
+
+
+def say_next_commands(run: Path) -> None:
+    """Print the exact commands to look at, use and go on with a run."""
+    folder, last, config = (shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml"))
+    say("next")
+    say(f"  look:      tensorboard --logdir {folder}")
+    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The "')
+    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"')
+    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}")

@@ -1,0 +1,33 @@
+"""Loss and perplexity over a whole split, whatever its batches and processes."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class MeanLoss(Metric):
+    """Total negative log-likelihood / total tokens, in nats, over all batches and all processes.
+
+    ``exp`` of it is the perplexity. The sum is kept in float64, so that it does not depend on the batching.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    total_nll: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total_nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: Tensor, counted: Tensor) -> None:
+        """Add tokens: ``nll`` and the boolean ``counted`` have one shape; what is not counted must be 0."""
+        self.total_nll += nll.double().sum()
+        self.tokens += counted.sum()
+
+    def compute(self) -> Tensor:
+        """The mean in nats; nan where no token was counted."""
+        return self.total_nll / self.tokens
