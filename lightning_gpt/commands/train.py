@@ -33,7 +33,12 @@ from lightning_gpt.training.precision import fastest_precision
 MODELS = (GPTModule, SingleHeadModule)
 """What ``--model`` may name by its short name."""
 
-_DEFAULTS = {"num_sanity_val_steps": -1, "log_every_n_steps": 10, "gradient_clip_val": 1.0}
+_DEFAULTS = {
+    "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "enable_model_summary": False,  # RunSummary says more
+}
 
 
 class TrainCLI(LightningCLI):

@@ -127,6 +127,11 @@ class TextData(L.LightningDataModule):
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
+    @property
+    def micro_batch_rows(self) -> int:
+        """Rows of one micro-batch over all processes."""
+        return self.batch_size * self._world_size
+
     def counts(self) -> list[Count] | None:
         """What one pass over each training source holds; None where reading it all first is out of the question."""
         if not all(source.countable for source in self.sources):
@@ -174,7 +179,7 @@ class TextData(L.LightningDataModule):
         """The training batches from the cursor to the end of the epoch."""
         stream, counts = self.stream(), self.counts()
         accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        step_rows = self.batch_size * self._world_size * accumulate
+        step_rows = self.micro_batch_rows * accumulate
         steps = sum(c.rows for c in counts) // step_rows if counts is not None else None
         if steps == 0:
             assert counts is not None
@@ -229,7 +234,11 @@ class TextData(L.LightningDataModule):
         """The cursor, what it belongs to, and the tokenizer."""
         state: dict[str, Any] = {"tokenizer": self.tokenizer.state_dict()}
         if self._train is not None:
-            state |= {"cursor": self.cursor, "stream": self._train.stream.identity()}
+            state |= {
+                "cursor": self.cursor,
+                "stream": self._train.stream.identity(),
+                "micro_batch_rows": self.micro_batch_rows,
+            }
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

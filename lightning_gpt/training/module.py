@@ -128,6 +128,17 @@ class LanguageModule(L.LightningModule):
                 f"set --trainer.val_check_interval to a multiple of accumulate_grad_batches"
             )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Count the micro-batches done before in this run's size, where processes or batch size have changed."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TextData) or TextData.__qualname__ not in checkpoint or "loops" not in checkpoint:
+            return
+        was, now = checkpoint[TextData.__qualname__].get("micro_batch_rows"), data.micro_batch_rows
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]) if was else ():
+            for stage in counts:
+                counts[stage] = counts[stage] * was // now
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which model the weights are of, so that :func:`lightning_gpt.load` can rebuild it."""
         checkpoint[MODEL_KEY] = self.model.describe()

@@ -42,8 +42,7 @@ class LastCheckpoint(Checkpoint):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir)
-        self.path = Path(folder) / "checkpoints" / "last.ckpt"
+        self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
@@ -90,7 +89,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
 
     def _stop_agreed(self, trainer: L.Trainer) -> bool:

@@ -20,7 +20,7 @@ class Predictions(Callback):
         self._file: TextIO | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(trainer.strategy.broadcast(trainer.log_dir or trainer.default_root_dir))
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
         self._path = folder / f"predictions{suffix}.jsonl"

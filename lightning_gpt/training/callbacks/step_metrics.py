@@ -51,7 +51,8 @@ class StepMetrics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._losses.append(outputs["loss"])
+        # what Lightning hands on is the loss divided for the accumulation
+        self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         self._tokens += batch["targets"].numel() * trainer.world_size
         if trainer.global_step == self._step:
             return

@@ -7,9 +7,11 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
+from torch import nn
 
 from lightning_gpt.analysis.baseline import unigram_loss
-from lightning_gpt.console import say
+from lightning_gpt.console import console, say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.generation import Sampling
@@ -24,6 +26,28 @@ class RunSummary(Callback):
 
     def __init__(self) -> None:
         self._start_loss: float | None = None
+        self._folder: str | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._folder = trainer.log_dir  # asking is a broadcast: every process must
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, LanguageModule):
+            return
+        model = pl_module.model
+        sizes = ", ".join(f"{name} {value}" for name, value in model.describe()["config"].items())
+        say(f"model: {type(model).__name__} ({sizes})")
+        table = Table(box=None, padding=(0, 2))
+        table.add_column("part")
+        table.add_column("parameters", justify="right")
+        for name, part in model.named_children():
+            parameters = sum(p.numel() for p in part.parameters())
+            copies = f" ({len(part)} x {parameters // len(part):,})" if isinstance(part, nn.ModuleList) else ""
+            if parameters:
+                table.add_row(f"{name}{copies}", f"{parameters:,}")
+        table.add_row("all", f"{sum(p.numel() for p in model.parameters()):,}", style="bold")
+        console.print(table)
 
     @rank_zero_only
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -40,7 +64,7 @@ class RunSummary(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData) or trainer.log_dir is None:
+        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData) or self._folder is None:
             return
         say("")
         if "val/loss" in trainer.callback_metrics:
@@ -49,7 +73,7 @@ class RunSummary(Callback):
         ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
         text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
         say(f"a sample: {_SAMPLE_PROMPT}{' '.join(text.split())}")
-        say_next_commands(Path(trainer.log_dir))
+        say_next_commands(Path(self._folder))
 
     def _say_perplexities(self, trainer: L.Trainer, data: TextData) -> None:
         loss = float(trainer.callback_metrics["val/loss"])

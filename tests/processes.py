@@ -1,0 +1,103 @@
+"""Running the real command in real processes, and reading what a run left behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+COMMAND = [sys.executable, "-m", "lightning_gpt"]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a command: this one, with the Hub out of reach even where there is a network."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def run_command(*args: str, cwd: Path, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    """Run ``lightning-gpt args`` to its end."""
+    return subprocess.run(
+        [*COMMAND, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def must_run(*args: str, cwd: Path, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    """Run ``lightning-gpt args`` and fail with its output where its exit status is not 0."""
+    done = run_command(*args, cwd=cwd, timeout=timeout)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start_command(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start ``lightning-gpt args`` and leave it running."""
+    return subprocess.Popen(
+        [*COMMAND, *args], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def scalars(run: Path) -> dict[tuple[str, int], float]:
+    """Every scalar of a run's event files by tag and step; the speed, which no two runs share, is left out."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        if tag != "train/tokens_per_second"
+        for event in events.Scalars(tag)
+    }
+
+
+def write_config(path: Path, content: dict[str, Any]) -> Path:
+    """Write a YAML config; returns its path."""
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def tiny_corpus(path: Path, documents: int = 60) -> Path:
+    """A ``.jsonl`` file of small documents of made-up words, the same every time."""
+    import json
+    import random
+
+    words = random.Random(0)
+    vocabulary = ["".join(words.choices("abcdefghij", k=words.randint(2, 6))) for _ in range(200)]
+    with path.open("w") as file:
+        for _ in range(documents):
+            text = " ".join(words.choices(vocabulary, k=words.randint(50, 200))) + "."
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+def tiny_config(corpus: Path, **trainer: Any) -> dict[str, Any]:
+    """A run of a small GPT with dropout on ``corpus``, a second or two long."""
+    return {
+        "name": "tiny",
+        "seed_everything": 1,
+        "trainer": {
+            "max_steps": 60,
+            "max_epochs": -1,
+            "val_check_interval": 20,
+            "check_val_every_n_epoch": None,
+            "accelerator": "cpu",
+            "devices": 1,
+            "precision": "32-true",
+            "log_every_n_steps": 1,
+            **trainer,
+        },
+        "model": {
+            "class_path": "GPTModule",
+            "init_args": {"n_layer": 2, "n_head": 2, "dim": 32, "block_size": 32, "dropout": 0.1},
+        },
+        "data": {
+            "tokenizer": 300,
+            "batch_size": 4,
+            "val_share": 0.1,
+            "test_share": 0.1,
+            "shuffle_window": 64,
+            "sources": [{"class_path": "Files", "init_args": {"paths": str(corpus)}}],
+        },
+        "checkpoints": {"every_n_steps": 5},
+        "samples": {"max_new_tokens": 4},
+    }

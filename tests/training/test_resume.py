@@ -1,0 +1,119 @@
+"""A run that is killed, stopped or resumed is, number for number, the run that was left alone."""
+
+import json
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.processes import must_run, scalars, start_command, tiny_config, tiny_corpus, write_config
+
+STEPS = 140  # more than an epoch of the corpus below, in optimizer steps of two micro-batches
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    corpus = tiny_corpus(folder / "corpus.jsonl")
+    content = tiny_config(corpus, max_steps=STEPS, accumulate_grad_batches=2, val_check_interval=40)
+    return write_config(folder / "tiny.yaml", content)
+
+
+@pytest.fixture(scope="module")
+def alone(config: Path) -> Path:
+    """The run that was left alone."""
+    folder = config.parent / "alone"
+    folder.mkdir()
+    must_run("fit", "--config", str(config), cwd=folder)
+    return folder / "runs/tiny/version_0"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_series(part: Path, whole: Path) -> None:
+    """Every value that ``part`` logged is the one that ``whole`` logged at that step."""
+    expected = scalars(whole)
+    logged = scalars(part)
+    assert logged, f"{part} logged nothing"
+    assert {key: expected.get(key) for key in logged} == logged
+
+
+def assert_same_end(run: Path, alone: Path) -> None:
+    """The last weights are equal to the bit, and the resumed part logged all that was to come."""
+    assert max(step for _, step in scalars(run)) == STEPS
+    ours, theirs = weights(run), weights(alone)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def wait_for_saves(path: Path, saves: int, seconds: float = 90) -> None:
+    """Wait until ``path`` was written ``saves`` times."""
+    end, seen = time.monotonic() + seconds, set()
+    while len(seen) < saves:
+        assert time.monotonic() < end, f"{path} was written {len(seen)} times in {seconds} s"
+        if path.exists():
+            seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_killed_at_a_random_moment_and_resumed(config: Path, alone: Path, tmp_path: Path, moment: int) -> None:
+    chance = random.Random(moment)
+    process = start_command("fit", "--config", str(config), cwd=tmp_path)
+    first = tmp_path / "runs/tiny/version_0"
+    wait_for_saves(first / "checkpoints/last.ckpt", chance.randint(1, 14))
+    time.sleep(chance.uniform(0, 0.05))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+
+    must_run("fit", "--ckpt_path", str(first / "checkpoints/last.ckpt"), cwd=tmp_path)
+
+    second = tmp_path / "runs/tiny/version_1"
+    assert_same_series(first, alone)
+    assert_same_series(second, alone)
+    assert_same_end(second, alone)
+    resumed_at = min(step for tag, step in scalars(second) if tag == "train/loss")
+    validations = {step for tag, step in scalars(alone) if tag == "val/loss" and step >= resumed_at}
+    assert {step for tag, step in scalars(second) if tag == "val/loss"} == validations
+
+
+def test_interrupted_by_ctrl_c_saves_where_it_stands(config: Path, alone: Path, tmp_path: Path) -> None:
+    process = start_command("fit", "--config", str(config), cwd=tmp_path)
+    first = tmp_path / "runs/tiny/version_0"
+    wait_for_saves(first / "checkpoints/last.ckpt", 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    stopped = re.search(r"stopped after optimizer step (\d+)", output)
+    assert stopped, output
+    assert "resume:" in output
+    assert int(stopped[1]) == max(step for _, step in scalars(first))
+
+    must_run("fit", "--ckpt_path", str(first / "checkpoints/last.ckpt"), cwd=tmp_path)
+
+    second = tmp_path / "runs/tiny/version_1"
+    assert min(step for tag, step in scalars(second) if tag == "train/loss") == int(stopped[1]) + 1
+    assert_same_series(second, alone)
+    assert_same_end(second, alone)
+
+
+def test_loader_workers_change_nothing(config: Path, alone: Path, tmp_path: Path) -> None:
+    must_run("fit", "--config", str(config), "--data.num_workers", "2", cwd=tmp_path)
+    assert_same_series(tmp_path / "runs/tiny/version_0", alone)
+    assert_same_end(tmp_path / "runs/tiny/version_0", alone)
+
+
+def test_cursor_in_the_checkpoint_is_small_readable_json(alone: Path) -> None:
+    data = torch.load(alone / "checkpoints/last.ckpt", weights_only=True)["TextData"]
+    text = json.dumps({"cursor": data["cursor"], "stream": data["stream"]})
+    assert len(text) < 64 * 1024
+    assert data["cursor"]["rows"] == STEPS * 2 * 4
+    assert data["cursor"]["sources"]["files"]["pass"] >= 1, "the run must cross an epoch to show anything"
+    assert set(data["cursor"]["sources"]["files"]) == {"pass", "window", "rows_used_of_window", "rows_taken"}
