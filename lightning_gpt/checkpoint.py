@@ -36,9 +36,11 @@ class Checkpoint:
             raise CallError(f"checkpoint {str(path)!r} does not exist")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise CallError(f"checkpoint {str(path)!r} cannot be read; is it cut short? ({reason})") from None
+        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+            raise CallError(
+                f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: "
+                f"it is cut short, or it is no checkpoint"
+            ) from None
         if not isinstance(content, dict) or MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
         return cls(path, content)

@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, Stopped, WorkError
 
 _COMMANDS = {
     "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
@@ -59,17 +59,27 @@ def main() -> int:
 
 def _report(error: BaseException) -> int:
     """Say in one line what went wrong; returns the exit status."""
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Stopped":
+    if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone: nothing to say, nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    if isinstance(error, CallError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    kind = "" if type(error).__module__.startswith("lightning_gpt") else f"{type(error).__name__}: "
-    print(f"error: {kind}{' '.join(str(error).split()) or 'no message'} (--debug shows where)", file=sys.stderr)
-    return 1
+    known = _known_cause(error)
+    if isinstance(known, Stopped):
+        print(str(known), file=sys.stderr)
+        return 130
+    message = " ".join(str(known or error).split())
+    if known is None:
+        message = f"{type(error).__name__}: {message or 'no message'} (--debug shows where)"
+    print(f"error: {message}", file=sys.stderr)
+    return 2 if isinstance(known, CallError) else 1
+
+
+def _known_cause(error: BaseException | None) -> CallError | WorkError | Stopped | None:
+    """The error of ours that ``error`` is, or was raised from: the config parser wraps what a constructor raises."""
+    while error is not None and not isinstance(error, CallError | WorkError | Stopped):
+        error = error.__cause__
+    return error
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""The two ways in which a user's request can fail, told apart so that the exit status can tell them apart."""
+"""The ways in which a user's request can end early, told apart so that the exit status can tell them apart."""
 
 
-class CallError(ValueError):
+class CallError(Exception):
     """The call itself is wrong: an option, a value, a file or a shape. Exit status 2.
 
-    The message is one line that names what was given and what is allowed.
+    The message is one line that names what was given and what is allowed. It is no ``ValueError``, because the
+    config parser takes that for a value of the wrong type and buries the message in an explanation of its own.
     """
 
 
-class WorkError(RuntimeError):
+class WorkError(Exception):
     """The call was right and the work failed: unreadable text, no network, a full disk. Exit status 1."""
+
+
+class Stopped(Exception):
+    """The work was asked to stop (Ctrl-C or SIGTERM) and did, with nothing lost. Exit status 130."""

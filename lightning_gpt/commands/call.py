@@ -72,6 +72,9 @@ def one_line(message: str, known: Iterable[str]) -> str:
             key = f"{key}.{inner}"
         else:
             key = inner
+    missing = re.search(r"arguments are required: (.*)", message)
+    if missing:
+        return f"required and missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         name, dashes = unknown[1].split("=")[0].lstrip("-"), unknown[1].startswith("--")
@@ -127,10 +130,10 @@ def _options_of(class_path: str) -> list[str]:
 
 
 def _allowed_classes(message: str) -> str:
-    base = re.search(r"Subtypes: .*?<class '([\w.]+)'>|Subtypes: .*?list\[([\w.]+)\]", message)
+    base = re.search(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)
     if not base:
         return ""
-    subclasses, found = [import_object(base[1] or base[2])], []
+    subclasses, found = [import_object(base[1])], []
     while subclasses:
         for subclass in subclasses.pop().__subclasses__():
             subclasses.append(subclass)

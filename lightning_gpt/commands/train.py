@@ -1,149 +1,42 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI over our module, data and callbacks."""
+"""``fit``, ``validate``, ``test`` and ``predict``: a first look at the call, then LightningCLI.
 
-import logging
+The look comes before the heavy imports, so that a misspelt file name is answered at once.
+"""
+
 import sys
-import warnings
-from argparse import ArgumentError
 from pathlib import Path
-from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
-
-from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import check_config_files, one_line, option_names
-from lightning_gpt.console import say
-from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
-from lightning_gpt.training.callbacks import (
-    BestCheckpoint,
-    LastCheckpoint,
-    Predictions,
-    RunProgress,
-    RunSummary,
-    Samples,
-    StepMetrics,
-    Stopped,
-    say_next_commands,
-)
-from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
-from lightning_gpt.training.precision import fastest_precision
-
-MODELS = (GPTModule, SingleHeadModule)
-"""What ``--model`` may name by its short name."""
-
-_DEFAULTS = {
-    "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
-    "log_every_n_steps": 10,
-    "gradient_clip_val": 1.0,
-    "enable_model_summary": False,  # RunSummary says more
-}
-
-
-class TrainCLI(LightningCLI):
-    """LightningCLI with our callbacks, links and defaults, over the command line of this process."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            LanguageModule,
-            TextData,
-            subclass_mode_model=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults=_DEFAULTS,
-            parser_kwargs={"exit_on_error": False},
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Our own groups beside model, data and trainer, and what the model takes from the data."""
-        parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
-        parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
-        parser.add_lightning_class_args(Samples, "samples")
-        parser.set_defaults({"model": MODELS[0].__name__})
-        parser.link_arguments("model.init_args.block_size", "data.block_size")
-        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with mistakes said in one line."""
-        try:
-            super().parse_arguments(parser, args)
-        except ArgumentError as error:
-            known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
-            raise CallError(one_line(str(error), sorted(known))) from None
-
-    def _parse_ckpt_path(self) -> None:
-        """Read the checkpoint before anything is built, so that a bad one costs nothing."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        self.checkpoint = None if path is None else Checkpoint.read(path)
-
-    def before_instantiate_classes(self) -> None:
-        """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
-        config = self.config[self.config.subcommand]
-        if config.trainer.precision is None:
-            config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
-            say(f"precision: {config.trainer.precision} ({reason})")
-        if self.config.subcommand != "fit":
-            self.save_config_callback = None
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer whose run is kept in ``runs/<name>/version_N``."""
-        config = self._get(self.config_init, "trainer")
-        if config.logger is None or config.logger is True:
-            keeps = self.subcommand in ("fit", "predict")
-            kwargs["logger"] = TensorBoardLogger("runs", self._get(self.config, "name")) if keeps else False
-        metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Predictions()]
-        if config.enable_progress_bar is not False:
-            callbacks.append(RunProgress(metrics))
-        if config.enable_checkpointing is not False and self.subcommand == "fit":
-            callbacks.append(BestCheckpoint())
-        kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
-
-    def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another architecture before the work starts."""
-        if self.checkpoint is not None:
-            self.checkpoint.require_same_model(self.model.model)
 
 
 def run(args: list[str]) -> None:
     """Run the subcommand that ``args``, the process's own command line, starts with."""
-    _quieten()
-    args = _with_config_of_checkpoint(args)
+    checkpoint = _value_of(args, "--ckpt_path")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise CallError(f"checkpoint {checkpoint!r} does not exist")
+    if checkpoint is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
+        args = _with_config_of_checkpoint(args, Path(checkpoint))
     check_config_files(args)
     sys.argv[1:] = args
-    try:
-        TrainCLI()
-    except Stopped as stopped:
-        say(str(stopped))
-        say_next_commands(stopped.checkpoint.parent.parent)
-        raise
+    from lightning_gpt.commands.lightning_cli import TrainCLI
+
+    TrainCLI()
 
 
-def _with_config_of_checkpoint(args: list[str]) -> list[str]:
+def _value_of(args: list[str], option: str) -> str | None:
+    """What was typed for ``option``, as two arguments or one with ``=``; None where it was not."""
+    for position, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name == option:
+            return value if equals else next(iter(args[position + 1 :]), None)
+    return None
+
+
+def _with_config_of_checkpoint(args: list[str], checkpoint: Path) -> list[str]:
     """Where only a checkpoint is named, its run's ``config.yaml`` says the rest."""
-    named = [position for position, argument in enumerate(args) if argument.split("=")[0] == "--ckpt_path"]
-    if not named or any(argument.split("=")[0] in ("--config", "-c") for argument in args):
-        return args
-    _, equals, path = args[named[-1]].partition("=")
-    path = path if equals else "".join(args[named[-1] + 1 : named[-1] + 2])
-    config = Path(path).parent.parent / "config.yaml"
+    config = checkpoint.parent.parent / "config.yaml"
     if not config.is_file():
         return args
-    say(f"config: {config} (the checkpoint's own)")
+    print(f"config: {config} (the checkpoint's own)", file=sys.stderr)
     return [args[0], "--config", str(config), *args[1:]]
-
-
-def _quieten() -> None:
-    """Silence what Lightning says that is not true of this package or not news to its user."""
-    for about in (
-        ".*does not have many workers.*",  # the loader takes under 2 % of a step
-        ".*`IterableDataset` has `__len__` defined.*",  # each of our workers is configured for its part
-        ".*ended before the epoch ended and your dataloader is not resumable.*",  # the cursor makes it so
-        ".*The dirpath has changed from.*",
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message=about)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

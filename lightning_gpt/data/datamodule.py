@@ -96,13 +96,15 @@ class TextData(L.LightningDataModule):
         return tuple(Reader(source, self.split, part, self.tokenizer) for source in self.sources)
 
     def setup(self, stage: str) -> None:
-        """Train the vocabulary where one is asked for: on the first process, for all."""
+        """Train the vocabulary where one is asked for, on the first process for all; look whether the data will do."""
         if self._tokenizer is None and self.vocab_size_to_train is not None:
             state = self._train_tokenizer() if self._rank == 0 else None
             if self.trainer is not None:
                 state = self.trainer.strategy.broadcast(state)
             assert state is not None
             self._tokenizer = Tokenizer.from_state_dict(state)
+        if stage == "fit":
+            self.stream()
 
     def _train_tokenizer(self) -> dict[str, Any]:
         wanted = self.vocab_size_to_train
@@ -145,24 +147,29 @@ class TextData(L.LightningDataModule):
                     f"{reader.source.name}: {counts[-1].documents:,} training documents, "
                     f"{counts[-1].tokens:,} tokens, {counts[-1].rows:,} rows of {self.block_size + 1}"
                 )
+            self._check(counts)
             self._counts = (self.tokenizer.fingerprint, counts)
         return self._counts[1]
 
-    def stream(self) -> Stream:
-        """All that the training rows are a function of."""
-        counts = self.counts()
-        if counts is not None and sum(c.tokens for c in counts) == 0:
+    def _check(self, counts: list[Count]) -> None:
+        """Refuse sources with no text, or too little, to train on."""
+        if sum(c.tokens for c in counts) == 0:
             names = ", ".join(source.name for source in self.sources)
+            left = 1 - self.split.val - self.split.test
             raise CallError(
-                f"the corpus is empty: no training document in {names} (val_share {self.split.val} and test_share "
-                f"{self.split.test} leave {1 - self.split.val - self.split.test:.0%} of the documents for training)"
+                f"the corpus is empty: no training document in {names} "
+                f"(val_share {self.split.val} and test_share {self.split.test} leave {left:.0%} of the documents)"
             )
-        for source, counted in zip(self.sources, counts or [], strict=False):
+        for source, counted in zip(self.sources, counts, strict=True):
             if counted.rows == 0:
                 raise CallError(
                     f"source {source.name!r} has {counted.tokens} training tokens, less than one block: "
                     f"block_size {self.block_size} needs {self.block_size + 1}; add text or lower block_size"
                 )
+
+    def stream(self) -> Stream:
+        """All that the training rows are a function of."""
+        counts = self.counts()
         if counts is not None and all(source.weight is None for source in self.sources):
             weights = [float(c.rows) for c in counts]
         else:

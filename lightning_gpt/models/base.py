@@ -59,7 +59,7 @@ class LanguageModel(Watched, ABC):
         """Token ids ``(batch, time)`` to logits ``(batch, time, vocab_size)``.
 
         Raises:
-            ValueError: Where ``time`` is more than ``block_size``, or (on CPU) an id is outside the vocabulary.
+            CallError: Where ``time`` is more than ``block_size``, or (on CPU) an id is outside the vocabulary.
         """
         return self.see("logits", F.linear(self.hidden(ids), self.unembedding))
 

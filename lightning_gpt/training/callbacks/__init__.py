@@ -1,11 +1,11 @@
 """What is logged, watched, saved and said while a model trains; one callback a file."""
 
-from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, Stopped
+from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
-from lightning_gpt.training.callbacks.summary import RunSummary, say_next_commands
+from lightning_gpt.training.callbacks.summary import RunSummary
 
 __all__ = [
     "BestCheckpoint",
@@ -15,6 +15,4 @@ __all__ = [
     "RunSummary",
     "Samples",
     "StepMetrics",
-    "Stopped",
-    "say_next_commands",
 ]

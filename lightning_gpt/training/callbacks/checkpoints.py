@@ -3,22 +3,14 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from lightning_gpt.data.batches import Batch
-from lightning_gpt.errors import CallError
-
-
-class Stopped(Exception):
-    """Training was asked to stop (Ctrl-C or SIGTERM) and did, with its state saved."""
-
-    def __init__(self, step: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped after optimizer step {step}; its state is in {checkpoint}")
-        self.step = step
-        self.checkpoint = checkpoint
+from lightning_gpt.errors import CallError, Stopped
+from lightning_gpt.training.callbacks.summary import say_next_commands
 
 
 class LastCheckpoint(Checkpoint):
@@ -75,14 +67,14 @@ class LastCheckpoint(Checkpoint):
             return
         self._save(trainer)
         if stop:
-            raise Stopped(step, self.path)
+            self._stop(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._waits_for_validation and not trainer.sanity_checking:
             self._waits_for_validation = False
             self._save(trainer)
             if self._stop_agreed(trainer):
-                raise Stopped(trainer.global_step, self.path)
+                self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
@@ -91,6 +83,11 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
+
+    def _stop(self, trainer: L.Trainer) -> NoReturn:
+        if trainer.is_global_zero:
+            say_next_commands(self.path.parent.parent)
+        raise Stopped(f"stopped after optimizer step {trainer.global_step}; its state is in {self.path}")
 
     def _stop_agreed(self, trainer: L.Trainer) -> bool:
         """Whether to stop now: the same answer on every process, asked for every tenth step where there are several."""

@@ -1,0 +1,123 @@
+"""LightningCLI over our module, data and callbacks."""
+
+import logging
+import warnings
+from argparse import ArgumentError
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.commands.call import one_line, option_names
+from lightning_gpt.console import say
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.errors import CallError
+from lightning_gpt.training.callbacks import (
+    BestCheckpoint,
+    LastCheckpoint,
+    Predictions,
+    RunProgress,
+    RunSummary,
+    Samples,
+    StepMetrics,
+)
+from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
+from lightning_gpt.training.precision import fastest_precision
+
+MODELS = (GPTModule, SingleHeadModule)
+"""What ``--model`` may name by its short name."""
+
+_DEFAULTS = {
+    "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "enable_model_summary": False,  # RunSummary says more
+}
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with our callbacks, links and defaults, over the command line of this process."""
+
+    def __init__(self) -> None:
+        quieten()
+        super().__init__(
+            LanguageModule,
+            TextData,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults=_DEFAULTS,
+            parser_kwargs={"exit_on_error": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Our own groups beside model, data and trainer, and what the model takes from the data."""
+        parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.set_defaults({"model": MODELS[0].__name__})
+        parser.link_arguments("model.init_args.block_size", "data.block_size")
+        parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with mistakes said in one line."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
+            raise CallError(one_line(str(error), sorted(known))) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Read the checkpoint before anything is built, so that a bad one costs nothing."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        self.checkpoint = None if path is None else Checkpoint.read(path)
+
+    def before_instantiate_classes(self) -> None:
+        """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
+        config = self.config[self.config.subcommand]
+        if config.trainer.precision is None:
+            config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
+            say(f"precision: {config.trainer.precision} ({reason})")
+        if self.config.subcommand != "fit":
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer whose run is kept in ``runs/<name>/version_N``."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger is None or config.logger is True:
+            keeps = self.subcommand in ("fit", "predict")
+            kwargs["logger"] = TensorBoardLogger("runs", self._get(self.config, "name")) if keeps else False
+        metrics = StepMetrics()
+        callbacks = [metrics, RunSummary(), Predictions()]
+        if config.enable_progress_bar is not False:
+            callbacks.append(RunProgress(metrics))
+        if config.enable_checkpointing is not False and self.subcommand == "fit":
+            callbacks.append(BestCheckpoint())
+        kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise CallError(f"trainer: {error}") from None
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse a checkpoint of another architecture before the work starts."""
+        if self.checkpoint is not None:
+            self.checkpoint.require_same_model(self.model.model)
+
+
+def quieten() -> None:
+    """Silence what Lightning says that is not true of this package or not news to its user."""
+    for about in (
+        ".*does not have many workers.*",  # the loader takes under 2 % of a step
+        ".*`IterableDataset` has `__len__` defined.*",  # each of our workers is configured for its part
+        ".*ended before the epoch ended and your dataloader is not resumable.*",  # the cursor makes it so
+        ".*The dirpath has changed from.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=about)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
