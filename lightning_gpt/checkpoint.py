@@ -14,7 +14,7 @@ from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's class and config."""
 
-_MODELS = {"GPT": (GPT, GPTConfig), "SingleHeadModel": (SingleHeadModel, SingleHeadConfig)}
+_MODELS: dict[str, tuple[Any, Any]] = {"GPT": (GPT, GPTConfig), "SingleHeadModel": (SingleHeadModel, SingleHeadConfig)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Checkpoint:
     def build(self) -> LanguageModel:
         """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
         model_class, config_class = _MODELS[self.model["class"]]
-        model = model_class(config_class(**self.model["config"]))
+        model: LanguageModel = model_class(config_class(**self.model["config"]))
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
         model.load_state_dict(weights)

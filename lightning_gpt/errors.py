@@ -13,5 +13,5 @@ class WorkError(Exception):
     """The call was right and the work failed: unreadable text, no network, a full disk. Exit status 1."""
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it is no error
     """The work was asked to stop (Ctrl-C or SIGTERM) and did, with nothing lost. Exit status 130."""

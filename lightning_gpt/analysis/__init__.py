@@ -1,0 +1,1 @@
+"""Looking at models: attention maps, baselines and pictures."""

@@ -33,7 +33,7 @@ class AttentionMaps:
 
     @property
     def n_head(self) -> int:
-        return self.pattern.shape[1]
+        return int(self.pattern.shape[1])
 
     def save(self, path: Path) -> None:
         """Write all of it to an ``.npz`` file."""

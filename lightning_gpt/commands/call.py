@@ -2,14 +2,14 @@
 
 import re
 from argparse import ArgumentError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import import_object
 
 from lightning_gpt.errors import CallError
 
@@ -68,10 +68,7 @@ def one_line(message: str, known: Iterable[str]) -> str:
     keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
     key = keys[0] if keys else ""
     for inner in keys[1:]:
-        if not inner.startswith(key):
-            key = f"{key}.{inner}"
-        else:
-            key = inner
+        key = inner if inner.startswith(key) else f"{key}.{inner}"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
         return f"required and missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
@@ -121,9 +118,15 @@ def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
     return "; --help lists the options"
 
 
+def _class_at(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    found: type = getattr(import_module(module), name)
+    return found
+
+
 def _options_of(class_path: str) -> list[str]:
     try:
-        names = ArgumentParser().add_class_arguments(import_object(class_path), "x")
+        names = ArgumentParser().add_class_arguments(_class_at(class_path), "x")
     except (ValueError, ImportError, AttributeError):
         return []
     return list(dict.fromkeys(name.split(".")[1] for name in names))
@@ -133,9 +136,11 @@ def _allowed_classes(message: str) -> str:
     base = re.search(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)
     if not base:
         return ""
-    subclasses, found = [import_object(base[1])], []
-    while subclasses:
-        for subclass in subclasses.pop().__subclasses__():
-            subclasses.append(subclass)
-            found.append(subclass.__name__)
-    return f"; known are {', '.join(sorted(found))}, or a dotted import path"
+    known = sorted(subclass.__name__ for subclass in _subclasses(_class_at(base[1])))
+    return f"; known are {', '.join(known)}, or a dotted import path"
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
+    for subclass in type.__subclasses__(base):
+        yield subclass
+        yield from _subclasses(subclass)

@@ -6,9 +6,9 @@ from argparse import ArgumentError
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import one_line, option_names

@@ -151,6 +151,14 @@ class TextData(L.LightningDataModule):
             self._counts = (self.tokenizer.fingerprint, counts)
         return self._counts[1]
 
+    def rows_of_a_pass(self) -> list[int] | None:
+        """Training rows of each source, counted or limited; None where one of them is not known beforehand."""
+        counts = self.counts()
+        if counts is not None:
+            return [c.rows for c in counts]
+        limits = [source.max_tokens for source in self.sources]
+        return None if None in limits else [limit // (self.block_size + 1) for limit in limits if limit is not None]
+
     def _check(self, counts: list[Count]) -> None:
         """Refuse sources with no text, or too little, to train on."""
         if sum(c.tokens for c in counts) == 0:
@@ -169,13 +177,16 @@ class TextData(L.LightningDataModule):
 
     def stream(self) -> Stream:
         """All that the training rows are a function of."""
-        counts = self.counts()
-        if counts is not None and all(source.weight is None for source in self.sources):
-            weights = [float(c.rows) for c in counts]
+        rows = self.rows_of_a_pass()
+        if rows is not None and all(source.weight is None for source in self.sources):
+            weights = [float(count) for count in rows]
         else:
             unweighted = [source.name for source in self.sources if source.weight is None]
             if unweighted and len(self.sources) > 1:
-                raise CallError(f"source {unweighted[0]!r} cannot be counted beforehand; give every source a weight")
+                raise CallError(
+                    f"the sources cannot be counted beforehand, so their shares are unknown: give every source a "
+                    f"weight, or max_tokens (source {unweighted[0]!r} has neither)"
+                )
             weights = [source.weight or 1.0 for source in self.sources]
         return Stream(self.readers("train"), tuple(weights), self.block_size, self.shuffle_window, self._seed())
 
@@ -184,21 +195,18 @@ class TextData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the cursor to the end of the epoch."""
-        stream, counts = self.stream(), self.counts()
+        stream, rows = self.stream(), self.rows_of_a_pass()
         accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
         step_rows = self.micro_batch_rows * accumulate
-        steps = sum(c.rows for c in counts) // step_rows if counts is not None else None
-        if steps == 0:
-            assert counts is not None
+        steps = None if rows is None else sum(rows) // step_rows
+        if rows is not None and steps == 0:
             raise CallError(
-                f"the corpus has {sum(c.rows for c in counts)} training rows and one optimizer step takes {step_rows} "
+                f"the corpus has {sum(rows)} training rows and one optimizer step takes {step_rows} "
                 f"(batch_size {self.batch_size} × {self._world_size} processes × {accumulate} accumulated): "
                 f"lower batch_size or accumulate_grad_batches, or add text"
             )
         batches = TrainBatches if steps is None else SizedTrainBatches
-        self._train = batches(
-            stream, self.batch_size, self._rank, self._world_size, steps, accumulate, self.cursor
-        )
+        self._train = batches(stream, self.batch_size, self._rank, self._world_size, steps, accumulate, self.cursor)
         return self._loader(self._train)
 
     def val_dataloader(self) -> DataLoader[Batch]:

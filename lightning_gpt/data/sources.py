@@ -31,16 +31,20 @@ class Source(ABC):
         name: What the source is called in the cursor and in reports; unique within a mix.
         weight: Its share of the training rows, beside the weights of the other sources. Give every source a
             weight or none; with none, an epoch reads every document of every source once.
+        max_tokens: Train on the first so many tokens of its training split only; on all of it when omitted.
     """
 
     countable = True
     """Whether reading it through once, to count it, is a reasonable thing to do before training."""
 
-    def __init__(self, name: str, weight: float | None = None) -> None:
+    def __init__(self, name: str, weight: float | None = None, max_tokens: int | None = None) -> None:
         if weight is not None and not 0 < weight < float("inf"):
             raise CallError(f"source {name!r} has weight {weight}; a weight is a positive number")
+        if max_tokens is not None and max_tokens < 1:
+            raise CallError(f"source {name!r} has max_tokens {max_tokens}; it must be at least 1")
         self.name = name
         self.weight = weight
+        self.max_tokens = max_tokens
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
@@ -53,10 +57,13 @@ class WikipediaSlice(Source):
     Args:
         name: What the source is called.
         weight: Its share of the training rows.
+        max_tokens: Train on the first so many tokens only.
     """
 
-    def __init__(self, name: str = "wikipedia-slice", weight: float | None = None) -> None:
-        super().__init__(name, weight)
+    def __init__(
+        self, name: str = "wikipedia-slice", weight: float | None = None, max_tokens: int | None = None
+    ) -> None:
+        super().__init__(name, weight, max_tokens)
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         yield from _wikipedia_slice()[start:]
@@ -68,10 +75,13 @@ class PythonReference(Source):
     Args:
         name: What the source is called.
         weight: Its share of the training rows.
+        max_tokens: Train on the first so many tokens only.
     """
 
-    def __init__(self, name: str = "python-reference", weight: float | None = None) -> None:
-        super().__init__(name, weight)
+    def __init__(
+        self, name: str = "python-reference", weight: float | None = None, max_tokens: int | None = None
+    ) -> None:
+        super().__init__(name, weight, max_tokens)
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         from pydoc_data.topics import topics
@@ -93,6 +103,7 @@ class Files(Source):
         separator: Cuts each ``.txt`` file into several documents, such as ``"\\n\\n\\n"``; a file is one when omitted.
         name: What the source is called.
         weight: Its share of the training rows.
+        max_tokens: Train on the first so many tokens only.
     """
 
     def __init__(
@@ -102,8 +113,9 @@ class Files(Source):
         separator: str | None = None,
         name: str = "files",
         weight: float | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        super().__init__(name, weight)
+        super().__init__(name, weight, max_tokens)
         self.column = column
         self.separator = separator
         self.files = [file for path in ([paths] if isinstance(paths, str) else paths) for file in _expand(path)]
@@ -112,7 +124,7 @@ class Files(Source):
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         return itertools.islice(
-            itertools.chain.from_iterable(_READERS[_kind(file)](self, file) for file in self.files), start, None
+            itertools.chain.from_iterable(_READERS[_kind(file) or ""](self, file) for file in self.files), start, None
         )
 
     def _read_text(self, file: Path) -> Iterator[Document]:
@@ -133,7 +145,9 @@ class Files(Source):
                 try:
                     record = json.loads(text)
                 except json.JSONDecodeError as error:
-                    raise WorkError(f"{file}, line {number}: invalid JSON ({error.msg}, column {error.colno})") from None
+                    raise WorkError(
+                        f"{file}, line {number}: invalid JSON ({error.msg}, column {error.colno})"
+                    ) from None
                 yield Document(self._field(record, f"{file}, line {number}"), f"{file}, line {number}")
 
     def _read_parquet(self, file: Path) -> Iterator[Document]:
@@ -165,9 +179,10 @@ class Files(Source):
         if not isinstance(record, dict) or self.column not in record:
             names = list(record) if isinstance(record, dict) else []
             raise CallError(_no_column(self.column, names, origin))
-        if not isinstance(record[self.column], str):
-            raise WorkError(f"{origin}: {self.column!r} holds {type(record[self.column]).__name__}, not text")
-        return record[self.column]
+        text = record[self.column]
+        if not isinstance(text, str):
+            raise WorkError(f"{origin}: {self.column!r} holds {type(text).__name__}, not text")
+        return text
 
 
 class Hub(Source):
@@ -181,6 +196,7 @@ class Hub(Source):
         revision: The commit or tag to read, so that a run can be repeated.
         name: What the source is called; the data set's name when omitted.
         weight: Its share of the training rows.
+        max_tokens: Train on the first so many tokens only.
     """
 
     countable = False
@@ -194,8 +210,9 @@ class Hub(Source):
         revision: str | None = None,
         name: str | None = None,
         weight: float | None = None,
+        max_tokens: int | None = None,
     ) -> None:
-        super().__init__(name or path, weight)
+        super().__init__(name or path, weight, max_tokens)
         self.path, self.subset, self.split, self.column, self.revision = path, subset, split, column, revision
 
     def documents(self, start: int = 0) -> Iterator[Document]:

@@ -23,9 +23,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise CallError(
-                f"the shares val {self.val} and test {self.test} must be at least 0 and together below 1"
-            )
+            raise CallError(f"the shares val {self.val} and test {self.test} must be at least 0 and together below 1")
 
     def of(self, text: str) -> SplitName:
         """The split of a document with this text: the same on every machine, in every run, for every copy of it."""

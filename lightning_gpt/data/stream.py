@@ -57,12 +57,16 @@ class Count:
 
 
 def count(reader: Reader, block_size: int) -> Count:
-    """Read a source through once to know its size."""
-    documents, token_counts = 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
+    """Read a source through once, as far as training will, to know its size."""
+    documents, total, token_counts = 0, 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
+    limit = reader.source.max_tokens
     for _, tokens in reader.tokens():
         documents += 1
+        tokens = tokens if limit is None else tokens[: limit - total]
+        total += len(tokens)
         token_counts += np.bincount(tokens, minlength=len(token_counts))
-    total = int(token_counts.sum())
+        if total == limit:
+            break
     return Count(documents, total, total // (block_size + 1), token_counts)
 
 
@@ -134,8 +138,12 @@ class SourceRows:
         return self._read_window()
 
     def _read_window(self) -> np.ndarray:
-        wanted = self.shuffle_window * self.row_tokens
         start, parts, have = self.window, [], 0
+        rows_wanted, last = self.shuffle_window, False
+        if self.reader.source.max_tokens is not None:
+            left = self.reader.source.max_tokens // self.row_tokens - start.index * self.shuffle_window
+            rows_wanted, last = min(rows_wanted, left), left <= rows_wanted
+        wanted = rows_wanted * self.row_tokens
         self._after = None
         for number, tokens in self.reader.tokens(start.document):
             if number == start.document:
@@ -144,9 +152,9 @@ class SourceRows:
             have += len(tokens)
             if have >= wanted:
                 read = (start.offset if number == start.document else 0) + len(tokens) - (have - wanted)
-                self._after = _Window(start.index + 1, number, read)
+                self._after = None if last else _Window(start.index + 1, number, read)
                 break
-        count = min(have // self.row_tokens, self.shuffle_window)
+        count = min(have // self.row_tokens, rows_wanted)
         small = self.reader.tokenizer.vocab_size <= 2**16
         stream = np.concatenate(parts or [np.empty(0)]).astype(np.uint16 if small else np.int32)
         rows = stream[: count * self.row_tokens].reshape(count, self.row_tokens)
@@ -212,9 +220,7 @@ class Stream:
         """The rows from ``cursor`` on."""
         states = cursor["sources"] if cursor else {}
         sources = [
-            SourceRows(
-                reader, self.block_size + 1, self.shuffle_window, self.seed, states.get(reader.source.name)
-            )
+            SourceRows(reader, self.block_size + 1, self.shuffle_window, self.seed, states.get(reader.source.name))
             for reader in self.readers
         ]
         return RowSequence(sources, self.weights, cursor["rows"] if cursor else 0)

@@ -76,7 +76,9 @@ def sample(
         generator: Source of randomness; torch's global one when omitted.
     """
     if ids.ndim != 2 or ids.shape[1] < 1:
-        raise CallError(f"the prompt ids have shape {tuple(ids.shape)}; (batch, time) with at least one token is needed")
+        raise CallError(
+            f"the prompt ids have shape {tuple(ids.shape)}; (batch, time) with at least one token is needed"
+        )
     if max_new_tokens < 0:
         raise CallError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
     for _ in range(max_new_tokens):

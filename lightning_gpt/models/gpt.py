@@ -79,9 +79,7 @@ class GPT(LanguageModel):
 
     def _block(self) -> Block:
         c = self.config
-        attention = MultiHeadAttention(
-            c.dim, c.n_head, bias=c.bias, dropout=c.dropout, backend=c.attention_backend
-        )
+        attention = MultiHeadAttention(c.dim, c.n_head, bias=c.bias, dropout=c.dropout, backend=c.attention_backend)
         return Block(attention, FeedForward(c.dim, bias=c.bias), c.dim, bias=c.bias, dropout=c.dropout)
 
     def _initialise(self) -> None:

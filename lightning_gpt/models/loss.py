@@ -106,7 +106,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     """
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return]
+        return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return, no-untyped-call]
     valid = targets != IGNORED
     return token_nll(hidden, weight, targets).sum() / valid.sum().clamp(min=1)
 
@@ -130,7 +130,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         cast_weight = weight.to(dtype)
         chunks = [
             _softmax_and_nll(inputs.to(dtype), cast_weight, chunk.clamp(min=0))[1]
-            for inputs, chunk in zip(flat.split(size), labels.split(size), strict=True)
+            for inputs, chunk in zip(torch.split(flat, size), torch.split(labels, size), strict=True)
         ]
     nll = torch.cat(chunks).view(targets.shape)
     return torch.where(targets != IGNORED, nll, 0)

@@ -1,0 +1,1 @@
+"""Training under Lightning: the modules, the optimizer and the callbacks."""

@@ -27,7 +27,11 @@ HUB = json.dumps([{"class_path": "Hub", "init_args": {"path": "wikimedia/wikiped
 # what is typed, the exit status, and a pattern that the one line must hold
 CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown command": (("fot",), 2, r"unknown command 'fot'; the commands are fit, validate"),
-    "unknown option": (("fit", "--trainer.max_stepz", "3"), 2, r"--trainer.max_stepz; did you mean --trainer.max_steps"),
+    "unknown option": (
+        ("fit", "--trainer.max_stepz", "3"),
+        2,
+        r"--trainer.max_stepz; did you mean --trainer.max_steps",
+    ),
     "unknown model option": (("fit", "--model.nlayer", "3"), 2, r"unknown key 'nlayer' .*GPTModule are .*n_layer"),
     "unknown key in config": (("fit", "--config", "typo.yaml"), 2, r"unknown key 'modle'; did you mean model"),
     "unknown model key in config": (("fit", "--config", "layr.yaml"), 2, r"unknown key 'n_layr'.*n_layer"),
@@ -50,7 +54,11 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "config is a folder": (("fit", "--config", "."), 2, r"config file '.' cannot be read: Is a directory"),
     "config is no YAML": (("fit", "--config", "bad.yaml"), 2, r"config file 'bad.yaml', line 2 is no YAML"),
     "config is a list": (("fit", "--config", "list.yaml"), 2, r"'list.yaml' holds no mapping"),
-    "dim not divisible": ((*FIT, "--model.n_head", "3"), 2, r"dim 32 is not divisible by n_head 3; n_head may be 1, 2, 4"),
+    "dim not divisible": (
+        (*FIT, "--model.n_head", "3"),
+        2,
+        r"dim 32 is not divisible by n_head 3; n_head may be 1, 2, 4",
+    ),
     "no layers": ((*FIT, "--model.n_layer", "0"), 2, r"n_layer is 0; .*at least 1"),
     "negative width": ((*FIT, "--model.dim", "-8"), 2, r"dim is -8; .*at least 1"),
     "negative block": ((*FIT, "--model.block_size", "-1"), 2, r"block_size is -1; .*at least 1"),

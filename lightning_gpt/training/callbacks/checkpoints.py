@@ -103,4 +103,3 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self) -> None:
         super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)
-

@@ -36,7 +36,8 @@ class Predictions(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, TextData) and self._file is not None
+        assert isinstance(data, TextData)
+        assert self._file is not None
         rows = zip(outputs["targets"].tolist(), outputs["nll"].tolist(), outputs["predicted"].tolist(), strict=True)
         for targets, losses, predicted in rows:
             kept = [position for position, target in enumerate(targets) if target != IGNORED]

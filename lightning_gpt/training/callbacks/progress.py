@@ -41,20 +41,24 @@ class RunProgress(ProgressBar):
         self._total = None if total == float("inf") else int(total)
         self._first_step, self._started = trainer.global_step, time.monotonic()
         self._last_line = self._started
-        if self._shown and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=console,
-                transient=True,
-            )
-            self._task = self._bar.add_task("step", total=self._total, completed=trainer.global_step, figures="")
-            self._bar.start()
+        self._begin("step", self._total, trainer.global_step)
+
+    def _begin(self, what: str, total: int | None, completed: int = 0) -> None:
+        if not self._shown or not console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=completed, figures="")
+        self._bar.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,15 +89,53 @@ class RunProgress(ProgressBar):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bar is not None:
             self._bar.update(self._task, description="validating")
+        else:
+            what = "first validation" if trainer.sanity_checking else "validating"
+            counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+            self._begin(what, self._batches(counts))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn == "validate":
+            self._stop()
+            return
         if self._bar is not None:
             self._bar.update(self._task, description="step")
-        if self._shown and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
+        if self._shown and "val/loss" in trainer.callback_metrics:
             loss = float(trainer.callback_metrics["val/loss"])
             perplexity = float(trainer.callback_metrics["val/perplexity"])
-            step = f"step {trainer.global_step:,}: " if trainer.state.fn == "fit" else ""
-            console.print(f"{step}validation loss {loss:.4f}, perplexity {perplexity:,.2f}", markup=False)
+            line = f"step {trainer.global_step:,}: validation loss {loss:.4f}, perplexity {perplexity:,.2f}"
+            console.print(line, markup=False)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin("testing", self._batches(trainer.num_test_batches))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin("predicting", self._batches(trainer.num_predict_batches))
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.sanity_checking or trainer.state.fn == "validate":
+            self._advance()
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._advance()
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._advance()
+
+    def _advance(self) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    @staticmethod
+    def _batches(counts: list[int | float]) -> int | None:
+        total = sum(counts)
+        return None if total == float("inf") else int(total)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()

@@ -43,8 +43,9 @@ class Samples(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        usable = isinstance(pl_module, LanguageModule) and isinstance(data, TextData)
-        if board is None or trainer.sanity_checking or trainer.state.fn != "fit" or not usable:
+        if board is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
             return
         model, tokenizer, step = pl_module.model, data.tokenizer, trainer.global_step
         for number, prompt in enumerate(self.prompts):

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
@@ -48,6 +49,9 @@ class RunSummary(Callback):
                 table.add_row(f"{name}{copies}", f"{parameters:,}")
         table.add_row("all", f"{sum(p.numel() for p in model.parameters()):,}", style="bold")
         console.print(table)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TextData) and data.vocab_size_to_train is not None and trainer.loggers and self._folder:
+            data.tokenizer.save(Path(self._folder) / "tokenizer")
 
     @rank_zero_only
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,6 +64,13 @@ class RunSummary(Callback):
             f"initial validation loss {self._start_loss:.4f}, {self._start_loss / uniform - 1:+.2%} of "
             f"ln|V| = ln {vocab_size:,} = {uniform:.4f}"
         )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            _print_results(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        _print_results(trainer)
 
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,7 +95,8 @@ class RunSummary(Callback):
         counts = data.counts()
         if counts is not None:
             targets = data.evaluation("val").all_targets
-            unigram = math.exp(unigram_loss(sum(c.token_counts for c in counts), targets[targets != IGNORED].numpy()))
+            token_counts = np.sum([c.token_counts for c in counts], axis=0)
+            unigram = math.exp(unigram_loss(token_counts, targets[targets != IGNORED].numpy()))
             lines.append(("unigram model on the same text", unigram))
         say("validation perplexity")
         for name, perplexity in lines:
@@ -93,9 +105,18 @@ class RunSummary(Callback):
             say(f"  the model is at {math.exp(loss) / unigram:.3f} x the unigram model's perplexity")
 
 
+@rank_zero_only
+def _print_results(trainer: L.Trainer) -> None:
+    """The result of ``validate`` and ``test``: what is asked for, so on standard output."""
+    for name, value in trainer.callback_metrics.items():
+        print(f"{name} {float(value):.6f}")
+
+
 def say_next_commands(run: Path) -> None:
     """Print the exact commands to look at, use and go on with a run."""
-    folder, last, config = (shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml"))
+    folder, last, config = (
+        shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml")
+    )
     say("next")
     say(f"  look:      tensorboard --logdir {folder}")
     say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The "')

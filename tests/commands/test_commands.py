@@ -1,0 +1,242 @@
+"""The commands, as they are typed: what they print, write and leave behind."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import lightning_gpt
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.models import GPT
+from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a short fit has run; its output is in ``fit.txt``."""
+    folder = tmp_path_factory.mktemp("commands")
+    content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=40, val_check_interval=20)
+    write_config(folder / "tiny.yaml", content)
+    done = must_run("fit", "--config", "tiny.yaml", cwd=folder)
+    (folder / "fit.txt").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    return folder / "runs/tiny/version_0"
+
+
+def test_help_lists_the_commands(tmp_path: Path) -> None:
+    done = must_run("--help", cwd=tmp_path)
+    for command in ("fit", "validate", "test", "predict", "generate", "inspect"):
+        assert re.search(rf"^  {command} ", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("command", ["fit", "generate", "inspect"])
+def test_every_option_has_a_help_text(command: str, tmp_path: Path) -> None:
+    text = must_run(command, "--help", cwd=tmp_path).stdout
+    for option in {"fit": ["--name", "--checkpoints.every_n_steps", "--data.tokenizer"]}.get(command, ["--seed"]):
+        assert option in text
+    ours = re.findall(
+        r"^  --(?!trainer|ckpt|help|config|print|seed_e|weights|model\.|model )(\S+).*\n?( .*)?", text, re.M
+    )
+    assert ours
+    for entry in re.split(r"^  --", text, flags=re.M)[1:]:
+        name = entry.split()[0]
+        if name.startswith(("data.", "checkpoints.", "samples.", "checkpoint", "text", "ids", "top_", "max_")):
+            assert re.search(r"[a-z]{3,} [a-z]{2,}", entry.split("\n\n")[0].split(None, 2)[-1]), f"--{name} has no help"
+
+
+def test_run_folder_has_all_that_is_promised(run: Path) -> None:
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {"config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "tokenizer/bpe-300.tiktoken"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["precision"] == "32-true"
+    assert config["seed_everything"] == 1
+
+
+def test_summary_is_true(folder: Path, run: Path) -> None:
+    text = (folder / "fit.txt").read_text()
+    values = scalars(run)
+    last = math.exp(values["val/loss", 40])
+    assert f"{last:,.2f}" in re.search(r"last measured \(of 40 steps\)\s+(\S+)", text)[1]  # type: ignore[index]
+    start = re.search(r"initial validation loss ([\d.]+), [+-][\d.]+% of ln\|V\| = ln 300 = 5.7038", text)
+    assert start
+    assert float(start[1]) == pytest.approx(math.log(300), rel=0.01)
+    unigram = float(re.search(r"unigram model on the same text\s+(\S+)", text)[1])  # type: ignore[index]
+    ratio = float(re.search(r"the model is at ([\d.]+) x", text)[1])  # type: ignore[index]
+    assert ratio == pytest.approx(last / unigram, abs=6e-4)
+    assert re.search(r"a sample: The \S", text)
+    for command in ("tensorboard --logdir", "lightning-gpt generate", "lightning-gpt inspect", "lightning-gpt fit"):
+        assert command in text
+
+
+def test_unigram_perplexity_is_that_of_the_corpus(folder: Path, run: Path) -> None:
+    """Counted here from the documents themselves, in plain Python."""
+    from lightning_gpt.data.split import Split
+
+    tokenizer = Checkpoint.read(run / "checkpoints/last.ckpt").tokenizer()
+    split, counts, targets = Split(0.1, 0.1), [1] * 300, []
+    for line in (folder / "corpus.jsonl").read_text().splitlines():
+        text = json.loads(line)["text"]
+        ids = [*tokenizer.encode(text).tolist(), tokenizer.end_of_text]
+        if split.of(text) == "train":
+            for token in ids:
+                counts[token] += 1
+        elif split.of(text) == "val":
+            targets += ids
+    nll = [-math.log(counts[token] / sum(counts)) for token in targets[1:]]
+    said = float(re.search(r"unigram model on the same text\s+(\S+)", (folder / "fit.txt").read_text())[1])  # type: ignore[index]
+    assert said == pytest.approx(math.exp(sum(nll) / len(nll)), abs=0.006)
+
+
+def test_tensorboard_has_curves_texts_and_heatmaps(run: Path) -> None:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    for tag in ("train/loss", "train/perplexity", "train/lr", "train/grad_norm", "train/tokens_per_second"):
+        assert [event.step for event in events.Scalars(tag)] == list(range(1, 41))
+    for tag in ("val/loss", "val/perplexity"):
+        assert [event.step for event in events.Scalars(tag)] == [20, 40]
+    assert [event.step for event in events.Images("attention/pattern")] == [20, 40]
+    assert any(tag.startswith("samples/0") for tag in tags["tensors"])
+    for step in range(1, 41):
+        loss, perplexity = (scalars(run)[f"train/{name}", step] for name in ("loss", "perplexity"))
+        assert perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_best_checkpoint_is_of_least_validation_loss(run: Path) -> None:
+    values = scalars(run)
+    best = min((20, 40), key=lambda step: values["val/loss", step])
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    assert content["global_step"] == best
+
+
+def test_validate_gives_the_loss_that_training_saw(folder: Path, run: Path) -> None:
+    done = must_run("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), cwd=folder)
+    loss = float(re.search(r"^val/loss ([\d.]+)$", done.stdout, re.M)[1])  # type: ignore[index]
+    assert loss == pytest.approx(scalars(run)["val/loss", 40], abs=1e-5)
+
+
+def test_test_uses_other_text(folder: Path, run: Path) -> None:
+    done = must_run("test", "--ckpt_path", str(run / "checkpoints/last.ckpt"), cwd=folder)
+    loss = float(re.search(r"^test/loss ([\d.]+)$", done.stdout, re.M)[1])  # type: ignore[index]
+    perplexity = float(re.search(r"^test/perplexity ([\d.]+)$", done.stdout, re.M)[1])  # type: ignore[index]
+    assert perplexity == pytest.approx(math.exp(loss), rel=1e-4)
+    assert loss != pytest.approx(scalars(run)["val/loss", 40], abs=1e-5)
+
+
+def test_predict_writes_what_the_model_says(folder: Path, run: Path) -> None:
+    last = run / "checkpoints/last.ckpt"
+    done = must_run("predict", "--ckpt_path", str(last), cwd=folder)
+    path = folder / re.search(r"predictions: (\S+)", done.stderr)[1]  # type: ignore[index]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    test = must_run("test", "--ckpt_path", str(last), cwd=folder)
+    loss = float(re.search(r"^test/loss ([\d.]+)$", test.stdout, re.M)[1])  # type: ignore[index]
+    losses = [value for row in rows for value in row["token_losses"]]
+    assert sum(losses) / len(losses) == pytest.approx(loss, abs=1e-3)
+    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
+    second = rows[1]
+    ids = torch.tensor([[rows[0]["targets"][-1], *second["targets"][:-1]]])
+    with torch.no_grad():
+        assert model(ids).argmax(-1)[0].tolist() == second["predicted"]
+    assert second["text"] == tokenizer.decode(second["targets"])
+
+
+def test_load_gives_the_bare_model(run: Path) -> None:
+    model = lightning_gpt.load(run / "checkpoints/last.ckpt")
+    assert isinstance(model, GPT)
+    assert not model.training
+    assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
+
+
+def test_generate_repeats_with_a_seed_and_differs_without(folder: Path, run: Path) -> None:
+    call = ("generate", "--checkpoint", str(run / "checkpoints/last.ckpt"), "--prompt", "abc", "--max_new_tokens", "20")
+    texts = [must_run(*call, "--seed", seed, cwd=folder).stdout for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0].startswith("abc")
+
+
+def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Path) -> None:
+    last = run / "checkpoints/last.ckpt"
+    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
+    call = ("generate", "--checkpoint", str(last), "--prompt", "abc", "--max_new_tokens", "40")
+    ids = torch.from_numpy(tokenizer.encode("abc")).long()[None]
+    expected = model.generate(ids, 40, temperature=0.0)[0].tolist()  # past block_size 32: the context slides
+    if tokenizer.end_of_text in expected:
+        expected = expected[: expected.index(tokenizer.end_of_text)]
+    said = must_run(*call, "--strategy", "greedy", cwd=folder).stdout
+    assert said == tokenizer.decode(expected) + "\n"
+    assert must_run(*call, "--top_k", "1", cwd=folder).stdout == said
+
+
+def test_inspect_shows_and_saves_the_three_matrices(folder: Path, run: Path) -> None:
+    last = run / "checkpoints/last.ckpt"
+    call = (
+        "inspect",
+        "--checkpoint",
+        str(last),
+        "--text",
+        "abc def",
+        "--layer",
+        "1",
+        "--head",
+        "1",
+        "--output",
+        "look",
+    )
+    done = must_run(*call, cwd=folder)
+    for title in ("causal mask", "scaled scores", "softmax, layer 1, head 1"):
+        assert title in done.stdout
+    saved = np.load(folder / "look/attention.npz")
+    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
+    ids = torch.from_numpy(tokenizer.encode("abc def")).long()[None]
+    with torch.no_grad(), model.record() as trace:
+        model(ids)
+    for layer in range(2):
+        for name in ("scores", "pattern"):
+            recorded = trace[f"attention.{name}", layer][0].numpy()
+            np.testing.assert_allclose(saved[name][layer], recorded, atol=1e-6)
+    assert saved["mask"].tolist() == np.tril(np.ones((ids.shape[1], ids.shape[1]), dtype=bool)).tolist()
+    printed = saved["pattern"][1, 1][-1]
+    assert all(f"{value:.3f}" in done.stdout for value in printed)
+    for picture in ("heads.png", "layer1_head1.png"):
+        assert (folder / "look" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_without_checkpoint_shows_a_fresh_head_near_uniform(tmp_path: Path) -> None:
+    must_run("inspect", "--text", "The city was founded", cwd=tmp_path)
+    pattern = np.load(tmp_path / "inspect/attention.npz")["pattern"][0, 0]
+    for row in range(len(pattern)):
+        np.testing.assert_allclose(pattern[row, : row + 1], 1 / (row + 1), rtol=0.2)
+
+
+def test_single_head_starts_within_one_percent_of_ln_v(tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "configs/single_head.yaml"
+    short = ("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.eval_tokens", "2000")
+    done = must_run("fit", "--config", str(config), *short, cwd=tmp_path)
+    said = re.search(r"initial validation loss ([\d.]+), ([+-][\d.]+)% of ln\|V\| = ln 50,257", done.stderr)
+    assert said
+    assert abs(float(said[2])) < 1
+    assert float(said[1]) == pytest.approx(math.log(50257), rel=0.01)
+
+
+def test_a_closed_pipe_is_no_traceback(folder: Path, run: Path) -> None:
+    import subprocess
+    import sys
+
+    call = f"{sys.executable} -m lightning_gpt generate --checkpoint {run}/checkpoints/last.ckpt | head -c 1"
+    done = subprocess.run(["bash", "-c", call], cwd=folder, capture_output=True, check=False, timeout=60)
+    assert b"Traceback" not in done.stderr
+
+
+def test_version(tmp_path: Path) -> None:
+    assert run_command("--version", cwd=tmp_path).stdout == f"lightning-gpt {lightning_gpt.__version__}\n"

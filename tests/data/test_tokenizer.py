@@ -1,0 +1,128 @@
+"""Tokenizers: GPT-2's table offline, ranks files, and vocabularies trained here."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from lightning_gpt.data.sources import PythonReference
+from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer
+from lightning_gpt.errors import CallError
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return Tokenizer.gpt2()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Tokenizer:
+    return Tokenizer.train((document.text for document in PythonReference().documents()), 1000)
+
+
+def test_gpt2_has_its_published_size_and_ids(gpt2: Tokenizer) -> None:
+    assert gpt2.vocab_size == GPT2_VOCAB_SIZE == 50257
+    assert gpt2.end_of_text == 50256
+    # the ids that GPT-2's own release gives these words
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode(" The quick brown fox jumps over the lazy dog.").tolist() == [
+        *(383, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290, 13)
+    ]
+
+
+def test_gpt2_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert Tokenizer.gpt2().encode("offline").size > 0
+
+
+@given(text=st.text())
+def test_decoding_gives_the_text_back(text: str) -> None:
+    tokenizer = Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)})
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_trained_vocabulary_loses_nothing(trained: Tokenizer, text: str) -> None:
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_special_tokens_inside_a_text_are_plain_text(gpt2: Tokenizer) -> None:
+    ids = gpt2.encode("a<|endoftext|>b")
+    assert gpt2.end_of_text not in ids
+    assert gpt2.decode(ids) == "a<|endoftext|>b"
+
+
+def test_training_is_repeatable_and_gives_the_size_asked_for(trained: Tokenizer) -> None:
+    again = Tokenizer.train((document.text for document in PythonReference().documents()), 1000)
+    assert trained.vocab_size == 1000
+    assert again.fingerprint == trained.fingerprint
+
+
+def test_trained_vocabulary_encodes_as_tokenizers_does(trained: Tokenizer) -> None:
+    """The same table in Hugging Face's own BPE gives the same ids for every document of the corpus."""
+    alphabet = {bytes([byte]): character for character, byte in _byte_characters().items()}
+    spelled = {token: "".join(alphabet[bytes([byte])] for byte in token) for token in trained.ranks}
+    merges = [_parents(token, trained.ranks) for token in sorted(trained.ranks, key=trained.ranks.__getitem__)[256:]]
+    reference = HuggingFaceTokenizer(
+        models.BPE(
+            vocab={spelled[token]: rank for token, rank in trained.ranks.items()},
+            merges=[(spelled[left], spelled[right]) for left, right in merges],
+        )
+    )
+    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    reference.decoder = decoders.ByteLevel()
+    for document in PythonReference().documents():
+        assert trained.encode(document.text).tolist() == reference.encode(document.text).ids, document.origin
+
+
+def _byte_characters() -> dict[str, int]:
+    from lightning_gpt.data.tokenizer import _byte_alphabet
+
+    return _byte_alphabet()
+
+
+def _parents(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
+    """The two tokens that were merged into ``token``: what is left of its bytes after all earlier merges."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        pairs = [(ranks.get(parts[i] + parts[i + 1], len(ranks)), i) for i in range(len(parts) - 1)]
+        rank, index = min(pair for pair in pairs if pair[0] < ranks[token])
+        assert rank < ranks[token]
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+    return parts[0], parts[1]
+
+
+def test_a_small_text_gives_fewer_tokens_and_says_so() -> None:
+    tokenizer = Tokenizer.train(["aaaa bbbb"], 4096)
+    assert 257 < tokenizer.vocab_size < 300
+    assert tokenizer.end_of_text == tokenizer.vocab_size - 1
+
+
+def test_saved_and_loaded_it_is_the_same(trained: Tokenizer, tmp_path: Path) -> None:
+    again = Tokenizer.from_file(trained.save(tmp_path / "tokenizer"))
+    assert again.fingerprint == trained.fingerprint
+    assert again.encode("def f(x): return x").tolist() == trained.encode("def f(x): return x").tolist()
+
+
+def test_state_for_a_checkpoint_is_plain_and_small(trained: Tokenizer, gpt2: Tokenizer) -> None:
+    state = json.loads(json.dumps(trained.state_dict()))
+    assert Tokenizer.from_state_dict(state).fingerprint == trained.fingerprint
+    assert len(json.dumps(gpt2.state_dict())) < 100, "GPT-2's table is in the package and need not be copied"
+    assert Tokenizer.from_state_dict(gpt2.state_dict()).fingerprint == gpt2.fingerprint
+
+
+@pytest.mark.parametrize("table", [b"", b"YQ== 0\n", b"no table", b"YQ== x\n"])
+def test_a_file_that_is_no_table_is_refused(table: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.tiktoken").write_bytes(table)
+    with pytest.raises(CallError, match=r"x\.tiktoken"):
+        Tokenizer.from_file(tmp_path / "x.tiktoken")

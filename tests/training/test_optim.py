@@ -1,0 +1,81 @@
+"""AdamW's groups and the learning rate over the steps."""
+
+import math
+
+import pytest
+import torch
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.optim import Optimization, adamw, schedule
+
+
+def test_matrices_decay_and_nothing_else_does() -> None:
+    model = GPT(GPTConfig(n_layer=2, n_head=2, dim=16, block_size=8, vocab_size=40))
+    decaying, others = adamw(model, weight_decay=0.3).param_groups
+    assert decaying["weight_decay"] == 0.3
+    assert others["weight_decay"] == 0.0
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert all(parameter.ndim >= 2 for parameter in decaying["params"])
+    assert all(names[parameter].endswith("bias") or "norm" in names[parameter] for parameter in others["params"])
+    assert len(decaying["params"]) + len(others["params"]) == len(names), "a tied matrix must be there once"
+
+
+def test_fused_steps_are_those_of_the_formula() -> None:
+    """Kingma & Ba 2015 (1412.6980), algorithm 1, with the decoupled decay of 1711.05101, in float64 by hand."""
+    weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64))
+    model = torch.nn.Module()
+    model.weight = weight
+    optimizer = adamw(model, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    expected = weight.detach().clone()
+    m, v = torch.zeros_like(expected), torch.zeros_like(expected)
+    for step in range(1, 6):
+        gradient = torch.full_like(expected, float(step)) * expected.sign()
+        weight.grad = gradient.clone()
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        expected -= 0.01 * 0.1 * expected
+        expected -= 0.01 * (m / (1 - 0.9**step)) / ((v / (1 - 0.95**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_warmup_is_linear_over_its_share_and_peaks_at_lr(kind: str) -> None:
+    optimization = Optimization(schedule=kind, warmup=0.05)  # type: ignore[arg-type]
+    factors = [optimization.lr_factor(step, 200) for step in range(200)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert max(factors) == 1.0
+    assert factors[10] == 1.0
+
+
+def test_decays_end_where_they_should() -> None:
+    def factor(kind: str, step: int) -> float:
+        return Optimization(schedule=kind, warmup=0.0, final_lr=0.1).lr_factor(step, 101)  # type: ignore[arg-type]
+
+    assert factor("cosine", 50) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert factor("linear", 50) == pytest.approx(0.55)
+    assert factor("constant", 100) == 1.0
+    assert factor("cosine", 100) == pytest.approx(0.1)
+    assert factor("linear", 100) == pytest.approx(0.1)
+    cosine = [factor("cosine", step) for step in range(101)]
+    assert cosine == sorted(cosine, reverse=True)
+
+
+def test_schedule_moves_the_optimizer() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    rates = schedule(optimizer, Optimization(lr=2.0, warmup=0.5, schedule="constant"), total_steps=4)
+    seen = []
+    for _ in range(4):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        rates.step()
+    assert seen == [1.0, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"warmup": 1.0}, {"betas": (0.9, 1.0)}, {"final_lr": 2}],
+)
+def test_wrong_values_are_refused(wrong: dict) -> None:
+    with pytest.raises(CallError, match=next(iter(wrong))):
+        Optimization(**wrong)
