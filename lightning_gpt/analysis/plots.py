@@ -33,7 +33,7 @@ def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
     """Causal mask, scaled scores and softmax of one head side by side, with the tokens along them."""
     scores, pattern = maps.scores[layer, head], maps.pattern[layer, head]
     side = max(3.2, min(9.0, 0.34 * len(maps.tokens) + 1.6))
-    figure = Figure(figsize=(3 * side + 1, side + 0.9), layout="constrained")
+    figure = Figure(figsize=(3 * side + 1, 0.85 * side + 0.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(maps.mask, vmin=0, vmax=1, cmap="Greys_r")
     left.set_title("causal mask: white may be attended to")

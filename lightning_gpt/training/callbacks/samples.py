@@ -1,5 +1,7 @@
 """What the model writes and where it looks, in TensorBoard as training goes."""
 
+import re
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -27,7 +29,7 @@ class Samples(Callback):
 
     def __init__(
         self,
-        prompts: tuple[str, ...] = ("The ", "In the beginning", "A function is"),
+        prompts: tuple[str, ...] = ("The", "In the beginning", "A function is"),
         max_new_tokens: int = 48,
         temperature: float = 0.8,
         seed: int = 0,
@@ -51,7 +53,12 @@ class Samples(Callback):
         for number, prompt in enumerate(self.prompts):
             ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
             text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))
-            board.experiment.add_text(f"samples/{number}", f"**{prompt}**{text}", step)
+            board.experiment.add_text(f"samples/{number}", f"**{_plain(prompt.strip())}**{_plain(text)}", step)
         ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[: model.config.block_size]
         maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
         board.experiment.add_figure("attention/pattern", heads_grid(maps, f"step {step:,}"), step)
+
+
+def _plain(text: str) -> str:
+    """``text`` so that Markdown, which TensorBoard reads, shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~])", r"\\\1", text)

@@ -19,7 +19,7 @@ from lightning_gpt.models.generation import Sampling
 from lightning_gpt.models.loss import IGNORED
 from lightning_gpt.training.module import LanguageModule
 
-_SAMPLE_PROMPT = "The "
+_SAMPLE_PROMPT = "The"
 
 
 class RunSummary(Callback):
@@ -83,7 +83,7 @@ class RunSummary(Callback):
         model, tokenizer = pl_module.model, data.tokenizer
         ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
         text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
-        say(f"a sample: {_SAMPLE_PROMPT}{' '.join(text.split())}")
+        say(f"a sample: {' '.join((_SAMPLE_PROMPT + text).split())}")
         say_next_commands(Path(self._folder))
 
     def _say_perplexities(self, trainer: L.Trainer, data: TextData) -> None:
@@ -119,6 +119,6 @@ def say_next_commands(run: Path) -> None:
     )
     say("next")
     say(f"  look:      tensorboard --logdir {folder}")
-    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The "')
+    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"')
     say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"')
     say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}")
