@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -24,16 +24,24 @@ def require_positive(config: Any, *names: str) -> None:
             raise CallError(f"{name} is {value}; it must be a whole number of at least 1")
 
 
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a config whose field ``name`` is none of ``choices``."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise CallError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, ``model`` is in evaluation mode (no dropout) and makes no gradients; afterwards it is as it was."""
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 class LanguageModel(Watched, ABC):

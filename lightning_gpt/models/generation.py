@@ -37,7 +37,8 @@ class Sampling:
         logits = logits.float()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-        logits = logits / self.temperature
+        # from the largest down and in double, so that no temperature is too small to divide by
+        logits = ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # scatter the k winners rather than compare with the k-th: ties cannot let more than k through
             values, indices = logits.topk(self.top_k, dim=-1)

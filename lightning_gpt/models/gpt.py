@@ -7,12 +7,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention import Backend, MultiHeadAttention
-from lightning_gpt.models.base import LanguageModel, require_positive
+from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 from lightning_gpt.models.block import Block
 from lightning_gpt.models.feedforward import FeedForward
 
@@ -45,6 +46,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "n_layer", "n_head", "dim", "block_size", "vocab_size")
+        require_choice(self, "attention_backend", get_args(Backend))
         if self.dim % self.n_head:
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
             raise CallError(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 IGNORED = -100
 """A target that counts for nothing, as in :func:`torch.nn.functional.cross_entropy`."""
@@ -25,6 +24,13 @@ def _chunk_size(vocab_size: int, device: torch.device) -> int:
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"hidden states {tuple(hidden.shape)} need targets {tuple(hidden.shape[:-1])}, not {tuple(targets.shape)}"
+        )
 
 
 def _softmax_and_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             size = _chunk_size(len(weight), hidden.device)
             for start in range(0, len(targets), size):
                 chunk = slice(start, start + size)
-                inputs, labels = hidden[chunk].to(dtype), targets[chunk].clamp(min=0)
+                inputs, labels = hidden[chunk].to(dtype), torch.where(valid[chunk], targets[chunk], 0)
                 softmax, nll = _softmax_and_nll(inputs, cast_weight, labels)
                 total += torch.where(valid[chunk], nll, 0).sum()
                 # d(nll)/d(logits) = softmax − one-hot; the division by the count waits for the backward
@@ -81,8 +87,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("linear_cross_entropy is differentiable once; for more, use cross_entropy on the logits")
         grad_hidden, grad_weight, count = ctx.saved_tensors
         scale = grad_outputs[0] / count
         return (
@@ -104,6 +111,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         A scalar, differentiable once in ``hidden`` and ``weight``; 0 where every target is ignored.
         Under autocast the products are in its precision; softmax and sums stay in fp32.
     """
+    _require_one_target_each(hidden, targets)
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return, no-untyped-call]
@@ -123,13 +131,14 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     Returns:
         The shape of ``targets``, in fp32 (fp64 for fp64 input).
     """
+    _require_one_target_each(hidden, targets)
     dtype = _compute_dtype(hidden)
-    flat, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    flat, labels = hidden.reshape(-1, hidden.shape[-1]), torch.where(targets != IGNORED, targets, 0).reshape(-1)
     size = _chunk_size(len(weight), hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
         cast_weight = weight.to(dtype)
         chunks = [
-            _softmax_and_nll(inputs.to(dtype), cast_weight, chunk.clamp(min=0))[1]
+            _softmax_and_nll(inputs.to(dtype), cast_weight, chunk)[1]
             for inputs, chunk in zip(torch.split(flat, size), torch.split(labels, size), strict=True)
         ]
     nll = torch.cat(chunks).view(targets.shape)

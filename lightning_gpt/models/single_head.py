@@ -10,11 +10,12 @@ The whole model, for token ids of length T (rows are positions)::
 """
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor, nn
 
 from lightning_gpt.models.attention import Backend, CausalAttention
-from lightning_gpt.models.base import LanguageModel, require_positive
+from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class SingleHeadConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "dim", "block_size", "vocab_size")
+        require_choice(self, "attention_backend", get_args(Backend))
 
 
 class SingleHead(CausalAttention):

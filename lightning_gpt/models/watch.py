@@ -8,7 +8,7 @@ through ``self.see(name, value)``. While nobody looks, that call is one comparis
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
 import torch
@@ -32,8 +32,8 @@ class Trace(Mapping[str, Tensor]):
     def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
         full_name = name if isinstance(name, str) else f"blocks.{name[1]}.{name[0]}"
         if full_name not in self._tensors:
-            close = get_close_matches(full_name, self._tensors, n=3) or list(self._tensors)[:8]
-            raise KeyError(f"nothing recorded under {full_name!r}; recorded are, among others: {', '.join(close)}")
+            near = ", ".join(_nearest(full_name, self._tensors))
+            raise KeyError(f"nothing recorded under {full_name!r}; recorded are, among others: {near}")
         return self._tensors[full_name]
 
     def __iter__(self) -> Iterator[str]:
@@ -47,7 +47,8 @@ class Trace(Mapping[str, Tensor]):
         pattern = re.compile(rf"blocks\.\d+\.{re.escape(name)}")
         found = [tensor for full_name, tensor in self._tensors.items() if pattern.fullmatch(full_name)]
         if not found:
-            raise KeyError(f"no block recorded {name!r}; recorded are, among others: {', '.join(list(self)[:8])}")
+            near = ", ".join(_nearest(f"blocks.0.{name}", self))
+            raise KeyError(f"no block recorded {name!r}; recorded are, among others: {near}")
         return torch.stack(found)
 
     def __repr__(self) -> str:
@@ -63,6 +64,7 @@ class Watch:
         self.edits = edits
         self.trace = Trace()
         self.seen: set[str] = set()
+        self.offered: set[str] = set()  # what would have been made, had anybody asked
 
     def recorded(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
@@ -88,8 +90,18 @@ class Watch:
         """Refuse to end in silence when a name that was asked for never occurred."""
         for pattern in [*self.patterns, *self.edits]:
             if not any(fnmatchcase(name, pattern) for name in self.seen):
-                close = get_close_matches(pattern, self.seen, n=4, cutoff=0.4) or sorted(self.seen)[:8]
-                raise KeyError(f"no intermediate is named {pattern!r}; near it there are: {', '.join(close)}")
+                near = ", ".join(_nearest(pattern, self.seen | self.offered))
+                raise KeyError(f"no intermediate is named {pattern!r}; near it there are: {near}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The four of ``names`` most like ``name``: the last part of the path counts first, then the whole."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        parts = SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return parts, SequenceMatcher(None, name, other).ratio()
+
+    return sorted(sorted(names), key=likeness, reverse=True)[:4]
 
 
 class Watched(nn.Module):
@@ -104,10 +116,11 @@ class Watched(nn.Module):
 
     def asked_for(self, *names: str) -> bool:
         """Whether somebody looks at (or edits) one of these intermediates, so that it must be made."""
-        watch = self._watch
-        return watch is not None and any(
-            watch.recorded(self._prefix + name) or watch.edited(self._prefix + name) for name in names
-        )
+        if self._watch is None:
+            return False
+        full_names = [self._prefix + name for name in names]
+        self._watch.offered.update(full_names)
+        return any(self._watch.recorded(name) or self._watch.edited(name) for name in full_names)
 
 
 @contextmanager
@@ -148,6 +161,8 @@ def zero_heads(*heads: int) -> Callable[[Tensor], Tensor]:
     """An edit for ``attention.head_output`` ``(batch, n_head, time, head_dim)`` that silences some heads."""
 
     def edit(head_output: Tensor) -> Tensor:
+        if head_output.ndim != 4:
+            raise ValueError(f"zero_heads edits (batch, n_head, time, head_dim), not {tuple(head_output.shape)}")
         keep = torch.ones(head_output.shape[1], dtype=head_output.dtype, device=head_output.device)
         keep[list(heads)] = 0
         return head_output * keep[:, None, None]
