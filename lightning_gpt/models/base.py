@@ -84,12 +84,11 @@ class LanguageModel(Watched, ABC):
         return F.linear(self.hidden(ids[:, -self.config.block_size :])[:, -1], self.unembedding)
 
     def record(
-        self, names: Iterable[str] | None = None, edits: Mapping[str, Edit] | None = None
+        self, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
     ) -> AbstractContextManager[Trace]:
         """Record (and edit) named intermediates; see :func:`lightning_gpt.models.watch.record`."""
         return record(self, names, edits)
 
-    @torch.no_grad()
     def generate(
         self,
         ids: Tensor,
@@ -103,15 +102,18 @@ class LanguageModel(Watched, ABC):
         """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
 
         ``temperature=0`` is greedy. Past ``block_size`` the context slides: each token sees the last
-        ``block_size`` ids. The model's train/eval mode is left as it is.
+        ``block_size`` ids. Dropout is off meanwhile.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        new = list(sample(self.next_logits, ids, max_new_tokens, sampling, generator))
+        with evaluating(self):
+            new = list(sample(self.next_logits, ids, max_new_tokens, sampling, generator))
         return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
 
     def embed(self, ids: Tensor, token_embedding: nn.Embedding, position_embedding: nn.Embedding) -> Tensor:
         """``E_tok[ids] + E_pos[0..time−1]``, ``(batch, time, dim)``, with both parts and the sum recorded."""
-        time, limit = ids.shape[-1], self.config.block_size
+        if ids.ndim != 2:
+            raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
+        time, limit = ids.shape[1], self.config.block_size
         if time > limit:
             raise CallError(
                 f"the input has {time} tokens and the model's learned positions end at block_size {limit}: "

@@ -59,8 +59,8 @@ class Trace(Mapping[str, Tensor]):
 class Watch:
     """What one :func:`record` context looks for and changes."""
 
-    def __init__(self, names: Iterable[str] | None, edits: Mapping[str, Edit]) -> None:
-        self.patterns = ["*"] if names is None else list(names)
+    def __init__(self, names: Iterable[str] | str | None, edits: Mapping[str, Edit]) -> None:
+        self.patterns = ["*"] if names is None else [names] if isinstance(names, str) else list(names)
         self.edits = edits
         self.trace = Trace()
         self.seen: set[str] = set()
@@ -77,10 +77,9 @@ class Watch:
         for pattern, edit in self.edits.items():
             if fnmatchcase(name, pattern):
                 changed = edit(value) if callable(edit) else edit
-                if changed.shape != value.shape:
-                    raise ValueError(
-                        f"the edit of {name!r} gave shape {tuple(changed.shape)}; it must keep {tuple(value.shape)}"
-                    )
+                if not isinstance(changed, Tensor) or changed.shape != value.shape:
+                    given = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else repr(changed)
+                    raise ValueError(f"the edit of {name!r} gave {given}; it must keep {tuple(value.shape)}")
                 value = changed
         if self.recorded(name):
             self.trace._tensors[name] = value
@@ -125,13 +124,13 @@ class Watched(nn.Module):
 
 @contextmanager
 def record(
-    model: nn.Module, names: Iterable[str] | None = None, edits: Mapping[str, Edit] | None = None
+    model: nn.Module, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
 ) -> Iterator[Trace]:
     """Record the named intermediates of every forward pass of ``model`` inside the context.
 
     Args:
         model: Any module that holds :class:`Watched` modules.
-        names: Which to keep, as names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
+        names: Which to keep, as a name, or names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
             What is not asked for is not kept, and attention matrices that nobody asks for are not made.
         edits: Interventions by name or pattern: a function of the tensor, or the tensor to put in its place
             (see :func:`zero_heads`).
