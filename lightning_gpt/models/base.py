@@ -44,6 +44,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
+def positions_within(documents: Tensor) -> Tensor:
+    """The position of each token in its document, from document numbers ``(batch, time)``."""
+    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
 class LanguageModel(Watched, ABC):
     """A causal model of token sequences with learned positions and one unembedding matrix.
 
@@ -55,29 +63,33 @@ class LanguageModel(Watched, ABC):
     """The frozen dataclass that the model was built from; it has at least ``block_size`` and ``vocab_size``."""
 
     @abstractmethod
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``."""
+    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``.
+
+        With ``documents`` ``(batch, time)``, the number of the document that each token is of (not falling along
+        time), tokens attend within their document only and positions restart at each.
+        """
 
     @property
     @abstractmethod
     def unembedding(self) -> Tensor:
         """The matrix ``(vocab_size, dim)`` that scores each token against a hidden state."""
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """Token ids ``(batch, time)`` to logits ``(batch, time, vocab_size)``.
 
         Raises:
             CallError: Where ``time`` is more than ``block_size``, or (on CPU) an id is outside the vocabulary.
         """
-        return self.see("logits", F.linear(self.hidden(ids), self.unembedding))
+        return self.see("logits", F.linear(self.hidden(ids, documents), self.unembedding))
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits."""
-        return linear_cross_entropy(self.hidden(ids), self.unembedding, targets)
+        return linear_cross_entropy(self.hidden(ids, documents), self.unembedding, targets)
 
-    def token_nll(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""
-        return token_nll(self.hidden(ids), self.unembedding, targets)
+        return token_nll(self.hidden(ids, documents), self.unembedding, targets)
 
     def next_logits(self, ids: Tensor) -> Tensor:
         """Logits ``(batch, vocab_size)`` of the token after ``ids``; only the last ``block_size`` ids count."""
@@ -109,7 +121,13 @@ class LanguageModel(Watched, ABC):
             new = list(sample(self.next_logits, ids, max_new_tokens, sampling, generator))
         return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
 
-    def embed(self, ids: Tensor, token_embedding: nn.Embedding, position_embedding: nn.Embedding) -> Tensor:
+    def embed(
+        self,
+        ids: Tensor,
+        token_embedding: nn.Embedding,
+        position_embedding: nn.Embedding,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """``E_tok[ids] + E_pos[0..time−1]``, ``(batch, time, dim)``, with both parts and the sum recorded."""
         if ids.ndim != 2:
             raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
@@ -121,8 +139,11 @@ class LanguageModel(Watched, ABC):
             )
         self.check_ids(ids)
         tokens = self.see("token_embedding", token_embedding(ids))  # (B, T, d)
-        positions = self.see("position_embedding", position_embedding.weight[:time])  # (T, d)
-        return self.see("embedding", tokens + positions)
+        if documents is None:
+            positions = position_embedding.weight[:time]  # (T, d)
+        else:
+            positions = position_embedding(positions_within(documents))  # (B, T, d)
+        return self.see("embedding", tokens + self.see("position_embedding", positions))
 
     def check_ids(self, ids: Tensor) -> None:
         """Refuse ids outside the vocabulary; on an accelerator, where looking would stall, its own check serves."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.attention import Mask, MultiHeadAttention
 from lightning_gpt.models.feedforward import FeedForward
 from lightning_gpt.models.watch import Watched
 
@@ -22,9 +22,9 @@ class Block(Watched):
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after this block."""
+    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
+        """The residual stream ``(batch, time, dim)`` before and after this block; ``mask`` as in the attention."""
         normed = self.see("attention_norm", self.attention_norm(x))
-        x = self.see("after_attention", x + self.dropout(self.attention(normed)))
+        x = self.see("after_attention", x + self.dropout(self.attention(normed, mask)))
         normed = self.see("ffn_norm", self.ffn_norm(x))
         return self.see("after_ffn", x + self.dropout(self.ffn(normed)))

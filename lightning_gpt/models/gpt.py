@@ -12,7 +12,7 @@ from typing import get_args
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import Backend, MultiHeadAttention
+from lightning_gpt.models.attention import Backend, Mask, MultiHeadAttention, document_block_mask, document_mask
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 from lightning_gpt.models.block import Block
 from lightning_gpt.models.feedforward import FeedForward
@@ -96,13 +96,20 @@ class GPT(LanguageModel):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def mask_between(self, documents: Tensor) -> Mask:
+        """The mask that keeps documents apart: blocks for ``flex_attention`` on a GPU, booleans elsewhere."""
+        # the block kernel has neither dropout nor anything to show
+        plain = self.config.attention_backend == "sdpa" and self.config.dropout == 0 and self._watch is None
+        return document_block_mask(documents) if documents.is_cuda and plain else document_mask(documents)
+
     @property
     def unembedding(self) -> Tensor:
         return self.token_embedding.weight if self.head is None else self.head.weight
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """Token ids ``(batch, time)`` to the final LayerNorm's output ``(batch, time, dim)``."""
-        x = self.dropout(self.embed(ids, self.token_embedding, self.position_embedding))  # (B, T, d)
+        x = self.dropout(self.embed(ids, self.token_embedding, self.position_embedding, documents))  # (B, T, d)
+        mask = None if documents is None else self.mask_between(documents)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, mask)
         return self.see("final_norm", self.final_norm(x))

@@ -14,7 +14,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import Backend, CausalAttention
+from lightning_gpt.models.attention import Backend, CausalAttention, document_mask
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 
 
@@ -53,10 +53,10 @@ class SingleHead(CausalAttention):
         self.w_v = nn.Linear(dim, dim, bias=False)
         self.w_0 = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, n: Tensor) -> Tensor:
+    def forward(self, n: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(batch, time, dim)`` to ``(batch, time, dim)``."""
         q, k, v = self.see("q", self.w_q(n)), self.see("k", self.w_k(n)), self.see("v", self.w_v(n))
-        return self.see("output", self.w_0(self.attend(q, k, v)))
+        return self.see("output", self.w_0(self.attend(q, k, v, mask)))
 
 
 class SingleHeadModel(LanguageModel):
@@ -83,8 +83,9 @@ class SingleHeadModel(LanguageModel):
     def unembedding(self) -> Tensor:
         return self.token_embedding.weight
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
         """Token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
-        x = self.embed(ids, self.token_embedding, self.position_embedding)  # (B, T, d)
+        x = self.embed(ids, self.token_embedding, self.position_embedding, documents)  # (B, T, d)
         n = self.see("norm", self.norm(x))
-        return self.see("residual", x + self.attention(n))
+        mask = None if documents is None else document_mask(documents)
+        return self.see("residual", x + self.attention(n, mask))

@@ -130,7 +130,7 @@ def record(
 
     Args:
         model: Any module that holds :class:`Watched` modules.
-        names: Which to keep, as a name, or names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
+        names: Which to keep: a name, names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
             What is not asked for is not kept, and attention matrices that nobody asks for are not made.
         edits: Interventions by name or pattern: a function of the tensor, or the tensor to put in its place
             (see :func:`zero_heads`).
