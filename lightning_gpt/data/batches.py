@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_gpt.data.stream import Cursor, RowSequence, Stream
+from lightning_gpt.data.stream import PADDING, Cursor, RowSequence, Stream
 from lightning_gpt.models.loss import IGNORED
 
 
@@ -19,8 +19,19 @@ class Batch(TypedDict, total=False):
 
     ids: Tensor
     targets: Tensor
+    documents: Tensor
+    """Where documents are kept apart: the number of each token's document in its row, ``(rows, block_size)``."""
     cursor: str
     """JSON: where the sequence goes on after this batch of *all* processes."""
+
+
+def batch_of(inputs: Tensor, targets: Tensor, end_of_text: int | None) -> Batch:
+    """A batch; with ``end_of_text``, the id that closes each document, its documents are numbered."""
+    batch = Batch(ids=inputs, targets=targets)
+    if end_of_text is not None:
+        closes = (inputs == end_of_text).long()
+        batch["documents"] = closes.cumsum(dim=1) - closes
+    return batch
 
 
 class TrainBatches(IterableDataset[Batch]):
@@ -37,6 +48,7 @@ class TrainBatches(IterableDataset[Batch]):
         world_size: Number of processes.
         steps_per_epoch: Optimizer steps in an epoch; without it the epoch has no end.
         accumulate: Micro-batches in an optimizer step.
+        separate: Whether each token's document is numbered, so that the model can keep documents apart.
         cursor: Where to start; may be set again before a new iteration.
     """
 
@@ -48,6 +60,7 @@ class TrainBatches(IterableDataset[Batch]):
         world_size: int,
         steps_per_epoch: int | None,
         accumulate: int,
+        separate: bool = False,
         cursor: Cursor | None = None,
     ) -> None:
         self.stream = stream
@@ -56,6 +69,7 @@ class TrainBatches(IterableDataset[Batch]):
         self.world_size = world_size
         self.steps_per_epoch = steps_per_epoch
         self.accumulate = accumulate
+        self.separate = separate
         self.cursor = cursor
         self._open: RowSequence | None = None
 
@@ -63,6 +77,10 @@ class TrainBatches(IterableDataset[Batch]):
     def micro_batches_per_epoch(self) -> int | None:
         """Length of a whole epoch in micro-batches of one process."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.accumulate
+
+    @property
+    def _end_of_text(self) -> int | None:
+        return self.stream.readers[0].tokenizer.end_of_text if self.separate else None
 
     def _left_in_epoch(self) -> int | None:
         if self.micro_batches_per_epoch is None:
@@ -86,7 +104,12 @@ class TrainBatches(IterableDataset[Batch]):
             rows = sequence.take(self.batch_size * self.world_size)
             if number % workers == first:
                 tokens = torch.from_numpy(rows[mine])
-                yield Batch(ids=tokens[:, :-1], targets=tokens[:, 1:], cursor=json.dumps(sequence.cursor()))
+                # what is padded is fed as token 0 and asked for by no target
+                inputs = tokens[:, :-1].clamp(min=0)
+                targets = torch.where(tokens[:, 1:] == PADDING, IGNORED, tokens[:, 1:])
+                batch = batch_of(inputs, targets, self._end_of_text)
+                batch["cursor"] = json.dumps(sequence.cursor())
+                yield batch
 
 
 class SizedTrainBatches(TrainBatches):
@@ -109,9 +132,19 @@ class EvalBatches(IterableDataset[Batch]):
         batch_size: Rows per process and batch.
         rank: Of this process.
         world_size: Number of processes.
+        end_of_text: The id that closes each document, where documents are kept apart.
     """
 
-    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        block_size: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        end_of_text: int | None = None,
+    ) -> None:
+        self.end_of_text = end_of_text
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -137,4 +170,4 @@ class EvalBatches(IterableDataset[Batch]):
         for number in range(first, self.batches, workers):
             start = (number * self.world_size + self.rank) * self.batch_size
             rows = slice(start, start + self.batch_size)
-            yield Batch(ids=self._inputs[rows], targets=self._targets[rows])
+            yield batch_of(self._inputs[rows], self._targets[rows], self.end_of_text)

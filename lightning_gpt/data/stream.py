@@ -1,27 +1,39 @@
 """From documents to the endless, exactly repeatable sequence of training rows.
 
 For each source, the documents of the training split are tokenised in order, each closed by ``<|endoftext|>``, and
-cut into rows of ``block_size + 1`` tokens; once through is a *pass*, and what is left at its end and fills no row
-is dropped. Within a pass, windows of ``shuffle_window`` rows are each put in an order drawn from (seed, source,
-pass, window). A mix takes its rows from the sources in proportion to their weights. So row number n is a pure
-function of the configuration and the seed, and a *cursor*, a small JSON object, says where to go on: a window can
-always be read again from the document that it starts in, which a shuffle buffer that drops its content cannot.
+packed into rows of ``block_size + 1`` tokens (:mod:`~lightning_gpt.data.packing`); once through is a *pass*. Within a
+pass, windows of ``shuffle_window`` rows are each put in an order drawn from (seed, source, pass, window). A mix takes
+its rows from the sources in proportion to their weights. So row number n is a pure function of the configuration and
+the seed, and a *cursor*, a small JSON object, says where to go on: a window can always be read again from the document
+that it starts in, which a shuffle buffer that drops its content cannot.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
+from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources import Source
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 
 Cursor = dict[str, Any]
+
+PADDING = -1
+"""What stands in a row where it holds no token."""
+
+
+def texts_of(source: Source, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
+    """Number and text of the documents of one split that ``source`` accepts, from its document ``start`` on."""
+    for number, document in enumerate(source.documents(start), start):
+        if source.accepts(document.text) and split.of(document.text) == part:
+            yield number, document.text
 
 
 @dataclass(frozen=True)
@@ -33,76 +45,177 @@ class Reader:
     part: SplitName
     tokenizer: Tokenizer
 
-    def texts(self, start: int = 0) -> Iterator[tuple[int, str]]:
-        """Number and text of the split's documents, from document ``start`` of the source on."""
-        for number, document in enumerate(self.source.documents(start), start):
-            if document.text and self.split.of(document.text) == self.part:
-                yield number, document.text
-
     def tokens(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of the split's documents, each closed by ``<|endoftext|>``."""
-        for number, text in self.texts(start):
+        """Number and tokens of the split's documents, each closed by ``<|endoftext|>``, from document ``start`` on."""
+        if isinstance(self.source, PreparedSource):
+            for number, part, tokens in self.source.tokens(start):
+                if part == self.part:
+                    yield number, tokens
+            return
+        for number, text in texts_of(self.source, self.split, self.part, start):
             yield number, np.append(self.tokenizer.encode(text), np.uint32(self.tokenizer.end_of_text))
 
 
 @dataclass(frozen=True)
 class Count:
-    """What one pass over a :class:`Reader` holds."""
+    """What one pass over a :class:`Reader` holds, and what packing makes of it."""
 
     documents: int
     tokens: int
     rows: int
+    dropped: int
+    """Tokens that are in no row."""
+    padding: int
+    """Places in rows that hold no token."""
     token_counts: np.ndarray
     """How often each token id occurs, ``(vocab_size,)``."""
 
 
-def count(reader: Reader, block_size: int) -> Count:
-    """Read a source through once, as far as training will, to know its size."""
-    documents, total, token_counts = 0, 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
-    limit = reader.source.max_tokens
-    for _, tokens in reader.tokens():
-        documents += 1
-        tokens = tokens if limit is None else tokens[: limit - total]
-        total += len(tokens)
-        token_counts += np.bincount(tokens, minlength=len(token_counts))
-        if total == limit:
-            break
-    return Count(documents, total, total // (block_size + 1), token_counts)
-
-
 @dataclass
-class _Window:
+class Window:
     """Where a window of rows starts in its source: ``offset`` tokens into document ``document``."""
 
     index: int = 0
     document: int = 0
     offset: int = 0
+    tokens_before: int = 0
+    """Tokens of this pass that came before it."""
+    digest: str = ""
+    """A hash of its rows once they were packed, so that a source that has changed since is found out."""
 
 
-class SourceRows:
-    """The endless rows of one source.
+class Windows:
+    """The windows of one source, in the order of its documents, from any of them on.
+
+    While it goes forward, each document is tokenised once; a window that starts anew reads its first document again.
 
     Args:
         reader: The documents.
+        packing: How they become rows.
         row_tokens: Tokens in a row: ``block_size + 1``.
-        shuffle_window: Rows that are shuffled together.
+        most_rows: Rows in a window.
+    """
+
+    def __init__(self, reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> None:
+        self.reader = reader
+        self.packing = packing
+        self.row_tokens = row_tokens
+        self.most_rows = most_rows
+        self._feed: _Feed | None = None
+        self._next = Window()
+
+    def read(self, window: Window) -> tuple[Packed, Window | None]:
+        """The rows of ``window`` and the window after it; None at the end of the pass."""
+        if self._feed is None or window != self._next:
+            self._feed = _Feed(self.reader.tokens(window.document))
+        limit = self.reader.source.max_tokens
+        left = None if limit is None else limit - window.tokens_before + window.offset
+        start = Position(window.document, window.offset)
+        packed = self.packing.pack(_first_tokens(self._feed, left), start, self.row_tokens, self.most_rows)
+        window.digest = self._checked_digest(window, packed)
+        if packed.after is None:
+            self._feed = None
+            return packed, None
+        if packed.after.document == self._feed.last:
+            self._feed.again()
+        used = int(packed.lengths.sum()) + packed.dropped
+        self._next = Window(window.index + 1, packed.after.document, packed.after.offset, window.tokens_before + used)
+        return packed, replace(self._next)
+
+    def _checked_digest(self, window: Window, packed: Packed) -> str:
+        digest = hashlib.blake2b(packed.rows.tobytes(), digest_size=8).hexdigest()
+        if window.digest not in ("", digest):
+            raise WorkError(
+                f"source {self.reader.source.name!r} has changed since the checkpoint was saved: the text from its "
+                f"document {window.document} on (token {window.offset}) is not what was trained on"
+            )
+        return digest
+
+
+class _Feed(Iterator[tuple[int, np.ndarray]]):
+    """Documents that can be stepped back by one."""
+
+    def __init__(self, documents: Iterator[tuple[int, np.ndarray]]) -> None:
+        self._documents = documents
+        self._item: tuple[int, np.ndarray] | None = None
+        self._repeat = False
+
+    @property
+    def last(self) -> int | None:
+        """Number of the document given last."""
+        return None if self._item is None else self._item[0]
+
+    def again(self) -> None:
+        """Give the last document once more."""
+        self._repeat = True
+
+    def __next__(self) -> tuple[int, np.ndarray]:
+        if not self._repeat or self._item is None:
+            self._item = next(self._documents)
+        self._repeat = False
+        return self._item
+
+
+def _first_tokens(documents: Iterator[tuple[int, np.ndarray]], limit: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    """``documents`` up to so many tokens in all."""
+    for number, tokens in documents:
+        yield number, tokens if limit is None else tokens[:limit]
+        if limit is not None:
+            limit -= len(tokens)
+            if limit <= 0:
+                return
+
+
+def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_rows: int = 16384) -> Count:
+    """Read a source through once, as far as training will, to know its size."""
+    seen, token_counts = set(), np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
+
+    class Counted(Reader):
+        """The reader, with what it gives counted on the way."""
+
+        def tokens(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+            for number, tokens in _first_tokens(super().tokens(start), self.source.max_tokens):
+                if number not in seen:
+                    seen.add(number)
+                    token_counts[:] += np.bincount(tokens, minlength=len(token_counts))
+                yield number, tokens
+
+    counted = Counted(reader.source, reader.split, reader.part, reader.tokenizer)
+    windows = Windows(counted, packing, block_size + 1, most_rows)
+    window: Window | None = Window()
+    rows = dropped = padding = 0
+    while window is not None:
+        packed, window = windows.read(window)
+        rows += len(packed.rows)
+        dropped += packed.dropped
+        padding += packed.rows.size - int(packed.lengths.sum())
+    return Count(len(seen), int(token_counts.sum()), rows, dropped, padding, token_counts)
+
+
+class SourceRows:
+    """The endless rows of one source, each window of them in an order of its own.
+
+    Args:
+        windows: The windows of the source.
         seed: Of the order.
         state: Where to go on, from :meth:`state`; the start when omitted.
     """
 
-    def __init__(
-        self, reader: Reader, row_tokens: int, shuffle_window: int, seed: int, state: Cursor | None = None
-    ) -> None:
-        self.reader = reader
-        self.row_tokens = row_tokens
-        self.shuffle_window = shuffle_window
+    def __init__(self, windows: Windows, seed: int, state: Cursor | None = None) -> None:
+        self.windows = windows
         self.seed = seed
         self.pass_number = state["pass"] if state else 0
-        self.window = _Window(**state["window"]) if state else _Window()
+        self.window = Window(**state["window"]) if state else Window()
         self.used = state["rows_used_of_window"] if state else 0
         self.taken = state["rows_taken"] if state else 0
         self._rows: np.ndarray | None = None  # (rows, row_tokens) of the open window, in training order
-        self._after: _Window | None = None  # where the next window starts; None at the end of a pass
+        self._lengths = np.empty(0, dtype=np.int64)
+        self._after: Window | None = None
+
+    @property
+    def source(self) -> Source:
+        """Where the rows come from."""
+        return self.windows.reader.source
 
     def state(self) -> Cursor:
         """Where the next row comes from, as plain values."""
@@ -114,11 +227,12 @@ class SourceRows:
         }
 
     def take(self) -> np.ndarray:
-        """The next row, ``(row_tokens,)``."""
+        """The next row, ``(row_tokens,)`` int64; what is padded is :data:`PADDING`."""
         rows = self._read_window() if self._rows is None else self._rows
         while self.used >= len(rows):
             rows = self._next_window(len(rows))
-        row: np.ndarray = rows[self.used]
+        row = rows[self.used].astype(np.int64)
+        row[self._lengths[self.used] :] = PADDING
         self.used += 1
         self.taken += 1
         return row
@@ -126,43 +240,36 @@ class SourceRows:
     def _next_window(self, rows_of_this: int) -> np.ndarray:
         if self._after is not None:
             self.window = self._after
-        elif self.window == _Window() and rows_of_this == 0:
+        elif self.window.index == 0 and rows_of_this == 0:
             raise WorkError(
-                f"source {self.reader.source.name!r} holds less than one block of training text "
-                f"({self.row_tokens} tokens): add text, or lower block_size"
+                f"source {self.source.name!r} holds less than one block of training text "
+                f"({self.windows.row_tokens} tokens): add text, or lower block_size"
             )
         else:
-            self.pass_number += 1
-            self.window = _Window()
+            self._begin_pass(self.pass_number + 1)
         self.used = 0
         return self._read_window()
 
+    def _begin_pass(self, number: int) -> None:
+        most = self.source.max_passes
+        if most is not None and number >= most:
+            raise WorkError(
+                f"source {self.source.name!r} is used up: all its rows were trained on {number} times and max_passes "
+                f"is {most}; allow more passes, lower its weight, or train for fewer steps"
+            )
+        self.pass_number, self.window = number, Window()
+
     def _read_window(self) -> np.ndarray:
-        start, parts, have = self.window, [], 0
-        rows_wanted, last = self.shuffle_window, False
-        if self.reader.source.max_tokens is not None:
-            left = self.reader.source.max_tokens // self.row_tokens - start.index * self.shuffle_window
-            rows_wanted, last = min(rows_wanted, left), left <= rows_wanted
-        wanted = rows_wanted * self.row_tokens
-        self._after = None
-        for number, tokens in self.reader.tokens(start.document):
-            if number == start.document:
-                tokens = tokens[start.offset :]
-            parts.append(tokens)
-            have += len(tokens)
-            if have >= wanted:
-                read = (start.offset if number == start.document else 0) + len(tokens) - (have - wanted)
-                self._after = None if last else _Window(start.index + 1, number, read)
-                break
-        count = min(have // self.row_tokens, rows_wanted)
-        small = self.reader.tokenizer.vocab_size <= 2**16
-        stream = np.concatenate(parts or [np.empty(0)]).astype(np.uint16 if small else np.int32)
-        rows = stream[: count * self.row_tokens].reshape(count, self.row_tokens)
-        self._rows = rows[self._order(count)]
+        packed, self._after = self.windows.read(self.window)
+        order = self._order(len(packed.rows))
+        # half the memory, where the ids allow it
+        small = self.windows.reader.tokenizer.vocab_size <= 2**16
+        self._rows = packed.rows[order].astype(np.uint16 if small else np.int32)
+        self._lengths = packed.lengths[order]
         return self._rows
 
     def _order(self, rows: int) -> np.ndarray:
-        key = f"{self.seed}/{self.reader.source.name}/{self.pass_number}/{self.window.index}"
+        key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         # RandomState: numpy promises never to change its streams (NEP 19); those of Generator may change
         return np.random.RandomState(seed).permutation(rows)
@@ -187,17 +294,17 @@ class RowSequence:
         self.rows = rows
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, block_size + 1)`` int64."""
+        """The next ``count`` rows, ``(count, block_size + 1)`` int64; what is padded is :data:`PADDING`."""
         rows = []
         for _ in range(count):
             lags = [(source.taken + 1) / weight for source, weight in zip(self.sources, self.weights, strict=True)]
             rows.append(self.sources[lags.index(min(lags))].take())
         self.rows += count
-        return np.stack(rows).astype(np.int64)
+        return np.stack(rows)
 
     def cursor(self) -> Cursor:
         """Where the next row comes from: JSON values only, a few hundred bytes a source."""
-        return {"rows": self.rows, "sources": {s.reader.source.name: s.state() for s in self.sources}}
+        return {"rows": self.rows, "sources": {source.source.name: source.state() for source in self.sources}}
 
 
 @dataclass(frozen=True)
@@ -209,6 +316,7 @@ class Stream:
     block_size: int
     shuffle_window: int
     seed: int
+    packing: PackingName = "concatenate"
 
     def __post_init__(self) -> None:
         names = Counter(reader.source.name for reader in self.readers)
@@ -219,8 +327,11 @@ class Stream:
     def open(self, cursor: Cursor | None = None) -> RowSequence:
         """The rows from ``cursor`` on."""
         states = cursor["sources"] if cursor else {}
+        packing, row_tokens = PACKINGS[self.packing], self.block_size + 1
         sources = [
-            SourceRows(reader, self.block_size + 1, self.shuffle_window, self.seed, states.get(reader.source.name))
+            SourceRows(
+                Windows(reader, packing, row_tokens, self.shuffle_window), self.seed, states.get(reader.source.name)
+            )
             for reader in self.readers
         ]
         return RowSequence(sources, self.weights, cursor["rows"] if cursor else 0)
@@ -236,6 +347,7 @@ class Stream:
             "test_share": first.split.test,
             "block_size": self.block_size,
             "shuffle_window": self.shuffle_window,
+            "packing": self.packing,
             "seed": self.seed,
         }
 

@@ -41,7 +41,7 @@ class LanguageModule(L.LightningModule):
         # Dropout in a step is a function of (seed, rows trained on, process), so a resumed run draws the same.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed(hash((seed, self._cursor["rows"], self.global_rank)))
-        return self.model.loss(batch["ids"], batch["targets"])
+        return self.model.loss(batch["ids"], batch["targets"], batch.get("documents"))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself; then the rows of this step, and no earlier, count as trained on."""
@@ -62,12 +62,20 @@ class LanguageModule(L.LightningModule):
         """Negative log-likelihood in nats and most likely token at each position, ``(rows, block_size)`` both."""
         return {
             "targets": batch["targets"],
-            "nll": self.model.token_nll(batch["ids"], batch["targets"]),
-            "predicted": torch.cat([self.model(row[None]).argmax(dim=-1) for row in batch["ids"]]),
+            "nll": self.model.token_nll(batch["ids"], batch["targets"], batch.get("documents")),
+            "predicted": self._predicted(batch["ids"], batch.get("documents")),
         }
 
+    def _predicted(self, ids: Tensor, documents: Tensor | None) -> Tensor:
+        """The likeliest token at each position, a row at a time: logits of a whole batch can be large."""
+        rows = [slice(row, row + 1) for row in range(len(ids))]
+        likeliest = [
+            self.model(ids[row], None if documents is None else documents[row]).argmax(dim=-1) for row in rows
+        ]
+        return torch.cat(likeliest)
+
     def _evaluate(self, batch: Batch) -> None:
-        nll = self.model.token_nll(batch["ids"], batch["targets"])
+        nll = self.model.token_nll(batch["ids"], batch["targets"], batch.get("documents"))
         self.eval_loss.update(nll, batch["targets"] != IGNORED)
 
     def on_validation_epoch_end(self) -> None:

@@ -1,64 +1,44 @@
-"""Sources give every document once, in a fixed order, from any position."""
+"""What every source does, and the two that come with the package."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
+from jsonargparse import ArgumentParser
 
-from lightning_gpt.data.sources import Files, Hub, PythonReference, Source, WikipediaSlice
+from lightning_gpt.data import sources
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.sources import Document, PythonReference, Source, WikipediaSlice
 from lightning_gpt.errors import CallError, WorkError
 
 
-def of_text(folder: Path) -> Source:
-    (folder / "a.txt").write_text("first", encoding="utf-8")
-    (folder / "b.txt").write_text("zweites, mit Umlaut: ä", encoding="utf-8")
-    (folder / "c.md").write_text("# third")
-    return Files(str(folder))
+def is_short(text: str) -> bool:
+    """A filter as a user would write it, given by its import path."""
+    return len(text) < 6
 
 
-def of_jsonl(folder: Path) -> Source:
-    lines = [json.dumps({"text": text}) for text in ("first", "second", "third")]
-    (folder / "x.jsonl").write_text("\n".join(lines[:2]) + "\n\n" + lines[2])
-    return Files(str(folder / "*.jsonl"))
+class Listed(Source):
+    """A source of a user's own, that takes every argument of the base."""
+
+    def __init__(self, texts: list[str], **common: Any) -> None:
+        super().__init__(**common)
+        self.texts = texts
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        for number, text in enumerate(self.texts[start:], start):
+            yield Document(text, f"{self.name}, {number}")
 
 
-def of_parquet(folder: Path) -> Source:
-    pyarrow.parquet.write_table(pyarrow.table({"body": [f"row {n}" for n in range(700)]}), folder / "x.parquet")
-    return Files(str(folder / "x.parquet"), column="body")
-
-
-def of_parts(folder: Path) -> Source:
-    (folder / "x.txt").write_text("one\n\n\ntwo\n\n\n\n\n\nthree")
-    return Files([str(folder / "x.txt")], separator="\n\n\n")
-
-
-MAKERS = [of_text, of_jsonl, of_parquet, of_parts, lambda _: WikipediaSlice(), lambda _: PythonReference()]
-
-
-@pytest.mark.parametrize("make", MAKERS)
-def test_documents_are_the_same_from_any_position(make: Callable[[Path], Source], tmp_path: Path) -> None:
-    source = make(tmp_path)
+@pytest.mark.parametrize("make", [WikipediaSlice, PythonReference])
+def test_documents_are_the_same_from_any_position(make: Callable[[], Source]) -> None:
+    source = make()
     everything = list(source.documents())
-    assert len(everything) >= 3
     assert list(source.documents()) == everything
-    for start in (1, len(everything) // 2, len(everything) - 1, len(everything)):
+    for start in (1, len(everything) // 2, len(everything) - 1, len(everything), len(everything) + 5):
         assert list(source.documents(start)) == everything[start:]
     assert len({document.origin for document in everything}) == len(everything)
-
-
-def test_texts_come_as_they_are(tmp_path: Path) -> None:
-    assert [document.text for document in of_text(tmp_path).documents()] == [
-        "first",
-        "zweites, mit Umlaut: ä",
-        "# third",
-    ]
-
-
-def test_separator_cuts_and_drops_empty_parts(tmp_path: Path) -> None:
-    assert [document.text for document in of_parts(tmp_path).documents()] == ["one", "two", "three"]
 
 
 def test_wikipedia_slice_is_prose() -> None:
@@ -82,8 +62,6 @@ def test_python_reference_is_the_book_that_python_carries() -> None:
 
 
 def test_a_gensim_without_its_slice_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_gpt.data import sources
-
     monkeypatch.setattr(sources, "_SLICE_NAME", "not-there.bz2")
     sources._wikipedia_slice.cache_clear()
     with pytest.raises(WorkError, match=r"lacks its Wikipedia slice \(not-there.bz2\): install a full wheel"):
@@ -91,34 +69,69 @@ def test_a_gensim_without_its_slice_says_what_to_do(monkeypatch: pytest.MonkeyPa
     sources._wikipedia_slice.cache_clear()
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
-def test_weights_are_positive(weight: float) -> None:
-    with pytest.raises(CallError, match="weight"):
-        WikipediaSlice(weight=weight)
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("weight", 0.0, "weight 0.0; a weight is a positive number"),
+        ("weight", -1.0, "weight"),
+        ("weight", float("nan"), "weight"),
+        ("weight", float("inf"), "weight"),
+        ("max_tokens", 0, "source 'wikipedia-slice' has max_tokens 0; it must be at least 1"),
+        ("min_characters", -1, "source 'wikipedia-slice' has min_characters -1; it must be at least 0"),
+        ("max_passes", 0, "source 'wikipedia-slice' has max_passes 0; it must be at least 1"),
+    ],
+)
+def test_wrong_numbers_are_refused(argument: str, value: float, message: str) -> None:
+    with pytest.raises(CallError, match=message):
+        WikipediaSlice(**{argument: value})  # type: ignore[arg-type]
 
 
-def test_hub_reads_the_column_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub itself is out of reach in tests; `datasets`' own stream over local records stands for it."""
-    import datasets
-    import huggingface_hub
+def test_a_source_is_called_what_its_kind_is_or_what_the_user_says() -> None:
+    assert WikipediaSlice().name == "wikipedia-slice"
+    assert PythonReference().name == "python-reference"
+    assert WikipediaSlice(name="mine").name == "mine"
+    assert Listed([]).name == "source"
 
-    asked = {}
 
-    def load(path: str, subset: str | None, **options: object) -> datasets.IterableDataset:
-        asked.update(path=path, subset=subset, **options)
-        return datasets.Dataset.from_dict({"text": ["a", "b", "c"]}).to_iterable_dataset()
+@pytest.mark.parametrize(
+    ("arguments", "accepted"),
+    [
+        ({}, ["ä", "abcd", "abcdef", " "]),
+        ({"min_characters": 4}, ["abcd", "abcdef"]),
+        ({"keep": str.isascii}, ["abcd", "abcdef", " "]),
+        ({"keep": is_short, "min_characters": 2}, ["abcd"]),
+        ({"keep": lambda text: False}, []),
+    ],
+)
+def test_what_is_accepted(arguments: dict[str, Any], accepted: list[str]) -> None:
+    texts = ["ä", "", "abcd", "abcdef", " "]
+    source = Listed(texts, **arguments)
+    assert [text for text in texts if source.accepts(text)] == accepted
+    assert [document.text for document in source.documents()] == texts, "the numbers of documents stay what they are"
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    source = Hub("wikimedia/wikipedia", subset="20231101.en", revision="abc")
-    assert [document.text for document in source.documents()] == ["a", "b", "c"]
-    assert [document.text for document in source.documents(2)] == ["c"]
-    assert asked == {
-        "path": "wikimedia/wikipedia",
-        "subset": "20231101.en",
-        "split": "train",
-        "revision": "abc",
-        "streaming": True,
+
+def test_a_filter_never_sees_what_is_too_short_anyway() -> None:
+    source = Listed([], min_characters=1, keep=lambda text: text[0] == "a")
+    assert not source.accepts("")
+    assert source.accepts("ab")
+
+
+def test_every_source_takes_every_common_argument_from_a_config(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    common = {"name": "mine", "weight": 2.0, "max_tokens": 10, "min_characters": 3, "max_passes": 4}
+    keep = f"{__name__}.is_short"
+    own: dict[str, dict[str, Any]] = {
+        "WikipediaSlice": {},
+        "PythonReference": {},
+        "Files": {"paths": str(tmp_path)},
+        "Hub": {"path": "json", "data_files": ["http://127.0.0.1/a.jsonl"]},
+        f"{__name__}.Listed": {"texts": ["a"]},
     }
-    with pytest.raises(CallError, match="no field 'body'; it has 'text'"):
-        list(Hub("wikimedia/wikipedia", column="body").documents())
+    given = [{"class_path": kind, "init_args": {**args, **common, "keep": keep}} for kind, args in own.items()]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TextData, "data")
+    config = parser.parse_args(["--data.sources", json.dumps(given)])
+    assert parser.dump(config).count(f"keep: {keep}") == len(own), "the saved config must name the function"
+    for source in parser.instantiate(config).data.sources:
+        assert {argument: getattr(source, argument) for argument in common} == common
+        assert source.keep is is_short

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_gpt.data.batches import EvalBatches, SizedTrainBatches
 from lightning_gpt.data.sources import Document, Source
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_tokens
+from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_tokens, texts_of
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.loss import IGNORED
@@ -136,7 +136,7 @@ def batches(
     """The global batch of each step of an epoch's rest, put together from the processes' and workers' parts."""
     parts = []
     for rank in range(world):
-        dataset = SizedTrainBatches(stream, rows // world // accumulate, rank, world, steps, accumulate, cursor)
+        dataset = SizedTrainBatches(stream, rows // world // accumulate, rank, world, steps, accumulate, cursor=cursor)
         parts.append(_through_workers(dataset, workers))
     micro = [[row for rank in range(world) for row in parts[rank][m]] for m in range(len(parts[0]))]
     return [list(chain.from_iterable(micro[i : i + accumulate])) for i in range(0, len(micro), accumulate)]
@@ -214,7 +214,7 @@ def test_two_sources_of_one_name_are_refused() -> None:
 @given(documents=st.lists(st.text(max_size=12), max_size=30), val=st.floats(0, 0.5), test=st.floats(0, 0.49))
 def test_no_text_is_in_two_splits_and_none_is_lost(documents: list[str], val: float, test: float) -> None:
     source, split = Listed(documents), Split(val, test)
-    parts = [[text for _, text in Reader(source, split, part, BYTES).texts()] for part in ("train", "val", "test")]
+    parts = [[text for _, text in texts_of(source, split, part)] for part in ("train", "val", "test")]
     assert Counter(chain.from_iterable(parts)) == Counter(text for text in documents if text)
     assert not set(parts[0]) & set(parts[1])
     assert not set(parts[0]) & set(parts[2])

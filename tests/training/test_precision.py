@@ -1,6 +1,5 @@
 """Mixed precision: chosen by what the hardware does fast, and training to the same loss."""
 
-
 import pytest
 import torch
 

@@ -10,10 +10,20 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.datamodule import TextData
+
+
+def rows_drawn(data: object) -> dict[str, float]:
+    """``data/rows/<source>``: the rows trained on so far, by source."""
+    if not isinstance(data, TextData) or data.cursor is None:
+        return {}
+    return {f"data/rows/{name}": float(state["rows_taken"]) for name, state in data.cursor["sources"].items()}
 
 
 class StepMetrics(Callback):
     """Logs ``train/loss``, ``perplexity``, ``lr``, ``grad_norm`` and ``tokens_per_second`` over the optimizer step.
+
+    And ``data/rows/<source>``, what the mix has drawn from each source.
 
     Every ``log_every_n_steps`` steps of the Trainer. The loss is the mean over the micro-batches since the last
     logged step, on the first process; the gradient norm is that of the logged step, before clipping; tokens are
@@ -67,8 +77,9 @@ class StepMetrics(Callback):
             "train/grad_norm": float(self._grad_norm),
             "train/tokens_per_second": self._tokens / (time.perf_counter() - self._since),
         }
+        values = self.latest | rows_drawn(trainer.datamodule)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            logger.log_metrics(self.latest, step=self._step)
+            logger.log_metrics(values, step=self._step)
         self._start()
 
     @staticmethod

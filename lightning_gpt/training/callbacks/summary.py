@@ -80,6 +80,7 @@ class RunSummary(Callback):
         say("")
         if "val/loss" in trainer.callback_metrics:
             self._say_perplexities(trainer, data)
+        _say_what_was_drawn(data)
         model, tokenizer = pl_module.model, data.tokenizer
         ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
         text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
@@ -103,6 +104,19 @@ class RunSummary(Callback):
             say(f"  {name:<34}{perplexity:>12,.2f}")
         if counts is not None:
             say(f"  the model is at {math.exp(loss) / unigram:.3f} x the unigram model's perplexity")
+
+
+def _say_what_was_drawn(data: TextData) -> None:
+    """How much of each source was trained on."""
+    if data.cursor is None:
+        return
+    drawn, rows = data.cursor["sources"], data.rows_of_a_pass()
+    sizes = [None] * len(drawn) if rows is None else rows
+    say("trained on")
+    for (name, state), size in zip(drawn.items(), sizes, strict=True):
+        share = state["rows_taken"] / max(1, data.cursor["rows"])
+        passes = "" if size is None else f", {state['rows_taken'] / size:.2f} passes"
+        say(f"  {name:<34}{state['rows_taken']:>12,} rows ({share:.1%}{passes})")
 
 
 @rank_zero_only

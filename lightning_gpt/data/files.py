@@ -1,0 +1,230 @@
+"""Documents from local files: plain text, JSON Lines, Parquet and Wikipedia dumps."""
+
+import glob
+import io
+import json
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning_gpt.data.sources import Document, Source, first_line, text_field
+from lightning_gpt.data.wikipedia import articles
+from lightning_gpt.errors import CallError, WorkError
+
+Reading = Generator[Document, None, int]
+"""A file's documents from a number on. What it returns is how many were passed over: that number, or all there are."""
+
+
+class Files(Source):
+    """Local files: ``.txt``, ``.md``, ``.jsonl`` (also ``.gz``, ``.zst``), ``.parquet``, Wikipedia ``.xml.bz2``.
+
+    A ``.txt`` or ``.md`` file is one document. The licence that Project Gutenberg puts before and after its texts is
+    left out.
+
+    Args:
+        paths: Files, folders (all files of known kinds below) and globs (``corpus/**/*.jsonl``), read in this order;
+            what a folder or glob gives is read in order of its name.
+        column: The field that holds the text in JSON Lines and Parquet files.
+        separator: Cuts each ``.txt`` and ``.md`` file into several documents, such as ``"\\n\\n\\n"``; a file is one
+            when omitted.
+    """
+
+    default_name = "files"
+
+    def __init__(
+        self, paths: str | list[str], column: str = "text", separator: str | None = None, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.column = column
+        self.separator = separator
+        if separator == "":
+            raise CallError(f"source {self.name!r} has an empty separator; leave it out to keep each file whole")
+        self.files = [file for path in ([paths] if isinstance(paths, str) else paths) for file in _expand(path)]
+        if not self.files:
+            raise CallError(f"source {self.name!r} was given no paths; give at least one file, folder or glob")
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        for file in self.files:
+            start -= yield from _READERS[_kind(file) or ""](self, file, start)
+
+    def _read_text(self, file: Path, start: int) -> Reading:
+        # read even where it is passed over: whether it is a document or empty, only its text tells
+        with _refusing(f"data file {str(file)!r} cannot be read", OSError):
+            raw = file.read_bytes()
+        text = _decode(raw, file)
+        if file.suffix.lower() == ".txt":
+            text = without_licence(text)
+        pieces = [text] if self.separator is None else text.split(self.separator)
+        filled = [(number, piece) for number, piece in enumerate(pieces, 1) if piece.strip()]
+        for number, piece in filled[start:]:
+            yield Document(piece, str(file) if len(pieces) == 1 else f"{file}, part {number}")
+        return min(start, len(filled))
+
+    def _read_jsonl(self, file: Path, start: int) -> Reading:
+        passed = 0
+        for number, line in _lines(file):
+            if not line.strip():
+                continue
+            if passed < start:
+                passed += 1
+                continue
+            origin = f"{file}, line {number}"
+            text = _decode(line, file, number)
+            try:
+                record = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise WorkError(f"{origin}: invalid JSON ({error.msg}, column {error.colno})") from None
+            yield Document(text_field(record, self.column, origin), origin)
+        return passed
+
+    def _read_parquet(self, file: Path, start: int) -> Reading:
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        problem = f"{file} cannot be read as Parquet"
+        with (
+            _refusing(problem, pyarrow.ArrowException, OSError, UnicodeDecodeError),
+            parquet.ParquetFile(file) as table,
+        ):
+            names = table.schema_arrow.names
+            if self.column not in names:
+                text_field(dict.fromkeys(names), self.column, str(file))
+            # row groups before the start are not even read: the footer tells how many rows they have
+            row, group, sizes = 0, 0, [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
+            while group < len(sizes) and row + sizes[group] <= start:
+                row, group = row + sizes[group], group + 1
+            wanted = list(range(group, len(sizes)))
+            for batch in table.iter_batches(batch_size=256, row_groups=wanted, columns=[self.column]):
+                passed = min(max(0, start - row), len(batch))
+                for number, text in enumerate(batch.column(0)[passed:].to_pylist(), row + passed + 1):
+                    origin = f"{file}, row {number}"
+                    yield Document(text_field({self.column: text}, self.column, origin), origin)
+                row += len(batch)
+            return min(start, row)
+
+    def _read_wikipedia(self, file: Path, start: int) -> Reading:
+        from xml.etree.ElementTree import ParseError
+
+        passed = 0
+        # RuntimeError: gensim's reader raises it for a file that ends before its first element does
+        with _refusing(f"{file} cannot be read as a Wikipedia dump", ParseError, OSError, EOFError, RuntimeError):
+            # every article is cleaned: whether enough is left of it to be a document shows only then
+            for title, text in articles(file):
+                if passed < start:
+                    passed += 1
+                else:
+                    yield Document(text, f"{file}, article {title!r}")
+        return passed
+
+
+_READERS: dict[str, Callable[[Files, Path, int], Reading]] = {
+    ".txt": Files._read_text,
+    ".md": Files._read_text,
+    ".jsonl": Files._read_jsonl,
+    ".jsonl.gz": Files._read_jsonl,
+    ".jsonl.zst": Files._read_jsonl,
+    ".parquet": Files._read_parquet,
+    ".xml.bz2": Files._read_wikipedia,
+}
+_COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def _kind(file: Path) -> str | None:
+    return next((suffix for suffix in _READERS if file.name.lower().endswith(suffix)), None)
+
+
+def _expand(path: str) -> list[Path]:
+    """The files that a path, folder or glob stands for."""
+    known = ", ".join(_READERS)
+    as_path = Path(path).expanduser()
+    if as_path.is_dir():
+        found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
+        if not found:
+            raise CallError(f"data folder {path!r} holds no file of a known kind ({known})")
+        return found
+    if as_path.exists():
+        if _kind(as_path) is None:
+            raise CallError(f"data file {path!r} is of no known kind; known are {known}")
+        return [as_path]
+    found = sorted(file for file in map(Path, glob.glob(str(as_path), recursive=True)) if file.is_file())
+    if not found:
+        raise CallError(f"data file {path!r} does not exist and fits no file as a glob")
+    unknown = [str(file) for file in found if _kind(file) is None]
+    if unknown:
+        raise CallError(f"glob {path!r} gives {unknown[0]!r}, which is of no known kind; known are {known}")
+    return found
+
+
+@contextmanager
+def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turns these errors into one line that names the file."""
+    try:
+        yield
+    except errors as error:
+        raise WorkError(f"{problem}: {getattr(error, 'strerror', None) or first_line(error)}") from None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines of a file, decompressed as they are read."""
+    number = 0
+    try:
+        with file.open("rb") as raw:
+            compression = _COMPRESSIONS.get(file.suffix.lower())
+            for number, line in enumerate(_decompressed(raw, compression) if compression else raw, 1):
+                yield number, line
+    except OSError as error:
+        where = f" after line {number}" if number else ""
+        reason = error.strerror or first_line(error)
+        raise WorkError(f"data file {str(file)!r} cannot be read{where}: {reason}") from None
+
+
+def _decompressed(raw: io.BufferedReader, compression: str) -> io.BufferedReader:
+    """The decompressed bytes of a file. Arrow's stream knows both formats and, unlike ``gzip``, is fast."""
+    import pyarrow
+
+    if not raw.peek(1):
+        raise OSError(f"it is empty, and so not even the beginning of a {compression} file")
+    # a small buffer: where the file breaks off, what is in it is lost
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), 2**16)
+
+
+def _decode(raw: bytes, file: Path, line: int | None = None) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = line or raw.count(b"\n", 0, error.start) + 1
+        byte = raw[error.start]
+        raise WorkError(f"{file}, line {line}: invalid UTF-8 (byte 0x{byte:02x} at offset {error.start})") from None
+
+
+# the rest of a mark's line, and of a title that goes on over the next two, up to the asterisks that close it
+_TITLE = r"(?:(?:[^\n]*\n(?=\S)){0,2}?[^\n]*?\*{3}[ \t\r]*$|[^\n]*)"
+_MARK = re.compile(
+    rf"""
+    ^(?P<start> \*{{3}}[ ]?START[ ]OF[ ](?:THE|THIS)[ ]PROJECT[ ]GUTENBERG\b{_TITLE}
+              | \*END\*?[ ]?THE[ ]SMALL[ ]PRINT[^\n]*)
+  | ^(?P<end>   \*{{3}}[ ]?END[ ]OF[ ](?:THE|THIS)[ ]PROJECT[ ]GUTENBERG\b{_TITLE}
+              | End[ ]of[ ](?:(?:the|this)[ ])?Project[ ]Gutenberg\b[^\n]*)
+    """,
+    re.M | re.I | re.X,
+)
+_LONGEST_LICENCE = 30_000
+"""Characters; the longest that Project Gutenberg has used is 19,000. What is longer is text, whatever mark it is at."""
+
+
+def without_licence(text: str) -> str:
+    """A text without Project Gutenberg's licence, which stands before its START mark and after its END mark.
+
+    Also where several books follow each other. A text without these marks is given back as it is.
+    """
+    marks = [(mark.start(), mark.end(), mark.lastgroup) for mark in _MARK.finditer(text)]
+    if not marks:
+        return text
+    kept, position, after_end = [], 0, False
+    for start, end, kind in [*marks, (len(text), len(text), "end")]:
+        if start - position > _LONGEST_LICENCE or not (after_end or kind == "start"):
+            kept.append(text[position:start])
+        position, after_end = end, kind == "end"
+    return "".join(kept).strip("\r\n")

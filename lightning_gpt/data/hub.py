@@ -1,0 +1,216 @@
+"""Documents from the Hugging Face Hub, or from files on any web server, streamed through ``datasets``."""
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lightning_gpt.console import say
+from lightning_gpt.data.sources import Document, Source, first_line, text_field
+from lightning_gpt.errors import CallError, WorkError
+
+TRIES = 8
+"""How often in a row the network may fail before the run does: with the pauses, about a minute and a half."""
+
+FIRST_PAUSE = 1.0
+"""Seconds before the second try; doubled before each further one."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds at most between two tries."""
+
+TIMEOUT = 10.0
+"""Seconds to wait for the answer to the first, small question."""
+
+RECORDS_AT_ONCE = 256
+"""Records taken from a stream at a time, which is also how many may have to be read again after a failure."""
+
+_JITTER = random.Random()  # one of our own: the global one is seeded, and draws of it belong to the run
+
+
+class Hub(Source):
+    """A text data set of the Hugging Face Hub, streamed through ``datasets``. Needs the network while training.
+
+    A connection that drops is opened again, and reading goes on after the last record.
+
+    Args:
+        path: The data set's name, such as ``wikimedia/wikipedia``; a format (``json``, ``parquet``, ``csv``) for
+            ``data_files`` on another server.
+        subset: Its configuration, such as ``20231101.en``.
+        split: Which of its splits to read.
+        column: The field that holds the text.
+        revision: The commit or tag to read, so that a run can be repeated.
+        data_files: URLs to read in this order, such as ``https://example.org/part-1.jsonl.gz``; or which files of
+            the data set to read.
+    """
+
+    countable = False
+
+    def __init__(
+        self,
+        path: str,
+        subset: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        revision: str | None = None,
+        data_files: str | list[str] | None = None,
+        **common: Any,
+    ) -> None:
+        self.default_name = path
+        super().__init__(**common)
+        self.path, self.subset, self.split, self.column, self.revision = path, subset, split, column, revision
+        self.data_files = [data_files] if isinstance(data_files, str) else data_files
+        self._commit: str | None = None
+        self._was_reached = False
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        number, failures, state = start, 0, None
+        while True:
+            try:
+                stream = self._open().skip(start)
+                if state is not None:
+                    stream.load_state_dict(state)
+                # not `for record in stream`: in a loader's worker that is the worker's share of the files only, and
+                # each worker has to see every document
+                for batch in stream.iter(RECORDS_AT_ONCE):
+                    for values in zip(*batch.values(), strict=True):
+                        origin = f"{self.path}, record {number}"
+                        text = text_field(dict(zip(batch, values, strict=True)), self.column, origin)
+                        yield Document(text, origin)
+                        number += 1
+                    failures, state = 0, stream.state_dict()
+                return
+            except _network_errors() as error:
+                damage = _cause_in_the_file(error)
+                if damage is not None:
+                    raise self._damaged(number, damage) from None
+                failures += 1
+                if failures == TRIES:
+                    raise WorkError(
+                        f"{self._what()} could not be read past record {number} in {TRIES} tries: {first_line(error)}"
+                    ) from None
+                self._pause(failures, error)
+            except (ValueError, TypeError, EOFError) as error:  # all that `datasets` makes of a file it cannot decode
+                raise self._damaged(number, error) from error
+
+    def _open(self) -> Any:
+        """The stream from its first record. Only here is it found out whether there is such a data set at all."""
+        import datasets
+        from datasets.exceptions import DatasetsError
+        from pyarrow import ArrowException
+
+        self._ask()
+        try:
+            return datasets.load_dataset(
+                self.path,
+                self.subset,
+                split=self.split,
+                revision=self._commit or self.revision,
+                data_files=self.data_files,
+                streaming=True,
+            )
+        except (ArrowException, UnicodeError):  # what is in the files, not what was asked for
+            raise
+        except (ValueError, RuntimeError, DatasetsError) as error:
+            raise CallError(f"{self._what()} cannot be opened: {first_line(error)}") from None
+
+    def _ask(self) -> None:
+        """Ask the server for no more than whether it has the data set.
+
+        Without a network `datasets` would try for minutes before it said so; and it reports a file that is not there
+        and a server that is not there as the same error.
+        """
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            self._request()
+        except HFValidationError as error:
+            raise CallError(f"{self._what()} cannot be opened: {first_line(error)}") from None
+        except _network_errors() as error:
+            status = _status(error)
+            if status is not None and 400 <= status < 500 and status not in _PASSING:
+                raise CallError(
+                    f"{self._what()} does not exist, or is not open to you (the server's answer is {status})"
+                ) from None
+            if not self._was_reached and _is_without_network(error):
+                raise WorkError(
+                    f"the Hub cannot be reached for data set {self.path!r} ({first_line(error)}); without a network "
+                    f"use the embedded corpus (--config configs/data/embedded.yaml) or your own files (class_path: "
+                    f"Files)"
+                ) from None
+            raise
+        self._was_reached = True
+
+    def _request(self) -> None:
+        from huggingface_hub import HfApi, get_session, hf_raise_for_status
+
+        urls = [file for file in self.data_files or [] if file.startswith(("http://", "https://"))]
+        for url in urls:
+            with get_session().stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response:
+                if response.status_code != 401:  # a file of the Hub, perhaps, for which `datasets` brings the token
+                    hf_raise_for_status(response)
+        if not urls:
+            # every later opening reads the same commit: records are counted, and a newer one may count otherwise
+            self._commit = HfApi().dataset_info(self.path, revision=self._commit or self.revision, timeout=TIMEOUT).sha
+
+    def _pause(self, failures: int, error: BaseException) -> None:
+        # no two processes at the same moment, or they bring down again what they all wait for
+        seconds = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * _JITTER.uniform(0.75, 1.25)
+        say(f"{self._what()}: {first_line(error)}; try {failures + 1} of {TRIES} in {seconds:.0f} s")
+        time.sleep(seconds)
+
+    def _damaged(self, number: int, error: BaseException) -> WorkError:
+        return WorkError(f"{self._what()} cannot be read past record {number}: {first_line(error)}")
+
+    def _what(self) -> str:
+        return f"data set {self.path!r}" + (f" (revision {self.revision!r})" if self.revision else "")
+
+
+_PASSING = (408, 429)
+"""Statuses of "ask again later", beside those from 500 on."""
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What comes out of `datasets`, the Hub's client and fsspec when the network fails, as found by failing it.
+
+    OSError: ConnectionError of `datasets` after its own tries (two minutes of them), HfHubHTTPError for a status,
+    FileNotFoundError of fsspec and `datasets` for a file whose server does not answer, and TimeoutError. The others
+    are those of the two HTTP clients, from wherever they are called without the tries.
+    """
+    import aiohttp
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # kept there for others, says a comment there
+
+    return (OSError, httpx.RequestError, aiohttp.ClientError)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it."""
+    errors = [error]
+    for each in errors:  # the list grows as it is gone through
+        errors += [led for led in (each.__cause__, each.__context__) if led is not None and led not in errors]
+    return errors
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error reports."""
+    response = getattr(error, "response", None)
+    return None if response is None else response.status_code
+
+
+def _is_without_network(error: BaseException) -> bool:
+    """Whether not even a name could be resolved, or the Hub's client was told to stay offline."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return any(isinstance(each, (socket.gaierror, OfflineModeIsEnabled)) for each in _chain(error))
+
+
+def _cause_in_the_file(error: BaseException) -> BaseException | None:
+    """The error that a file is no valid JSON or Parquet, or is of a format that cannot be streamed.
+
+    `datasets` hides it behind the failure of a second attempt that fsspec cannot make over HTTP, a TypeError that
+    fsspec in turn reports as a missing file.
+    """
+    from pyarrow import ArrowException
+
+    chain = _chain(error)
+    return next((each for kind in (ArrowException, TypeError) for each in chain if isinstance(each, kind)), None)
