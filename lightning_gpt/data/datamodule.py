@@ -8,9 +8,13 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.files import Files  # noqa: F401 - a config may name every subclass of Source imported here
+from lightning_gpt.data.hub import Hub  # noqa: F401
+from lightning_gpt.data.packing import PACKINGS, PackingName
+from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
 from lightning_gpt.data.sources import PythonReference, Source, WikipediaSlice
 from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_tokens
+from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_tokens, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
 from lightning_gpt.errors import CallError
 
@@ -21,6 +25,8 @@ class TextData(L.LightningDataModule):
     Args:
         sources: Where the documents come from; the embedded corpus (a slice of Wikipedia and the Python Language
             Reference, no network needed) when omitted.
+        prepared: A folder that ``lightning-gpt prepare`` made of these sources, with this tokenizer and these shares;
+            the batches are the same, the start takes seconds and nothing is tokenised while training.
         tokenizer: ``gpt2``, the path of a ranks file in tiktoken's format, or a whole number: the size of a
             byte-level BPE vocabulary that is trained on the training documents and kept with the run.
         block_size: Inputs in a row, in tokens. Linked to the model's.
@@ -29,6 +35,9 @@ class TextData(L.LightningDataModule):
         val_share: Share of the documents, by a hash of their text, for validation.
         test_share: Share of the documents, by the same hash, for the test.
         shuffle_window: Rows that are shuffled together; a resumed run reads again at most this many.
+        packing: How documents become rows: ``concatenate`` cuts one stream of tokens; ``best_fit`` puts whole
+            documents in the rows that they fit best and pads the rest.
+        separate_documents: Whether tokens attend within their document only and positions restart at each.
         eval_tokens: At most this many tokens of the validation split, and of the test split, are used.
         seed: Of the order of the rows; that of ``seed_everything`` when omitted.
     """
@@ -36,6 +45,7 @@ class TextData(L.LightningDataModule):
     def __init__(
         self,
         sources: list[Source] | None = None,
+        prepared: str | None = None,
         tokenizer: int | str = "gpt2",
         block_size: int = 256,
         batch_size: int = 8,
@@ -43,6 +53,8 @@ class TextData(L.LightningDataModule):
         val_share: float = 0.05,
         test_share: float = 0.05,
         shuffle_window: int = 16384,
+        packing: PackingName = "concatenate",
+        separate_documents: bool = False,
         eval_tokens: int = 1_000_000,
         seed: int | None = None,
     ) -> None:
@@ -68,16 +80,39 @@ class TextData(L.LightningDataModule):
         self.num_workers = num_workers
         self.split = Split(val_share, test_share)
         self.shuffle_window = shuffle_window
+        self.packing: PackingName = packing
+        self.separate_documents = separate_documents
         self.eval_tokens = eval_tokens
         self.seed = seed
         self.vocab_size_to_train = tokenizer if isinstance(tokenizer, int) else None
         if isinstance(tokenizer, int):
             check_vocab_size(tokenizer)
         self._tokenizer = None if isinstance(tokenizer, int) else _named_tokenizer(tokenizer)
+        if prepared is not None:
+            self._use_prepared(open_prepared(prepared))
         self._counts: tuple[str, list[Count]] | None = None
         self._eval: dict[SplitName, EvalBatches] = {}
         self._train: TrainBatches | None = None
         self.cursor: Cursor | None = None
+
+    def _use_prepared(self, corpus: PreparedCorpus) -> None:
+        """Take the tokens of a prepared folder, where it was made of these sources in this way."""
+        names, there = [source.name for source in self.sources], [source.name for source in corpus.sources]
+        if names != there:
+            raise CallError(
+                f"prepared folder {str(corpus.folder)!r} holds the sources {', '.join(there)} and the configuration "
+                f"has {', '.join(names)}"
+            )
+        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size):
+            raise CallError(
+                f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} and "
+                f"tokenizer asks for {self.vocab_size_to_train}"
+            )
+        fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
+        corpus.require(tokenizer_fingerprint=fingerprint, val_share=self.split.val, test_share=self.split.test)
+        for ours, source in zip(self.sources, corpus.sources, strict=True):
+            source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
+        self.sources, self._tokenizer = list(corpus.sources), corpus.tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -110,12 +145,7 @@ class TextData(L.LightningDataModule):
         wanted = self.vocab_size_to_train
         assert wanted is not None
         with console.status(f"training a vocabulary of {wanted:,} tokens on the training documents"):
-            texts = (
-                document.text
-                for source in self.sources
-                for document in source.documents()
-                if self.split.of(document.text) == "train"
-            )
+            texts = (text for source in self.sources for _, text in texts_of(source, self.split, "train"))
             tokenizer = Tokenizer.train(texts, wanted)
         small = "" if tokenizer.vocab_size == wanted else f" (the text gives no more; {wanted:,} were asked for)"
         say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents{small}")
@@ -142,11 +172,8 @@ class TextData(L.LightningDataModule):
             counts = []
             for reader in self.readers("train"):
                 with console.status(f"counting {reader.source.name}"):
-                    counts.append(count(reader, self.block_size))
-                say(
-                    f"{reader.source.name}: {counts[-1].documents:,} training documents, "
-                    f"{counts[-1].tokens:,} tokens, {counts[-1].rows:,} rows of {self.block_size + 1}"
-                )
+                    counts.append(count(reader, self.block_size, PACKINGS[self.packing], self.shuffle_window))
+                say(_said(reader.source.name, counts[-1], self.block_size + 1))
             self._check(counts)
             self._counts = (self.tokenizer.fingerprint, counts)
         return self._counts[1]
@@ -188,7 +215,9 @@ class TextData(L.LightningDataModule):
                     f"weight, or max_tokens (source {unweighted[0]!r} has neither)"
                 )
             weights = [source.weight or 1.0 for source in self.sources]
-        return Stream(self.readers("train"), tuple(weights), self.block_size, self.shuffle_window, self._seed())
+        return Stream(
+            self.readers("train"), tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing
+        )
 
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -206,7 +235,16 @@ class TextData(L.LightningDataModule):
                 f"lower batch_size or accumulate_grad_batches, or add text"
             )
         batches = TrainBatches if steps is None else SizedTrainBatches
-        self._train = batches(stream, self.batch_size, self._rank, self._world_size, steps, accumulate, self.cursor)
+        self._train = batches(
+            stream,
+            self.batch_size,
+            self._rank,
+            self._world_size,
+            steps,
+            accumulate,
+            self.separate_documents,
+            self.cursor,
+        )
         return self._loader(self._train)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -232,7 +270,10 @@ class TextData(L.LightningDataModule):
                     f"{self.split.val if part == 'val' else self.split.test}; raise the share, or cut the files into "
                     f"more documents (separator of class_path: Files)"
                 )
-            self._eval[part] = EvalBatches(tokens, self.block_size, self.batch_size, self._rank, self._world_size)
+            end_of_text = self.tokenizer.end_of_text if self.separate_documents else None
+            self._eval[part] = EvalBatches(
+                tokens, self.block_size, self.batch_size, self._rank, self._world_size, end_of_text
+            )
         return self._eval[part]
 
     def _loader(self, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
@@ -266,6 +307,17 @@ class TextData(L.LightningDataModule):
             changed = [f"{key} was {was[key]} and is {now[key]}" for key in was if was[key] != now.get(key)]
             if changed:
                 raise CallError(f"the checkpoint's training data was in another order: {'; '.join(changed)}")
+
+
+def _said(name: str, count: Count, row_tokens: int) -> str:
+    """One line on what a pass over a source holds."""
+    places = count.rows * row_tokens
+    padded = f", {count.padding / places:.1%} of them padding" if count.padding and places else ""
+    dropped = f", {count.dropped:,} tokens at the end fill no row" if count.dropped else ""
+    return (
+        f"{name}: {count.documents:,} training documents, {count.tokens:,} tokens, "
+        f"{count.rows:,} rows of {row_tokens}{padded}{dropped}"
+    )
 
 
 def _named_tokenizer(name: str) -> Tokenizer:

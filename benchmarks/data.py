@@ -1,0 +1,157 @@
+"""What the data path costs, as ratios of interleaved rounds in one process.
+
+    python benchmarks/data.py            throughput beside bare tiktoken; a training step beside one fixed batch
+    python benchmarks/data.py --memory   peak memory over a large synthetic corpus beside a small one
+
+Prints a line a figure; nothing here passes or fails.
+"""
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import tiktoken
+import torch
+
+from lightning_gpt.data.batches import TrainBatches
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.sources import Files, WikipediaSlice
+from lightning_gpt.data.split import Split
+from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.optim import adamw
+
+ROUNDS = 7
+
+
+def ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
+    """Print ours / theirs, each a cost, over interleaved rounds: median, least and most."""
+    ours(), theirs()
+    ratios = []
+    for round_number in range(ROUNDS):
+        pair = [ours, theirs] if round_number % 2 else [theirs, ours]
+        costs = {function: function() for function in pair}
+        ratios.append(costs[ours] / costs[theirs])
+    print(f"{name}: {statistics.median(ratios):.3f} (of {ROUNDS} rounds: {min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def write_corpus(path: Path, megabytes: float) -> None:
+    """A ``.jsonl`` file of Wikipedia prose, repeated with changes to the wanted size."""
+    articles = [document.text for document in WikipediaSlice().documents()]
+    chance, written = random.Random(0), 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < megabytes * 1e6:
+            text = chance.choice(articles)
+            start = chance.randrange(max(1, len(text) - 4000))
+            written += file.write(json.dumps({"text": f"{written} {text[start : start + 4000]}"}) + "\n")
+
+
+def tokens_per_second(folder: Path) -> None:
+    """From text on disk to packed rows, beside tiktoken alone on the same texts in memory; both on one core."""
+    path = folder / "corpus.jsonl"
+    write_corpus(path, 8)
+    tokenizer = Tokenizer.gpt2()
+    texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
+    encoding: tiktoken.Encoding = tokenizer.encoding
+    tokens = sum(len(encoding.encode_to_numpy(text)) for text in texts)
+    reader = Reader(Files(str(path)), Split(0.0, 0.0), "train", tokenizer)
+    stream = Stream((reader,), (1.0,), block_size=256, shuffle_window=2048, seed=0)
+
+    def bare() -> float:
+        start = time.perf_counter()
+        for text in texts:
+            encoding.encode_to_numpy(text, disallowed_special=())
+        return time.perf_counter() - start
+
+    def packed() -> float:
+        start, rows = time.perf_counter(), tokens // 257
+        batches = iter(TrainBatches(stream, 8, 0, 1, None, 1))
+        for _ in range(rows // 8):
+            next(batches)
+        return time.perf_counter() - start
+
+    ratio("time per token from text on disk to batches / bare tiktoken", packed, bare)
+
+
+def step_with_loader() -> None:
+    """A training step of the quick start's model with its loader, beside the same step on one batch in memory."""
+    data = TextData(tokenizer=4096, block_size=128, batch_size=8)
+    data.setup("fit")
+    model = GPT(GPTConfig(n_layer=4, n_head=4, dim=256, block_size=128, vocab_size=4096))
+    optimizer = adamw(model)
+    loader = iter(data.train_dataloader())
+    fixed = next(loader)
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        model.loss(batch["ids"], batch["targets"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def loaded() -> float:
+        start = time.perf_counter()
+        for _ in range(4):
+            step(next(loader))  # type: ignore[arg-type]
+        return time.perf_counter() - start
+
+    def in_memory() -> float:
+        start = time.perf_counter()
+        for _ in range(4):
+            step(fixed)  # type: ignore[arg-type]
+        return time.perf_counter() - start
+
+    ratio("training step with the loader / with one fixed batch", loaded, in_memory)
+
+
+def memory(folder: Path, megabytes: tuple[float, float]) -> None:
+    """Peak resident memory of a process that walks a pass over a small and over a large corpus."""
+    peaks = []
+    for size in megabytes:
+        path = folder / f"{size:g}.jsonl"
+        write_corpus(path, size)
+        child = subprocess.run([sys.executable, __file__, "--walk", str(path)], capture_output=True, check=True)
+        peaks.append(float(child.stdout))
+        path.unlink()
+        print(f"peak memory over {size:,.0f} MB of text: {peaks[-1]:,.0f} MB")
+    print(f"more for the larger corpus: {peaks[1] - peaks[0]:,.0f} MB")
+
+
+def walk(path: Path) -> None:
+    """Take one pass of batches over a file, then print the peak memory in MB."""
+    reader = Reader(Files(str(path)), Split(0.0, 0.0), "train", Tokenizer.gpt2())
+    source = Stream((reader,), (1.0,), block_size=256, shuffle_window=16384, seed=0)
+    sequence = source.open()
+    while sequence.sources[0].pass_number == 0:
+        sequence.take(64)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def main() -> None:
+    """Run what the flags ask for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", action="store_true", help="measure memory over corpora of two sizes")
+    parser.add_argument("--megabytes", type=float, nargs=2, default=(20, 2000), help="their sizes")
+    parser.add_argument("--walk", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.walk:
+        walk(options.walk)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if options.memory:
+            memory(Path(folder), tuple(options.megabytes))
+        else:
+            torch.manual_seed(0)
+            tokens_per_second(Path(folder))
+            step_with_loader()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""``lightning-gpt prepare``: the documents of a config's data section, tokenised into a folder.
+
+The main process reads the sources in order and cuts them into parts; worker processes tokenise and write the parts.
+All work is done in ``<output>.partial``, where a part that has its ``.json`` is complete, so that a run which was
+killed goes on after the last of them; the folder gets its name in one step, at the end. What a part holds depends on
+the documents alone, so neither a kill nor the number of processes leaves a trace.
+
+Only what a worker needs is imported here, because each of them imports this file.
+"""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import threading
+from argparse import ArgumentError
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from lightning_gpt.commands.call import check_config_files, one_line, option_names
+from lightning_gpt.data.card import card_text, make_card
+from lightning_gpt.data.duplicates import check_threshold, search
+from lightning_gpt.data.prepared import (
+    FORMAT,
+    MANIFEST,
+    Part,
+    PartWriter,
+    Tally,
+    Task,
+    complete_parts,
+    tasks,
+    unfinished,
+    write_file,
+    write_json,
+)
+from lightning_gpt.data.sources import Source
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError, Stopped, WorkError
+
+if TYPE_CHECKING:
+    from lightning_gpt.data.datamodule import TextData
+
+# arguments of a source that say what training takes of it, not what it holds
+_OF_TRAINING = ("weight", "max_tokens", "max_passes")
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The data section of a call's configs: the data, and each source's name, class and arguments as plain values."""
+
+    data: "TextData"
+    sources: list[dict[str, Any]]
+
+
+def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple[DataSection, dict[str, Any]]:
+    """The data section, and the keyword arguments that ``args`` give for ``function`` beside its ``section``.
+
+    A config may be that of a whole run: what is in it beside its data section is not looked at.
+    """
+    check_config_files(args)
+    # Lightning takes seconds to import, so the files are looked at first
+    from lightning_gpt.data.datamodule import TextData
+
+    parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
+    parser.add_argument(
+        "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
+    )
+    parser.add_function_arguments(function, skip={"section"})
+    parser.add_class_arguments(TextData, "data")
+    try:
+        parsed = parser.parse_args(_with_data_of_configs(args))
+    except ArgumentError as error:
+        raise CallError(one_line(str(error), option_names(parser))) from None
+    given = [source.as_dict().get("init_args", {}) for source in parsed.data.sources or []]
+    parsed.data.prepared = None  # a run's config may name the folder that is to be made
+    data = parser.instantiate_classes(parsed).data
+    sources = [
+        {"name": source.name, "class": type(source).__name__, "arguments": _documents_only(arguments)}
+        for source, arguments in zip(data.sources, given or [{}] * len(data.sources), strict=True)
+    ]
+    options = {name: value for name, value in vars(parsed).items() if name not in ("config", "data")}
+    return DataSection(data, sources), options
+
+
+def _with_data_of_configs(args: list[str]) -> list[str]:
+    """The arguments, with the data section of each config file put after it as an option of its own."""
+    result, sections = [], []
+    for position, argument in enumerate(args):
+        result.append(argument)
+        name, equals, value = argument.partition("=")
+        if name == "--config" and equals:
+            file = value
+        elif position and args[position - 1] == "--config":
+            file = argument
+        else:
+            continue
+        sections.append(yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("data"))
+        result.append(f"--data={json.dumps(sections[-1] or {}, default=str)}")
+    if sections and not any(sections):
+        raise CallError("no config file has a data section; give one that has the key 'data'")
+    return result
+
+
+def _documents_only(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a source that decide on its documents, as JSON has them; a function becomes its import path."""
+    chosen = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
+    as_json = json.dumps(chosen, default=lambda function: f"{function.__module__}.{function.__qualname__}")
+    return dict(json.loads(as_json))
+
+
+def prepare(
+    section: DataSection,
+    output: str,
+    jobs: int | None = None,
+    remove_duplicates: bool = False,
+    near_duplicate_threshold: float | None = 0.8,
+) -> None:
+    """Tokenise all documents of the data section into a folder, for training to map into memory.
+
+    Args:
+        section: The data section.
+        output: The folder to make. A run that was stopped goes on when it is called again with the same settings.
+        jobs: Processes that tokenise; as many as there are processors when omitted. The folder is the same.
+        remove_duplicates: Leave out training documents that duplicate a validation or test document, or an earlier
+            training document. Validation and test stay as they are.
+        near_duplicate_threshold: Similarity (0.5 to 0.95) from which two documents are near duplicates: the share
+            that they have in common of all their runs of five words. null looks for exact duplicates only.
+    """
+    from lightning_gpt.console import say
+
+    if jobs is not None and jobs < 1:
+        raise CallError(f"jobs is {jobs}; it must be at least 1")
+    if near_duplicate_threshold is not None:
+        check_threshold(near_duplicate_threshold)
+    data, folder = section.data, Path(output)
+    twice = [name for name, uses in Counter(source.name for source in data.sources).items() if uses > 1]
+    if twice:
+        raise CallError(f"two sources are named {twice[0]!r}; give each its own name")
+    if folder.exists():
+        raise CallError(f"output {output!r} exists; choose another folder, or delete it")
+    config = {
+        "tokenizer": data.vocab_size_to_train or data.tokenizer.fingerprint,
+        "val_share": data.split.val,
+        "test_share": data.split.test,
+        "near_duplicate_threshold": near_duplicate_threshold,
+        "remove_duplicates": remove_duplicates,
+        "sources": section.sources,
+    }
+    work = unfinished(folder)
+    with _begun(work, config) as finished:
+        if not finished:
+            folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
+            writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
+            _write_parts(data.sources, folders, writer, jobs or os.cpu_count() or 1)
+            _finish(work, config, folders, writer)
+        for needed_no_more in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
+            needed_no_more.unlink()
+        work.rename(folder)
+    say(f"{folder} is ready; {folder / 'card.md'} says what it holds")
+
+
+@contextmanager
+def _begun(work: Path, config: dict[str, Any]) -> Iterator[bool]:
+    """Begin the folder, or go on with it; gives whether all but its name is done.
+
+    Refuses a folder that was begun with another config, and one that another process is at work in.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise WorkError(f"{work} cannot be made: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (work / MANIFEST).exists():
+            write_json(work / MANIFEST, {"format": FORMAT, "config": config})
+        begun = json.loads((work / MANIFEST).read_text(encoding="utf-8"))
+        others = list(_differences({"format": FORMAT, **begun["config"]}, {"format": FORMAT, **config}))
+        if others:
+            raise CallError(
+                f"{work} was begun with other settings: {'; '.join(others[:3])}; delete it to begin anew, or choose "
+                f"another output"
+            )
+        yield "split_digest" in begun
+    except BlockingIOError:
+        raise WorkError(f"another prepare is at work in {work}") from None
+    finally:
+        os.close(lock)
+
+
+def _differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in was | now:
+            yield from _differences(was.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for position, pair in enumerate(zip(was, now, strict=True)):
+            yield from _differences(*pair, f"{key}[{position}]")
+    elif was != now:
+        yield f"{key} was {was!r} and is {now!r}"
+
+
+def _source_folder(work: Path, position: int, name: str) -> Path:
+    """Where a source's parts are; its name may hold what a folder's may not."""
+    return work / f"{position}-{re.sub('[^a-zA-Z0-9._-]+', '-', name)}"
+
+
+def _tokenizer(work: Path, data: "TextData") -> Tokenizer:
+    """The tokenizer in the folder; where there is none yet, that of the data, trained where one is to be trained."""
+    folder = work / "tokenizer"
+    for file in folder.glob("*.tiktoken"):
+        return Tokenizer.from_file(file)
+    data.setup("prepare")
+    write_file(folder / f"{data.tokenizer.name}.tiktoken", data.tokenizer.table.encode())
+    return data.tokenizer
+
+
+def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter, jobs: int) -> None:
+    """Write the parts of all sources that are not there yet."""
+    running: set[Future[Part]] = set()
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
+    try:
+        with _Progress() as progress:
+            for source, folder in zip(sources, folders, strict=True):
+                done = complete_parts(folder)
+                _delete_all_but(done, folder)
+                progress.begin(source.name, done)
+                for task in tasks(source, folder, done):
+                    # no more texts are held than keep the workers busy, however long the source is
+                    while len(running) > jobs:
+                        finished, running = wait(running, return_when=FIRST_COMPLETED)
+                        progress.advance([part.result() for part in finished])
+                    running.add(pool.submit(_write_part, task))
+            finished, running = wait(running)
+            progress.advance([part.result() for part in finished])
+    except BrokenProcessPool:
+        raise WorkError(
+            "a tokenising process has died (was it killed, or short of memory?): run the same command again, perhaps "
+            "with fewer jobs, and it goes on"
+        ) from None
+    except KeyboardInterrupt:
+        raise Stopped("stopped; the same command goes on after the parts that are done") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _delete_all_but(parts: list[Part], folder: Path) -> None:
+    """Delete what is half-written, and the parts beyond the first that is missing."""
+    stems = {Path(part.file).stem for part in parts}
+    for file in folder.glob("*"):
+        if file.suffix == ".tmp" or file.stem not in stems:
+            file.unlink()
+
+
+_writer: PartWriter | None = None  # of a worker process
+
+
+def _start_worker(writer: PartWriter) -> None:
+    """In a new worker process: keep the writer, leave Ctrl-C to the main process, and end when that ends."""
+    global _writer
+    _writer = writer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _write_part(task: Task) -> Part:
+    assert _writer is not None
+    return _writer.write(task)
+
+
+def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: PartWriter) -> None:
+    """Find the duplicates, take out those to remove, and write the manifest and the card."""
+    from lightning_gpt.console import console
+
+    names = [source["name"] for source in config["sources"]]
+    written = [
+        (name, folder / Path(part.file).stem, part)
+        for name, folder in zip(names, folders, strict=True)
+        for part in complete_parts(folder)
+    ]
+    if not written:
+        raise CallError(f"the corpus is empty: no document with text in {', '.join(names)}")
+    with console.status("looking for duplicates"):
+        marks = [(name, stem.with_suffix(".npz")) for name, stem, _ in written]
+        found = search(marks, config["near_duplicate_threshold"], config["remove_duplicates"])
+        for (_, stem, part), removed in zip(written, found.removed, strict=True):
+            if len(removed):
+                writer.drop(stem, part, removed)
+    table = writer.tokenizer.table.encode()
+    manifest = {
+        "format": FORMAT,
+        "config": config,
+        "tokenizer": {
+            "name": writer.tokenizer.name,
+            "vocab_size": writer.tokenizer.vocab_size,
+            "fingerprint": writer.tokenizer.fingerprint,
+            "token_type": writer.token_type,
+            "file": f"tokenizer/{writer.tokenizer.name}.tiktoken",
+            "size": len(table),
+            "sha256": sha256(table).hexdigest(),
+        },
+        "split_digest": found.digest,
+        "sources": [
+            {"folder": folder.name, "parts": [part.to_json() for part in complete_parts(folder)]} for folder in folders
+        ],
+    }
+    lines = (json.dumps(asdict(duplicate), ensure_ascii=False) + "\n" for duplicate in found.duplicates)
+    write_file(work / "duplicates.jsonl", "".join(lines).encode())
+    card = make_card(manifest, found.duplicates)
+    write_json(work / "card.json", card)
+    write_file(work / "card.md", card_text(card).encode())
+    # last, because it says that all the rest is there
+    write_json(work / MANIFEST, manifest)
+
+
+class _Progress:
+    """Documents, tokens and tokens/s: a live line on a terminal, a printed one now and then anywhere else."""
+
+    def __init__(self) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        from lightning_gpt.console import console, say
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._line = self._bar.add_task("", total=None)
+        self._say = say
+        self._name = ""
+        self._before, self._new = Tally(), Tally()
+        self._started = self._last_said = monotonic()
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._bar.stop()
+        if error is None:
+            self._say(self._figures)
+
+    @property
+    def _figures(self) -> str:
+        total = self._before + self._new
+        speed = self._new.tokens / max(monotonic() - self._started, 1e-9)
+        return f"{total.documents:,} documents, {total.tokens:,} tokens, {speed:,.0f} tokens/s"
+
+    def begin(self, name: str, done: list[Part]) -> None:
+        """Begin, or go on with, a source."""
+        self._name = name
+        self._before = sum((part.total for part in done), self._before)
+        if done:
+            self._say(f"{name}: going on after document {done[-1].end_document:,}")
+
+    def advance(self, parts: list[Part]) -> None:
+        """Count the parts that are new."""
+        self._new = sum((part.total for part in parts), self._new)
+        self._bar.update(self._line, description=f"{self._name}: {self._figures}")
+        if self._bar.disable and monotonic() - self._last_said >= _SECONDS_BETWEEN_LINES:
+            self._last_said = monotonic()
+            self._say(f"{self._name}: {self._figures}")
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and prepare."""
+    section, options = parse_data_call(prepare, "prepare", args)
+    prepare(section, **options)

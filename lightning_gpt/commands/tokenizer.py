@@ -1,0 +1,46 @@
+"""``lightning-gpt tokenizer``: train a vocabulary on the training documents of a config's data section."""
+
+from pathlib import Path
+
+from lightning_gpt.commands.prepare import DataSection, parse_data_call
+from lightning_gpt.data.card import bytes_per_token
+from lightning_gpt.data.prepared import Tally, write_file
+from lightning_gpt.data.stream import texts_of
+from lightning_gpt.errors import CallError
+
+
+def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
+    """Train a byte-level BPE vocabulary as fit does, and write it to OUTPUT/bpe-N.tiktoken, for data.tokenizer.
+
+    Args:
+        section: The data section; its own tokenizer is not looked at.
+        vocab_size: Number of tokens, from 257 (the 256 bytes and <|endoftext|>).
+        output: Folder for the file.
+    """
+    from lightning_gpt.data.datamodule import TextData
+
+    file = Path(output) / f"bpe-{vocab_size}.tiktoken"
+    if file.exists():
+        raise CallError(f"{file} exists; choose another output, or delete it")
+    split = section.data.split
+    data = TextData(section.data.sources, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
+    data.setup("tokenizer")
+    trained = data.tokenizer
+    file = file.with_name(f"{trained.name}.tiktoken")
+    write_file(file, trained.table.encode())
+    tally = Tally()
+    for source in data.sources:
+        for _, text in texts_of(source, split, "val"):
+            tally += Tally(1, len(trained.encode(text)) + 1, len(text.encode("utf-8", "surrogatepass")))
+    measured = (
+        f"{bytes_per_token(tally):.3f} bytes per token on {tally.documents:,} validation documents"
+        if tally.bytes
+        else "no validation documents to measure it on"
+    )
+    print(f"{file}: {trained.vocab_size:,} tokens, {measured}")
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and train."""
+    section, options = parse_data_call(tokenizer, "tokenizer", args)
+    tokenizer(section, **options)

@@ -1,0 +1,278 @@
+"""Exact and near duplicates among documents.
+
+Two documents are *exact* duplicates where their texts are equal, and *near* duplicates where their sets of shingles
+(five consecutive words, in lower case) are: J(A, B) = |A ∩ B| / |A ∪ B| of at least a threshold. J is estimated from
+MinHash signatures, whose entries agree with probability J (Broder 1997, "On the resemblance and containment of
+documents"), and pairs worth estimating are found by locality-sensitive hashing of the signatures (Indyk & Motwani
+1998). The split goes by the text's hash, so exact duplicates are always in one split; near ones can be in two.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+from zlib import crc32
+
+import numpy as np
+
+from lightning_gpt.data.split import Split, SplitName
+from lightning_gpt.errors import CallError
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+PERMUTATIONS = 64
+SHINGLE_WORDS = 5
+LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.95  # between them 64 permutations give at least two bands
+
+_SCHEME, _SEED = "affine32", 1
+# pairs that the bands bring together are looked at again, so a false one costs time and a missed one is lost
+_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document stands."""
+
+    source: str
+    number: int
+    split: SplitName
+    origin: str
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """A document, the one that it duplicates, and whether it is removed for it."""
+
+    document: Place
+    twin: Place
+    similarity: float
+    exact: bool
+    removed: bool
+
+    @property
+    def across(self) -> bool:
+        """Whether the two are in different splits."""
+        return self.document.split != self.twin.split
+
+
+@dataclass(frozen=True)
+class Search:
+    """What :func:`search` found."""
+
+    duplicates: list[Duplicate]
+    """In the order of the documents."""
+
+    removed: list[np.ndarray]
+    """Of each part, the numbers of the documents to remove."""
+
+    digest: str
+    """Of the texts that stay and their splits, in order."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Document ``document`` duplicates document ``twin``, both counted over the whole corpus."""
+
+    document: int
+    twin: int
+    similarity: float
+    exact: bool
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that the signatures cannot tell from its neighbours."""
+    if not LOWEST_THRESHOLD <= threshold <= HIGHEST_THRESHOLD:
+        raise CallError(
+            f"near_duplicate_threshold is {threshold}; allowed: {LOWEST_THRESHOLD} to {HIGHEST_THRESHOLD}, or null to "
+            f"look for exact duplicates only"
+        )
+
+
+def marks_of(
+    numbers: Sequence[int], texts: Sequence[str], origins: Sequence[str], split: Split, near: bool
+) -> dict[str, np.ndarray]:
+    """What is noted of documents when they are tokenised, so that a search does not need their texts again.
+
+    Args:
+        numbers: Of the documents, in their source.
+        texts: Of the documents.
+        origins: Of the documents.
+        split: Gives each its ``label``, the position of its split in :data:`SPLITS`.
+        near: Whether to make the signatures that a search for near duplicates takes.
+    """
+    return {
+        "numbers": np.array(numbers, dtype=np.int64),
+        "labels": np.array([SPLITS.index(split.of(text)) for text in texts], dtype=np.int64),
+        "bytes": np.array([len(_utf8(text)) for text in texts], dtype=np.int64),
+        "hashes": text_hashes(texts),
+        "origins": np.array(origins, dtype=np.str_),
+        **({"signatures": signatures(texts)} if near else {}),
+    }
+
+
+def marks_file(marks: dict[str, np.ndarray]) -> bytes:
+    """The content of a file that :func:`read_marks` reads."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **marks)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def read_marks(file: Path, *names: str) -> tuple[np.ndarray, ...]:
+    """Some of a part's marks."""
+    with np.load(file) as marks:
+        return tuple(marks[name] for name in names)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def search(parts: Sequence[tuple[str, Path]], threshold: float | None, remove: bool) -> Search:
+    """Look for duplicates among all documents of a corpus.
+
+    Args:
+        parts: The name of its source and the file of its marks, for each part.
+        threshold: Least similarity of near duplicates; None to look for exact ones only.
+        remove: Whether training documents that duplicate another are to go.
+    """
+    names = ("labels", "hashes", *(() if threshold is None else ("signatures",)))
+    marks = [read_marks(file, *names) for _, file in parts]
+    labels, hashes, *signed = (np.concatenate(each) for each in zip(*marks, strict=True))
+    ends = np.cumsum([len(of_part) for of_part, *_ in marks])
+    findings = find_duplicates(hashes, labels == SPLITS.index("train"), signed[0] if signed else None, threshold)
+    gone = np.zeros(len(labels), dtype=bool)
+    gone[[each.document for each in findings if remove and SPLITS[labels[each.document]] == "train"]] = True
+    places: dict[int, Place] = {}
+    wanted = np.unique([number for each in findings for number in (each.document, each.twin)]).astype(np.int64)
+    removed = []
+    for (source, file), start, end in zip(parts, [0, *ends], ends, strict=False):
+        numbers, origins = read_marks(file, "numbers", "origins")
+        removed.append(numbers[gone[start:end]])
+        for document in wanted[(start <= wanted) & (wanted < end)].tolist():
+            at = document - start
+            places[document] = Place(source, int(numbers[at]), SPLITS[labels[document]], str(origins[at]))
+    duplicates = [
+        Duplicate(places[each.document], places[each.twin], each.similarity, each.exact, bool(gone[each.document]))
+        for each in findings
+    ]
+    kept = np.column_stack([hashes[~gone], labels[~gone].astype(np.uint64)])
+    return Search(duplicates, removed, hashlib.sha256(kept.astype("<u8").tobytes()).hexdigest())
+
+
+def text_hashes(texts: Sequence[str]) -> np.ndarray:
+    """128 bits of BLAKE2 of each text, ``(texts, 2)`` uint64."""
+    digests = (hashlib.blake2b(_utf8(text), digest_size=16).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+
+
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """The MinHash signature of each text, ``(texts, PERMUTATIONS)`` uint32.
+
+    All texts at once, which is many times faster than text by text.
+    """
+    words = [_utf8(text.lower()).split() for text in texts]
+    # a text shorter than a shingle is one shingle, filled up
+    lengths = np.array([max(len(each), SHINGLE_WORDS) for each in words])
+    hashed = np.zeros(lengths.sum(), dtype=np.uint64)
+    ends = lengths.cumsum()
+    for each, start in zip(words, ends - lengths, strict=True):
+        hashed[start : start + len(each)] = np.fromiter(map(crc32, each), dtype=np.uint64, count=len(each))
+    count = len(hashed) - SHINGLE_WORDS + 1
+    shingles = (_combined(hashed[n : n + count] for n in range(SHINGLE_WORDS)) >> np.uint64(32)).astype(np.uint32)
+    # every second segment is the shingles across the border between two texts
+    borders = np.stack([ends - lengths, ends - SHINGLE_WORDS + 1], axis=1).ravel()[:-1]
+    result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
+    for number, (a, b) in enumerate(_permutations()):
+        result[:, number] = np.minimum.reduceat(shingles * a + b, borders)[::2]
+    return result
+
+
+def _combined(columns: Iterable[np.ndarray]) -> np.ndarray:
+    """One hash of each row of the columns, best in its high bits."""
+    total = np.uint64(0)
+    for column in columns:
+        total = (total + column) * _ODD  # type: ignore[assignment]
+    return np.asarray(total)
+
+
+@cache
+def _permutations() -> list[tuple[np.uint32, np.uint32]]:
+    """The maps h ↦ a h + b (mod 2³²), a odd, whose smallest values over the shingles make a signature.
+
+    They are those of ``datasketch.MinHash``, which takes most of a second to import in each process.
+    """
+    draw = np.random.RandomState(_SEED)
+    a = draw.randint(0, 1 << 31, PERMUTATIONS, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    b = draw.randint(0, 1 << 32, PERMUTATIONS, dtype=np.uint32)
+    return list(zip(a, b, strict=True))
+
+
+def find_duplicates(
+    hashes: np.ndarray, in_train: np.ndarray, signatures: np.ndarray | None, threshold: float | None
+) -> list[Finding]:
+    """At most one finding for each document; the training documents among them are those that can go.
+
+    - A document whose text came before duplicates the first with that text.
+    - A validation or test document that is near an earlier validation or test document duplicates that one.
+    - A training document near a validation or test document duplicates the most similar of those, wherever it stands.
+    - Any other training document near earlier training documents duplicates the most similar of those that have no
+      finding themselves.
+
+    Args:
+        hashes: Of the texts, ``(documents, 2)``, in the order of the corpus.
+        in_train: Which documents are in the training split, ``(documents,)``.
+        signatures: ``(documents, PERMUTATIONS)``.
+        threshold: Least similarity of near duplicates; None, as well as no signatures, to find exact ones only.
+    """
+    _, first, group = np.unique(hashes.view("V16")[:, 0], return_index=True, return_inverse=True)
+    first = first[group]
+    distinct = first == np.arange(len(hashes))
+    findings = [Finding(int(document), int(first[document]), 1.0, True) for document in np.flatnonzero(~distinct)]
+    if signatures is not None and threshold is not None:
+        findings += _find_near(signatures, distinct, in_train, threshold)
+    return sorted(findings, key=lambda finding: finding.document)
+
+
+def _find_near(signatures: np.ndarray, distinct: np.ndarray, in_train: np.ndarray, threshold: float) -> list[Finding]:
+    from datasketch import LeanMinHash, MinHashLSH
+
+    index = MinHashLSH(threshold, PERMUTATIONS, weights=(_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT))
+    suspects = np.flatnonzero(distinct & _sharing_a_band(signatures, index.b, index.r))
+    findings = []
+    # validation and test come first, so that a training document finds all of them
+    for document in suspects[np.argsort(in_train[suspects], kind="stable")]:
+        minhash = LeanMinHash(seed=_SEED, hashvalues=signatures[document], scheme=_SCHEME)
+        near = [
+            (bool(in_train[other]), -similarity, int(other))
+            for other, similarity in _similarities(signatures, document, index.query(minhash))
+            if similarity >= threshold
+        ]
+        if near:
+            _, similarity, twin = min(near)
+            findings.append(Finding(int(document), twin, -similarity, False))
+        if not near or not in_train[document]:
+            index.insert(int(document), minhash)
+    return findings
+
+
+def _similarities(signatures: np.ndarray, document: int, others: list[Any]) -> Iterable[tuple[int, float]]:
+    if not others:
+        return ()
+    equal = signatures[others] == signatures[document]
+    return zip(others, equal.mean(axis=1).tolist(), strict=True)
+
+
+def _sharing_a_band(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """Which documents share a band with another. The others are near none, and the index is spared them.
+
+    The index keeps kilobytes of Python objects for a document, and in most corpora few documents resemble another.
+    """
+    sharing = np.zeros(len(signatures), dtype=bool)
+    for band in range(bands):
+        columns = signatures[:, band * rows : (band + 1) * rows].T.astype(np.uint64)
+        _, which, counts = np.unique(_combined(columns), return_inverse=True, return_counts=True)
+        sharing |= counts[which] > 1
+    return sharing

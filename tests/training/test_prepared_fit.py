@@ -1,0 +1,59 @@
+"""A fit on a prepared folder is the fit on the sources, number for number."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, a config, the run on its sources (version_0) and the folder prepared from them."""
+    folder = tmp_path_factory.mktemp("prepared")
+    content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=60, val_check_interval=30)
+    content["data"] |= {"packing": "best_fit", "separate_documents": True}
+    write_config(folder / "tiny.yaml", content)
+    must_run("fit", "--config", "tiny.yaml", cwd=folder)
+    must_run("prepare", "--config", "tiny.yaml", "--output", "ready", cwd=folder)
+    return folder
+
+
+def test_losses_are_those_of_the_sources(folder: Path) -> None:
+    done = must_run("fit", "--config", "tiny.yaml", "--data.prepared", "ready", "--data.num_workers", "2", cwd=folder)
+    run = folder / re.search(r"tensorboard --logdir (\S+)", done.stderr)[1]  # type: ignore[index]
+    assert scalars(run) == scalars(folder / "runs/tiny/version_0")
+    assert "training a vocabulary" not in done.stderr
+
+
+def test_a_run_goes_on_from_the_sources_to_the_folder(folder: Path) -> None:
+    half = ("--trainer.max_steps", "30", "--name", "half")
+    must_run("fit", "--config", "tiny.yaml", *half, cwd=folder)
+    last = "runs/half/version_0/checkpoints/last.ckpt"
+    content = scalars(folder / "runs/tiny/version_0")
+    must_run(
+        *("fit", "--config", "tiny.yaml", "--data.prepared", "ready", "--ckpt_path", last, "--name", "whole"),
+        cwd=folder,
+    )
+    resumed = scalars(folder / "runs/whole/version_0")
+    # the learning rate of a run of 30 steps is another, so the weights are; the data must not be
+    rows = {key: value for key, value in resumed.items() if key[0].startswith("data/rows")}
+    assert rows
+    assert all(content[key] == value for key, value in rows.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (("--data.tokenizer", "gpt2"), r"made with other settings: tokenizer is \w+ there and \w+ here"),
+        (("--data.tokenizer", "280"), r"has a vocabulary of 300 and tokenizer asks for 280"),
+        (("--data.val_share", "0.2"), r"val_share is 0.1 there and 0.2 here"),
+        (("--data.sources", '[{"class_path":"PythonReference"}]'), r"holds the sources files and .* python-reference"),
+        (("--data.prepared", "nowhere"), r"prepared folder 'nowhere' does not exist"),
+    ],
+)
+def test_another_configuration_is_refused(folder: Path, change: tuple[str, str], pattern: str) -> None:
+    done = run_command("fit", "--config", "tiny.yaml", "--data.prepared", "ready", *change, cwd=folder)
+    assert done.returncode == 2
+    assert re.search(pattern, done.stderr.splitlines()[-1]), done.stderr
