@@ -45,6 +45,7 @@ def main() -> int:
 
         print(f"lightning-gpt {__version__}")
         return 0
+    sys.path.append(os.getcwd())  # so that a config can name a function of the user's own, as python -m does
     try:
         if args[0] not in _COMMANDS:
             raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")

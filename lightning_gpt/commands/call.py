@@ -89,6 +89,10 @@ def one_line(message: str, known: Iterable[str]) -> str:
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
         return f"{key}: no class is named {unknown[1]!r}{_allowed_classes(message)}"
+    wrong_function = re.search(r"expects a function or a callable class: (.*)", message)
+    if wrong_function:
+        reason = wrong_function[1].strip()
+        return f"{key}: no function is found at the import path {_given(lines)!r} ({reason})"
     expected = [found for line in lines for found in re.findall(r"Expected a (.+?)(?:\. Got value: (.*))?$", line)]
     expected = [(kind, given) for kind, given in expected if kind != "<class 'NoneType'>" and "path but" not in kind]
     if expected:

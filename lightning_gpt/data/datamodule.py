@@ -111,6 +111,11 @@ class TextData(L.LightningDataModule):
         fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
         corpus.require(tokenizer_fingerprint=fingerprint, val_share=self.split.val, test_share=self.split.test)
         for ours, source in zip(self.sources, corpus.sources, strict=True):
+            if ours.filter_identity != source.filter_identity:
+                raise CallError(
+                    f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity} "
+                    f"and the configuration has {ours.filter_identity}"
+                )
             source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
         self.sources, self._tokenizer = list(corpus.sources), corpus.tokenizer
 

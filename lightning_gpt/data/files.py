@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.data.sources import Document, Source, first_line, text_field
+from lightning_gpt.data.sources import Document, Source, first_line, missing_field, text_field
 from lightning_gpt.data.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
 
@@ -76,6 +76,8 @@ class Files(Source):
                 record = json.loads(text)
             except json.JSONDecodeError as error:
                 raise WorkError(f"{origin}: invalid JSON ({error.msg}, column {error.colno})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+                raise WorkError(f"{origin}: JSON that Python does not read ({first_line(error)})") from None
             yield Document(text_field(record, self.column, origin), origin)
         return passed
 
@@ -86,11 +88,11 @@ class Files(Source):
         problem = f"{file} cannot be read as Parquet"
         with (
             _refusing(problem, pyarrow.ArrowException, OSError, UnicodeDecodeError),
-            parquet.ParquetFile(file) as table,
+            parquet.ParquetFile(file, page_checksum_verification=True) as table,
         ):
             names = table.schema_arrow.names
             if self.column not in names:
-                text_field(dict.fromkeys(names), self.column, str(file))
+                raise missing_field(self.column, names, str(file))
             # row groups before the start are not even read: the footer tells how many rows they have
             row, group, sizes = 0, 0, [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
             while group < len(sizes) and row + sizes[group] <= start:

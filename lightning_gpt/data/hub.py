@@ -173,12 +173,12 @@ _PASSING = (408, 429)
 def _network_errors() -> tuple[type[Exception], ...]:
     """What comes out of `datasets`, the Hub's client and fsspec when the network fails, as found by failing it.
 
-    OSError: ConnectionError of `datasets` after its own tries (two minutes of them), HfHubHTTPError for a status,
+    OSError: ConnectionError of `datasets` after its own tries (minutes of them), HfHubHTTPError for a status,
     FileNotFoundError of fsspec and `datasets` for a file whose server does not answer, and TimeoutError. The others
     are those of the two HTTP clients, from wherever they are called without the tries.
     """
     import aiohttp
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # kept there for others, says a comment there
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # exported at run time only
 
     return (OSError, httpx.RequestError, aiohttp.ClientError)
 

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_gpt.data.duplicates import SPLITS, marks_file, marks_of, read_marks
-from lightning_gpt.data.sources import Document, Source
+from lightning_gpt.data.sources import Document, Source, filters_said
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
@@ -161,10 +161,15 @@ class PartWriter:
         """Make the part; its ``.json`` is written last, so that a part which has one is complete."""
         marks = marks_of(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
         write_file(task.stem.with_suffix(".npz"), marks_file(marks))
-        closing = np.uint32(self.tokenizer.end_of_text)
-        tokens = [np.append(self.tokenizer.encode(text), closing) for text in task.texts]
+        tokens = [self._tokens(text, origin) for text, origin in zip(task.texts, task.origins, strict=True)]
         kept = (marks["numbers"], marks["labels"], marks["bytes"])
         return self._write(task.stem, (task.first_document, task.end_document), kept, tokens)
+
+    def _tokens(self, text: str, origin: str) -> np.ndarray:
+        try:
+            return np.append(self.tokenizer.encode(text), np.uint32(self.tokenizer.end_of_text))
+        except UnicodeEncodeError as error:
+            raise WorkError(f"{origin}: no Unicode text ({error.reason} at character {error.start})") from None
 
     def drop(self, stem: Path, part: Part, removed: np.ndarray) -> Part:
         """Write a part again without the documents of these numbers; those that are gone already do not matter."""
@@ -245,13 +250,22 @@ class PreparedSource(Source):
         folder: Where its parts are.
         parts: In the order of the documents.
         tokenizer: That made the tokens.
+        filters: Which documents were accepted, as :attr:`Source.filter_identity` says it.
     """
 
-    def __init__(self, folder: Path, parts: tuple[Part, ...], tokenizer: Tokenizer, **common: Any) -> None:
+    def __init__(
+        self, folder: Path, parts: tuple[Part, ...], tokenizer: Tokenizer, filters: str, **common: Any
+    ) -> None:
         super().__init__(**common)
+        self._filters = filters
         self.folder = folder
         self.parts = parts
         self.tokenizer = tokenizer
+
+    @property
+    def filter_identity(self) -> str:
+        """That of the source it was made of: what the folder leaves out is not in it."""
+        return self._filters
 
     def tally(self, split: SplitName) -> Tally:
         """What a split holds, without reading it."""
@@ -328,7 +342,7 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     tokenizer = _read_tokenizer(folder, manifest["tokenizer"])
     with console.status(f"checking the hashes of prepared folder {folder}"):
         sources = tuple(
-            _read_source(folder / source["folder"], source["parts"], tokenizer, described["name"])
+            _read_source(folder / source["folder"], source["parts"], tokenizer, described)
             for source, described in zip(manifest["sources"], config["sources"], strict=True)
         )
     split = Split(config["val_share"], config["test_share"])
@@ -362,12 +376,14 @@ def _read_tokenizer(folder: Path, described: Mapping[str, Any]) -> Tokenizer:
 
 
 def _read_source(
-    folder: Path, described_parts: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, name: str
+    folder: Path, described_parts: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, described: Mapping[str, Any]
 ) -> PreparedSource:
     parts = tuple(Part.from_json(part) for part in described_parts)
     for part in parts:
         _check(folder / part.file, part.size, part.sha256)
-    return PreparedSource(folder, parts, tokenizer, name=name)
+    arguments = described["arguments"]
+    filters = filters_said(arguments.get("min_characters", 0), arguments.get("keep"))
+    return PreparedSource(folder, parts, tokenizer, filters, name=described["name"])
 
 
 def _check(file: Path, size: int, sha256: str) -> None:

@@ -5,7 +5,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,9 +73,20 @@ class Source(ABC):
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The documents from number ``start`` on, whether they are accepted or not."""
 
+    @property
+    def filter_identity(self) -> str:
+        """What :meth:`accepts` depends on, as text."""
+        keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
+        return filters_said(self.min_characters, keep)
+
     def accepts(self, text: str) -> bool:
         """Whether a document with this text is used. One that is not keeps its number."""
         return len(text) >= max(1, self.min_characters) and (self.keep is None or self.keep(text))
+
+
+def filters_said(min_characters: int, keep: str | None) -> str:
+    """What a source's filters are, as text that is the same for the same filters."""
+    return f"min_characters {min_characters}, keep {keep}"
 
 
 class WikipediaSlice(Source):
@@ -103,14 +114,19 @@ class PythonReference(Source):
 
 
 def text_field(record: Any, column: str, origin: str) -> str:
-    """The text of a record, refused in one line where the record has no such field or no text in it."""
+    """The text of a record; refused in one line where the record has no such field or no text in it."""
     if not isinstance(record, dict) or column not in record:
-        names = ", ".join(map(repr, record)) if isinstance(record, dict) else ""
-        raise CallError(f"{origin} has no field {column!r}; it has {names or 'none'} (set the source's column)")
+        raise missing_field(column, record if isinstance(record, dict) else (), origin)
     text = record[column]
     if not isinstance(text, str):
         raise WorkError(f"{origin}: {column!r} holds {type(text).__name__}, not text")
     return text
+
+
+def missing_field(column: str, names: Iterable[str], origin: str) -> CallError:
+    """What to raise where the field that is to hold the text is not among those that there are."""
+    there = ", ".join(map(repr, names)) or "none"
+    return CallError(f"{origin} has no field {column!r}; it has {there} (set the source's column)")
 
 
 def first_line(error: BaseException) -> str:

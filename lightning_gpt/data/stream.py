@@ -341,6 +341,7 @@ class Stream:
         first = self.readers[0]
         return {
             "sources": [reader.source.name for reader in self.readers],
+            "filters": [reader.source.filter_identity for reader in self.readers],
             "weights": [float(weight) for weight in self.weights],
             "tokenizer": first.tokenizer.fingerprint,
             "val_share": first.split.val,

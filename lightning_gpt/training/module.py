@@ -69,9 +69,7 @@ class LanguageModule(L.LightningModule):
     def _predicted(self, ids: Tensor, documents: Tensor | None) -> Tensor:
         """The likeliest token at each position, a row at a time: logits of a whole batch can be large."""
         rows = [slice(row, row + 1) for row in range(len(ids))]
-        likeliest = [
-            self.model(ids[row], None if documents is None else documents[row]).argmax(dim=-1) for row in rows
-        ]
+        likeliest = [self.model(ids[row], None if documents is None else documents[row]).argmax(dim=-1) for row in rows]
         return torch.cat(likeliest)
 
     def _evaluate(self, batch: Batch) -> None:

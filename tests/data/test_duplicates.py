@@ -25,7 +25,7 @@ TRAIN, VAL = True, False
 
 def shingles(text: str) -> set[int]:
     """The definition, in whole numbers: five words' hashes, mixed; a shorter text is one shingle, filled up."""
-    words = [crc32(word) for word in text.lower().encode().split()]
+    words = [crc32(word) for word in text.encode().lower().split()]
     words += [0] * (SHINGLE_WORDS - len(words))
     hashed = set()
     for start in range(len(words) - SHINGLE_WORDS + 1):
@@ -56,7 +56,7 @@ def test_signatures_are_the_smallest_permuted_shingles(texts: list[str]) -> None
         [min((shingle * x + y) % 2**32 for shingle in shingles(text)) for x, y in zip(a, b, strict=True)]
         for text in texts
     ]
-    assert signatures(texts).tolist() == expected
+    assert signatures([text.encode() for text in texts]).tolist() == expected
 
 
 def test_signatures_agree_as_often_as_the_sets_do() -> None:
@@ -65,15 +65,16 @@ def test_signatures_agree_as_often_as_the_sets_do() -> None:
     for changes in range(0, 60, 2):
         other = varied(base, changes, changes)
         one, two = shingles(" ".join(base)), shingles(other)
-        signed = signatures([" ".join(base), other])
+        signed = signatures([" ".join(base).encode(), other.encode()])
         errors.append((signed[0] == signed[1]).mean() - len(one & two) / len(one | two))
     assert abs(np.mean(errors)) < 0.03, "no bias"
     assert np.std(errors) < 1.5 * 0.5 / PERMUTATIONS**0.5
 
 
 def find(texts: list[str], in_train: list[bool], threshold: float | None = 0.8) -> list[Finding]:
-    signed = None if threshold is None else signatures(texts)
-    return find_duplicates(text_hashes(texts), np.array(in_train), signed, threshold)
+    encoded = [text.encode() for text in texts]
+    signed = None if threshold is None else signatures(encoded)
+    return find_duplicates(text_hashes(encoded), np.array(in_train), signed, threshold)
 
 
 def test_planted_duplicates_are_found_and_nothing_else() -> None:

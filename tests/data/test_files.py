@@ -215,6 +215,8 @@ def test_a_compressed_file_cut_short_anywhere_is_named(compress: Callable[[bytes
         ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": oops}'), r"x.jsonl.gz, line 2: invalid JSON"),
         ("x.jsonl.zst", zstd(b'{"text": "a"}\n{"text": "b\xe9d"}'), r"x.jsonl.zst, line 2: invalid UTF-8"),
         ("x.jsonl", b'["text"]', r"x.jsonl, line 1 has no field 'text'; it has none"),
+        ("x.jsonl", b'{"n": ' + b"9" * 5000 + b"}", r"x.jsonl, line 1: JSON that Python does not read \(.*digits"),
+        ("x.jsonl", b"[" * 100_000, r"x.jsonl, line 1: JSON that Python does not read \(.*recursion"),
         ("x.jsonl", b'{"text": null}', r"x.jsonl, line 1: 'text' holds NoneType, not text"),
         ("x.txt", b"a good line\na b\xe9d line", r"x.txt, line 2: invalid UTF-8 \(byte 0xe9"),
         ("x.parquet", b"nope", r"x.parquet cannot be read as Parquet: "),
