@@ -1,7 +1,8 @@
 """Byte-pair tokenizers that need no network: GPT-2's table, a ranks file, or a vocabulary trained here.
 
-All of them are :class:`tiktoken.Encoding` objects with GPT-2's pre-tokenisation and one special token,
-``<|endoftext|>``, whose id is the last. ``tiktoken.get_encoding`` is not used: it downloads its tables.
+All of them are :class:`tiktoken.Encoding` objects with one special token, ``<|endoftext|>``, whose id is the last, and
+GPT-2's pre-tokenisation; a ranks file named ``cl100k_base`` or ``o200k_base`` has that of those encodings.
+``tiktoken.get_encoding`` is not used: it downloads its tables.
 """
 
 import base64
@@ -24,7 +25,24 @@ GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 SMALLEST_VOCAB_SIZE = 257  # the 256 bytes and <|endoftext|>
 
 # GPT-2's split into words (Radford et al. 2019, released code): contractions, letters, digits, marks, spaces.
-_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+# The split and the id of <|endoftext|> of later encodings, as tiktoken publishes them (tiktoken_ext.openai_public).
+_WORD_START = r"[^\r\n\p{L}\p{N}]?"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_PUBLISHED = {
+    "cl100k_base": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+        100257,
+    ),
+    "o200k_base": (
+        rf"{_WORD_START}{_UPPER}*{_LOWER}+{_CONTRACTION}|{_WORD_START}{_UPPER}+{_LOWER}*{_CONTRACTION}"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        199999,
+    ),
+}
 
 
 def _parse_ranks(table: bytes, origin: str) -> dict[bytes, int]:
@@ -46,17 +64,17 @@ class Tokenizer:
     """Text to token ids and back.
 
     Args:
-        name: What it is called in reports, such as ``gpt2``.
+        name: What it is called in reports; one named ``cl100k_base`` or ``o200k_base`` splits words as those do.
         ranks: The mergeable byte sequences and their ranks, which are their ids.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
         self.name = name
         self.ranks = ranks
-        self.end_of_text = len(ranks)
-        self.vocab_size = len(ranks) + 1
+        self.pattern, self.end_of_text = _PUBLISHED.get(name, (_GPT2_PATTERN, len(ranks)))
+        self.vocab_size = self.end_of_text + 1
         self.encoding = tiktoken.Encoding(
-            name, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
+            name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}
         )
 
     @classmethod
@@ -69,7 +87,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """A ranks file in tiktoken's text format: one base64 token and its rank a line."""
+        """A ranks file in tiktoken's text format: one base64 token and its rank a line; its name is the tokenizer's."""
         try:
             table = Path(path).read_bytes()
         except OSError as error:
@@ -108,8 +126,9 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of the table: two tokenizers with the same one give the same ids."""
-        return hashlib.sha256(self.table.encode()).hexdigest()[:16]
+        """A short hash of the table and the split into words: two tokenizers with the same one give the same ids."""
+        split = "" if self.pattern == _GPT2_PATTERN else self.pattern
+        return hashlib.sha256((self.table + split).encode()).hexdigest()[:16]
 
     def save(self, folder: Path) -> Path:
         """Write ``<folder>/<name>.tiktoken``, which :meth:`from_file` reads; returns its path."""
@@ -137,11 +156,14 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; bytes that are no UTF-8 become the replacement character."""
-        return self.encoding.decode([int(i) for i in ids])
+        return b"".join(self.decode_bytes(token) for token in ids).decode("utf-8", "replace")
 
     def decode_bytes(self, token: int) -> bytes:
-        """The bytes of one token."""
-        return self.encoding.decode_single_token_bytes(int(token))
+        """The bytes of one token; none for an id that the table does not use, which an untrained model may draw."""
+        try:
+            return self.encoding.decode_single_token_bytes(int(token))
+        except KeyError:
+            return b""
 
 
 def check_vocab_size(vocab_size: int) -> None:

@@ -126,3 +126,30 @@ def test_a_file_that_is_no_table_is_refused(table: bytes, tmp_path: Path) -> Non
     (tmp_path / "x.tiktoken").write_bytes(table)
     with pytest.raises(CallError, match=r"x\.tiktoken"):
         Tokenizer.from_file(tmp_path / "x.tiktoken")
+
+
+@pytest.mark.parametrize(("name", "end_of_text"), [("cl100k_base", 100257), ("o200k_base", 199999)])
+@given(text=st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_later_encodings_split_words_as_tiktoken_does(
+    trained: Tokenizer, tmp_path_factory: pytest.TempPathFactory, name: str, end_of_text: int, text: str
+) -> None:
+    """Over a small table under their name, since theirs cannot be had offline."""
+    import tiktoken
+    from tiktoken_ext import openai_public
+
+    file = tmp_path_factory.getbasetemp() / f"{name}.tiktoken"
+    file.write_text(trained.table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: trained.ranks)
+        published = tiktoken.Encoding(**getattr(openai_public, name)())
+    tokenizer = Tokenizer.from_file(file)
+    assert tokenizer.end_of_text == published.eot_token == end_of_text
+    for example in (text, "I'LL pay 12345 euros,\n\n  it's DonE/ \r\n now" + text):
+        assert tokenizer.encode(example).tolist() == published.encode_ordinary(example)
+    again = Tokenizer.from_state_dict(tokenizer.state_dict())
+    assert again.fingerprint == tokenizer.fingerprint != trained.fingerprint
+    assert again.end_of_text == end_of_text
+
+
+def test_ids_that_the_table_does_not_use_are_no_text(trained: Tokenizer) -> None:
+    assert trained.decode([*trained.encode("abc"), 5000]) == "abc"
