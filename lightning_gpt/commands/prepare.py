@@ -33,19 +33,8 @@ from jsonargparse import ArgumentParser
 from lightning_gpt.commands.call import check_config_files, one_line, option_names
 from lightning_gpt.data.card import card_text, make_card
 from lightning_gpt.data.duplicates import check_threshold, search
-from lightning_gpt.data.prepared import (
-    FORMAT,
-    MANIFEST,
-    Part,
-    PartWriter,
-    Tally,
-    Task,
-    complete_parts,
-    tasks,
-    unfinished,
-    write_file,
-    write_json,
-)
+from lightning_gpt.data.parts import Part, PartWriter, Tally, Task, complete_parts, tasks, write_file, write_json
+from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
 from lightning_gpt.data.sources import Source
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, Stopped, WorkError

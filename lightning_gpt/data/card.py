@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gpt.data.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
-from lightning_gpt.data.prepared import Part, Tally
+from lightning_gpt.data.parts import Part, Tally
 from lightning_gpt.data.split import SplitName
 
 _EXAMPLES = 5

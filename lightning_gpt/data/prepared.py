@@ -9,238 +9,27 @@
     <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens closed by <|endoftext|>
     <n>-<source>/part-00000.json   the part's range of documents, its counts and its SHA-256
 
-The Arrow files are written by the ``datasets`` library, and ``datasets.Dataset.from_file`` opens them. A part holds the
-documents from ``first_document`` to before ``end_document`` of its source, less those that the source does not accept
-and those that were removed as duplicates.
+:mod:`~lightning_gpt.data.parts` writes and reads the parts; this file opens the folder that they make.
 """
 
 import hashlib
-import itertools
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from lightning_gpt.data.duplicates import SPLITS, marks_file, marks_of, read_marks
+from lightning_gpt.data.parts import Part, Tally, read_part
 from lightning_gpt.data.sources import Document, Source, filters_said
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-
-# a part ends with the document that reaches one of these
-PART_CHARACTERS = 16_000_000
-PART_DOCUMENTS = 4096
-
-
-@dataclass(frozen=True)
-class Tally:
-    """An amount of text; ``bytes`` is its length in UTF-8."""
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(self.documents + other.documents, self.tokens + other.tokens, self.bytes + other.bytes)
-
-
-@dataclass(frozen=True)
-class Part:
-    """An Arrow file and what is in it."""
-
-    file: str
-    first_document: int
-    end_document: int
-    splits: dict[SplitName, Tally]
-    size: int
-    sha256: str
-
-    @property
-    def total(self) -> Tally:
-        """All splits together."""
-        return sum(self.splits.values(), Tally())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, with the totals."""
-        return {**asdict(self), **asdict(self.total)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The part that :meth:`to_json` described."""
-        splits: dict[SplitName, Tally] = {split: Tally(**values["splits"][split]) for split in SPLITS}
-        plain = {name: values[name] for name in ("file", "first_document", "end_document", "size", "sha256")}
-        return cls(splits=splits, **plain)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder where that is missing, in one step: under its name it is whole or not there."""
-    # the process's number keeps two that write the same file out of each other's way
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise WorkError(
-            f"{path} cannot be written: {error.strerror}; what is done is kept: mend this, and run the command again"
-        ) from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain values as a JSON file, the same bytes for the same values."""
-    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-@dataclass
-class Task:
-    """A part to write: its path without suffix, its range of documents, and those among them that are used."""
-
-    stem: Path
-    first_document: int
-    end_document: int
-    numbers: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-    characters: int = 0
-
-    def add(self, number: int, document: Document) -> None:
-        """Put document ``number`` of the source into the part."""
-        self.numbers.append(number)
-        self.texts.append(document.text)
-        self.origins.append(document.origin)
-        self.characters += len(document.text)
-
-
-def tasks(source: Source, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
-    """The parts of a source that are not done, cut by nothing but the documents."""
-    start = done[-1].end_document if done else 0
-    stems = (folder / part_name(number) for number in itertools.count(len(done)))
-    task = Task(next(stems), start, start)
-    for number, document in enumerate(source.documents(start), start):
-        task.end_document = number + 1
-        if source.accepts(document.text):
-            task.add(number, document)
-        if task.characters >= PART_CHARACTERS or len(task.texts) >= PART_DOCUMENTS:
-            yield task
-            task = Task(next(stems), number + 1, number + 1)
-    if task.texts:
-        yield task
-
-
-class PartWriter:
-    """Tokenises the documents of a part and writes it, with what the search for duplicates needs to know of them.
-
-    Args:
-        tokenizer: For the ids.
-        split: Where each document belongs.
-        near_duplicates: Whether they are looked for, which takes a signature of each document.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, split: Split, near_duplicates: bool) -> None:
-        self.tokenizer = tokenizer
-        self.split = split
-        self.near_duplicates = near_duplicates
-        self.token_type = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
-
-    def write(self, task: Task) -> Part:
-        """Make the part; its ``.json`` is written last, so that a part which has one is complete."""
-        marks = marks_of(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
-        write_file(task.stem.with_suffix(".npz"), marks_file(marks))
-        tokens = [self._tokens(text, origin) for text, origin in zip(task.texts, task.origins, strict=True)]
-        kept = (marks["numbers"], marks["labels"], marks["bytes"])
-        return self._write(task.stem, (task.first_document, task.end_document), kept, tokens)
-
-    def _tokens(self, text: str, origin: str) -> np.ndarray:
-        try:
-            return np.append(self.tokenizer.encode(text), np.uint32(self.tokenizer.end_of_text))
-        except UnicodeEncodeError as error:
-            raise WorkError(f"{origin}: no Unicode text ({error.reason} at character {error.start})") from None
-
-    def drop(self, stem: Path, part: Part, removed: np.ndarray) -> Part:
-        """Write a part again without the documents of these numbers; those that are gone already do not matter."""
-        numbers, labels, sizes = read_marks(stem.with_suffix(".npz"), "numbers", "labels", "bytes")
-        stays = ~np.isin(numbers, removed)
-        kept = (numbers[stays], labels[stays], sizes[stays])
-        wanted = set(kept[0].tolist())
-        tokens = [ids for number, _, ids in read_part(stem.with_suffix(".arrow")) if number in wanted]
-        return self._write(stem, (part.first_document, part.end_document), kept, tokens)
-
-    def _write(
-        self,
-        stem: Path,
-        documents: tuple[int, int],
-        marks: tuple[np.ndarray, np.ndarray, np.ndarray],
-        tokens: Sequence[np.ndarray],
-    ) -> Part:
-        numbers, labels, sizes = marks
-        content = _arrow_file(numbers, labels, tokens, self.token_type)
-        lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-        splits: dict[SplitName, Tally] = {}
-        for label, split in enumerate(SPLITS):
-            of_split = labels == label
-            splits[split] = Tally(int(of_split.sum()), int(lengths[of_split].sum()), int(sizes[of_split].sum()))
-        file = stem.with_suffix(".arrow")
-        part = Part(file.name, *documents, splits, len(content), hashlib.sha256(content).hexdigest())
-        write_file(file, content)
-        write_json(stem.with_suffix(".json"), part.to_json())
-        return part
-
-
-def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.ndarray], token_type: str) -> bytes:
-    # takes a second to import, which those who only read are spared
-    from datasets import ClassLabel, Features, List, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    features = Features(
-        {"number": Value("int64"), "split": ClassLabel(names=list(SPLITS)), "tokens": List(Value(token_type))}
-    )
-    offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
-    values = np.concatenate([np.empty(0, token_type), *tokens], dtype=token_type, casting="unsafe")
-    columns = {"number": numbers, "split": labels, "tokens": pa.ListArray.from_arrays(offsets, values)}
-    stream = pa.BufferOutputStream()
-    # one batch, so that the tokens lie in one piece
-    writer = ArrowWriter(features=features, stream=stream, writer_batch_size=max(1, len(numbers)))
-    writer.write_table(pa.table(columns))
-    writer.finalize(close_stream=False)
-    return bytes(stream.getvalue())
-
-
-def complete_parts(folder: Path) -> list[Part]:
-    """The parts of a source that are written, up to the first that is not."""
-    parts: list[Part] = []
-    while (file := folder / f"{part_name(len(parts))}.json").exists():
-        parts.append(Part.from_json(json.loads(file.read_text(encoding="utf-8"))))
-    return parts
-
-
-def part_name(number: int) -> str:
-    """What the files of a part are called, less their suffixes."""
-    return f"part-{number:05d}"
-
-
-def read_part(file: Path, start: int = 0) -> Iterator[tuple[int, SplitName, np.ndarray]]:
-    """Number, split and tokens of a part's documents from number ``start`` on; the tokens lie in the mapped file."""
-    for batch in pa.ipc.open_stream(pa.memory_map(str(file))):
-        numbers, labels = batch.column("number").to_numpy(), batch.column("split").to_numpy()
-        tokens = batch.column("tokens")
-        offsets, values = tokens.offsets.to_numpy(), tokens.values.to_numpy()
-        for row in range(int(np.searchsorted(numbers, start)), len(numbers)):
-            yield int(numbers[row]), SPLITS[labels[row]], values[offsets[row] : offsets[row + 1]]
 
 
 class PreparedSource(Source):

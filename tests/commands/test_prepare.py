@@ -21,8 +21,9 @@ import pytest
 
 from lightning_gpt import cli
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data import prepared
-from lightning_gpt.data.prepared import PartWriter, open_prepared
+from lightning_gpt.data import parts
+from lightning_gpt.data.parts import PartWriter
+from lightning_gpt.data.prepared import open_prepared
 from lightning_gpt.data.split import Split
 from lightning_gpt.errors import CallError
 from tests.processes import must_run, run_command, write_config
@@ -191,7 +192,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_texts(tmp_path / "b.jsonl", [*texts[30:], texts[8], texts[9] + " more"])
     config_of(tmp_path / "config.yaml", "a.jsonl", "b.jsonl")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepared, "PART_DOCUMENTS", 16)
+    monkeypatch.setattr(parts, "PART_DOCUMENTS", 16)
     return tmp_path
 
 

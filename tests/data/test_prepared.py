@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_gpt.data import prepared
+from lightning_gpt.data import parts
 from lightning_gpt.data.files import Files
 from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
 from lightning_gpt.data.sources import Source
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = {"sources": described, "tokenizer": 300, "val_share": SHARES.val, "test_share": SHARES.test}
     write_config(folder / "config.yaml", {"data": data})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "PART_DOCUMENTS", 16)
+        patch.setattr(parts, "PART_DOCUMENTS", 16)
         prepare_here("--config", str(folder / "config.yaml"), "--output", str(folder / "corpus"))
     return folder
 
