@@ -125,9 +125,11 @@ class Windows:
     def _checked_digest(self, window: Window, packed: Packed) -> str:
         digest = hashlib.blake2b(packed.rows.tobytes(), digest_size=8).hexdigest()
         if window.digest not in ("", digest):
+            source = self.reader.source
+            place = next((document.origin for document in source.documents(window.document)), "its end")
             raise WorkError(
-                f"source {self.reader.source.name!r} has changed since the checkpoint was saved: the text from its "
-                f"document {window.document} on (token {window.offset}) is not what was trained on"
+                f"source {source.name!r} has changed since the checkpoint was saved: the text from its document "
+                f"{window.document} on ({place}, token {window.offset}) is not what was trained on"
             )
         return digest
 
@@ -342,7 +344,7 @@ class Stream:
         return {
             "sources": [reader.source.name for reader in self.readers],
             "filters": [reader.source.filter_identity for reader in self.readers],
-            "weights": [float(weight) for weight in self.weights],
+            "weights (rows where none are given)": [float(weight) for weight in self.weights],
             "tokenizer": first.tokenizer.fingerprint,
             "val_share": first.split.val,
             "test_share": first.split.test,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import must_run, scalars, start_command, tiny_config, tiny_corpus, write_config
+from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
 
 STEPS = 140  # more than an epoch of the corpus below, in optimizer steps of two micro-batches
 
@@ -117,3 +117,23 @@ def test_cursor_in_the_checkpoint_is_small_readable_json(alone: Path) -> None:
     assert data["cursor"]["rows"] == STEPS * 2 * 4
     assert data["cursor"]["sources"]["files"]["pass"] >= 1, "the run must cross an epoch to show anything"
     assert set(data["cursor"]["sources"]["files"]) == {"pass", "window", "rows_used_of_window", "rows_taken"}
+
+
+def test_a_corpus_that_changed_meanwhile_stops_the_resumed_run(config: Path, tmp_path: Path) -> None:
+    """The document is named, the exit status is 1, and the checkpoint stays as it was."""
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text((config.parent / "corpus.jsonl").read_text())
+    # with a weight of its own the source's share does not depend on its size, so that the text alone differs
+    sources = json.dumps([{"class_path": "Files", "init_args": {"paths": "corpus.jsonl", "weight": 1.0}}])
+    call = ("fit", "--config", str(config), "--data.sources", sources, "--data.tokenizer", "gpt2")
+    must_run(*call, "--trainer.max_steps", "20", cwd=tmp_path)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    before = last.read_bytes()
+    corpus.write_text(corpus.read_text().replace("a", "b"))
+
+    done = run_command(*call, "--ckpt_path", str(last), "--trainer.max_steps", "40", cwd=tmp_path)
+
+    assert done.returncode == 1, done.stderr
+    said = r"source 'files' has changed since the checkpoint was saved: .*document \d+ on \(.*corpus.jsonl, line \d+"
+    assert re.search(f"error: {said}", done.stderr.splitlines()[-1]), done.stderr
+    assert last.read_bytes() == before
