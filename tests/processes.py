@@ -17,14 +17,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run_command(*args: str, cwd: Path, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+def run_command(*args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` to its end."""
     return subprocess.run(
         [*COMMAND, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def must_run(*args: str, cwd: Path, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+def must_run(*args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` and fail with its output where its exit status is not 0."""
     done = run_command(*args, cwd=cwd, timeout=timeout)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -52,7 +52,7 @@ def assert_same_end(run: Path, alone: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def wait_for_saves(path: Path, saves: int, seconds: float = 90) -> None:
+def wait_for_saves(path: Path, saves: int, seconds: float = 180) -> None:
     """Wait until ``path`` was written ``saves`` times."""
     end, seen = time.monotonic() + seconds, set()
     while len(seen) < saves:
