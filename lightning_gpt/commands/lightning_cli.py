@@ -1,8 +1,13 @@
 """LightningCLI over our module, data and callbacks."""
 
+import atexit
 import logging
+import os
 import warnings
 from argparse import ArgumentError
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
@@ -90,7 +95,8 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if config.logger is None or config.logger is True:
             keeps = self.subcommand in ("fit", "predict")
-            kwargs["logger"] = TensorBoardLogger("runs", self._get(self.config, "name")) if keeps else False
+            name = self._get(self.config, "name")
+            kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
         callbacks = [metrics, RunSummary(), Predictions()]
         if config.enable_progress_bar is not False:
@@ -107,6 +113,28 @@ class TrainCLI(LightningCLI):
         """Refuse a checkpoint of another architecture before the work starts."""
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
+
+
+def _reserve_version(name: str) -> int:
+    """The number of a new run's folder, made here so that two runs that start at once cannot both take it."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        return 0  # the first process's folder is asked for, never this
+    folder = Path("runs") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for version in count():
+        run = folder / f"version_{version}"
+        try:
+            run.mkdir()
+        except FileExistsError:
+            continue
+        atexit.register(_remove_if_empty, run)
+        return version
+    raise AssertionError("there is always a next number")
+
+
+def _remove_if_empty(run: Path) -> None:
+    with suppress(OSError):  # it holds something, or is gone
+        run.rmdir()
 
 
 def quieten() -> None:

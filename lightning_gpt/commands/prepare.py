@@ -221,6 +221,9 @@ def _tokenizer(work: Path, data: "TextData") -> Tokenizer:
 def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter, jobs: int) -> None:
     """Write the parts of all sources that are not there yet."""
     running: set[Future[Part]] = set()
+    stop = threading.Event()
+    # a flag rather than KeyboardInterrupt, which Python throws away where it meets it in a finalizer
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
     try:
         with _Progress() as progress:
@@ -229,6 +232,8 @@ def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter,
                 _delete_all_but(done, folder)
                 progress.begin(source.name, done)
                 for task in tasks(source, folder, done):
+                    if stop.is_set():
+                        break
                     # no more texts are held than keep the workers busy, however long the source is
                     while len(running) > jobs:
                         finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -236,14 +241,15 @@ def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter,
                     running.add(pool.submit(_write_part, task))
             finished, running = wait(running)
             progress.advance([part.result() for part in finished])
+        if stop.is_set():
+            raise Stopped("stopped; the same command goes on after the parts that are done")
     except BrokenProcessPool:
         raise WorkError(
             "a tokenising process has died (was it killed, or short of memory?): run the same command again, perhaps "
             "with fewer jobs, and it goes on"
         ) from None
-    except KeyboardInterrupt:
-        raise Stopped("stopped; the same command goes on after the parts that are done") from None
     finally:
+        signal.signal(signal.SIGINT, before)
         pool.shutdown(cancel_futures=True)
 
 

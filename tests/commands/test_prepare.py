@@ -170,7 +170,7 @@ def test_full_disk(large: Path, undisturbed: dict[str, str]) -> None:
 
 def test_stopped_by_ctrl_c_it_says_how_to_go_on(large: Path) -> None:
     process = start(large, *call("stopped", jobs=1))
-    while not (large / "stopped.partial/0-large").exists():
+    while not list((large / "stopped.partial").glob("0-large/*")):
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
