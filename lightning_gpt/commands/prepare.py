@@ -15,7 +15,6 @@ import re
 import signal
 import threading
 from argparse import ArgumentError
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,7 @@ from lightning_gpt.data.card import card_text, make_card
 from lightning_gpt.data.duplicates import check_threshold, search
 from lightning_gpt.data.parts import Part, PartWriter, Tally, Task, complete_parts, tasks, write_file, write_json
 from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
-from lightning_gpt.data.sources import Source
+from lightning_gpt.data.sources import Source, require_distinct_names
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, Stopped, WorkError
 
@@ -137,9 +136,7 @@ def prepare(
     if near_duplicate_threshold is not None:
         check_threshold(near_duplicate_threshold)
     data, folder = section.data, Path(output)
-    twice = [name for name, uses in Counter(source.name for source in data.sources).items() if uses > 1]
-    if twice:
-        raise CallError(f"two sources are named {twice[0]!r}; give each its own name")
+    require_distinct_names(data.sources)
     if folder.exists():
         raise CallError(f"output {output!r} exists; choose another folder, or delete it")
     config = {

@@ -5,6 +5,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -82,6 +83,13 @@ class Source(ABC):
     def accepts(self, text: str) -> bool:
         """Whether a document with this text is used. One that is not keeps its number."""
         return len(text) >= max(1, self.min_characters) and (self.keep is None or self.keep(text))
+
+
+def require_distinct_names(sources: Iterable[Source]) -> None:
+    """Refuse sources of one name: the cursor and the prepared folder tell them apart by it."""
+    twice = [name for name, uses in Counter(source.name for source in sources).items() if uses > 1]
+    if twice:
+        raise CallError(f"two sources are named {twice[0]!r}; give each its own name")
 
 
 def filters_said(min_characters: int, keep: str | None) -> str:

@@ -9,7 +9,6 @@ that it starts in, which a shuffle buffer that drops its content cannot.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +17,10 @@ import numpy as np
 
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
-from lightning_gpt.data.sources import Source
+from lightning_gpt.data.sources import Source, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import WorkError
 
 Cursor = dict[str, Any]
 
@@ -321,10 +320,7 @@ class Stream:
     packing: PackingName = "concatenate"
 
     def __post_init__(self) -> None:
-        names = Counter(reader.source.name for reader in self.readers)
-        twice = [name for name, uses in names.items() if uses > 1]
-        if twice:
-            raise CallError(f"two sources are named {twice[0]!r}; give each its own name")
+        require_distinct_names(reader.source for reader in self.readers)
 
     def open(self, cursor: Cursor | None = None) -> RowSequence:
         """The rows from ``cursor`` on."""

@@ -8,7 +8,7 @@ import torch
 def fastest_precision(accelerator: str = "auto") -> tuple[str, str]:
     """A Trainer precision that trains well and fast here, and why it was chosen.
 
-    On a GPU, by what it supports. On a CPU by a measurement of some 50 ms: bf16 products are several times faster
+    On a GPU, by what it supports. On a CPU by a short measurement: bf16 products are several times faster
     than fp32 where the processor has AVX512-BF16 or AMX, and slower where it has not; no version number tells.
 
     Args:
