@@ -74,7 +74,7 @@ class Checkpoint:
             raise CallError(
                 f"checkpoint {str(self.path)!r} holds a {was['class']} and the config builds a {now['class']}"
             )
-        free = {"dropout", "attention_backend"}  # these change no weight's shape or meaning
+        free = {"dropout", "attention_backend", "checkpointing"}  # these change no weight's shape or meaning
         keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
         if keys:
             differing = ", ".join(f"{key} {was['config'].get(key)} there and {now['config'][key]} here" for key in keys)

@@ -9,7 +9,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import evaluating
-from lightning_gpt.models.generation import Sampling, sample
+from lightning_gpt.models.generation import Decoder, Sampling, sample
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
@@ -49,14 +49,15 @@ def stream_text(
     not touched: the same seed gives the same text whatever ran before.
     """
     generator = torch.Generator(device=ids.device).manual_seed(seed)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
     with evaluating(model):
-        for token in sample(model.next_logits, ids[None], max_new_tokens, sampling, generator):
+        decoder = Decoder(model, ids[None], None, max_new_tokens)
+        for token in sample(decoder, max_new_tokens, sampling, generator):
             if int(token) == tokenizer.end_of_text:
                 break
-            piece = decoder.decode(tokenizer.decode_bytes(int(token)))
+            piece = characters.decode(tokenizer.decode_bytes(int(token)))
             if piece:
                 yield piece
-    rest = decoder.decode(b"", final=True)
+    rest = characters.decode(b"", final=True)
     if rest:
         yield rest

@@ -1,11 +1,11 @@
-"""Causal self-attention: the formula, the fast kernel beside it, and the multi-head layer over both.
+"""Causal self-attention: the formula, the fast kernel beside it, and the multi-head layers over both.
 
 Vaswani et al. 2017, "Attention Is All You Need" (1706.03762), eq. 1: ``softmax(Q Kᵀ / √d) V``,
 here with the causal mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Literal
 
@@ -14,10 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.norms import norms
+from lightning_gpt.models.registry import Choice, Registry
 from lightning_gpt.models.watch import Watched
 
 Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""
+
+attentions: Registry["CausalAttention"] = Registry(
+    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm"
+)
+"""Every attention layer: ``(batch, time, dim)`` to the same."""
 
 
 def causal_mask(time: int, device: torch.device | None = None) -> Tensor:
@@ -25,28 +35,8 @@ def causal_mask(time: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(time, time, dtype=torch.bool, device=device).tril()
 
 
-def document_mask(documents: Tensor) -> Tensor:
-    """The causal mask that also keeps documents apart: their numbers ``(batch, time)`` to ``(batch, time, time)``."""
-    same = documents[:, :, None] == documents[:, None, :]
-    return same & causal_mask(documents.shape[1], documents.device)
-
-
-def document_block_mask(documents: Tensor) -> BlockMask:
-    """The same for ``flex_attention``, which skips whole blocks that are hidden and holds no ``time × time`` matrix."""
-
-    def visible(batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        return (row >= column) & (documents[batch, row] == documents[batch, column])
-
-    batch, time = documents.shape
-    return create_block_mask(visible, batch, None, time, time, device=str(documents.device))
-
-
-Mask = Tensor | BlockMask
-"""Which columns a row may attend to, where that is more than causality: booleans, or blocks for ``flex_attention``."""
-
-
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
-    """``Q Kᵀ / √d`` before any mask: ``(..., time, head_dim)`` twice to ``(..., time, time)``."""
+    """``Q Kᵀ / √d`` before any mask: ``(..., rows, d)`` and ``(..., columns, d)`` to ``(..., rows, columns)``."""
     return q @ k.mT / math.sqrt(q.shape[-1])
 
 
@@ -63,42 +53,169 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
 
 
 class CausalAttention(Watched):
-    """What every attention layer shares: ``softmax(mask(Q Kᵀ / √d)) V`` by either backend.
+    """What every layer of softmax attention shares: ``softmax(mask(Q Kᵀ / √d + bias)) V`` by either backend.
 
-    Intermediates: ``mask``, ``scores`` (scaled, before the mask), ``pattern`` (the softmax) and
-    ``head_output`` (``pattern @ v``). The fused kernel never makes the first three, so a layer that is
-    asked for one of them computes that pass by the formula: what is shown is what was used.
+    Intermediates: ``scores`` (scaled, with the position scheme's bias, before the mask), ``mask``, ``pattern`` (the
+    softmax) and ``head_output`` (``pattern @ v``). The fused kernel never makes the first three, so a layer that
+    is asked for one of them computes that pass by the formula: what is shown is what was used.
     """
+
+    span: int | None = None
+    """How many positions back a token can see, itself included; None for all."""
 
     def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
         super().__init__()
         self.backend = backend
         self.dropout = dropout
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask | None = None) -> Tensor:
-        """Mix the values: q, k, v ``(..., time, head_dim)`` to ``(..., time, head_dim)``.
+    def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether tokens at the positions ``rows`` see those at ``columns``: booleans, of shapes that broadcast."""
+        return columns <= rows
 
-        ``mask`` is for more than causality: booleans that broadcast to ``(..., time, time)``, or a block mask.
-        """
+    @property
+    def sight(self) -> Hashable:
+        """Layers of equal sight hide the same, so that a pass makes their mask once."""
+        return type(self), self.span
+
+    def new_state(self, capacity: int) -> LayerState:
+        """What this layer keeps of sequences of up to ``capacity`` tokens."""
+        return KeyValues(capacity if self.span is None else min(capacity, self.span + LOOKAHEAD))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
+        """Mix the values: q, k, v ``(batch, ..., time, head_dim)`` to the shape of q."""
+        columns = context.at
+        if isinstance(context.state, KeyValues):
+            k, v, columns = context.state.append(k, v, context.at, context.lengths)
+        if k.ndim == 4 and k.shape[1] != q.shape[1]:  # a key head serves a group of query heads
+            k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
+        sight = Sight(q, k, context, columns)
         dropout = self.dropout if self.training else 0.0
-        if isinstance(mask, BlockMask):
-            mixed = _compiled_flex_attention()(q, k, v, block_mask=mask)
-        elif self.backend == "manual" or self.asked_for("mask", "scores", "pattern"):
-            mask = self.see("mask", causal_mask(q.shape[-2], q.device) if mask is None else mask)  # (..., T, T)
-            scores = self.see("scores", scaled_scores(q, k))  # (..., T, T)
-            pattern = self.see("pattern", attention_pattern(scores, mask))  # (..., T, T)
-            mixed = F.dropout(pattern, dropout) @ v
+        if self.backend == "manual" or self.asked_for("mask", "scores", "pattern"):
+            mixed = F.dropout(self._pattern(q, k, sight), dropout) @ v
         else:
-            causal = mask is None
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+            mixed = self._kernel(q, k, v, sight, dropout)
         return self.see("head_output", mixed)
 
+    def _pattern(self, q: Tensor, k: Tensor, sight: "Sight") -> Tensor:
+        """The formula, each step of it seen: the softmax ``(batch, ..., rows, columns)``."""
+        mask = sight.mask(self)
+        if mask is None:
+            mask = sight.all_before()
+        mask = self.see("mask", mask)  # (..., T, T)
+        scores, bias = scaled_scores(q, k), sight.bias()
+        scores = self.see("scores", scores if bias is None else scores + bias)  # (..., T, T)
+        return self.see("pattern", attention_pattern(scores, mask))
 
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: "Sight", dropout: float) -> Tensor:
+        """The same by torch's fused kernel, or on a GPU by the one that skips the blocks of other documents."""
+        if q.is_cuda and sight.only_documents_hide(self) and dropout == 0:
+            return _compiled_flex_attention()(q, k, v, block_mask=sight.document_blocks())
+        mask = sight.added(self)
+        causal = mask is None and q.shape[-2] > 1
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+
+
+class Sight:
+    """What the tokens of a pass see in one layer: the mask and the position scheme's bias, made only where needed.
+
+    Args:
+        q: Queries ``(batch, ..., rows, head_dim)``.
+        k: Keys ``(batch, ..., columns, head_dim)``.
+        context: Where the rows stand.
+        columns: Where the keys stand, ``(columns,)`` or ``(batch, columns)``, −1 for none; None for 0, 1, 2, ...
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, context: Context, columns: Tensor | None) -> None:
+        self.context = context
+        self.n_row, self.n_column = q.shape[-2], k.shape[-2]
+        self.heads = q.ndim == 4
+        self.dtype, self.device = q.dtype, q.device
+        self._columns = columns
+
+    @property
+    def rows(self) -> Tensor:
+        """Positions of the queries."""
+        return self.context.positions(self.n_row, self.device)
+
+    @property
+    def columns(self) -> Tensor:
+        """Positions of the keys."""
+        return torch.arange(self.n_column, device=self.device) if self._columns is None else self._columns
+
+    def all_before(self) -> Tensor:
+        """The causal mask as booleans, where nothing else hides."""
+        if self.n_row == self.n_column:
+            return causal_mask(self.n_row, self.device)
+        return torch.ones(self.n_row, self.n_column, dtype=torch.bool, device=self.device)
+
+    def mask(self, attention: CausalAttention) -> Tensor | None:
+        """What ``attention`` hides; None for plain causality, or where one token comes after all the others."""
+        plain = self._columns is None and self.context.documents is None and _hides_nothing(attention)
+        if plain and self.n_row in (1, self.n_column):
+            return None
+        return self.context.once((attention.sight, self.n_row, self.n_column), lambda: self._make_mask(attention))
+
+    def _make_mask(self, attention: CausalAttention) -> Tensor:
+        rows, columns, documents = self.rows, self.columns, self.context.documents
+        mask = attention.visible(rows[..., :, None], columns[..., None, :]) & (columns >= 0)[..., None, :]
+        if documents is not None:
+            mask = mask & (documents[:, :, None] == documents[:, None, :])
+        return mask[:, None] if self.heads and mask.ndim == 3 else mask
+
+    def bias(self) -> Tensor | None:
+        """What the position scheme adds to the scores, ``(n_head, rows, columns)`` or with a batch before it."""
+        scheme = self.context.scheme
+        return None if scheme is None or not scheme.biases else scheme.bias(self.rows, self.columns)
+
+    def added(self, attention: CausalAttention) -> Tensor | None:
+        """Mask and bias as the fused kernel takes them: booleans, or what is added to the scores."""
+        mask, scheme = self.mask(attention), self.context.scheme
+        if scheme is None or not scheme.biases:
+            return mask
+
+        def make() -> Tensor:
+            bias = self.bias()
+            assert bias is not None
+            return bias.to(self.dtype).masked_fill(~(self.all_before() if mask is None else mask), -torch.inf)
+
+        if any(parameter.requires_grad for parameter in scheme.parameters()):
+            return make()  # each layer's own, so that a layer can be run again for its gradient
+        return self.context.once((attention.sight, self.n_row, self.n_column, self.dtype, "bias"), make)
+
+    def only_documents_hide(self, attention: CausalAttention) -> bool:
+        """Whether a row sees all of its document before it, and nothing is added to the scores."""
+        scheme = self.context.scheme
+        unbiased = scheme is None or not scheme.biases
+        return self.context.documents is not None and _hides_nothing(attention) and unbiased
+
+    def document_blocks(self) -> BlockMask:
+        """The mask that keeps documents apart, for the kernel that skips whole blocks that are hidden."""
+        documents = self.context.documents
+        assert documents is not None
+        return self.context.once("document blocks", lambda: document_block_mask(documents))
+
+
+def _hides_nothing(attention: CausalAttention) -> bool:
+    return type(attention).visible is CausalAttention.visible
+
+
+def document_block_mask(documents: Tensor) -> BlockMask:
+    """Causality within documents ``(batch, time)`` for ``flex_attention``, which holds no ``time × time`` matrix."""
+
+    def visible(batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return (row >= column) & (documents[batch, row] == documents[batch, column])
+
+    batch, time = documents.shape
+    return create_block_mask(visible, batch, None, time, time, device=str(documents.device))
+
+
+@attentions.register("full")
 class MultiHeadAttention(CausalAttention):
     """Multi-head causal self-attention, Vaswani et al. 2017, section 3.2.2, with one product for Q, K and V.
 
-    Intermediates besides those of :class:`CausalAttention`: ``q``, ``k``, ``v`` ``(batch, n_head, time, head_dim)``
-    and ``output`` ``(batch, time, dim)``, the mixed heads after the output projection.
+    Intermediates besides those of :class:`CausalAttention`: ``q`` ``(batch, n_head, time, head_dim)``, ``k`` and ``v``
+    of as many heads as there are keys' heads, as they enter the scores, and ``output`` ``(batch, time, dim)``, the
+    mixed heads after the output projection.
 
     Args:
         dim: Width of the residual stream, a multiple of ``n_head``.
@@ -106,21 +223,62 @@ class MultiHeadAttention(CausalAttention):
         bias: Whether the projections have a bias.
         dropout: Probability of dropping an attention weight while training.
         backend: How the attention itself is computed.
+        qk_norm: The norm of each head's queries and keys: Henry et al. 2020 (2010.04245), section 3.
+        n_kv_head: Number of key and value heads; all when None.
     """
 
-    def __init__(self, dim: int, n_head: int, *, bias: bool, dropout: float, backend: Backend) -> None:
+    def __init__(
+        self,
+        dim: int,
+        n_head: int,
+        *,
+        bias: bool,
+        dropout: float,
+        backend: Backend,
+        qk_norm: Choice = "none",
+        n_kv_head: int | None = None,
+    ) -> None:
         super().__init__(backend, dropout)
-        self.n_head = n_head
-        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.n_head, self.n_kv_head = n_head, n_kv_head or n_head
+        self.head_dim = dim // n_head
+        if n_head % self.n_kv_head:
+            raise CallError(f"n_kv_head is {n_kv_head} and must divide n_head, which is {n_head}")
+        self.qkv = nn.Linear(dim, (n_head + 2 * self.n_kv_head) * self.head_dim, bias=bias)
+        self.q_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
+        self.k_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         self.projection = nn.Linear(dim, dim, bias=bias)
 
-    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """``(batch, time, dim)`` to the same; a ``mask`` ``(batch, time, time)`` holds for all heads."""
-        batch, time, dim = x.shape
-        if isinstance(mask, Tensor):
-            mask = mask[:, None]  # (B, 1, T, T)
-        qkv = self.qkv(x).view(batch, time, 3, self.n_head, dim // self.n_head)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, H, T, D)
-        heads = self.attend(self.see("q", q), self.see("k", k), self.see("v", v), mask)  # (B, H, T, D)
-        joined = heads.transpose(1, 2).reshape(batch, time, dim)
-        return self.see("output", self.projection(joined))
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        """``(batch, time, dim)`` to the same."""
+        q, k, v = self.heads(x, context)
+        mixed = self.attend(self.see("q", q), self.see("k", k), self.see("v", v), context)  # (B, H, T, D)
+        return self.joined(mixed)
+
+    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(batch, n_head, time, head_dim)``, keys and values ``(batch, n_kv_head, time, head_dim)``."""
+        batch, time, _ = x.shape
+        qkv = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)  # (B, H + 2·H_kv, T, D)
+        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        return context.turn(self.q_norm(q)), context.turn(self.k_norm(k)), v
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """The heads side by side and through the output projection: ``(batch, time, dim)``."""
+        return self.see("output", self.projection(mixed.transpose(1, 2).flatten(2)))
+
+
+@attentions.register("grouped")
+class GroupedQueryAttention(MultiHeadAttention):
+    """Groups of query heads share a key and value head: Ainslie et al. 2023 (2305.13245), section 2.2."""
+
+    def __init__(
+        self, dim: int, n_head: int, *, bias: bool, dropout: float, backend: Backend, qk_norm: Choice, n_kv_head: int
+    ) -> None:
+        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+
+
+@attentions.register("multi_query")
+class MultiQueryAttention(MultiHeadAttention):
+    """All query heads share one key and value head: Shazeer 2019 (1911.02150), section 3."""
+
+    def __init__(self, dim: int, n_head: int, *, bias: bool, dropout: float, backend: Backend, qk_norm: Choice) -> None:
+        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=1)

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.generation import Sampling, sample
+from lightning_gpt.models.cache import Cache
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.generation import Decoder, Sampling, sample
 from lightning_gpt.models.loss import linear_cross_entropy, token_nll
+from lightning_gpt.models.positions import Positions, positions_within
 from lightning_gpt.models.watch import Edit, Trace, Watched, record
 
 
@@ -44,31 +47,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def positions_within(documents: Tensor) -> Tensor:
-    """The position of each token in its document, from document numbers ``(batch, time)``."""
-    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return place - torch.where(begins, place, 0).cummax(dim=1).values
-
-
 class LanguageModel(Watched, ABC):
-    """A causal model of token sequences with learned positions and one unembedding matrix.
+    """A causal model of token sequences: tokens and positions in, one unembedding matrix out.
 
     A subclass makes its parts, then says how ids become last hidden states (:meth:`hidden`) and which matrix
     turns those into logits (:attr:`unembedding`); logits, loss, recording and generation follow from the two.
     """
 
+    token_embedding: nn.Embedding
+    positions: Positions
+
     config: Any
     """The frozen dataclass that the model was built from; it has at least ``block_size`` and ``vocab_size``."""
 
     @abstractmethod
-    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``.
 
         With ``documents`` ``(batch, time)``, the number of the document that each token is of (not falling along
-        time), tokens attend within their document only and positions restart at each.
+        time), tokens attend within their document only and positions restart at each. With a ``cache`` the ids go on
+        from what it has read, and are read into it; ``lengths`` ``(batch,)`` says how many ids of each row are real
+        where rows are padded at their end.
         """
+
+    @abstractmethod
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for sequences of up to ``capacity`` tokens, of any number of rows."""
 
     @property
     @abstractmethod
@@ -91,9 +101,21 @@ class LanguageModel(Watched, ABC):
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""
         return token_nll(self.hidden(ids, documents), self.unembedding, targets)
 
-    def next_logits(self, ids: Tensor) -> Tensor:
-        """Logits ``(batch, vocab_size)`` of the token after ``ids``; only the last ``block_size`` ids count."""
-        return F.linear(self.hidden(ids[:, -self.config.block_size :])[:, -1], self.unembedding)
+    @property
+    def context_limit(self) -> int | None:
+        """The longest sequence that the model can read, in tokens: the end of learned positions; None where any."""
+        return self.positions.limit
+
+    def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits ``(batch, vocab_size)`` of the token after ``ids``, or after the first ``lengths`` of each row.
+
+        Of more ids than the model can read only the last count, where neither ``cache`` nor ``lengths`` is given.
+        """
+        if cache is None and lengths is None and self.context_limit is not None:
+            ids = ids[:, -self.context_limit :]
+        hidden = self.hidden(ids, cache=cache, lengths=lengths)
+        last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        return F.linear(last, self.unembedding)
 
     def record(
         self, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
@@ -106,6 +128,7 @@ class LanguageModel(Watched, ABC):
         ids: Tensor,
         max_new_tokens: int,
         *,
+        lengths: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -113,37 +136,45 @@ class LanguageModel(Watched, ABC):
     ) -> Tensor:
         """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
 
-        ``temperature=0`` is greedy. Past ``block_size`` the context slides: each token sees the last
-        ``block_size`` ids. Dropout is off meanwhile.
+        ``temperature=0`` is greedy. Where prompts are of unequal length, ``lengths`` ``(batch,)`` says how many ids of
+        each row are its prompt; its new tokens follow at once, and what was padding stands after them. Past the end of
+        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off meanwhile.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         with evaluating(self):
-            new = list(sample(self.next_logits, ids, max_new_tokens, sampling, generator))
-        return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
+            new = list(sample(Decoder(self, ids, lengths, max_new_tokens), max_new_tokens, sampling, generator))
+        if lengths is None or not new:
+            return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
+        joined = torch.cat([ids, ids.new_zeros(len(ids), len(new))], dim=1)
+        place = lengths[:, None] + torch.arange(len(new), device=ids.device)
+        joined[:, -len(new) :] = 0 if ids.shape[1] == 0 else ids[:, -1:]
+        return joined.scatter_(1, place, torch.stack(new, dim=1))
 
-    def embed(
-        self,
-        ids: Tensor,
-        token_embedding: nn.Embedding,
-        position_embedding: nn.Embedding,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """``E_tok[ids] + E_pos[0..time−1]``, ``(batch, time, dim)``, with both parts and the sum recorded."""
+    def context(
+        self, ids: Tensor, documents: Tensor | None = None, cache: Cache | None = None, lengths: Tensor | None = None
+    ) -> Context:
+        """Where the tokens of ``ids`` stand; refuses what the model cannot read."""
         if ids.ndim != 2:
             raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
-        time, limit = ids.shape[1], self.config.block_size
-        if time > limit:
+        time, limit = ids.shape[1] + (cache.length if cache else 0), self.context_limit
+        if limit is not None and time > limit:
             raise CallError(
                 f"the input has {time} tokens and the model's learned positions end at block_size {limit}: "
                 f"shorten the input, or train a model with a larger block_size"
             )
         self.check_ids(ids)
-        tokens = self.see("token_embedding", token_embedding(ids))  # (B, T, d)
-        if documents is None:
-            positions = position_embedding.weight[:time]  # (T, d)
-        else:
-            positions = position_embedding(positions_within(documents))  # (B, T, d)
-        return self.see("embedding", tokens + self.see("position_embedding", positions))
+        at = cache.positions(ids.shape[1], ids.device) if cache else None
+        if documents is not None:
+            at = positions_within(documents)
+        return Context(at=at, documents=documents, scheme=self.positions, cache=cache, lengths=lengths)
+
+    def embed(self, ids: Tensor, context: Context) -> Tensor:
+        """Token embeddings and what the position scheme adds, ``(batch, time, dim)``, both parts and the sum seen."""
+        tokens = self.see("token_embedding", self.token_embedding(ids))  # (B, T, d)
+        added = self.positions.embedding(ids.shape[1], context.at)  # (T, d) or (B, T, d)
+        if added is not None:
+            tokens = tokens + self.see("position_embedding", added)
+        return self.see("embedding", tokens)
 
     def check_ids(self, ids: Tensor) -> None:
         """Refuse ids outside the vocabulary; on an accelerator, where looking would stall, its own check serves."""

@@ -1,30 +1,67 @@
-"""One transformer block."""
+"""One transformer block: two branches, and the rule that joins them to the residual stream."""
+
+import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lightning_gpt.models.attention import Mask, MultiHeadAttention
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.attention import CausalAttention
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.watch import Watched
 
+blocks: Registry["Block"] = Registry("residual", "attention", "ffn", "norm", "dim", "dropout", "n_layer")
 
+
+@blocks.register("pre")
 class Block(Watched):
     """``H ← H + MHSA(LN(H))``, then ``H ← H + FFN(LN(H))``: pre-LN, Xiong et al. 2020 (2002.04745), fig. 1b.
 
-    Intermediates: ``attention_norm`` and ``ffn_norm`` (the LayerNorms' outputs), ``after_attention`` and
-    ``after_ffn`` (the residual stream after each half), each ``(batch, time, dim)``.
+    Other rules derive from it and say their formula in :meth:`forward`. Intermediates: ``attention_norm`` and
+    ``ffn_norm`` (the norms' outputs), ``after_attention`` and ``after_ffn`` (the residual stream after each half),
+    each ``(batch, time, dim)``.
+
+    Args:
+        attention: The first branch.
+        ffn: The second.
+        norm: Makes a norm of the stream's width.
+        dropout: Probability of dropping an entry of a branch's output while training.
     """
 
-    def __init__(self, attention: MultiHeadAttention, ffn: FeedForward, dim: int, *, bias: bool, dropout: float):
+    ends_normed = False
+    """Whether what the block gives is normed already, so that the model needs no final norm."""
+    checkpoint_attention = False
+    """Whether attention keeps no activations and is run again for its gradient."""
+
+    def __init__(
+        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(dim, bias=bias)
+        self.attention_norm = norm()
         self.attention = attention
-        self.ffn_norm = nn.LayerNorm(dim, bias=bias)
+        self.ffn_norm = norm()
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Mask | None = None) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after this block; ``mask`` as in the attention."""
-        normed = self.see("attention_norm", self.attention_norm(x))
-        x = self.see("after_attention", x + self.dropout(self.attention(normed, mask)))
-        normed = self.see("ffn_norm", self.ffn_norm(x))
-        return self.see("after_ffn", x + self.dropout(self.ffn(normed)))
+    def initialise(self, n_layer: int) -> None:
+        """Scale what is added to the stream by 1/√(2·n_layer): 2·n_layer branches vary as one (GPT-2, section 2.3)."""
+        for name, module in self.named_modules():
+            if name.endswith("projection") and isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer))
+
+    def attended(self, x: Tensor, context: Context) -> Tensor:
+        """The first branch's output, dropout included."""
+        if self.checkpoint_attention and self.training and x.requires_grad:
+            mixed: Tensor = checkpoint(self.attention, x, context, use_reentrant=False)
+            return self.dropout(mixed)  # type: ignore[no-any-return]
+        return self.dropout(self.attention(x, context))  # type: ignore[no-any-return]
+
+    def fed(self, x: Tensor) -> Tensor:
+        """The second branch's output, dropout included."""
+        return self.dropout(self.ffn(x))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        """The residual stream ``(batch, time, dim)`` before and after this block."""
+        x = self.see("after_attention", x + self.attended(self.see("attention_norm", self.attention_norm(x)), context))
+        return self.see("after_ffn", x + self.fed(self.see("ffn_norm", self.ffn_norm(x))))

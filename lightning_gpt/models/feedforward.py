@@ -1,11 +1,16 @@
-"""The position-wise feed-forward network of a block."""
+"""The position-wise feed-forward networks of a block."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.watch import Watched
 
+ffns: Registry[nn.Module] = Registry("ffn", "dim", "bias")
+"""Every feed-forward network: ``(batch, time, dim)`` to the same."""
 
+
+@ffns.register("gelu")
 class FeedForward(Watched):
     """``Linear(dim → 4·dim)``, GELU, ``Linear(4·dim → dim)``.
 

@@ -1,12 +1,14 @@
 """From logits to tokens: how the next token is chosen, and the loop that chooses many."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.cache import Cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,29 +62,99 @@ class Sampling:
         return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
 
 
+class Reader(Protocol):
+    """A language model, as far as generation asks for one."""
+
+    config: Any
+
+    @property
+    def context_limit(self) -> int | None:
+        """The longest sequence that it can read."""
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache."""
+
+    def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits of the token after each row."""
+
+
+class Decoder:
+    """Reads prompts once, then one token of each row at a time; knows the logits of what comes next.
+
+    While all fits the model's context the cache holds what was read. Past it the context slides and every token is
+    predicted from a new reading of the last ids, because learned positions are part of what the cache keeps.
+
+    Args:
+        model: Whose logits are asked for, in evaluation mode and without gradients.
+        ids: The prompts ``(batch, time)``.
+        lengths: ``(batch,)``, how many ids of each row are its prompt; all when None.
+        max_new_tokens: How many tokens will be read after them at the most.
+    """
+
+    def __init__(self, model: Reader, ids: Tensor, lengths: Tensor | None, max_new_tokens: int) -> None:
+        if ids.ndim != 2 or ids.shape[1] < 1:
+            raise CallError(
+                f"the prompt ids have shape {tuple(ids.shape)}; (batch, time) with at least one token is needed"
+            )
+        if max_new_tokens < 0:
+            raise CallError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+        if lengths is not None and not (
+            lengths.shape == ids.shape[:1] and lengths.min() >= 1 and lengths.max() <= ids.shape[1]
+        ):
+            raise CallError(f"lengths are {lengths.tolist()}; each of {len(ids)} must be 1 to {ids.shape[1]}")
+        self.model = model
+        self.limit = model.context_limit
+        self.ids = ids
+        self.lengths = lengths
+        self.cache: Cache | None = None
+        if self._fits(ids.shape[1]):
+            whole = ids.shape[1] + max_new_tokens
+            self.cache = model.new_cache(whole if self.limit is None else min(whole, self.limit))
+            self.logits = model.next_logits(ids, lengths, self.cache)
+        else:
+            self.logits = self._slide()
+
+    def _fits(self, time: int) -> bool:
+        return self.limit is None or time <= self.limit
+
+    def feed(self, tokens: Tensor) -> None:
+        """Read one token more of each row, ``(batch,)``."""
+        if self.lengths is None:
+            self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        else:
+            self.ids = torch.cat([self.ids, tokens[:, None]], dim=1).scatter_(1, self.lengths[:, None], tokens[:, None])
+            self.lengths = self.lengths + 1
+        longest = self.ids.shape[1]
+        if self.cache is not None and self._fits(longest):
+            self.logits = self.model.next_logits(tokens[:, None], cache=self.cache)
+        else:
+            self.cache = None
+            self.logits = self._slide()
+
+    def _slide(self) -> Tensor:
+        """Logits from the last ids of each row alone."""
+        if self.lengths is None:
+            return self.model.next_logits(self.ids)
+        limit = self.limit or self.ids.shape[1]
+        start = (self.lengths - limit).clamp(min=0)
+        place = start[:, None] + torch.arange(min(limit, self.ids.shape[1]), device=self.ids.device)
+        window = self.ids.gather(1, place.clamp(max=self.ids.shape[1] - 1))
+        return self.model.next_logits(window, self.lengths - start)
+
+
 def sample(
-    next_logits: Callable[[Tensor], Tensor],
-    ids: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling,
-    generator: torch.Generator | None = None,
+    decoder: Decoder, max_new_tokens: int, sampling: Sampling, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
     """Yield up to ``max_new_tokens`` new tokens, each ``(batch,)``, as soon as each is drawn.
 
     Args:
-        next_logits: Gives ``(batch, vocab_size)`` logits for the token after ids ``(batch, time)``.
-        ids: The prompts, ``(batch, time)`` with ``time >= 1``.
+        decoder: What has read the prompts.
         max_new_tokens: How many tokens to draw at the most; the caller may stop earlier.
         sampling: How each is drawn.
         generator: Source of randomness; torch's global one when omitted.
     """
-    if ids.ndim != 2 or ids.shape[1] < 1:
-        raise CallError(
-            f"the prompt ids have shape {tuple(ids.shape)}; (batch, time) with at least one token is needed"
-        )
-    if max_new_tokens < 0:
-        raise CallError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
-    for _ in range(max_new_tokens):
-        token = sampling.draw(next_logits(ids), generator)
+    for drawn in range(max_new_tokens):
+        token = sampling.draw(decoder.logits, generator)
         yield token
-        ids = torch.cat([ids, token[:, None]], dim=1)
+        if drawn + 1 < max_new_tokens:
+            decoder.feed(token)

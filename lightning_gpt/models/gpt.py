@@ -5,17 +5,28 @@
 "Language Models are Unsupervised Multitask Learners", section 2.3, is the source of the layout and the initialisation.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import Backend, Mask, MultiHeadAttention, document_block_mask, document_mask
+from lightning_gpt.models import residual  # noqa: F401  (its rules are known once it is imported)
+from lightning_gpt.models.attention import Backend, attentions
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
-from lightning_gpt.models.block import Block
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.block import Block, blocks
+from lightning_gpt.models.cache import Cache
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.norms import norms
+from lightning_gpt.models.positions import position_schemes
+from lightning_gpt.models.registry import Choice, LayerChoice, at_layer
+
+Checkpointing = Literal["none", "block", "attention"]
+"""What is run again for its gradient instead of keeping its activations (Chen et al. 2016, 1604.06174)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +37,21 @@ class GPTConfig:
         n_layer: Number of transformer blocks.
         n_head: Attention heads in each block; must divide ``dim``.
         dim: Width of the residual stream.
-        block_size: The longest sequence that the learned positions cover, in tokens.
+        block_size: The length of sequence that is trained on, in tokens, and the longest that learned positions cover.
         vocab_size: Number of token ids.
         dropout: Probability of dropping an embedding, an attention weight or a branch's output while training.
         bias: Whether linear layers and LayerNorms have biases (GPT-2's do).
         tie_embeddings: Whether the output head is the token embedding matrix.
         attention_backend: ``sdpa`` uses torch's fused kernel, ``manual`` computes the formula.
+        norm: Which norm, for example ``layer`` or ``rms``.
+        residual: How branches join the residual stream, for example ``pre``, ``post`` or ``none``.
+        position: How the model knows where a token stands, for example ``learned`` or ``rotary``.
+        attention: Which attention, or a list that is repeated down the layers: ``[window, window, full]``.
+        ffn: Which feed-forward network, or a list.
+        qk_norm: Which norm each head's queries and keys go through.
+        checkpointing: What is not kept for the gradient but computed again: ``none``, each ``block`` or ``attention``.
+
+    A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``.
     """
 
     n_layer: int = 4
@@ -43,10 +63,24 @@ class GPTConfig:
     bias: bool = True
     tie_embeddings: bool = True
     attention_backend: Backend = "sdpa"
+    norm: Choice = "layer"
+    residual: Choice = "pre"
+    position: Choice = "learned"
+    attention: LayerChoice = "full"
+    ffn: LayerChoice = "gelu"
+    qk_norm: Choice = "none"
+    checkpointing: Checkpointing = "none"
 
     def __post_init__(self) -> None:
         require_positive(self, "n_layer", "n_head", "dim", "block_size", "vocab_size")
         require_choice(self, "attention_backend", get_args(Backend))
+        require_choice(self, "checkpointing", get_args(Checkpointing))
+        norms.check(self.norm)
+        norms.check(self.qk_norm)
+        blocks.check(self.residual)
+        position_schemes.check(self.position)
+        attentions.check(self.attention)
+        ffns.check(self.ffn)
         if self.dim % self.n_head:
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
             raise CallError(
@@ -58,7 +92,7 @@ class GPTConfig:
 
 
 class GPT(LanguageModel):
-    """A stack of pre-LN transformer blocks; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
+    """A stack of transformer blocks; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
 
     Intermediates: ``token_embedding``, ``position_embedding``, ``embedding``; under ``blocks.{i}.`` those of
     :class:`~lightning_gpt.models.block.Block`, under ``blocks.{i}.attention.`` those of
@@ -72,44 +106,82 @@ class GPT(LanguageModel):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.position_embedding = nn.Embedding(config.block_size, config.dim)
+        self.positions = position_schemes.make(
+            config.position, dim=config.dim, n_head=config.n_head, block_size=config.block_size
+        )
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layer))
-        self.final_norm = nn.LayerNorm(config.dim, bias=config.bias)
+        self.blocks = nn.ModuleList(self._block(layer) for layer in range(config.n_layer))
+        normed = all(block.ends_normed for block in self._stack())
+        self.final_norm = nn.Identity() if normed else self._norm()
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
 
-    def _block(self) -> Block:
+    def _norm(self) -> nn.Module:
+        return norms.make(self.config.norm, dim=self.config.dim, bias=self.config.bias)
+
+    def _block(self, layer: int) -> Block:
         c = self.config
-        attention = MultiHeadAttention(c.dim, c.n_head, bias=c.bias, dropout=c.dropout, backend=c.attention_backend)
-        return Block(attention, FeedForward(c.dim, bias=c.bias), c.dim, bias=c.bias, dropout=c.dropout)
+        attention = attentions.make(
+            at_layer(c.attention, layer),
+            dim=c.dim,
+            n_head=c.n_head,
+            bias=c.bias,
+            dropout=c.dropout,
+            backend=c.attention_backend,
+            qk_norm=c.qk_norm,
+        )
+        ffn = ffns.make(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
+        joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "n_layer": c.n_layer}
+        block = blocks.make(c.residual, dropout=c.dropout, **joined)
+        block.checkpoint_attention = c.checkpointing == "attention"
+        return block
+
+    def _stack(self) -> Iterator[Block]:
+        return (block for block in self.blocks if isinstance(block, Block))
 
     def _initialise(self) -> None:
-        """Weights N(0, 0.02²), biases 0; what is added to the residual stream is scaled by 1/√(2·n_layer).
-
-        The scaling keeps the variance of the sum of 2·n_layer branches that of one (GPT-2, section 2.3).
-        """
-        for name, module in self.named_modules():
+        """Weights N(0, 0.02²), biases 0; then each block as its residual rule wants it (GPT-2, section 2.3)."""
+        for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                residual = name.endswith(".projection")
-                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+                nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    def mask_between(self, documents: Tensor) -> Mask:
-        """The mask that keeps documents apart: blocks for ``flex_attention`` on a GPU, booleans elsewhere."""
-        # the block kernel has neither dropout nor anything to show
-        plain = self.config.attention_backend == "sdpa" and self.config.dropout == 0 and self._watch is None
-        return document_block_mask(documents) if documents.is_cuda and plain else document_mask(documents)
+        for block in self._stack():
+            block.initialise(self.config.n_layer)
 
     @property
     def unembedding(self) -> Tensor:
         return self.token_embedding.weight if self.head is None else self.head.weight
 
-    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Token ids ``(batch, time)`` to the final LayerNorm's output ``(batch, time, dim)``."""
-        x = self.dropout(self.embed(ids, self.token_embedding, self.position_embedding, documents))  # (B, T, d)
-        mask = None if documents is None else self.mask_between(documents)
-        for block in self.blocks:
-            x = block(x, mask)
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for sequences of up to ``capacity`` tokens."""
+        return Cache([block.attention.new_state(capacity) for block in self._stack()])
+
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
+        context = self.context(ids, documents, cache, lengths)
+        x = self.dropout(self.embed(ids, context))  # (B, T, d)
+        run = self._run_again if self.config.checkpointing == "block" and self.training else _run
+        for layer, block in enumerate(self.blocks):
+            x = run(block, x, context.layered(layer))
+        if cache is not None:
+            cache.advance(ids.shape[1], lengths)
         return self.see("final_norm", self.final_norm(x))
+
+    @staticmethod
+    def _run_again(block: nn.Module, x: Tensor, context: Context) -> Tensor:
+        """The block without its activations kept: its gradient runs it a second time, with the same dropout."""
+        if not torch.is_grad_enabled():
+            return _run(block, x, context)
+        again: Tensor = checkpoint(block, x, context, use_reentrant=False)
+        return again
+
+
+def _run(block: nn.Module, x: Tensor, context: Context) -> Tensor:
+    return block(x, context)  # type: ignore[no-any-return]

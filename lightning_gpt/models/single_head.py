@@ -14,8 +14,11 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import Backend, CausalAttention, document_mask
+from lightning_gpt.models.attention import Backend, CausalAttention
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
+from lightning_gpt.models.cache import Cache
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.positions import LearnedPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +56,10 @@ class SingleHead(CausalAttention):
         self.w_v = nn.Linear(dim, dim, bias=False)
         self.w_0 = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, n: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, n: Tensor, context: Context = Context()) -> Tensor:
         """``(batch, time, dim)`` to ``(batch, time, dim)``."""
         q, k, v = self.see("q", self.w_q(n)), self.see("k", self.w_k(n)), self.see("v", self.w_v(n))
-        return self.see("output", self.w_0(self.attend(q, k, v, mask)))
+        return self.see("output", self.w_0(self.attend(q, k, v, context)))
 
 
 class SingleHeadModel(LanguageModel):
@@ -72,7 +75,7 @@ class SingleHeadModel(LanguageModel):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.position_embedding = nn.Embedding(config.block_size, config.dim)
+        self.positions = LearnedPositions(config.dim, config.block_size)
         self.norm = nn.LayerNorm(config.dim)
         self.attention = SingleHead(config.dim, config.attention_backend)
         for module in self.modules():
@@ -83,9 +86,22 @@ class SingleHeadModel(LanguageModel):
     def unembedding(self) -> Tensor:
         return self.token_embedding.weight
 
-    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for sequences of up to ``capacity`` tokens."""
+        return Cache([self.attention.new_state(capacity)])
+
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
-        x = self.embed(ids, self.token_embedding, self.position_embedding, documents)  # (B, T, d)
+        context = self.context(ids, documents, cache, lengths)
+        x = self.embed(ids, context)  # (B, T, d)
         n = self.see("norm", self.norm(x))
-        mask = None if documents is None else document_mask(documents)
-        return self.see("residual", x + self.attention(n, mask))
+        y = self.see("residual", x + self.attention(n, context))
+        if cache is not None:
+            cache.advance(ids.shape[1], lengths)
+        return y

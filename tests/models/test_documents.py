@@ -6,8 +6,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.attention import document_block_mask, document_mask
-from lightning_gpt.models.base import positions_within
+from lightning_gpt.models.attention import causal_mask, document_block_mask
+from lightning_gpt.models.positions import positions_within
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2, 3, 3]])
 
@@ -80,6 +80,7 @@ def test_block_mask_of_the_gpu_path_hides_what_the_plain_mask_hides() -> None:
     generator = torch.Generator().manual_seed(0)
     documents = torch.randint(0, 2, (2, 200), generator=generator).cumsum(dim=1)
     q, k, v = (torch.randn(2, 3, 200, 16, generator=generator) for _ in range(3))
-    expected = scaled_dot_product_attention(q, k, v, attn_mask=document_mask(documents)[:, None])
+    same = documents[:, :, None] == documents[:, None, :]
+    expected = scaled_dot_product_attention(q, k, v, attn_mask=(same & causal_mask(200))[:, None])
     found = flex_attention(q, k, v, block_mask=document_block_mask(documents))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.generation import Sampling, sample
+from lightning_gpt.models.cache import Cache
+from lightning_gpt.models.generation import Decoder, Sampling, sample
 from tests.models.helpers import property_test, random_ids, randomise
 from tests.reference import formulas
 
@@ -278,15 +279,21 @@ def test_generation_leaves_the_mode_and_the_prompt_as_they_were_and_makes_no_gra
 def test_sample_yields_each_token_before_it_computes_the_next() -> None:
     seen: list[list[int]] = []
 
-    def count_up(ids: Tensor) -> Tensor:
-        seen.append(ids[0].tolist())
-        return torch.nn.functional.one_hot((ids[:, -1] + 1) % VOCAB, VOCAB).float()
+    class CountsUp:
+        context_limit = None
 
-    tokens = sample(count_up, torch.tensor([[4]]), 5, Sampling(temperature=0))
+        def new_cache(self, capacity: int) -> Cache:
+            return Cache([])
+
+        def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+            seen.append(ids[0].tolist())
+            return torch.nn.functional.one_hot((ids[:, -1] + 1) % VOCAB, VOCAB).float()
+
+    tokens = sample(Decoder(CountsUp(), torch.tensor([[4]]), None, 5), 5, Sampling(temperature=0))
     assert next(tokens).tolist() == [5]
     assert seen == [[4]]
     assert next(tokens).tolist() == [6]
-    assert seen == [[4], [4, 5]]
+    assert seen == [[4], [5]]
     assert [token.item() for token in tokens] == [7, 8, 9]
 
 

@@ -107,7 +107,7 @@ def import_hugging_face(theirs: GPT2LMHeadModel) -> GPT:
     )
     state = {
         "token_embedding.weight": theirs.transformer.wte.weight,
-        "position_embedding.weight": theirs.transformer.wpe.weight,
+        "positions.weight": theirs.transformer.wpe.weight,
         "final_norm.weight": theirs.transformer.ln_f.weight,
         "final_norm.bias": theirs.transformer.ln_f.bias,
     }

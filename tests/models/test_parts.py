@@ -1,10 +1,13 @@
 """The parts by themselves against the reference, at sizes and scales that the whole models do not reach."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from lightning_gpt.models.attention import (
     Backend,
@@ -86,7 +89,8 @@ def test_the_feed_forward_network_equals_the_reference(scale: float, bias: bool)
 def test_a_block_equals_the_reference(bias: bool, offset: float) -> None:
     """Also where the stream is far from 0, which the LayerNorms take off and the residual path keeps."""
     attention = MultiHeadAttention(6, 2, bias=bias, dropout=0.0, backend="sdpa")
-    block = randomise(Block(attention, FeedForward(6, bias=bias), 6, bias=bias, dropout=0.0).double())
+    norm = partial(nn.LayerNorm, 6, bias=bias)
+    block = randomise(Block(attention, FeedForward(6, bias=bias), norm, dropout=0.0).double())
     x = normal(2, 4, 6) + offset
     state = arrays(block)
     expected = formulas.each(lambda row: formulas.block(row, state, 2), x.numpy())

@@ -182,7 +182,7 @@ def test_the_unembedding_is_the_token_embedding_parameter() -> None:
         "attention.w_v.weight",
         "norm.bias",
         "norm.weight",
-        "position_embedding.weight",
+        "positions.weight",
         "token_embedding.weight",
     ]
 

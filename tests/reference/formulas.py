@@ -140,7 +140,7 @@ def below(state: State, prefix: str) -> dict[str, Array]:
 
 def embedding(state: State, ids: Sequence[int] | NDArray[Any]) -> Array:
     """``x_i = E_tok[ids_i] + E_pos[i]``."""
-    tokens, positions = state["token_embedding.weight"], state["position_embedding.weight"]
+    tokens, positions = state["token_embedding.weight"], state["positions.weight"]
     return np.stack([tokens[token] + positions[i] for i, token in enumerate(ids)])
 
 

@@ -1,0 +1,164 @@
+"""What a model keeps of the tokens it has read, so that the next one costs no second reading.
+
+A :class:`Cache` holds one state for each layer; the state of softmax attention is its keys and values
+(:class:`KeyValues`). Rows of a batch may stand at different lengths: each token's position decides what it sees.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LOOKAHEAD = 16
+"""Slots beyond an attention's span, so that a few tokens may be taken back (:meth:`Cache.truncate`)."""
+
+
+class LayerState(Protocol):
+    """What one layer keeps."""
+
+    can_truncate: bool
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from ``length`` on."""
+
+
+class KeyValues:
+    """Keys and values of one layer, each at the slot ``position mod capacity``.
+
+    Args:
+        capacity: Number of slots; more positions than that overwrite the oldest.
+    """
+
+    can_truncate = True
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.k: Tensor | None = None
+        self.v: Tensor
+        self.places: Tensor  # (batch, capacity): the position in each slot, −1 where there is none
+        self.seen = 0  # positions that any row has reached
+
+    def append(
+        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep the keys and values ``(batch, ..., time, head_dim)`` of new tokens; returns those that these may see.
+
+        Args:
+            k: Keys of the new tokens.
+            v: Values of the new tokens.
+            at: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when None.
+            lengths: How many of the tokens of each row are real, where some are padding at the row's end.
+
+        Returns:
+            Keys, values and their positions ``(columns,)`` or ``(batch, columns)``, −1 for a slot that holds nothing;
+            None for the positions where they are 0, 1, 2, ... of every row.
+        """
+        if self.k is None:
+            self._allocate(k)
+        time = k.shape[-2]
+        if at is None:
+            at = torch.arange(time, device=k.device)
+        if at.ndim == 2:
+            return self._append_apart(k, v, at)
+        start = self.seen
+        self.seen = start + time
+        if start == 0:
+            self._keep(k, v, at, start, lengths)
+            return k, v, None
+        assert self.k is not None
+        if self.seen <= self.capacity:
+            self._write(k, v, at, start)
+            return self.k[..., : self.seen, :], self.v[..., : self.seen, :], None
+        if time == 1:
+            self._write(k, v, at, start)
+            return self.k, self.v, self.places[0]
+        old_k, old_v, old = self.k.clone(), self.v.clone(), self.places[0].clone()
+        self._keep(k, v, at, start, None)
+        return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at])
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from ``length`` on."""
+        if self.k is not None:
+            self.places[self.places >= length] = -1
+        self.seen = min(self.seen, length)
+
+    def _allocate(self, k: Tensor) -> None:
+        self.k = k.new_zeros(*k.shape[:-2], self.capacity, k.shape[-1])
+        self.v = torch.zeros_like(self.k)
+        self.places = torch.full((len(k), self.capacity), -1, device=k.device)
+
+    def _write(self, k: Tensor, v: Tensor, at: Tensor, start: int) -> None:
+        """Tokens at the positions ``at`` ``(time,)``, ``start`` the first, each into a slot of its own."""
+        assert self.k is not None
+        first = start % self.capacity
+        if first + len(at) <= self.capacity:  # no wrap: a slice is much cheaper than an index
+            where = slice(first, first + len(at))
+            self.k[..., where, :], self.v[..., where, :], self.places[:, where] = k, v, at
+        else:
+            slots = at % self.capacity
+            self.k[..., slots, :], self.v[..., slots, :], self.places[:, slots] = k, v, at
+
+    def _keep(self, k: Tensor, v: Tensor, at: Tensor, start: int, lengths: Tensor | None) -> None:
+        """Of many tokens the last that there are slots for; of padded rows the last real ones."""
+        if lengths is None:
+            last = max(0, len(at) - self.capacity)
+            self._write(k[..., last:, :], v[..., last:, :], at[last:], start + last)
+            return
+        assert self.k is not None
+        for row, length in enumerate(lengths.tolist()):
+            kept = torch.arange(max(0, length - self.capacity), length, device=k.device)
+            slots = kept % self.capacity
+            self.k[row][..., slots, :], self.v[row][..., slots, :] = k[row][..., kept, :], v[row][..., kept, :]
+            self.places[row, slots] = at[kept]
+
+    def _append_apart(self, k: Tensor, v: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows at positions of their own, ``(batch, time)``."""
+        assert self.k is not None
+        slots = at % self.capacity
+        index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1).expand_as(k)
+        self.k.scatter_(-2, index, k)
+        self.v.scatter_(-2, index, v)
+        self.places.scatter_(1, slots, at)
+        self.seen = max(self.seen, int(at.max()) + 1)
+        used = min(self.seen, self.capacity)
+        return self.k[..., :used, :], self.v[..., :used, :], self.places[:, :used]
+
+
+class Cache:
+    """What a model keeps of a batch of sequences.
+
+    Args:
+        layers: A state for each layer that is run.
+    """
+
+    def __init__(self, layers: list[LayerState]) -> None:
+        self.layers = layers
+        self.length = 0
+        self.lengths: Tensor | None = None  # (batch,) where the rows stand at different lengths
+
+    def positions(self, time: int, device: torch.device) -> Tensor | None:
+        """Where the next ``time`` tokens stand: None from the start, ``(time,)``, or ``(batch, time)``."""
+        if self.lengths is not None:
+            return self.lengths[:, None] + torch.arange(time, device=device)
+        return torch.arange(self.length, self.length + time, device=device) if self.length else None
+
+    def advance(self, time: int, lengths: Tensor | None) -> None:
+        """Count ``time`` tokens more as read, or of each row its ``lengths`` of them."""
+        if lengths is not None and bool((lengths == time).all()):
+            lengths = None
+        if lengths is not None or self.lengths is not None:
+            read = torch.as_tensor(time) if lengths is None else lengths
+            self.lengths = read + (self.length if self.lengths is None else self.lengths)
+        self.length += time
+
+    @property
+    def can_truncate(self) -> bool:
+        """Whether every layer's state can forget its last tokens."""
+        return all(layer.can_truncate for layer in self.layers)
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from position ``length`` on, in every row; at most :data:`LOOKAHEAD` may be forgotten."""
+        self.length = length
+        self.lengths = None
+        for layer in self.layers:
+            layer.truncate(length)

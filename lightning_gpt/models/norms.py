@@ -1,0 +1,48 @@
+"""Normalisation of the residual stream, and of queries and keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.models.registry import Registry
+
+norms: Registry[nn.Module] = Registry("norm", "dim", "bias")
+"""Every norm: ``(..., dim)`` to ``(..., dim)``."""
+
+
+@norms.register("layer")
+class LayerNorm(nn.LayerNorm):
+    """``g ⊙ (x − mean x) / √(var x + ε) + b``, Ba et al. 2016 (1607.06450), eq. 4; ``b`` where the model has biases."""
+
+    def __init__(self, dim: int, bias: bool = True, eps: float = 1e-5) -> None:
+        super().__init__(dim, bias=bias, eps=eps)
+
+
+@norms.register("rms")
+class RMSNorm(nn.RMSNorm):
+    """``g ⊙ x / √(mean x² + ε)``, Zhang & Sennrich 2019 (1910.07467), eq. 4: no mean is taken off, no bias added."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
+
+
+@norms.register("scale")
+class ScaleNorm(nn.Module):
+    """``g x / max(‖x‖, ε)`` with one number ``g``, at first √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(float(dim) ** 0.5))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to the same, each vector of length ``|g|``."""
+        return F.normalize(x, dim=-1, eps=self.eps) * self.gain
+
+
+@norms.register("none")
+class NoNorm(nn.Identity):
+    """The vector as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()

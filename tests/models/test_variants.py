@@ -1,0 +1,180 @@
+"""What must hold for every registered variant: causality, cache, checkpointing, documents, training."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.optim import adamw
+from tests.models.helpers import random_ids
+from tests.models.variants import CONFIGS, PARTS, SIZES, build, name_of
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+every_variant = pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
+
+
+@every_variant
+def test_no_logit_depends_on_a_later_token(changes: dict[str, Any]) -> None:
+    model, ids = build(changes), random_ids(17, 1, 14)
+    logits = model(ids)
+    for position in range(1, 14):
+        changed = ids.clone()
+        changed[0, position:] = (changed[0, position:] + 1) % 17
+        torch.testing.assert_close(model(changed)[:, :position], logits[:, :position], **CLOSE)
+
+
+@every_variant
+def test_both_backends_are_the_same_function(changes: dict[str, Any]) -> None:
+    ids = random_ids(17, 2, 13)
+    by_kernel, by_formula = (build(changes, attention_backend=backend)(ids) for backend in ("sdpa", "manual"))
+    torch.testing.assert_close(by_kernel, by_formula, **CLOSE)
+
+
+@every_variant
+@pytest.mark.parametrize("pieces", [[1] * 20, [7, 1, 1, 1, 4, 2, 1, 3], [20]])
+def test_reading_in_pieces_gives_the_logits_of_one_reading(changes: dict[str, Any], pieces: list[int]) -> None:
+    model, ids = build(changes), random_ids(17, 2, 20)
+    cache = model.new_cache(20)
+    with torch.no_grad():
+        hidden = torch.cat([model.hidden(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
+    torch.testing.assert_close(hidden, model.hidden(ids), **CLOSE)
+
+
+@every_variant
+def test_prompts_of_unequal_length_go_on_as_if_alone(changes: dict[str, Any]) -> None:
+    model, ids, lengths = build(changes), random_ids(17, 3, 9), torch.tensor([9, 2, 5])
+    together = model.generate(ids, 12, lengths=lengths, temperature=0)
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.generate(ids[row, None, :length], 12, temperature=0)
+        assert together[row, : length + 12].tolist() == alone[0].tolist()
+
+
+@every_variant
+def test_tokens_that_were_read_can_be_taken_back(changes: dict[str, Any]) -> None:
+    model, ids = build(changes), random_ids(17, 1, 18)
+    cache = model.new_cache(18)
+    if not cache.can_truncate:
+        pytest.skip("this variant's state cannot be taken back, and says so")
+    with torch.no_grad():
+        model.hidden(ids[:, :12], cache=cache)
+        model.hidden(random_ids(17, 1, 3, seed=5), cache=cache)
+        cache.truncate(12)
+        rest = model.hidden(ids[:, 12:], cache=cache)
+    torch.testing.assert_close(rest, model.hidden(ids)[:, 12:], **CLOSE)
+
+
+@every_variant
+@pytest.mark.parametrize("checkpointing", ["block", "attention"])
+def test_checkpointing_changes_no_gradient(changes: dict[str, Any], checkpointing: str) -> None:
+    ids, gradients = random_ids(17, 2, 13), []
+    for kind in ("none", checkpointing):
+        model = build(changes, checkpointing=kind, dropout=0.3).train()
+        torch.manual_seed(0)
+        model.loss(ids, ids.roll(-1, 1)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1], **CLOSE)
+
+
+@every_variant
+def test_documents_kept_apart_are_computed_as_if_alone(changes: dict[str, Any]) -> None:
+    model, ids = build(changes), random_ids(17, 2, 13)
+    documents = torch.tensor([[0] * 4 + [1] * 9, [0] * 6 + [1] * 1 + [2] * 6])
+    logits = model(ids, documents)
+    for row in range(2):
+        for document in documents[row].unique():
+            places = documents[row] == document
+            torch.testing.assert_close(logits[row, places], model(ids[row, places][None])[0], **CLOSE)
+
+
+@every_variant
+def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, Any]) -> None:
+    """A sequence that repeats with period 3 is learnt to well below the loss of not looking.
+
+    Only less is asked where there is no residual path: that it can hardly learn is what it is there to show.
+    """
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SIZES, **changes}))
+    start = torch.randint(17, (8, 3), generator=torch.Generator().manual_seed(0))
+    rows = start.repeat(1, 8)
+    optimizer = adamw(model, lr=1e-2)
+    first = float(model.loss(rows[:, :-1], rows[:, 1:]))
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model.loss(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert float(loss) < (1.0 if changes.get("residual") == "none" else 0.5) * first
+
+
+@every_variant
+def test_a_variant_is_rebuilt_from_its_description(changes: dict[str, Any]) -> None:
+    model = build(changes)
+    again = GPT(GPTConfig(**model.describe()["config"])).double().eval()
+    again.load_state_dict(model.state_dict())
+    ids = random_ids(17, 1, 10)
+    assert torch.equal(again(ids), model(ids))
+
+
+@pytest.mark.parametrize("changes", [c for c in CONFIGS if c.get("position") not in (None, "learned")], ids=name_of)
+def test_with_all_but_learned_positions_a_sequence_may_be_longer_than_block_size(changes: dict[str, Any]) -> None:
+    model, ids = build(changes, block_size=8), random_ids(17, 1, 50)
+    assert model(ids).shape == (1, 50, 17)
+    assert model.generate(ids, 5, temperature=0).shape == (1, 55)
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("nonsense", "is 'nonsense'; it must be one of"),
+        ({"window": 3}, "it must be a name or a mapping with 'kind'"),
+        (7, "it must be a name or a mapping"),
+    ],
+)
+def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(part: str, choice: Any, message: str) -> None:
+    with pytest.raises(CallError, match=message):
+        GPTConfig(**{**SIZES, part: choice})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"attention": {"kind": "full", "windw": 3}},
+            "attention 'full' has no option 'windw'; its options are n_kv_head",
+        ),
+        ({"attention": "grouped"}, "attention 'grouped' needs the option 'n_kv_head': {kind: grouped, n_kv_head: ...}"),
+        ({"attention": []}, "attention is an empty list"),
+        ({"norm": {"kind": "none", "eps": 1}}, "norm 'none' has no option 'eps'; it has none"),
+        ({"checkpointing": "all"}, "checkpointing is 'all'; it must be one of none, block, attention"),
+    ],
+)
+def test_wrong_options_are_refused_when_the_config_is_read(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as refused:
+        GPTConfig(**{**SIZES, **changes})
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": {"kind": "full", "n_kv_head": 3}}, "n_kv_head is 3 and must divide n_head, which is 4"),
+        ({"position": {"kind": "rotary", "factor": 0.5}}, "position factor is 0.5; it must be at least 1"),
+        ({"position": {"kind": "rotary", "extension": "yarn"}}, "it must be one of linear, ntk"),
+        ({"position": "rotary", "dim": 12}, "dim / n_head is 3; it must be even"),
+        ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of it"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_when_the_model_is_built(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as refused:
+        GPT(GPTConfig(**{**SIZES, **changes}))
+    assert message in str(refused.value)
+
+
+def test_a_pattern_is_repeated_down_the_layers() -> None:
+    model = GPT(GPTConfig(**{**SIZES, "n_layer": 5, "attention": ["multi_query", "full"]}))
+    kinds = [type(block.attention).__name__ for block in model.blocks]
+    assert kinds == ["MultiQueryAttention", "MultiHeadAttention"] * 2 + ["MultiQueryAttention"]

@@ -1,0 +1,58 @@
+"""Every registered variant as a small model: tests that run over these find a new one without being edited."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.block import blocks
+from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.norms import norms
+from lightning_gpt.models.positions import position_schemes
+from lightning_gpt.models.registry import Choice, Registry
+from tests.models.helpers import randomise
+
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
+OPTIONS: dict[str, Any] = {"n_kv_head": 2, "window": 5, "stride": 4, "n_global": 2}
+"""What a variant is given where it cannot do without: small, so that a short sequence shows what it hides."""
+PARTS: dict[str, Registry[Any]] = {
+    "attention": attentions,
+    "ffn": ffns,
+    "norm": norms,
+    "position": position_schemes,
+    "qk_norm": norms,
+    "residual": blocks,
+}
+
+
+def choices(registry: Registry[Any]) -> Iterator[Choice]:
+    """Each variant of a part, with small options where it needs them."""
+    for name in registry.names:
+        known = registry.options(name)
+        options = {option: OPTIONS[option] for option in known if option in OPTIONS and option != "n_kv_head"}
+        if "n_kv_head" in known and known["n_kv_head"].default is known["n_kv_head"].empty:
+            options["n_kv_head"] = OPTIONS["n_kv_head"]
+        yield {"kind": name, **options} if options else name
+
+
+EXTENDED: list[dict[str, Any]] = [
+    {"position": {"kind": "rotary", "factor": 4.0}},
+    {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
+    {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
+]
+CONFIGS: list[dict[str, Any]] = [
+    {part: choice} for part, registry in PARTS.items() for choice in choices(registry)
+] + EXTENDED
+
+
+def name_of(changes: dict[str, Any]) -> str:
+    """A short name for a test's id."""
+    return ",".join(
+        f"{part}={choice if isinstance(choice, str) else '-'.join(map(str, choice.values()))}"
+        for part, choice in changes.items()
+    )
+
+
+def build(changes: dict[str, Any], **more: Any) -> GPT:
+    """A small model of this variant, every weight random, in double precision and evaluation mode."""
+    return randomise(GPT(GPTConfig(**{**SIZES, **changes, **more}))).double().eval()
