@@ -1,0 +1,327 @@
+"""What depth does to a model: every diagnostic by layer, under one name, in one place.
+
+How layers are counted: :mod:`lightning_gpt.analysis.probe`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.analysis.attention_statistics import attention_distance, attention_entropy, first_token_share
+from lightning_gpt.analysis.probe import Probe, blocks
+from lightning_gpt.analysis.similarity import (
+    activation_rms,
+    dirichlet_energy,
+    effective_rank,
+    linear_cka,
+    rank_residual,
+    token_cosine,
+)
+from lightning_gpt.analysis.spectral import (
+    positive_share,
+    second_singular_value,
+    spectral_gap,
+    spectral_radius,
+    value_projection,
+    value_projection_eigenvalues,
+)
+from lightning_gpt.models import GPT
+from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.loss import IGNORED, token_nll
+
+Value = float | list[float | None] | None
+"""A layer's figure: a number, one for each head, or None where the layer has none or it is not finite."""
+
+Layers = list[Tensor | None]
+"""The same as tensors: ``()`` or ``(n_head,)`` a layer."""
+
+
+# --- from a probe to a figure a layer --------------------------------------------------------------------------
+
+
+def _of_streams(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
+    """Of each stream, the mean over the batch."""
+    return lambda probe: [formula(stream).mean() for stream in probe.streams]
+
+
+def _of_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
+    """Of each block's patterns, by head, the mean over the batch."""
+    return lambda probe: [None if pattern is None else formula(pattern).mean(dim=0) for pattern in probe.patterns]
+
+
+def _of_square_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
+    """The same for the tokens' attention to each other alone."""
+    return _of_patterns(lambda pattern: formula(pattern[..., -pattern.shape[-2] :]))
+
+
+def _of_value_projections(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
+    """Of the eigenvalues of each block's value projections, by head."""
+
+    def measure(probe: Probe) -> Layers:
+        figures: Layers = []
+        for *_, block in blocks(probe.model):
+            weights = value_projection(getattr(block, "attention", block))
+            if weights is None:
+                figures.append(None)
+                continue
+            values, output = (weight.detach().cpu() for weight in weights)
+            figures.append(formula(value_projection_eigenvalues(values, output)))
+        return figures
+
+    return measure
+
+
+def _dirichlet_energy(probe: Probe) -> Layers:
+    entering = probe.streams[:-1, :, None]  # (n_layer, B, 1, T, d)
+    return [
+        None if pattern is None else dirichlet_energy(x, pattern[..., -pattern.shape[-2] :]).mean(dim=0)
+        for x, pattern in zip(entering, probe.patterns, strict=True)
+    ]
+
+
+def _cka(probe: Probe) -> Layers:
+    tokens = probe.streams.flatten(1, 2)  # (n_layer + 1, B·T, d)
+    return [linear_cka(before, after) for before, after in pairwise(tokens)]
+
+
+def cka_matrix(probe: Probe) -> Tensor:
+    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``."""
+    tokens = probe.streams.flatten(1, 2)
+    return torch.stack([torch.stack([linear_cka(x, y) for y in tokens]) for x in tokens])
+
+
+def logit_lens_loss(probe: Probe) -> Layers:
+    """The loss in nats that each layer of the stream would have, if the output head read it.
+
+    ``−mean log softmax(norm_f(h_l) Uᵀ)[target]``. Range: at least 0; at the last layer the model's own loss. Source:
+    nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    model, kept = probe.model, probe.targets != IGNORED
+    final_norm = model.final_norm if isinstance(model, GPT) else nn.Identity()
+    losses: Layers = []
+    with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
+        for stream in probe.streams:
+            hidden = final_norm(stream.to(model.unembedding))
+            losses.append(token_nll(hidden, model.unembedding, probe.targets).sum() / kept.sum())
+    return losses
+
+
+# --- every diagnostic in one place -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostic:
+    """A figure of every layer.
+
+    Args:
+        name: Its name in tags and files: ``depth/<name>/layer_00``.
+        title: What it is called in charts and tables, with its unit.
+        theme: The group of charts that it belongs to.
+        of: Whether its layers are those of the stream, the first of which is the embedding, or the blocks.
+        by_head: Whether there is one a head; charts then show the mean over the heads.
+        low: The least that it can be; None where nothing bounds it.
+        high: The most that it can be, where that is the same for every model.
+        smoothing: Which way over-smoothing moves it; None where it says nothing of that.
+        meaning: One clause for a reader.
+        measure: How it is taken from a probe; None where an optimizer step gives it.
+    """
+
+    name: str
+    title: str
+    theme: Literal["over-smoothing", "attention", "spectra", "training"]
+    of: Literal["stream", "blocks"]
+    meaning: str
+    by_head: bool = False
+    low: float | None = 0.0
+    high: float | None = None
+    smoothing: Literal["higher", "lower"] | None = None
+    measure: Callable[[Probe], Layers] | None = None
+
+
+_ALL = (
+    Diagnostic(
+        name="token_cosine",
+        title="token cosine similarity",
+        theme="over-smoothing",
+        of="stream",
+        meaning="mean cosine of two different tokens: 1 where all point one way, 0 where they are orthogonal",
+        low=-1.0,
+        high=1.0,
+        smoothing="higher",
+        measure=_of_streams(token_cosine),
+    ),
+    Diagnostic(
+        name="rank_residual",
+        title="rank-collapse residual",
+        theme="over-smoothing",
+        of="stream",
+        meaning="‖X − 1x̄ᵀ‖/‖X‖: 0 where all tokens are equal",
+        high=1.0,
+        smoothing="lower",
+        measure=_of_streams(rank_residual),
+    ),
+    Diagnostic(
+        name="effective_rank",
+        title="effective rank",
+        theme="over-smoothing",
+        of="stream",
+        meaning="directions that the tokens fill: exp of the entropy of the normalised singular values",
+        low=1.0,
+        smoothing="lower",
+        measure=_of_streams(effective_rank),
+    ),
+    Diagnostic(
+        name="dirichlet_energy",
+        title="Dirichlet energy along attention",
+        theme="over-smoothing",
+        of="blocks",
+        meaning="how much tokens differ from those that they attend to, relative to their size",
+        by_head=True,
+        smoothing="lower",
+        measure=_dirichlet_energy,
+    ),
+    Diagnostic(
+        name="cka",
+        title="CKA of a block's input and output",
+        theme="over-smoothing",
+        of="blocks",
+        meaning="linear centred kernel alignment: 1 where the block changes nothing but scale and rotation",
+        high=1.0,
+        measure=_cka,
+    ),
+    Diagnostic(
+        name="rms",
+        title="activation RMS",
+        theme="over-smoothing",
+        of="stream",
+        meaning="root mean square of the residual stream",
+        measure=_of_streams(activation_rms),
+    ),
+    Diagnostic(
+        name="logit_lens_loss",
+        title="logit-lens loss (nats)",
+        theme="over-smoothing",
+        of="stream",
+        meaning="the loss where the output head reads this layer",
+        measure=logit_lens_loss,
+    ),
+    Diagnostic(
+        name="attention_entropy",
+        title="attention entropy (nats)",
+        theme="attention",
+        of="blocks",
+        meaning="mean entropy of a row of attention: 0 where each token attends to one",
+        by_head=True,
+        smoothing="higher",
+        measure=_of_patterns(attention_entropy),
+    ),
+    Diagnostic(
+        name="attention_distance",
+        title="attention distance (tokens)",
+        theme="attention",
+        of="blocks",
+        meaning="mean distance looked back",
+        by_head=True,
+        measure=_of_patterns(attention_distance),
+    ),
+    Diagnostic(
+        name="first_token_share",
+        title="attention on the first token",
+        theme="attention",
+        of="blocks",
+        meaning="mean weight on the first token: near 1 it is an attention sink",
+        by_head=True,
+        high=1.0,
+        measure=_of_patterns(first_token_share),
+    ),
+    Diagnostic(
+        name="spectral_gap",
+        title="spectral gap of attention",
+        theme="spectra",
+        of="blocks",
+        meaning="1 − |λ₂| of the attention pattern: 1 where one pass leaves the mean only",
+        by_head=True,
+        high=1.0,
+        smoothing="higher",
+        measure=_of_square_patterns(spectral_gap),
+    ),
+    Diagnostic(
+        name="second_singular_value",
+        title="second singular value of attention",
+        theme="spectra",
+        of="blocks",
+        meaning="σ₂ of the attention pattern: 0 where every token gets the same mixture",
+        by_head=True,
+        smoothing="lower",
+        measure=_of_square_patterns(second_singular_value),
+    ),
+    Diagnostic(
+        name="value_positive_share",
+        title="positive share of the value projection's spectrum",
+        theme="spectra",
+        of="blocks",
+        meaning="Σ|λ| with Re λ > 0 over Σ|λ| of W_V W_O: above 1/2 attention smooths more than it sharpens",
+        by_head=True,
+        high=1.0,
+        smoothing="higher",
+        measure=_of_value_projections(positive_share),
+    ),
+    Diagnostic(
+        name="value_radius",
+        title="spectral radius of the value projection",
+        theme="spectra",
+        of="blocks",
+        meaning="max |λ| of W_V W_O, to be held against the 1 of the residual path",
+        by_head=True,
+        measure=_of_value_projections(spectral_radius),
+    ),
+    Diagnostic(
+        name="grad_norm",
+        title="gradient norm",
+        theme="training",
+        of="blocks",
+        meaning="norm of the gradient of a block's weights, before clipping",
+    ),
+    Diagnostic(
+        name="update_ratio",
+        title="update-to-weight ratio",
+        theme="training",
+        of="blocks",
+        meaning="‖W_new − W‖/‖W‖ of a block's weights in one optimizer step",
+    ),
+)
+
+DIAGNOSTICS = {diagnostic.name: diagnostic for diagnostic in _ALL}
+"""Every diagnostic by name, in the order in which they are shown."""
+
+
+def measure(probe: Probe) -> dict[str, list[Value]]:
+    """Every diagnostic that a probe gives, by name: a value a layer, as plain numbers."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return {
+            name: [_plain(value) for value in diagnostic.measure(probe)]
+            for name, diagnostic in DIAGNOSTICS.items()
+            if diagnostic.measure is not None
+        }
+
+
+def _plain(value: Tensor | None) -> Value:
+    if value is None:
+        return None
+    numbers = value.tolist()
+    if isinstance(numbers, list):
+        return [number if math.isfinite(number) else None for number in numbers]
+    return float(numbers) if math.isfinite(numbers) else None
+
+
+def layer_value(value: Value) -> float | None:
+    """A layer's one number: the mean over its heads where there are several; None where one of them is missing."""
+    if not isinstance(value, list):
+        return value
+    known = [number for number in value if number is not None]
+    return sum(known) / len(known) if value and len(known) == len(value) else None

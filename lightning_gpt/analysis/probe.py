@@ -1,0 +1,71 @@
+"""One pass over a few tokens with all that the depth diagnostics are made from, and the model's blocks.
+
+Layers are counted in two ways. Of the *stream*, layer 0 is the embedding and layer i what block i − 1 left, so there
+are ``n_layer + 1``. Of the *blocks* (their attention, their weights), layer i is block i. The one-head model is one
+block.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.models import GPT, LanguageModel, SingleHeadModel
+from lightning_gpt.models.base import evaluating
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one pass over the probe tokens left, in fp32 on the CPU.
+
+    Args:
+        model: The model that was looked at.
+        targets: ``(batch, time)``, the tokens to predict.
+        streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block.
+        patterns: Each block's attention ``(batch, n_head, time, keys)``; None for a block without softmax attention.
+    """
+
+    model: LanguageModel
+    targets: Tensor
+    streams: Tensor
+    patterns: list[Tensor | None]
+
+    @classmethod
+    def take(cls, model: LanguageModel, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> "Probe":
+        """Run ``model`` over ``ids`` ``(batch, time)`` on its device, without dropout and not in mixed precision."""
+        names, device = stream_names(model), ids.device.type
+        try:
+            with evaluating(model), torch.autocast(device, enabled=False), model.record([*names, "*pattern"]) as trace:
+                model.hidden(ids, documents)
+        except KeyError:
+            if any(name not in trace for name in names):
+                raise  # else it was the patterns: no block has one
+        streams = torch.stack([trace[name].float().cpu() for name in names])
+        prefixes = [f"blocks.{block}." for block in range(len(blocks(model)))] if isinstance(model, GPT) else [""]
+        patterns = [trace.get(f"{prefix}attention.pattern") for prefix in prefixes]
+        return cls(model, targets, streams, [p if p is None else _by_head(p.float().cpu()) for p in patterns])
+
+
+def _by_head(pattern: Tensor) -> Tensor:
+    """``(batch, n_head, time, keys)``, also of the single head's ``(batch, time, keys)``."""
+    return pattern if pattern.ndim == 4 else pattern[:, None]
+
+
+def blocks(model: LanguageModel) -> list[list[nn.Module]]:
+    """The modules of each block; norm and attention of the one-head model."""
+    if isinstance(model, GPT):
+        return [[block] for block in model.blocks]
+    assert isinstance(model, SingleHeadModel)
+    return [[model.norm, model.attention]]
+
+
+def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:
+    """The trained parameters of each block; embeddings, final norm and output head belong to none."""
+    return [[p for module in block for p in module.parameters() if p.requires_grad] for block in blocks(model)]
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of all entries together, at fp32 or better; 0 where there are none."""
+    return float(torch.nn.utils.get_total_norm([t.float() if t.itemsize < 4 else t for t in tensors]))
