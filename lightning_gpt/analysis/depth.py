@@ -30,7 +30,7 @@ from lightning_gpt.analysis.spectral import (
     value_projection,
     value_projection_eigenvalues,
 )
-from lightning_gpt.models import GPT
+from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.loss import IGNORED, token_nll
 
@@ -61,19 +61,7 @@ def _of_square_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe]
 
 def _of_value_projections(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
     """Of the eigenvalues of each block's value projections, by head."""
-
-    def measure(probe: Probe) -> Layers:
-        figures: Layers = []
-        for *_, block in blocks(probe.model):
-            weights = value_projection(getattr(block, "attention", block))
-            if weights is None:
-                figures.append(None)
-                continue
-            values, output = (weight.detach().cpu() for weight in weights)
-            figures.append(formula(value_projection_eigenvalues(values, output)))
-        return figures
-
-    return measure
+    return lambda probe: [None if found is None else formula(found) for found in value_spectra(probe.model)]
 
 
 def _dirichlet_energy(probe: Probe) -> Layers:
@@ -89,10 +77,26 @@ def _cka(probe: Probe) -> Layers:
     return [linear_cka(before, after) for before, after in pairwise(tokens)]
 
 
+def value_spectra(model: LanguageModel) -> list[Tensor | None]:
+    """The eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block that has no such maps."""
+    spectra: list[Tensor | None] = []
+    for *_, block in blocks(model):
+        weights = value_projection(getattr(block, "attention", block))
+        spectra.append(None if weights is None else value_projection_eigenvalues(*(w.detach().cpu() for w in weights)))
+    return spectra
+
+
 def cka_matrix(probe: Probe) -> Tensor:
-    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``."""
+    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``.
+
+    By Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which is the same as :func:`linear_cka`
+    of each two: Kornblith et al. 2019 (1905.00414), eq. 1.
+    """
     tokens = probe.streams.flatten(1, 2)
-    return torch.stack([torch.stack([linear_cka(x, y) for y in tokens]) for x in tokens])
+    centred = tokens - tokens.mean(dim=1, keepdim=True)
+    grams = (centred @ centred.mT).flatten(1)
+    unit: Tensor = grams / grams.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return unit @ unit.mT
 
 
 def logit_lens_loss(probe: Probe) -> Layers:

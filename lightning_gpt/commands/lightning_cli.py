@@ -22,6 +22,8 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.callbacks import (
     BestCheckpoint,
+    Board,
+    DepthDiagnostics,
     LastCheckpoint,
     Predictions,
     RunProgress,
@@ -64,6 +66,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
         parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(DepthDiagnostics, "depth")
         parser.set_defaults({"model": MODELS[0].__name__})
         parser.link_arguments("model.init_args.block_size", "data.block_size")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
@@ -98,16 +101,19 @@ class TrainCLI(LightningCLI):
             name = self._get(self.config, "name")
             kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Predictions()]
+        callbacks = [metrics, RunSummary(), Board(), Predictions()]
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":
             callbacks.append(BestCheckpoint())
         kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise CallError(f"trainer: {error}") from None
+        # what a run says at its end comes after all that others still do and say
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, RunSummary))
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another architecture before the work starts."""

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.depth import DIAGNOSTICS, cka_matrix, layer_value, measure
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
+from lightning_gpt.analysis.similarity import linear_cka
 from lightning_gpt.analysis.spectral import value_projection
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.loss import IGNORED
@@ -206,3 +207,13 @@ def test_blocks_share_no_parameter_and_leave_out_the_embeddings(gpt: GPT, one_he
         assert not outside & {"blocks", "attention", "norm"}
     assert norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
     assert norm([]) == 0.0
+
+
+def test_cka_of_every_two_layers_is_that_of_the_two(gpt: GPT) -> None:
+    probe = probe_of(gpt)
+    matrix = cka_matrix(probe)
+    tokens = probe.streams.flatten(1, 2)
+    by_pairs = torch.stack([torch.stack([linear_cka(x, y) for y in tokens]) for x in tokens])
+    torch.testing.assert_close(matrix, by_pairs)
+    assert matrix.shape == (N_LAYER + 1, N_LAYER + 1)
+    assert measure(probe)["cka"] == pytest.approx(matrix.diagonal(1).tolist(), rel=1e-5)

@@ -1,6 +1,8 @@
 """What is logged, watched, saved and said while a model trains; one callback a file."""
 
+from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_gpt.training.callbacks.depth import DepthDiagnostics
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
@@ -9,6 +11,8 @@ from lightning_gpt.training.callbacks.summary import RunSummary
 
 __all__ = [
     "BestCheckpoint",
+    "Board",
+    "DepthDiagnostics",
     "LastCheckpoint",
     "Predictions",
     "RunProgress",

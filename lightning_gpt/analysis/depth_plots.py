@@ -1,0 +1,106 @@
+"""Pictures of the depth diagnostics: layer by step, layer by layer, and spectra."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from torch import Tensor
+
+from lightning_gpt.analysis.depth import Diagnostic, Value, layer_value
+
+_MOST_LABELS = 9
+
+
+def heatmap(diagnostic: Diagnostic, steps: list[int], figures: list[list[Value]]) -> Figure:
+    """A diagnostic over training: a column a validation, a row a layer, the first at the bottom.
+
+    Args:
+        diagnostic: What it is of.
+        steps: The optimizer step of each column, rising.
+        figures: For each of them the value of each layer; what is missing is grey.
+    """
+    grid = np.array([[layer_value(value) for value in layers] for layers in figures], dtype=float).T
+    figure, ax = _figure(5.4, max(1.9, 0.9 + 0.24 * len(grid)))
+    ax.set_facecolor("lightgrey")
+    image = ax.imshow(grid, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis")
+    shown = _spread(len(steps))
+    ax.set_xticks(shown, [f"{steps[column]:,}" for column in shown], fontsize=8)
+    _label_layers(ax, len(grid), diagnostic.of == "stream", axis="y")
+    ax.set_xlabel("optimizer step", fontsize=8)
+    ax.set_title(diagnostic.title, fontsize=10)
+    _colour_bar(figure, ax, image)
+    return figure
+
+
+def cka_heatmap(matrix: Tensor, step: int) -> Figure:
+    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``, from 0 to 1."""
+    side = 2.4 + 0.2 * len(matrix)
+    figure, ax = _figure(side + 0.8, side)
+    image = ax.imshow(matrix.numpy(), origin="lower", vmin=0, vmax=1, cmap="magma")
+    _label_layers(ax, len(matrix), True, axis="y")
+    _label_layers(ax, len(matrix), True, axis="x")
+    ax.set_title(f"linear CKA between layers, step {step:,}", fontsize=10)
+    _colour_bar(figure, ax, image)
+    return figure
+
+
+def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
+    """The eigenvalues of each block's ``W_V W_O`` in the complex plane, a colour a head.
+
+    Those right of the vertical line make tokens alike, those left of it set them apart (2401.04301).
+
+    Args:
+        eigenvalues: ``(n_head, head_dim)`` complex of each block, or None for a block without value projections.
+        step: The optimizer step.
+    """
+    columns = min(4, len(eigenvalues))
+    rows = -(-len(eigenvalues) // columns)
+    figure = Figure(figsize=(2.2 * columns + 0.4, 2.2 * rows + 0.5))
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.14 / rows, top=1 - 0.3 / rows, hspace=0.45, wspace=0.4)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax in axes[len(eigenvalues) :]:
+        ax.set_axis_off()
+    limit = 1.1 * max((float(of_block.abs().max()) for of_block in eigenvalues if of_block is not None), default=1.0)
+    for block, (ax, of_block) in enumerate(zip(axes, eigenvalues, strict=False)):
+        ax.axvline(0, color="grey", linewidth=0.8)
+        for head, of_head in enumerate([] if of_block is None else of_block):
+            ax.plot(of_head.real, of_head.imag, ".", markersize=3, color=f"C{head % 10}")
+        ax.set_xlim(-limit or -1, limit or 1)
+        ax.set_ylim(-limit or -1, limit or 1)
+        ax.set_title(f"block {block}", fontsize=9)
+        ax.tick_params(labelsize=7)
+    figure.suptitle(f"eigenvalues of $W_V W_O$ by head, step {step:,}", fontsize=10)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one axes with fixed margins: solving for a layout would take longer than drawing."""
+    figure = Figure(figsize=(width, height))
+    left, bottom, top = 0.95 / width, 0.45 / height, 1 - 0.32 / height
+    return figure, figure.add_axes((left, bottom, 1 - left - 0.75 / width, top - bottom))
+
+
+def _colour_bar(figure: Figure, ax: Axes, image: AxesImage) -> None:
+    """The least and the greatest value and the colours between them; one with axes of its own takes longer to draw."""
+    box, (low, high) = ax.get_position(), image.get_clim()
+    x, y, height = box.x1 * figure.bbox.width + 10, box.y0 * figure.bbox.height, box.height * figure.bbox.height
+    colours = image.cmap(np.linspace(1, 0, int(height)))[:, None].repeat(12, axis=1)
+    figure.figimage(colours, xo=int(x), yo=int(y))
+    for value, place, side in ((high, box.y1, "top"), (low, box.y0, "bottom")):
+        figure.text((x + 16) / figure.bbox.width, place, f"{value:.3g}", fontsize=8, va=side)
+
+
+def _spread(count: int) -> list[int]:
+    """At most :data:`_MOST_LABELS` of ``count`` places, evenly, with the first and the last."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, _MOST_LABELS))})
+
+
+def _label_layers(ax: Axes, layers: int, stream: bool, axis: str) -> None:
+    shown = _spread(layers) if layers > 2 * _MOST_LABELS else list(range(layers))
+    if axis == "y":
+        names = [
+            "embedding" if stream and layer == 0 else f"{'layer' if stream else 'block'} {layer}" for layer in shown
+        ]
+        ax.set_yticks(shown, names, fontsize=8)
+    else:
+        ax.set_xticks(shown, ["emb." if stream and layer == 0 else str(layer) for layer in shown], fontsize=8)

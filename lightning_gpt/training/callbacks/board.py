@@ -1,0 +1,109 @@
+"""TensorBoard as the bench: charts that overlay, the token table, hyper-parameters beside the result."""
+
+import dataclasses
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from lightning_gpt.analysis.attention import readable_tokens
+from lightning_gpt.analysis.depth import DIAGNOSTICS
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.training.module import LanguageModule
+
+_MOST_TOKENS = 5000
+"""The projector reads its points as text: more of them take long to write and longer to load."""
+
+_RESULTS = ("val/loss", "val/perplexity")
+
+
+def board_of(trainer: L.Trainer) -> SummaryWriter | None:
+    """Where to write pictures, texts and charts; None without TensorBoard, and on all processes but the first."""
+    if not trainer.is_global_zero:
+        return None
+    logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+    return None if logger is None else logger.experiment
+
+
+class Board(Callback):
+    """Lays TensorBoard out for a run.
+
+    - *Custom scalars*: training and validation loss in one chart, and each depth diagnostic with all its layers in one.
+    - *HParams*: the sizes and settings of the run beside its last validation loss and perplexity. They are written at
+      the start, so that a run that is killed has them too.
+    - *Projector*: at the end of fit the token table, with tokens, ids and how often each is in the training text; of a
+      large vocabulary the first 5,000 ids, which byte-pair encodings give to the most frequent merges.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        board = board_of(trainer)
+        if board is None or not isinstance(pl_module, LanguageModule):
+            return
+        board.add_custom_scalars(layout())
+        settings = hyper_parameters(trainer, pl_module)
+        experiment, start, _ = hparams(settings, dict.fromkeys(_RESULTS, 0.0))  # type: ignore[no-untyped-call]
+        _write(board, experiment, start)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        board, data = board_of(trainer), trainer.datamodule  # type: ignore[attr-defined]
+        if board is None or not isinstance(pl_module, LanguageModule):
+            return
+        _, _, end = hparams({}, {})  # type: ignore[no-untyped-call]
+        _write(board, end)
+        if isinstance(data, TextData):
+            _add_token_table(board, pl_module, data, trainer.global_step)
+
+
+def _write(board: SummaryWriter, *summaries: Any) -> None:
+    """Add summaries as they are: ``add_hparams`` would open a folder, and so a second run, for them."""
+    for summary in summaries:
+        board._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def layout() -> dict[str, dict[str, list[Any]]]:
+    """The custom-scalars page: a category a theme, a chart a diagnostic, a line a layer.
+
+    Tags are regular expressions.
+    """
+    charts: dict[str, dict[str, list[Any]]] = {
+        "loss": {
+            "training and validation loss (nats)": ["Multiline", ["train/loss$", "val/loss$"]],
+            "training and validation perplexity": ["Multiline", ["train/perplexity$", "val/perplexity$"]],
+        }
+    }
+    for name, diagnostic in DIAGNOSTICS.items():
+        lines = ["Multiline", [rf"depth/{name}/layer_\d+"]]
+        charts.setdefault(f"depth: {diagnostic.theme}", {})[diagnostic.title] = lines
+    return charts
+
+
+def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, bool | int | float | str]:
+    """What a run is set apart by: model, optimization, batch, steps, precision; by name, each a plain value."""
+    described, data = module.model.describe(), trainer.datamodule  # type: ignore[attr-defined]
+    settings = {"model": described["class"], **described["config"], **dataclasses.asdict(module.optimization)}
+    settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
+    if isinstance(data, TextData):
+        settings["batch_rows"] = data.micro_batch_rows * trainer.accumulate_grad_batches
+    return {key: _plain(value) for key, value in settings.items() if value is not None}
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(each) for each in value)
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _add_token_table(board: SummaryWriter, module: LanguageModule, data: TextData, step: int) -> None:
+    weights = module.model.get_parameter("token_embedding.weight").detach()[:_MOST_TOKENS]
+    table = weights.double().cpu().round(decimals=5)  # written as text: more digits are more megabytes
+    ids, counts = range(len(table)), data.counts()
+    columns = {"token": readable_tokens(data.tokenizer, ids), "id": [str(number) for number in range(len(table))]}
+    if counts is not None:
+        occurring = np.sum([c.token_counts for c in counts], axis=0)
+        columns["in training text"] = [str(number) for number in occurring[: len(table)]]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    board.add_embedding(table, rows, global_step=step, tag="token_embedding", metadata_header=list(columns))

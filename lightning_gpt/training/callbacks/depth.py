@@ -1,0 +1,200 @@
+"""What depth does to the model while it trains: every diagnostic by layer, at each validation."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_gpt.analysis.depth import DIAGNOSTICS, Value, cka_matrix, layer_value, measure, value_spectra
+from lightning_gpt.analysis.depth_plots import cka_heatmap, heatmap, value_spectrum
+from lightning_gpt.analysis.probe import Probe, block_parameters, norm
+from lightning_gpt.console import say
+from lightning_gpt.data.batches import Batch, batch_of
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.loss import IGNORED
+from lightning_gpt.training.callbacks.board import board_of
+from lightning_gpt.training.module import LanguageModule
+
+_ROW_TOKENS = 128
+"""Length of a probe row at most: the spectra of attention cost time³."""
+
+
+class DepthDiagnostics(Callback):
+    """Measures every layer on fixed probe tokens before the first step and at each validation.
+
+    Scalars ``depth/<diagnostic>/layer_<i>``, heatmaps of layer and step at the end of fit, and ``depth.json`` in the
+    run's folder: a list of ``{"step": n, diagnostic: [value of each layer], ...}``, a value of several heads being a
+    list. A resumed run goes on from the file beside its checkpoint. Gradient norm and update-to-weight ratio are those
+    of the logged optimizer steps; in the file, of the last one before. All of it is done by the first process.
+
+    Args:
+        enabled: Whether to measure at all.
+        tokens: How many tokens of the validation text to probe, at most; never more than a micro-batch has.
+    """
+
+    def __init__(self, enabled: bool = True, tokens: int = 256) -> None:
+        if tokens < 2:
+            raise CallError(f"depth.tokens is {tokens}; it must be at least 2")
+        self.enabled = enabled
+        self.tokens = tokens
+        self._folder = Path()
+        self._history: list[dict[str, Any]] = []
+        self._of_step: dict[str, list[Value]] = {}
+        self._weights_before: list[list[Tensor]] | None = None
+        self._probe: Probe | None = None
+        self._batch: Batch | None = None
+        self._seconds = self._started = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking is a broadcast: every process must
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started, self._seconds = time.perf_counter(), 0.0
+        self._history, self._of_step, self._probe, self._weights_before = [], {}, None, None
+        with self._timed():
+            self._batch = self._probe_batch(trainer, pl_module)
+            if self._batch is None:
+                return
+            if trainer.ckpt_path is not None:
+                before = _read(Path(trainer.ckpt_path).parent.parent / "depth.json")
+                self._history = [entry for entry in before if entry["step"] <= trainer.global_step]
+        if trainer.global_step == 0:
+            self._measure(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._measure(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        every = getattr(trainer, "log_every_n_steps", 0)  # 0 where the Trainer was told to log nothing
+        if self._batch is None or not every or (trainer.global_step + 1) % every:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        with self._timed(), torch.no_grad():
+            parameters = block_parameters(pl_module.model)
+            gradients = [norm(p.grad for p in part if p.grad is not None) for part in parameters]
+            self._of_step = {"grad_norm": list(gradients)}
+            self._weights_before = [[p.clone() for p in part] for part in parameters]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._weights_before is None:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        with self._timed(), torch.no_grad():
+            ratios: list[Value] = []
+            for before, after in zip(self._weights_before, block_parameters(pl_module.model), strict=True):
+                size = norm(before)
+                for old, new in zip(before, after, strict=True):
+                    old -= new
+                ratios.append(norm(before) / size if size else None)
+            self._of_step["update_ratio"] = ratios
+            self._weights_before = None
+            self._log(trainer, self._of_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._batch is None:
+            return
+        with self._timed():
+            self._draw(trainer)
+        share = self._seconds / (time.perf_counter() - self._started)
+        for logger in trainer.loggers:
+            logger.log_metrics({"depth/share_of_time": share}, step=trainer.global_step)
+        say(f"depth diagnostics: {self._folder / 'depth.json'}; measuring took {share:.1%} of the training time")
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
+        """The first validation tokens as rows, the same for any number of processes; None where nothing is measured."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not self.enabled or not trainer.is_global_zero or not trainer.enable_validation:
+            return None
+        if getattr(trainer, "fast_dev_run", False):  # which shall leave no file
+            return None
+        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
+            return None
+        targets = data.evaluation("val").all_targets
+        text = targets[targets != IGNORED]
+        time_ = min(data.block_size, _ROW_TOKENS, self.tokens, len(text) - 1)
+        if time_ < 2:
+            return None
+        rows = max(1, min(self.tokens // time_, data.micro_batch_rows, (len(text) - 1) // time_))
+        ids, following = (text[start : start + rows * time_].view(rows, time_) for start in (0, 1))
+        batch = batch_of(ids, following, data.tokenizer.end_of_text if data.separate_documents else None)
+        moved: Batch = move_data_to_device(batch, pl_module.device)
+        return moved
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take every diagnostic now, log it and write it down."""
+        if self._batch is None:
+            return
+        assert isinstance(pl_module, LanguageModule)
+        with self._timed():
+            batch, step = self._batch, trainer.global_step
+            self._probe = Probe.take(pl_module.model, batch["ids"], batch["targets"], batch.get("documents"))
+            figures = measure(self._probe)
+            self._log(trainer, figures)
+            self._history = [entry for entry in self._history if entry["step"] < step]
+            self._history.append({"step": step, **figures, **self._of_step})
+            _write(self._folder / "depth.json", self._history)
+
+    def _log(self, trainer: L.Trainer, figures: dict[str, list[Value]]) -> None:
+        values = {
+            f"depth/{name}/layer_{layer:02}": number
+            for name, layers in figures.items()
+            for layer, value in enumerate(layers)
+            if (number := layer_value(value)) is not None
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+    def _draw(self, trainer: L.Trainer) -> None:
+        """All pictures, over the whole run: with a resumed run's earlier part."""
+        board = board_of(trainer)
+        if board is None:
+            return
+        step = trainer.global_step
+        for name, diagnostic in DIAGNOSTICS.items():
+            columns = [entry for entry in self._history if name in entry]
+            if columns:
+                picture = heatmap(diagnostic, [entry["step"] for entry in columns], [entry[name] for entry in columns])
+                board.add_figure(f"depth/{name}", picture, step)
+        if self._probe is not None:
+            last = self._history[-1]["step"]
+            board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
+            board.add_figure("depth/value_spectrum", value_spectrum(value_spectra(self._probe.model), step), step)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The entries of a ``depth.json``; none where there is no such file."""
+    if not path.is_file():
+        return []
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return entries
+
+
+def _write(path: Path, history: list[dict[str, Any]]) -> None:
+    """Put the file in place at once, so that a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".json.part")
+    unfinished.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in history) + "\n]\n", encoding="utf-8")
+    os.replace(unfinished, path)

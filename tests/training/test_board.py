@@ -1,0 +1,159 @@
+"""TensorBoard after a real fit: every tag is read back from the event files."""
+
+import csv
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+
+from lightning_gpt.analysis.depth import DIAGNOSTICS
+from lightning_gpt.checkpoint import Checkpoint
+from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
+
+N_LAYER, STEPS = 2, 30
+VALIDATIONS = [10, 20, 30]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a fit has run as it is typed, and another with the depth diagnostics off and no logger."""
+    folder = tmp_path_factory.mktemp("board")
+    content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, val_check_interval=10)
+    content["trainer"]["log_every_n_steps"] = 5
+    write_config(folder / "tiny.yaml", content)
+    (folder / "said.txt").write_text(must_run("fit", "--config", "tiny.yaml", cwd=folder).stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    return folder / "runs/tiny/version_0"
+
+
+@pytest.fixture(scope="module")
+def events(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def plugin_data(events: EventAccumulator, tag: str) -> plugin_data_pb2.HParamsPluginData:
+    content = events.SummaryMetadata(tag).plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)
+
+
+def test_every_layer_of_every_diagnostic_is_a_curve(events: EventAccumulator) -> None:
+    for name, diagnostic in DIAGNOSTICS.items():
+        layers = N_LAYER + (diagnostic.of == "stream")
+        tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"depth/{name}/"))
+        assert tags == [f"depth/{name}/layer_{layer:02}" for layer in range(layers)]
+        expected = [0, *VALIDATIONS] if diagnostic.measure else list(range(5, STEPS + 1, 5))
+        for tag in tags:
+            assert [event.step for event in events.Scalars(tag)] == expected, tag
+
+
+def test_the_only_other_scalars_are_the_runs_own(events: EventAccumulator) -> None:
+    others = {tag for tag in events.Tags()["scalars"] if not re.fullmatch(r"depth/\w+/layer_\d\d", tag)}
+    assert {tag.split("/")[0] for tag in others} <= {"train", "val", "data", "depth", "cost", "initial"}
+    assert "hp_metric" not in others
+    assert {tag for tag in others if tag.startswith("depth/")} == {"depth/share_of_time"}
+
+
+def test_there_is_a_heatmap_of_every_diagnostic_and_the_attention_grid(events: EventAccumulator) -> None:
+    drawn_at_the_end = {*(f"depth/{name}" for name in DIAGNOSTICS), "depth/cka_between_layers", "depth/value_spectrum"}
+    images = set(events.Tags()["images"])
+    assert {tag for tag in images if tag.startswith("depth/")} == drawn_at_the_end
+    for tag in drawn_at_the_end:
+        assert [event.step for event in events.Images(tag)] == [STEPS]
+    assert [event.step for event in events.Images("attention/pattern")] == VALIDATIONS
+    for tag in images:
+        last = events.Images(tag)[-1]
+        assert last.encoded_image_string.startswith(b"\x89PNG")
+        assert min(last.width, last.height) > 100
+
+
+def test_text_samples_are_at_every_validation(events: EventAccumulator) -> None:
+    texts = [tag for tag in events.Tags()["tensors"] if tag.startswith("samples/")]
+    assert sorted(texts) == [f"samples/{number}/text_summary" for number in range(3)]
+    for tag in texts:
+        assert [event.step for event in events.Tensors(tag)] == VALIDATIONS
+        assert all(event.tensor_proto.string_val[0].startswith(b"**") for event in events.Tensors(tag))
+
+
+def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: EventAccumulator) -> None:
+    event = events.Tensors("custom_scalars__config__")[0]
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert [category.title for category in layout.category] == [
+        *("loss", "depth: over-smoothing", "depth: attention", "depth: spectra", "depth: training")
+    ]
+    assert len(charts) == 2 + len(DIAGNOSTICS)
+    tags = events.Tags()["scalars"]
+
+    def shown(patterns: Iterable[str]) -> set[str]:  # the plugin matches from a tag's start
+        return {tag for pattern in patterns for tag in tags if re.match(pattern, tag)}
+
+    assert shown(charts["training and validation loss (nats)"]) == {"train/loss", "val/loss"}
+    assert shown(charts["training and validation perplexity"]) == {"train/perplexity", "val/perplexity"}
+    for name, diagnostic in DIAGNOSTICS.items():
+        found = shown(charts[diagnostic.title])
+        assert len(found) == N_LAYER + (diagnostic.of == "stream")
+        assert all(tag.startswith(f"depth/{name}/layer_") for tag in found)
+
+
+def test_hyper_parameters_are_in_the_runs_own_event_file_with_its_results(run: Path, events: EventAccumulator) -> None:
+    started = plugin_data(events, "_hparams_/session_start_info").session_start_info.hparams
+    settings: dict[str, Any] = {key: getattr(value, value.WhichOneof("kind")) for key, value in started.items()}
+    expected = {"model": "GPT", "n_layer": 2, "n_head": 2, "dim": 32, "vocab_size": 300, "lr": 3e-4, "dropout": 0.1,
+                "schedule": "cosine", "betas": "0.9, 0.95", "batch_rows": 4, "max_steps": STEPS,
+                "precision": "32-true"}  # fmt: skip
+    assert {key: settings[key] for key in expected} == expected
+    experiment = plugin_data(events, "_hparams_/experiment").experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/loss", "val/perplexity"]
+    assert {info.name for info in experiment.hparam_infos} == set(settings)
+    assert plugin_data(events, "_hparams_/session_end_info").session_end_info.status == 1  # STATUS_SUCCESS
+    assert ("val/loss", STEPS) in scalars(run), "what the page shows beside them"
+    assert len(list(run.rglob("events.out.tfevents.*"))) == 1, "a second file would be a second run on the page"
+
+
+def test_the_projector_holds_the_token_table_and_its_tokens(run: Path) -> None:
+    config = text_format.Parse((run / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (embedding,) = config.embeddings
+    table = np.loadtxt(run / embedding.tensor_path, delimiter="\t")
+    weights = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]["model.token_embedding.weight"]
+    np.testing.assert_allclose(table, weights.numpy(), atol=1e-5)
+    lines = (run / embedding.metadata_path).read_text(encoding="utf-8").split("\n")
+    header, *rows = csv.reader(lines[:-1], delimiter="\t", quoting=csv.QUOTE_NONE)
+    assert header == ["token", "id", "in training text"]
+    assert len(rows) == 300, "a token that breaks its line would shift all that follow"
+    tokenizer = Checkpoint.read(run / "checkpoints/last.ckpt").tokenizer()
+    assert [int(number) for _, number, _ in rows] == list(range(300))
+    for token, number, _ in rows:
+        if (text := tokenizer.decode_bytes(int(number))).isalnum() and text.isascii():
+            assert token == text.decode()
+    assert sum(int(count) for *_, count in rows) == 18369, "the tokens that fit said are in the training text"
+
+
+def test_what_is_said_ends_with_the_next_commands(folder: Path) -> None:
+    said = (folder / "said.txt").read_text()
+    assert re.search(r"depth diagnostics: runs/tiny/version_0/depth.json; measuring took [\d.]+% of the", said)
+    assert "resume:" in said.splitlines()[-1]
+    assert "18,369 tokens" in said
+
+
+def test_all_of_it_can_be_turned_off(folder: Path) -> None:
+    """No logger and no diagnostics: nothing is drawn, nothing fails and nothing is left but the checkpoints."""
+    elsewhere = folder / "off"
+    elsewhere.mkdir()
+    off = ("--trainer.logger", "false", "--depth.enabled", "false", "--trainer.max_steps", "10")
+    must_run("fit", "--config", "../tiny.yaml", *off, cwd=elsewhere)
+    assert {path.name for path in elsewhere.rglob("*") if path.is_file()} <= {"last.ckpt", "best.ckpt", "config.yaml"}

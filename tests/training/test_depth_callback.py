@@ -1,0 +1,215 @@
+"""DepthDiagnostics in real fits: what it logs, writes and draws, and that it changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_gpt.analysis.depth import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.probe import Probe, block_parameters
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.files import Files
+from lightning_gpt.errors import CallError
+from lightning_gpt.training.callbacks import DepthDiagnostics, StepMetrics
+from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
+from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
+from tests.processes import scalars, tiny_corpus
+
+STEPS, EVERY = 12, 4
+OF_STEPS = {"grad_norm", "update_ratio"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+def gpt_module() -> GPTModule:
+    torch.manual_seed(3)
+    return GPTModule(n_layer=3, n_head=2, dim=16, block_size=16, vocab_size=300, dropout=0.1)
+
+
+def fit(
+    corpus: Path,
+    folder: Path,
+    module: LanguageModule,
+    depth: DepthDiagnostics | None,
+    ckpt_path: Path | None = None,
+    separate_documents: bool = False,
+    **trainer: Any,
+) -> Path:
+    """Train for a moment in this process; returns the run's folder."""
+    logger = TensorBoardLogger(folder, "run") if trainer.pop("logger", True) else False
+    run = Path(logger.log_dir) if logger else folder
+    fitted = L.Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "val_check_interval": EVERY,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 1,
+            "default_root_dir": folder,
+            "logger": logger,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [StepMetrics(), LastCheckpoint(100), *([] if depth is None else [depth])],
+            **trainer,
+        }
+    )
+    data = TextData(
+        [Files(str(corpus))], tokenizer=300, block_size=module.model.config.block_size, batch_size=4, val_share=0.1,
+        test_share=0.1, shuffle_window=64, separate_documents=separate_documents,
+    )  # fmt: skip
+    L.seed_everything(1, verbose=False)
+    fitted.fit(module, data, ckpt_path=ckpt_path)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(corpus, tmp_path_factory.mktemp("depth"), gpt_module(), DepthDiagnostics())
+
+
+def entries(run: Path) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = json.loads((run / "depth.json").read_text())
+    return content
+
+
+def test_every_diagnostic_is_in_the_file_at_every_validation(run: Path) -> None:
+    assert [entry["step"] for entry in entries(run)] == [0, 4, 8, 12]
+    for entry in entries(run):
+        expected = set(DIAGNOSTICS) - (OF_STEPS if entry["step"] == 0 else set())
+        assert set(entry) == {"step", *expected}
+        for name in expected:
+            diagnostic = DIAGNOSTICS[name]
+            assert len(entry[name]) == (4 if diagnostic.of == "stream" else 3), name
+            for value in entry[name]:
+                assert isinstance(value, list) == diagnostic.by_head, name
+                assert not diagnostic.by_head or len(value) == 2, name
+                number = layer_value(value)
+                assert number is not None
+                assert diagnostic.low is None or number >= diagnostic.low, name
+                assert diagnostic.high is None or number <= diagnostic.high + 1e-6, name
+
+
+def test_scalars_are_the_files_figures_with_heads_averaged(run: Path) -> None:
+    logged = scalars(run)
+    for entry in entries(run):
+        for name in set(entry) - {"step"}:
+            for layer, value in enumerate(entry[name]):
+                assert logged[f"depth/{name}/layer_{layer:02}", entry["step"]] == pytest.approx(
+                    layer_value(value), rel=1e-5
+                )
+    for name in OF_STEPS:
+        steps = [step for tag, step in logged if tag == f"depth/{name}/layer_00"]
+        assert steps == list(range(1, STEPS + 1)), "at every logged step"
+
+
+def test_the_blocks_gradients_are_a_part_of_the_whole_models(run: Path) -> None:
+    """Their squares add up to less than the whole norm's, which has the embeddings too, and none is 0."""
+    logged = scalars(run)
+    for step in range(1, STEPS + 1):
+        blocks = [logged[f"depth/grad_norm/layer_{layer:02}", step] for layer in range(3)]
+        assert min(blocks) > 0
+        assert sum(norm**2 for norm in blocks) < logged["train/grad_norm", step] ** 2
+
+
+def test_update_ratio_is_that_of_the_weights_before_and_after(corpus: Path, tmp_path: Path) -> None:
+    module = gpt_module()
+    before = [[p.detach().clone() for p in part] for part in block_parameters(module.model)]
+    run = fit(corpus, tmp_path, module, DepthDiagnostics(), max_steps=1, val_check_interval=1)
+    for layer, (old, new) in enumerate(zip(before, block_parameters(module.model), strict=True)):
+        change = sum(float((n.double() - o.double()).square().sum()) for o, n in zip(old, new, strict=True)) ** 0.5
+        size = sum(float(o.double().square().sum()) for o in old) ** 0.5
+        assert entries(run)[-1]["update_ratio"][layer] == pytest.approx(change / size, rel=1e-4)
+
+
+def test_the_probe_is_the_first_validation_text_and_the_figures_are_the_models(corpus: Path, tmp_path: Path) -> None:
+    module, depth = gpt_module(), DepthDiagnostics(tokens=32)
+    run = fit(corpus, tmp_path, module, depth)
+    data = module.trainer.datamodule
+    rows = next(iter(data.evaluation("val")))
+    text = torch.cat([rows["ids"][:2].flatten(), rows["targets"][1, -1:]])[1:]  # the first token is no target
+    ids = torch.cat([text, rows["targets"][2, :1]])[:32].view(2, 16)
+    assert torch.equal(depth._batch["ids"], ids)
+    figures = measure(Probe.take(module.model, ids, depth._batch["targets"]))
+    last = entries(run)[-1]
+    assert {name: last[name] for name in figures} == figures
+
+
+def test_watching_changes_no_weight(run: Path, corpus: Path, tmp_path: Path) -> None:
+    alone = fit(corpus, tmp_path, gpt_module(), None)
+    ours, theirs = (
+        torch.load(each / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for each in (run, alone)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_resumed_run_goes_on_from_the_file_beside_its_checkpoint(run: Path, corpus: Path, tmp_path: Path) -> None:
+    half = fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), max_steps=STEPS, limit_val_batches=1)
+    whole = entries(half)
+    last = half / "checkpoints/last.ckpt"
+    (half / "depth.json").write_text(json.dumps([*whole, {"step": 99, "token_cosine": [1.0]}]))
+    resumed = fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), last, max_steps=2 * STEPS, limit_val_batches=1)
+    assert resumed != half
+    assert [entry["step"] for entry in entries(resumed)] == [0, 4, 8, 12, 16, 20, 24], "99 is past the checkpoint"
+    assert entries(resumed)[:4] == whole
+    shutil.rmtree(half / "checkpoints")
+
+
+def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_gpt.training.callbacks import depth
+
+    path = tmp_path / "depth.json"
+    depth._write(path, [{"step": 0}])
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(depth.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        depth._write(path, [{"step": 0}, {"step": 1}])
+    assert json.loads(path.read_text()) == [{"step": 0}]
+
+
+def test_the_one_head_model_has_one_block_in_bf16_mixed_too(corpus: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = SingleHeadModule(dim=16, block_size=8, vocab_size=300)
+    depth = DepthDiagnostics()
+    run = fit(corpus, tmp_path, module, depth, precision="bf16-mixed", log_every_n_steps=2)
+    last = entries(run)[-1]
+    assert [len(last[name]) for name in ("token_cosine", "attention_entropy", "grad_norm")] == [2, 1, 1]
+    assert depth._probe.streams.dtype == torch.float32
+    exact = measure(Probe.take(module.double().model, depth._batch["ids"], depth._batch["targets"]))
+    assert last["rms"] == pytest.approx(exact["rms"], rel=1e-5), "bf16 would be off by a hundredth"
+    steps = [step for tag, step in scalars(run) if tag == "depth/grad_norm/layer_00"]
+    assert steps == list(range(2, STEPS + 1, 2)), "at logged steps only"
+
+
+def test_without_a_logger_the_file_is_beside_the_checkpoints(corpus: Path, tmp_path: Path) -> None:
+    fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), logger=False, separate_documents=True)
+    assert [entry["step"] for entry in entries(tmp_path)] == [0, 4, 8, 12]
+    assert (tmp_path / "checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("settings", [{"enabled": False}, {"limit_val_batches": 0}, {"fast_dev_run": True}])
+def test_turned_off_or_without_validation_it_leaves_nothing(
+    settings: dict[str, Any], corpus: Path, tmp_path: Path
+) -> None:
+    enabled = settings.pop("enabled", True)
+    fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(enabled=enabled), **settings)
+    assert not list(tmp_path.rglob("depth.json"))
+
+
+def test_it_says_its_share_of_the_time(run: Path) -> None:
+    assert 0 < scalars(run)["depth/share_of_time", STEPS] < 1
+
+
+def test_a_probe_of_one_token_is_refused() -> None:
+    with pytest.raises(CallError, match=r"depth\.tokens is 1; it must be at least 2"):
+        DepthDiagnostics(tokens=1)
