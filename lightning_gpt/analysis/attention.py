@@ -1,25 +1,34 @@
-"""The three matrices of attention, taken out of a model for one text."""
+"""The three matrices of attention, taken out of a model for one text.
 
+This is the one place that knows under which names and in which shapes the models record them.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.models import LanguageModel
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.base import evaluating
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Causal mask, scaled QK scores and QK softmax of one text, for every layer and head.
+    """Mask, scaled QK scores and QK softmax of one text, for every layer and head.
+
+    There are as many keys as tokens, or more where a model attends to others besides: those come first.
 
     Args:
         tokens: The text's tokens, made readable, ``time`` of them.
-        mask: ``(time, time)`` booleans, true where row may attend to column.
-        scores: ``(n_layer, n_head, time, time)``, ``Q Kᵀ / √d`` before the mask.
-        pattern: ``(n_layer, n_head, time, time)``, the softmax over the allowed positions.
+        mask: ``(n_layer, n_head, time, keys)`` booleans, true where row may attend to column.
+        scores: ``(n_layer, n_head, time, keys)``, ``Q Kᵀ / √d`` before the mask.
+        pattern: ``(n_layer, n_head, time, keys)``, the softmax over the allowed positions.
     """
 
     tokens: list[str]
@@ -35,6 +44,12 @@ class AttentionMaps:
     def n_head(self) -> int:
         return int(self.pattern.shape[1])
 
+    @property
+    def keys(self) -> list[str]:
+        """A name for each column: the tokens, after the keys that are no token of the text."""
+        others = self.pattern.shape[-1] - len(self.tokens)
+        return [f"key {number}" for number in range(others)] + self.tokens
+
     def save(self, path: Path) -> None:
         """Write all of it to an ``.npz`` file."""
         np.savez_compressed(
@@ -45,24 +60,53 @@ class AttentionMaps:
 def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> AttentionMaps:
     """The attention of ``model`` over ``ids`` ``(time,)``, whose readable tokens are ``tokens``.
 
-    A one-head model gives one layer of one head.
+    A one-head model gives one layer of one head. Where layers have other keys besides the tokens, and not equally
+    many, columns that the mask hides are put before those that are fewer.
+
+    Raises:
+        CallError: Where a layer has no softmax attention to show.
     """
-    wanted = [f"*attention.{name}" for name in ("mask", "scores", "pattern")]
-    with evaluating(model), model.record(wanted) as trace:
-        model.hidden(ids[None])
+    try:
+        with evaluating(model), model.record([f"*attention.{name}" for name in ("mask", "scores", "pattern")]) as trace:
+            model.hidden(ids[None])
+    except KeyError:  # what was asked for is nowhere
+        raise CallError("no layer of this model has the mask, scores and softmax of attention to show") from None
+    layers = _layers(model)
+    without = [layer for layer, prefix in enumerate(layers) if f"{prefix}.pattern" not in trace]
+    if without:
+        raise CallError(
+            f"the attention of layer {', '.join(map(str, without))} has no mask, scores and softmax to show"
+        )
 
-    def all_layers(name: str) -> np.ndarray:
-        # (n_layer, 1, n_head, T, T) of a GPT; (1, T, T) of the one-head model
-        stacked = trace[f"attention.{name}"] if f"attention.{name}" in trace else trace.layers(f"attention.{name}")
-        time = stacked.shape[-1]
-        layers = stacked.shape[0] if stacked.ndim == 5 else 1
-        return stacked.reshape(layers, -1, time, time).float().cpu().numpy()
+    def stacked(name: str) -> np.ndarray:
+        # (1, n_head, T, K) of each block of a GPT; (1, T, K) of the one-head model; a mask may leave the first ones out
+        found = [trace[f"{prefix}.{name}"] for prefix in layers]
+        found = [matrix.reshape(-1, *matrix.shape[-2:]) for matrix in found]
+        heads, keys = (max(matrix.shape[axis] for matrix in found) for axis in (0, -1))
+        padded = [F.pad(matrix, (keys - matrix.shape[-1], 0)).expand(heads, -1, -1) for matrix in found]
+        return torch.stack(padded).float().cpu().numpy()
 
-    first_mask = next(trace[name] for name in trace if name.endswith("attention.mask"))
-    return AttentionMaps(tokens, first_mask.cpu().numpy(), all_layers("scores"), all_layers("pattern"))
+    scores, pattern = stacked("scores"), stacked("pattern")
+    return AttentionMaps(tokens, np.broadcast_to(stacked("mask") > 0, pattern.shape), scores, pattern)
 
 
-def readable_tokens(tokenizer: Tokenizer, ids: Tensor) -> list[str]:
-    """Each token as it can be printed: ``·`` for a space, ``⏎`` for a line's end, ``\\x..`` for a broken character."""
-    texts = (tokenizer.decode_bytes(int(token)).decode("utf-8", "backslashreplace") for token in ids)
-    return [text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥") for text in texts]
+def _layers(model: LanguageModel) -> list[str]:
+    """The name that each layer's attention is recorded under."""
+    if isinstance(model, GPT):
+        return [f"blocks.{layer}.attention" for layer in range(model.config.n_layer)]
+    return ["attention"]
+
+
+def readable_tokens(tokenizer: Tokenizer, ids: Tensor | Sequence[int]) -> list[str]:
+    """Each token as it can be printed in a line.
+
+    ``·`` for a space, ``⏎`` for a line's end, ``⇥`` for a tab, an escape such as ``\\x1b`` for what cannot be seen or
+    is part of a character only, and ``⟨300⟩`` for an id that stands for no text.
+    """
+    return [_readable(tokenizer.decode_bytes(int(token)), int(token)) for token in ids]
+
+
+def _readable(token: bytes, number: int) -> str:
+    text = token.decode("utf-8", "backslashreplace").replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+    visible = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(visible) or f"⟨{number}⟩"

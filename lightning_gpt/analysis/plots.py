@@ -7,63 +7,100 @@ from matplotlib.figure import Figure
 from lightning_gpt.analysis.attention import AttentionMaps
 
 _MOST_LABELS = 40
+_MOST_TILE_PIXELS = 192
 _FEWEST_FOR_NUMBERS = 9
 
 
 def heads_grid(maps: AttentionMaps, title: str) -> Figure:
-    """The attention pattern of every head: a row a layer, a column a head, one colour scale from 0 to 1."""
-    rows, columns = maps.n_layer, maps.n_head
-    figure = Figure(figsize=(1.2 + 1.9 * columns, 0.9 + 1.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for layer, row in enumerate(axes):
-        for head, ax in enumerate(row):
-            image = ax.imshow(_hide_future(maps.pattern[layer, head], maps.mask), vmin=0, vmax=1, cmap="viridis")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            if head == 0:
-                ax.set_ylabel(f"layer {layer}")
-            if layer == 0:
-                ax.set_title(f"head {head}", fontsize=10)
-    figure.colorbar(image, ax=axes, label="attention", shrink=0.7)
+    """The attention pattern of every head: a row a layer, a column a head, one colour scale from 0 to 1.
+
+    All heads are one picture, because an axes for each takes matplotlib a second for every ten of them. A text of
+    more than some hundred tokens is averaged down to the pixels that a head has.
+    """
+    tiles = _shrink(np.where(maps.mask, maps.pattern, np.nan), _MOST_TILE_PIXELS)
+    rows, columns, height, width = tiles.shape
+    gap = max(1, round(0.08 * max(height, width)))
+    canvas = np.full((rows, height + gap, columns, width + gap), np.nan, dtype=np.float32)
+    canvas[:, :height, :, :width] = tiles.transpose(0, 2, 1, 3)
+    picture = canvas.reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]
+    figure = Figure(figsize=(1.2 + 1.9 * columns, 0.9 + 1.9 * rows * height / width), layout="constrained")
+    ax = figure.subplots()
+    ax.set_facecolor("white")
+    image = ax.imshow(np.ma.masked_invalid(picture), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    ax.set_xticks([column * (width + gap) + width / 2 - 0.5 for column in range(columns)], map(str, range(columns)))
+    ax.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(rows)], map(str, range(rows)))
+    ax.xaxis.tick_top()
+    ax.xaxis.set_label_position("top")
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    figure.colorbar(image, ax=ax, label="attention", shrink=0.7, aspect=10 + 4 * rows)
     figure.suptitle(title)
     return figure
 
 
 def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
-    """Causal mask, scaled scores and softmax of one head side by side, with the tokens along them."""
-    scores, pattern = maps.scores[layer, head], maps.pattern[layer, head]
-    side = max(3.2, min(9.0, 0.34 * len(maps.tokens) + 1.6))
+    """Mask, scaled scores and softmax of one head side by side, with the tokens along them."""
+    mask, scores, pattern = (matrix[layer, head] for matrix in (maps.mask, maps.scores, maps.pattern))
+    side = max(3.2, min(9.0, 0.34 * len(maps.keys) + 1.6))
     figure = Figure(figsize=(3 * side + 1, 0.85 * side + 0.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.imshow(maps.mask, vmin=0, vmax=1, cmap="Greys_r")
+    left.imshow(mask, vmin=0, vmax=1, cmap="Greys_r")
     left.set_title("causal mask: white may be attended to")
     limit = float(np.abs(scores).max()) or 1.0
     image = middle.imshow(scores, vmin=-limit, vmax=limit, cmap="RdBu_r")
     middle.set_title("scaled scores  $Q K^T / \\sqrt{d}$")
     figure.colorbar(image, ax=middle, shrink=0.7)
-    image = right.imshow(_hide_future(pattern, maps.mask), vmin=0, vmax=1, cmap="viridis")
+    image = right.imshow(np.ma.masked_array(pattern, ~mask), vmin=0, vmax=1, cmap="viridis")
     right.set_title("softmax over the allowed positions")
     figure.colorbar(image, ax=right, shrink=0.7)
     for ax in (left, middle, right):
-        _label(ax, maps.tokens)
-    if len(maps.tokens) <= _FEWEST_FOR_NUMBERS:
-        _write_values(middle, scores, np.ones_like(maps.mask), limit)
-        _write_values(right, pattern, maps.mask, 1.0)
+        _label(ax, maps)
+    if len(maps.keys) <= _FEWEST_FOR_NUMBERS:
+        _write_values(middle, scores, np.ones_like(mask), limit)
+        _write_values(right, pattern, mask, 1.0)
     figure.suptitle(f"layer {layer}, head {head}: row attends to column")
     return figure
 
 
-def _hide_future(pattern: np.ndarray, mask: np.ndarray) -> np.ma.MaskedArray:
-    return np.ma.masked_array(pattern, ~mask)
+def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure:
+    """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, a column for each part."""
+    rows, width = changes.shape
+    figure = Figure(figsize=(1.8 + 0.7 * width, 1.4 + 0.45 * rows), layout="constrained")
+    ax = figure.subplots()
+    limit = float(np.abs(changes).max()) or 1.0
+    image = ax.imshow(changes, vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto")
+    ax.set_xticks(range(width), columns)
+    ax.set_yticks(range(rows), map(str, range(rows)))
+    ax.set_xlabel("head")
+    ax.set_ylabel("layer")
+    if width <= _MOST_LABELS:
+        for (row, column), change in np.ndenumerate(changes):
+            colour = "white" if abs(change) > 0.6 * limit else "black"
+            ax.text(column, row, f"{change:+.3f}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, ax=ax, label="change in loss, nats")
+    figure.suptitle(title)
+    return figure
 
 
-def _label(ax: Axes, tokens: list[str]) -> None:
-    if len(tokens) > _MOST_LABELS:
+def _shrink(matrices: np.ndarray, most: int) -> np.ndarray:
+    """Average blocks of the last two axes so that neither is longer than ``most``; what is hidden (NaN) is left out."""
+    total, count = np.nan_to_num(matrices), np.isfinite(matrices).astype(np.float32)
+    for axis in (-2, -1):
+        starts = range(0, total.shape[axis], -(-total.shape[axis] // most))
+        total, count = (np.add.reduceat(values, starts, axis=axis) for values in (total, count))
+    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+
+
+def _label(ax: Axes, maps: AttentionMaps) -> None:
+    if len(maps.keys) > _MOST_LABELS:
         return
     # a $ would start a formula
-    labels = [token.replace("$", r"\$") for token in tokens]
-    ax.set_xticks(range(len(tokens)), labels, rotation=90, fontsize=8, family="monospace")
-    ax.set_yticks(range(len(tokens)), labels, fontsize=8, family="monospace")
+    columns, rows = ([name.replace("$", r"\$") for name in names] for names in (maps.keys, maps.tokens))
+    ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8, family="monospace")
+    ax.set_yticks(range(len(rows)), rows, fontsize=8, family="monospace")
 
 
 def _write_values(ax: Axes, values: np.ndarray, shown: np.ndarray, full_scale: float) -> None:

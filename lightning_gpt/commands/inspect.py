@@ -1,15 +1,31 @@
-"""``lightning-gpt inspect``: a text's attention as tables, pictures and arrays."""
+"""``lightning-gpt inspect``: a text's attention as one page, tables, pictures and arrays; what ablating a part does."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from lightning_gpt.analysis.attention import AttentionMaps, attention_maps, readable_tokens
-from lightning_gpt.analysis.plots import heads_grid, three_matrices
+from lightning_gpt.analysis.interventions import (
+    Ablation,
+    Part,
+    ablate_each,
+    ablated_loss,
+    all_parts,
+    check_parts,
+    text_loss,
+)
+from lightning_gpt.analysis.logit_lens import LogitLens, logit_lens
+from lightning_gpt.analysis.page import Ablated, Page, layers_of_page
+from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -26,36 +42,73 @@ def inspect(
     ids: list[int] | None = None,
     layer: int = 0,
     head: int = 0,
+    ablate: str = "",
+    ablation: Literal["zero", "mean"] = "zero",
+    page_layers: list[int] | None = None,
     output: str = "inspect",
     seed: int = 0,
 ) -> None:
-    """Show the causal mask, the scaled QK scores and the QK softmax of a text.
+    """Show what the heads of a model look at in a text, and what it would say next after each layer.
 
-    The chosen head's three matrices are printed as tables and drawn to OUTPUT/layerL_headH.png, every head's pattern
-    to OUTPUT/heads.png, and all matrices of all heads are saved to OUTPUT/attention.npz.
+    OUTPUT/index.html is one page with all of it, to be opened in a browser; it needs no network. The chosen head's
+    causal mask, scaled QK scores and QK softmax are printed as tables and drawn to OUTPUT/layerL_headH.png, every
+    head's pattern to OUTPUT/heads.png, and all matrices of all heads are saved to OUTPUT/attention.npz.
 
     Args:
         checkpoint: A file that fit wrote; a one-head model with fresh weights and GPT-2's vocabulary when omitted.
         text: The text to look at.
         ids: Token ids to look at, instead of a text.
-        layer: Which layer's matrices to print and draw.
+        layer: Which layer's matrices to print and draw, and the page opens with.
         head: Which of its heads.
-        output: Folder for the pictures and arrays.
+        ablate: Parts to take out, and say what that does to the loss on the text: LAYER.HEAD or LAYER.ffn, several
+            with commas (3.2,3.ffn), or all for a table and a picture of every part by itself.
+        ablation: What a part's output becomes: zero, or its mean over the text.
+        page_layers: The layers whose matrices the page holds; all when omitted, and no page for [].
+        output: Folder for the page, the pictures and the arrays.
         seed: Of the fresh weights, where there is no checkpoint.
     """
     model, tokenizer = _model_and_tokenizer(checkpoint, seed)
-    token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids))
+    token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids).long())
+    if not len(token_ids):
+        raise CallError("ids is []; give at least one token id, or a text")
+    parts = [] if ablate in ("", "all") else [Part.parse(name) for name in ablate.split(",")]
+    check_parts(model, parts)
+    if ablate:
+        text_loss(model, token_ids[None])  # refuses a text that is too short before anything is written
     maps = attention_maps(model, token_ids, readable_tokens(tokenizer, token_ids))
     for name, value, count in (("layer", layer, maps.n_layer), ("head", head, maps.n_head)):
         if not 0 <= value < count:
             raise CallError(f"{name} is {value}; this model has {count} (allowed: 0 to {count - 1})")
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    layers = layers_of_page(maps, page_layers)
+    folder = _made(output)
     heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)
     three_matrices(maps, layer, head).savefig(folder / f"layer{layer}_head{head}.png", dpi=120)
     maps.save(folder / "attention.npz")
     _print_tables(maps, layer, head)
+    ablated = None
+    if ablate == "all":
+        ablated = _ablate_all(model, token_ids, ablation, folder)
+    elif parts:
+        _print_ablations(model, token_ids, parts, ablation)
     print(f"pictures: {folder}/heads.png {folder}/layer{layer}_head{head}.png\narrays:   {folder}/attention.npz")
+    if ablated is not None:
+        print(f"ablation: {folder}/ablation.png {folder}/ablation.csv")
+    if layers:
+        lens = logit_lens(model, token_ids)
+        Page(
+            title=_title(maps),
+            facts=_facts(model, lens, checkpoint, seed),
+            maps=maps,
+            head_dim=model.config.dim // maps.n_head,
+            biased=model.positions.biases,
+            layers=layers,
+            ids=token_ids.tolist(),
+            lens=lens,
+            vocabulary=_names(tokenizer, lens),
+            start=(layer, head),
+            ablated=ablated,
+        ).write(folder / "index.html")
+        print(f"page:     {folder}/index.html")
 
 
 def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageModel, Tokenizer]:
@@ -66,26 +119,116 @@ def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageMod
     return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
 
 
+def _made(output: str) -> Path:
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CallError(f"output {output!r} cannot be a folder: {error.strerror}") from None
+    return folder
+
+
 def _print_tables(maps: AttentionMaps, layer: int, head: int) -> None:
-    shown = min(len(maps.tokens), _MOST_COLUMNS)
     console = Console(highlight=False)
     of_head = f"layer {layer}, head {head}"
+    mask, scores, pattern = (matrix[layer, head] for matrix in (maps.mask, maps.scores, maps.pattern))
     matrices = (
-        ("causal mask (1: the row may attend to the column)", np.where(maps.mask, "1", "·")),
-        (f"scaled scores Q Kᵀ / √d, {of_head}", np.char.mod("%.3f", maps.scores[layer, head])),
-        (f"softmax, {of_head}", np.where(maps.mask, np.char.mod("%.3f", maps.pattern[layer, head]), "·")),
+        ("causal mask (1: the row may attend to the column)", np.where(mask, "1", "·")),
+        (f"scaled scores Q Kᵀ / √d, {of_head}", np.char.mod("%.3f", scores)),
+        (f"softmax, {of_head}", np.where(mask, np.char.mod("%.3f", pattern), "·")),
     )
+    rows = min(len(maps.tokens), _MOST_COLUMNS)
+    columns = min(_fitting_columns(maps, matrices[1][1][:rows], console.width), _MOST_COLUMNS)
     for title, cells in matrices:
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-        names = [escape(token) for token in maps.tokens[:shown]]
-        for name in ["", *names]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for name, row in zip(names, cells[:shown, :shown], strict=True):
-            table.add_row(name, *row)
+        for name in ["", *maps.keys[:columns]]:
+            table.add_column(escape(name), justify="right", no_wrap=True)
+        for name, row in zip(maps.tokens, cells[:rows, :columns], strict=False):
+            table.add_row(escape(name), *row)
         console.print(table)
         console.print()
-    if shown < len(maps.tokens):
-        print(f"the first {shown} of {len(maps.tokens)} tokens are printed; the files hold all of them")
+    if (rows, columns) < cells.shape:
+        print(f"the first {rows} rows and {columns} columns of {cells.shape[0]} x {cells.shape[1]}; the files hold all")
+
+
+def _fitting_columns(maps: AttentionMaps, cells: np.ndarray, room: int) -> int:
+    """How many columns of ``cells`` are whole in ``room`` characters, beside the tokens' own; at least one."""
+    names = max(cell_len(token) for token in maps.tokens[: len(cells)])
+    widths = [max(cell_len(key), *map(len, column)) + 2 for key, column in zip(maps.keys, cells.T, strict=True)]
+    return max(1, int((np.cumsum(widths) + names + 2 <= room).sum()))
+
+
+def _print_ablations(model: LanguageModel, token_ids: torch.Tensor, parts: Sequence[Part], kind: Ablation) -> None:
+    """The change in loss for each of ``parts`` by itself, and for all of them together where they are several."""
+    together = [list(parts)] if len(parts) > 1 else []
+    before = text_loss(model, token_ids[None])
+    print(f"loss on the text: {before:.6f} nats; with the output of these parts {_becomes(kind)}:")
+    for group in [*([part] for part in parts), *together]:
+        after = ablated_loss(model, token_ids[None], group, kind)
+        print(f"  {' + '.join(map(str, group)):<12} {after:.6f}  {after - before:+.6f}")
+
+
+def _ablate_all(model: LanguageModel, token_ids: torch.Tensor, kind: Ablation, folder: Path) -> Ablated:
+    """Ablate every head and FFN by itself: print the table, draw it and save it."""
+    found = dict(
+        track(
+            ablate_each(model, token_ids[None], kind),
+            "ablating",
+            total=len(all_parts(model)),
+            console=Console(stderr=True),
+            transient=True,
+        )
+    )
+    columns = list(dict.fromkeys(str(part).partition(".")[2] for part in found))
+    change = np.array(list(found.values())).reshape(-1, len(columns))
+    table = Table(box=None, padding=(0, 1), title_justify="left")
+    table.title = f"change in loss, nats, with the output of one part {_becomes(kind)}"
+    for name in ("layer", *columns):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, row in enumerate(change):
+        table.add_row(str(number), *(f"{value:+.3f}" for value in row))
+    Console(highlight=False, soft_wrap=True).print(table)
+    ablation_grid(change, columns, f"change in loss with one part's output {_becomes(kind)}").savefig(
+        folder / "ablation.png", dpi=120
+    )
+    with (folder / "ablation.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("part", "ablation", "change_in_loss"))
+        writer.writerows((str(part), kind, value) for part, value in found.items())
+    return Ablated(kind, columns, change)
+
+
+def _becomes(kind: Ablation) -> str:
+    return "zero" if kind == "zero" else "its mean over the text"
+
+
+def _title(maps: AttentionMaps) -> str:
+    if maps.n_layer == maps.n_head == 1:
+        return "One attention head"
+    return f"{maps.n_layer} {'layer' if maps.n_layer == 1 else 'layers'} of {maps.n_head} heads"
+
+
+def _facts(model: LanguageModel, lens: LogitLens, checkpoint: str | None, seed: int) -> dict[str, str]:
+    parameters, limit = sum(parameter.numel() for parameter in model.parameters()), model.context_limit
+    facts = {
+        "model": type(model).__name__,
+        "weights": checkpoint or f"fresh, seed {seed}",
+        "parameters": f"{parameters:,}",
+        "width": f"{model.config.dim:,}",
+        "vocabulary": f"{model.config.vocab_size:,}",
+        "tokens": f"{lens.top.shape[1]:,}" + (f" of at most {limit:,}" if limit else ""),
+    }
+    if lens.nll.size:
+        loss = float(lens.nll[-1].mean())
+        even = np.log(model.config.vocab_size)
+        facts["loss on the text"] = f"{loss:.3f} nats (perplexity {np.exp(loss):,.1f}; ln |V| = {even:.3f})"
+    return facts
+
+
+def _names(tokenizer: Tokenizer, lens: LogitLens) -> dict[int, str]:
+    """A readable text for every token that the lens names."""
+    shown = np.unique(lens.top).tolist()
+    return dict(zip(shown, readable_tokens(tokenizer, shown), strict=True))
 
 
 def run(args: list[str]) -> None:

@@ -1,0 +1,60 @@
+// One sequential map for weights and probabilities, one diverging map for scores and changes, for light and for dark.
+// The sequential map starts at the card's own colour, so that nothing looks like nothing.
+
+const RAMPS = {
+  light: {
+    sequential: ["#f1f4f9", "#c9dcf3", "#84b3e3", "#3f82c8", "#1d5199", "#0b2559"],
+    diverging: ["#0f4c8f", "#6ea3d8", "#f3f3f1", "#eba571", "#a8430b"],
+  },
+  dark: {
+    sequential: ["#1d232e", "#1f3f6e", "#2f6cb0", "#58a0dd", "#9fd0f3", "#eaf6ff"],
+    diverging: ["#8cc2f2", "#3a6da3", "#232831", "#9a5423", "#f5a76c"],
+  },
+};
+
+const rgb = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
+
+// 256 colours between the stops.
+function ramp(stops) {
+  const colours = stops.map(rgb);
+  return Array.from({ length: 256 }, (_, i) => {
+    const place = (i / 255) * (colours.length - 1);
+    const low = Math.min(Math.floor(place), colours.length - 2);
+    return colours[low].map((value, channel) => Math.round(value + (place - low) * (colours[low + 1][channel] - value)));
+  });
+}
+
+const TABLES = Object.fromEntries(
+  Object.entries(RAMPS).map(([theme, maps]) => [
+    theme, Object.fromEntries(Object.entries(maps).map(([name, stops]) => [name, ramp(stops)])),
+  ]),
+);
+
+const css = (colour) => `rgb(${colour.join(",")})`;
+const luminance = ([r, g, b]) => (0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2);
+const inkOn = (colour) => (luminance(colour) > 0.18 ? "#10151d" : "#ffffff");
+
+// What the style sheet's colours are now; asked once, and again when the theme changes.
+let theme = null;
+
+function themeNow() {
+  if (theme) return theme;
+  theme = { dark: luminance(getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map(Number)) < 0.25 };
+  const probe = document.createElement("span");
+  document.body.append(probe);
+  for (const name of ["soft", "line", "mark"]) {
+    probe.style.color = `var(--${name})`;
+    theme[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return theme;
+}
+
+const table = (name) => TABLES[themeNow().dark ? "dark" : "light"][name];
+const index = (share) => Math.max(0, Math.min(255, Math.round((Number.isFinite(share) ? share : 0) * 255)));
+
+// 0 to 1.
+const sequential = (share, colours = table("sequential")) => colours[index(share)];
+// −1 to 1.
+const diverging = (share, colours = table("diverging")) => colours[index((share + 1) / 2)];
+const gradient = (colours) => `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map((i) => css(colours[i])).join(", ")})`;

@@ -1,0 +1,74 @@
+"""The logit lens: what the model would say next if it ended after each layer.
+
+nostalgebraist 2020, "interpreting GPT: the logit lens": the residual stream after layer l goes through the final norm
+and the unembedding as if it were the last, ``logits_l = norm_f(h_l) Uᵀ``. At the last depth these are the model's own
+logits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_gpt.models import GPT, LanguageModel
+from lightning_gpt.models.base import evaluating
+
+_POSITIONS_AT_ONCE = 128  # bounds the logits that are held: 26 MB at GPT-2's vocabulary
+
+
+def stream_names(model: LanguageModel) -> list[str]:
+    """The intermediates that are the residual stream, from the embedding to the last layer: ``n_layer + 1`` names."""
+    if isinstance(model, GPT):
+        return ["embedding", *(f"blocks.{layer}.after_ffn" for layer in range(model.config.n_layer))]
+    return ["embedding", "residual"]
+
+
+def lens_logits(model: LanguageModel, stream: Tensor) -> Tensor:
+    """Logits ``(..., vocab_size)`` that the model would give if ``stream`` ``(..., dim)`` were its last layer's.
+
+    The one-head model has no final norm: there the stream meets the unembedding as it is.
+    """
+    normed = model.final_norm(stream) if isinstance(model, GPT) else stream
+    return F.linear(normed, model.unembedding)
+
+
+@dataclass(frozen=True)
+class LogitLens:
+    """The likeliest next tokens at every depth and position of one text.
+
+    Args:
+        depths: What each depth is called: ``embedding``, ``layer 0``, …
+        top: ``(depths, time, k)`` ids of the likeliest next tokens, the likeliest first.
+        probability: ``(depths, time, k)``, theirs.
+        nll: ``(depths, time - 1)``, the negative log-likelihood in nats of the token that does come next.
+    """
+
+    depths: list[str]
+    top: np.ndarray
+    probability: np.ndarray
+    nll: np.ndarray
+
+
+def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
+    """The lens over ``ids`` ``(time,)``; at most ``k`` tokens are kept at each place."""
+    names, k = stream_names(model), min(k, model.config.vocab_size)
+    with evaluating(model), model.record(names) as trace:
+        model.hidden(ids[None])
+    with evaluating(model):
+        seen = [_look(model, trace[name][0], ids, k) for name in names]
+    top, probability, nll = (np.stack(parts) for parts in zip(*seen, strict=True))
+    return LogitLens(["embedding", *(f"layer {n}" for n in range(len(names) - 1))], top, probability, nll)
+
+
+def _look(model: LanguageModel, stream: Tensor, ids: Tensor, k: int) -> list[np.ndarray]:
+    """Ids and probabilities of the ``k`` likeliest ``(time, k)``, and the next token's nll ``(time - 1,)``."""
+    found = []
+    for start in range(0, len(ids), _POSITIONS_AT_ONCE):
+        log_p = lens_logits(model, stream[start : start + _POSITIONS_AT_ONCE]).float().log_softmax(dim=-1)
+        best = log_p.topk(k, dim=-1)
+        following = ids[start + 1 : start + 1 + len(log_p)]
+        of_next = log_p[: len(following)].gather(-1, following[:, None])[:, 0]
+        found.append((best.indices, best.values.exp(), -of_next))
+    return [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]

@@ -1,0 +1,301 @@
+"""Ablation against edited weights and a plain float64 computation, and activation patching."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_gpt.analysis.interventions import (
+    Ablation,
+    Part,
+    ablate_each,
+    ablated_loss,
+    ablation_edits,
+    all_parts,
+    check_parts,
+    patched_logits,
+    text_loss,
+)
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from tests.models.helpers import arrays, random_ids, randomise
+from tests.models.variants import CONFIGS, build, name_of
+from tests.reference import formulas
+
+BATCH, TIME, DIM, VOCAB, HEADS, LAYERS = 2, 5, 8, 11, 2, 3
+WIDTH = DIM // HEADS
+IDS, OTHER = random_ids(VOCAB, BATCH, TIME), random_ids(VOCAB, BATCH, TIME, seed=2)
+PARTS = [Part(layer, head) for layer in range(LAYERS) for head in (0, 1, None)]
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def gpt(**options: Any) -> GPT:
+    config = GPTConfig(n_layer=LAYERS, n_head=HEADS, dim=DIM, block_size=6, vocab_size=VOCAB, **options)
+    return randomise(GPT(config).double()).eval()
+
+
+def single_head() -> SingleHeadModel:
+    return randomise(SingleHeadModel(SingleHeadConfig(dim=DIM, block_size=6, vocab_size=VOCAB)).double()).eval()
+
+
+def columns(part: Part) -> slice:
+    assert part.head is not None
+    return slice(part.head * WIDTH, (part.head + 1) * WIDTH)
+
+
+def silence(model: GPT, part: Part) -> None:
+    """Edit the weights so that ``part`` adds nothing."""
+    block = model.blocks[part.layer]
+    with torch.no_grad():
+        if part.head is None:
+            block.ffn.projection.weight.zero_()
+            block.ffn.projection.bias.zero_()
+        else:
+            block.attention.projection.weight[:, columns(part)] = 0
+
+
+def edited(model: LanguageModel, edits: dict[str, Any], ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad(), model.record([], edits):
+        return model(ids)
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def test_all_parts_of_a_gpt_and_of_the_one_head_model() -> None:
+    assert all_parts(gpt()) == PARTS
+    assert all_parts(single_head()) == [Part(0, 0)]
+
+
+@pytest.mark.parametrize(("text", "part"), [("3.2", Part(3, 2)), ("3.10", Part(3, 10)), (" 0.ffn ", Part(0, None))])
+def test_a_part_is_read_as_it_is_written(text: str, part: Part) -> None:
+    assert Part.parse(text) == part
+    assert Part.parse(str(part)) == part
+
+
+@pytest.mark.parametrize("text", ["", "3", "3.", ".2", "3.x", "-1.0", "3.2.1", "3.FFN", "3:2"])
+def test_what_names_no_part_is_refused(text: str) -> None:
+    with pytest.raises(CallError, match=r"names no part of a model; allowed: LAYER\.HEAD such as 3\.2"):
+        Part.parse(text)
+
+
+@pytest.mark.parametrize("text", ["3.0", "0.2", "3.ffn"])
+def test_a_part_that_the_model_does_not_have_is_refused(text: str) -> None:
+    expected = rf"the model has no {text}; it has 3 layers of 2 heads \(allowed: 0\.0 to 2\.1, or LAYER\.ffn\)"
+    with pytest.raises(CallError, match=expected):
+        check_parts(gpt(), [Part(0, 0), Part.parse(text)])
+
+
+@pytest.mark.parametrize("text", ["0.1", "1.0", "0.ffn"])
+def test_the_one_head_model_has_one_part(text: str) -> None:
+    with pytest.raises(CallError, match=r"it has 1 layer of 1 head, without an FFN \(allowed: 0\.0\)"):
+        check_parts(single_head(), [Part.parse(text)])
+
+
+# --- ablation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_backend": "manual"}, {"residual": "post"}], ids=str)
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_zero_ablation_of_every_part_equals_editing_its_weights(part: Part, options: dict[str, Any]) -> None:
+    model = gpt(**options)
+    without = copy.deepcopy(model)
+    silence(without, part)
+    ablated = edited(model, ablation_edits(model, [part]))
+    torch.testing.assert_close(ablated, without(IDS), **CLOSE)
+    assert not torch.allclose(ablated, model(IDS))
+    assert ablated_loss(model, IDS, [part]) == pytest.approx(text_loss(without, IDS), rel=1e-12)
+
+
+def test_ablating_many_parts_together_equals_editing_the_weights_of_all() -> None:
+    model, parts = gpt(), [Part(0, 0), Part(1, 0), Part(1, 1), Part(1, None), Part(2, 1)]
+    without = copy.deepcopy(model)
+    for part in parts:
+        silence(without, part)
+    torch.testing.assert_close(edited(model, ablation_edits(model, parts)), without(IDS), **CLOSE)
+
+
+def reference_with_means(model: GPT, part: Part) -> np.ndarray:
+    """Logits ``(batch, time, vocab)`` with ``part``'s output replaced by its mean over IDS, written out in NumPy."""
+    state = arrays(model)
+
+    def run(ids: np.ndarray, instead: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and the part's own output; ``instead`` takes that output's place."""
+        h, output = formulas.embedding(state, ids), np.empty(0)
+        for layer in range(LAYERS):
+            block = formulas.below(state, f"blocks.{layer}")
+            n = formulas.layer_norm(h, block["attention_norm.weight"], block["attention_norm.bias"])
+            qkv = formulas.linear(n, block["attention.qkv.weight"], block["attention.qkv.bias"])
+            heads = []
+            for head in range(HEADS):
+                q, k, v = (qkv[:, i * DIM + head * WIDTH : i * DIM + (head + 1) * WIDTH] for i in range(3))
+                mixed = formulas.attention(q, k, v)
+                if part == Part(layer, head):
+                    output = mixed
+                    mixed = mixed if instead is None else np.tile(instead, (len(ids), 1))
+                heads.append(mixed)
+            joined = np.concatenate(heads, axis=1)
+            h = h + formulas.linear(joined, block["attention.projection.weight"], block["attention.projection.bias"])
+            n = formulas.layer_norm(h, block["ffn_norm.weight"], block["ffn_norm.bias"])
+            fed = formulas.feed_forward(n, formulas.below(block, "ffn"))
+            if part == Part(layer, None):
+                output = fed
+                fed = fed if instead is None else np.tile(instead, (len(ids), 1))
+            h = h + fed
+        h = formulas.layer_norm(h, state["final_norm.weight"], state["final_norm.bias"])
+        return h @ state["token_embedding.weight"].T, output
+
+    outputs = np.concatenate([run(row, None)[1] for row in IDS.numpy()])  # every position of every row
+    mean = outputs.sum(axis=0) / (BATCH * TIME)
+    return np.stack([run(row, mean)[0] for row in IDS.numpy()])
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_mean_ablation_of_every_part_equals_a_plain_computation(part: Part) -> None:
+    model = gpt()
+    ablated = edited(model, ablation_edits(model, [part], "mean", IDS))
+    np.testing.assert_allclose(ablated.numpy(), reference_with_means(model, part), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(ablated, edited(model, ablation_edits(model, [part])))
+
+
+def test_the_means_of_parts_ablated_together_are_those_of_the_untouched_run() -> None:
+    model, parts = gpt(), [Part(0, 1), Part(2, 0), Part(2, None)]
+    edits = ablation_edits(model, parts, "mean", IDS)
+    names = ["blocks.0.attention.head_output", "blocks.2.attention.head_output", "blocks.2.ffn.output"]
+    with torch.no_grad(), model.record(names) as clean:
+        model(IDS)
+    with torch.no_grad(), model.record(names, edits) as ablated:
+        model(IDS)
+    mean = clean[names[1]].mean(dim=(0, 2))[0]
+    torch.testing.assert_close(ablated[names[1]][:, 0], mean.expand(BATCH, TIME, -1), **CLOSE)
+    torch.testing.assert_close(ablated[names[2]], clean[names[2]].mean(dim=(0, 1)).expand(BATCH, TIME, -1), **CLOSE)
+    # head 1 of layer 2 stays its own, which follows what was done to layer 0
+    assert not torch.allclose(ablated[names[1]][:, 1], clean[names[1]][:, 1])
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_the_one_head_model_without_its_head(kind: Ablation) -> None:
+    model = single_head()
+    without = copy.deepcopy(model)
+    with torch.no_grad(), model.record(["attention.head_output"]) as trace:
+        model(IDS)
+    if kind == "zero":
+        without.attention.w_0.weight.data.zero_()
+        expected = without(IDS)
+    else:
+        mean = trace["attention.head_output"].mean(dim=(0, 1), keepdim=True).expand(BATCH, TIME, -1)
+        expected = edited(model, {"attention.head_output": mean})
+    torch.testing.assert_close(edited(model, ablation_edits(model, [Part(0, 0)], kind, IDS)), expected, **CLOSE)
+
+
+def test_a_mean_needs_something_to_be_the_mean_of() -> None:
+    with pytest.raises(CallError, match="needs the ids to take the mean over"):
+        ablation_edits(gpt(), [Part(0, 0)], "mean")
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_ablating_each_gives_every_part_its_change(kind: Ablation) -> None:
+    model = gpt()
+    changes = dict(ablate_each(model, IDS, kind))
+    assert list(changes) == PARTS
+    for part, change in changes.items():
+        assert change == pytest.approx(ablated_loss(model, IDS, [part], kind) - text_loss(model, IDS), abs=1e-12)
+    assert len({round(change, 9) for change in changes.values()}) == len(PARTS)
+
+
+def test_the_loss_of_a_text_is_the_reference_cross_entropy() -> None:
+    model = gpt()
+    state = arrays(model)
+    logits = [formulas.gpt(state, row, n_layer=LAYERS, n_head=HEADS)[:-1] for row in IDS.numpy()]
+    losses = [formulas.cross_entropy(z, row[1:]) for z, row in zip(logits, IDS.numpy(), strict=True)]
+    assert text_loss(model, IDS) == pytest.approx(sum(losses) / BATCH, rel=1e-10)
+    with pytest.raises(CallError, match="the text has 1 token and a loss needs 2"):
+        text_loss(model, IDS[:, :1])
+
+
+def test_nothing_is_left_behind_and_dropout_is_off_meanwhile() -> None:
+    model = gpt(dropout=0.5).train()
+    assert ablated_loss(model, IDS, [Part(1, 0)], "mean") == ablated_loss(model, IDS, [Part(1, 0)], "mean")
+    assert model.training
+    assert model.eval()(IDS).isfinite().all()
+
+
+@pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
+def test_every_variant_loses_the_same_by_its_edited_output_projection(changes: dict[str, Any]) -> None:
+    """Each part of layer 1 by itself: its head's columns of the projection at 0, or its FFN's output."""
+    model = build(changes)
+    ids, width = random_ids(17, 2, 8), 4
+    for part in (part for part in all_parts(model) if part.layer == 1):
+        without = copy.deepcopy(model)
+        if part.head is None:
+            without.blocks[1].ffn.forward = torch.zeros_like
+        else:
+            without.blocks[1].attention.projection.weight.data[:, part.head * width : (part.head + 1) * width] = 0
+        ablated = edited(model, ablation_edits(model, [part]), ids)
+        torch.testing.assert_close(ablated, without(ids).detach(), **CLOSE)
+
+
+# --- patching ----------------------------------------------------------------------------------------------------
+
+MODELS = pytest.mark.parametrize("make", [gpt, single_head])
+Make = Callable[[], LanguageModel]
+
+
+@MODELS
+def test_patching_everything_of_a_text_into_itself_changes_nothing(make: Make) -> None:
+    model = make()
+    torch.testing.assert_close(patched_logits(model, IDS, IDS, "*"), model(IDS).detach(), **CLOSE)
+    torch.testing.assert_close(patched_logits(model, IDS, IDS, "*", [0, 3]), model(IDS).detach(), **CLOSE)
+
+
+@MODELS
+def test_patching_the_embedding_gives_the_logits_of_the_other_text(make: Make) -> None:
+    model = make()
+    torch.testing.assert_close(patched_logits(model, OTHER, IDS, "embedding"), model(OTHER).detach(), **CLOSE)
+    assert not torch.allclose(model(OTHER), model(IDS))
+
+
+@MODELS
+def test_patching_a_position_of_the_embedding_changes_that_token(make: Make) -> None:
+    model, mixed = make(), IDS.clone()
+    mixed[:, 2] = OTHER[:, 2]
+    patched = patched_logits(model, OTHER, IDS, ["embedding"], [2])
+    torch.testing.assert_close(patched, model(mixed).detach(), **CLOSE)
+    torch.testing.assert_close(patched[:, :2], model(IDS).detach()[:, :2], **CLOSE)
+
+
+def test_patching_a_position_works_between_texts_of_unequal_length() -> None:
+    model, mixed = gpt(), IDS.clone()
+    mixed[:, 1] = OTHER[:, 1]
+    torch.testing.assert_close(
+        patched_logits(model, OTHER[:, :3], IDS, "embedding", [1]), model(mixed).detach(), **CLOSE
+    )
+
+
+def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_positions() -> None:
+    model = gpt()
+    patched = patched_logits(model, OTHER, IDS, f"blocks.{LAYERS - 1}.after_ffn", [0, 4])
+    for position in range(TIME):
+        expected = OTHER if position in (0, 4) else IDS
+        torch.testing.assert_close(patched[:, position], model(expected).detach()[:, position], **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding"), "3 and 5 tokens; .*say which positions"),
+        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]), r"position 3 is not in both .*0 to 2\)"),
+        (lambda m: patched_logits(m, OTHER, IDS, "embeding"), r"no intermediate is named 'embeding'.*embedding"),
+        (
+            lambda m: patched_logits(m, OTHER[:, :3], IDS, "blocks.0.attention.pattern", [1]),
+            "'blocks.0.attention.pattern' has rows of 3 and 5",
+        ),
+    ],
+)
+def test_what_cannot_be_patched_is_refused(call: Callable[[GPT], Tensor], message: str) -> None:
+    with pytest.raises(CallError, match=message):
+        call(gpt())
