@@ -307,7 +307,7 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
             "name": writer.tokenizer.name,
             "vocab_size": writer.tokenizer.vocab_size,
             "fingerprint": writer.tokenizer.fingerprint,
-            "token_type": writer.token_type,
+            "token_type": writer.tokenizer.token_type,
             "file": f"tokenizer/{writer.tokenizer.name}.tiktoken",
             "size": len(table),
             "sha256": sha256(table).hexdigest(),

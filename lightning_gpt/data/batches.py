@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lightning_gpt.data.stream import PADDING, Cursor, RowSequence, Stream
+from lightning_gpt.data.stream import Cursor, RowSequence, Stream
 from lightning_gpt.models.loss import IGNORED
 
 
@@ -103,11 +103,9 @@ class TrainBatches(IterableDataset[Batch]):
         for number in count() if left is None else range(left):
             rows = sequence.take(self.batch_size * self.world_size)
             if number % workers == first:
-                tokens = torch.from_numpy(rows[mine])
-                # what is padded is fed as token 0 and asked for by no target
-                inputs = tokens[:, :-1].clamp(min=0)
-                targets = torch.where(tokens[:, 1:] == PADDING, IGNORED, tokens[:, 1:])
-                batch = batch_of(inputs, targets, self._end_of_text)
+                # what is padded is fed as token 0, and as a target it is ignored
+                inputs, targets = np.maximum(rows[mine, :-1], 0), rows[mine, 1:].copy()
+                batch = batch_of(torch.from_numpy(inputs), torch.from_numpy(targets), self._end_of_text)
                 batch["cursor"] = json.dumps(sequence.cursor())
                 yield batch
 

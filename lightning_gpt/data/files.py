@@ -3,11 +3,12 @@
 import glob
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning_gpt.data.sources import Document, Source, first_line, missing_field, text_field
 from lightning_gpt.data.wikipedia import articles
@@ -65,7 +66,7 @@ class Files(Source):
     def _read_jsonl(self, file: Path, start: int) -> Reading:
         passed = 0
         for number, line in _lines(file):
-            if not line.strip():
+            if line.isspace():
                 continue
             if passed < start:
                 passed += 1
@@ -168,11 +169,15 @@ def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
         raise WorkError(f"{problem}: {getattr(error, 'strerror', None) or first_line(error)}") from None
 
 
+_BUFFER = 2**16
+"""Bytes: lines are often longer than Python's default, and a much larger one would be lost where a file breaks off."""
+
+
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     """The numbered lines of a file, decompressed as they are read."""
     number = 0
     try:
-        with file.open("rb") as raw:
+        with file.open("rb", buffering=_BUFFER) as raw:
             compression = _COMPRESSIONS.get(file.suffix.lower())
             for number, line in enumerate(_decompressed(raw, compression) if compression else raw, 1):
                 yield number, line
@@ -182,14 +187,13 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise WorkError(f"data file {str(file)!r} cannot be read{where}: {reason}") from None
 
 
-def _decompressed(raw: io.BufferedReader, compression: str) -> io.BufferedReader:
+def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
     """The decompressed bytes of a file. Arrow's stream knows both formats and, unlike ``gzip``, is fast."""
     import pyarrow
 
-    if not raw.peek(1):
+    if os.fstat(raw.fileno()).st_size == 0:
         raise OSError(f"it is empty, and so not even the beginning of a {compression} file")
-    # a small buffer: where the file breaks off, what is in it is lost
-    return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), 2**16)
+    return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), _BUFFER)
 
 
 def _decode(raw: bytes, file: Path, line: int | None = None) -> str:

@@ -6,6 +6,7 @@ the next window. It is a pure function of the documents and the position.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ class Packed:
     """The rows of one window.
 
     Args:
-        rows: ``(rows, row_tokens)`` int32, padded at their ends.
+        rows: ``(rows, row_tokens)`` in the type of the documents' tokens, padded at their ends.
         lengths: ``(rows,)``, tokens of each row that are not padding.
         after: Where the next window starts; None where the documents ended.
         dropped: Tokens that were read and are in no row.
@@ -36,6 +37,11 @@ class Packed:
     lengths: np.ndarray
     after: Position | None
     dropped: int
+
+    @cached_property
+    def padding(self) -> int:
+        """Places in rows that hold no token."""
+        return self.rows.size - int(self.lengths.sum())
 
 
 class Packing(Protocol):
@@ -49,6 +55,10 @@ class Packing(Protocol):
 
 def _unread(number: int, tokens: np.ndarray, start: Position) -> np.ndarray:
     return tokens[start.offset :] if number == start.document else tokens
+
+
+def _joined(documents: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(documents) if documents else np.empty(0, dtype=np.uint16)
 
 
 class Concatenate:
@@ -66,8 +76,7 @@ class Concatenate:
                 after = Position(number, len(tokens) - (have - wanted))
                 break
         count = min(have, wanted) // row_tokens
-        stream = np.concatenate(parts).astype(np.int32) if parts else np.empty(0, dtype=np.int32)
-        rows = stream[: count * row_tokens].reshape(count, row_tokens)
+        rows = _joined(parts)[: count * row_tokens].reshape(count, row_tokens)
         dropped = 0 if after else have - count * row_tokens
         return Packed(rows, np.full(count, row_tokens), after, dropped)
 
@@ -91,7 +100,7 @@ class BestFit:
                 after = Position(number + 1, 0)
                 break
         rows_of_pieces = best_fit([len(text) for text in texts], row_tokens)
-        rows = np.zeros((len(rows_of_pieces), row_tokens), dtype=np.int32)
+        rows = np.zeros((len(rows_of_pieces), row_tokens), dtype=_joined(texts[:1]).dtype)
         lengths = np.zeros(len(rows_of_pieces), dtype=np.int64)
         for row, pieces in enumerate(rows_of_pieces):
             for document, begin, length in pieces:

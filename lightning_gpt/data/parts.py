@@ -142,7 +142,6 @@ class PartWriter:
         self.tokenizer = tokenizer
         self.split = split
         self.near_duplicates = near_duplicates
-        self.token_type = "uint16" if tokenizer.vocab_size <= 1 << 16 else "int32"
 
     def write(self, task: Task) -> Part:
         """Make the part; its ``.json`` is written last, so that a part which has one is complete."""
@@ -154,7 +153,7 @@ class PartWriter:
 
     def _tokens(self, text: str, origin: str) -> np.ndarray:
         try:
-            return np.append(self.tokenizer.encode(text), np.uint32(self.tokenizer.end_of_text))
+            return self.tokenizer.encode_document(text)
         except UnicodeEncodeError as error:
             raise WorkError(f"{origin}: no Unicode text ({error.reason} at character {error.start})") from None
 
@@ -175,7 +174,7 @@ class PartWriter:
         tokens: Sequence[np.ndarray],
     ) -> Part:
         numbers, labels, sizes = marks
-        content = _arrow_file(numbers, labels, tokens, self.token_type)
+        content = _arrow_file(numbers, labels, tokens, self.tokenizer.token_type)
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
         splits: dict[SplitName, Tally] = {}
         for label, split in enumerate(SPLITS):
@@ -197,7 +196,7 @@ def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.nda
         {"number": Value("int64"), "split": ClassLabel(names=list(SPLITS)), "tokens": List(Value(token_type))}
     )
     offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
-    values = np.concatenate([np.empty(0, token_type), *tokens], dtype=token_type, casting="unsafe")
+    values = np.concatenate([np.empty(0, token_type), *tokens])
     columns = {"number": numbers, "split": labels, "tokens": pa.ListArray.from_arrays(offsets, values)}
     stream = pa.BufferOutputStream()
     # one batch, so that the tokens lie in one piece

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
@@ -24,8 +25,8 @@ from lightning_gpt.errors import WorkError
 
 Cursor = dict[str, Any]
 
-PADDING = -1
-"""What stands in a row where it holds no token."""
+PADDING = -100
+"""What stands in a row where it holds no token: as a target it is what the loss ignores."""
 
 
 def texts_of(source: Source, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
@@ -44,15 +45,25 @@ class Reader:
     part: SplitName
     tokenizer: Tokenizer
 
-    def tokens(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of the split's documents, each closed by ``<|endoftext|>``, from document ``start`` on."""
+    def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and tokens of the split's documents, each closed by ``<|endoftext|>``.
+
+        Args:
+            start: The first document.
+            limit: Tokens in all; the document that reaches it is cut.
+        """
+        for number, tokens in self._documents(start):
+            yield number, tokens if limit is None else tokens[:limit]
+            if limit is not None:
+                limit -= len(tokens)
+                if limit <= 0:
+                    return
+
+    def _documents(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
         if isinstance(self.source, PreparedSource):
-            for number, part, tokens in self.source.tokens(start):
-                if part == self.part:
-                    yield number, tokens
-            return
-        for number, text in texts_of(self.source, self.split, self.part, start):
-            yield number, np.append(self.tokenizer.encode(text), np.uint32(self.tokenizer.end_of_text))
+            return ((number, tokens) for number, part, tokens in self.source.tokens(start) if part == self.part)
+        texts = texts_of(self.source, self.split, self.part, start)
+        return ((number, self.tokenizer.encode_document(text)) for number, text in texts)
 
 
 @dataclass(frozen=True)
@@ -106,23 +117,23 @@ class Windows:
     def read(self, window: Window) -> tuple[Packed, Window | None]:
         """The rows of ``window`` and the window after it; None at the end of the pass."""
         if self._feed is None or window != self._next:
-            self._feed = _Feed(self.reader.tokens(window.document))
-        limit = self.reader.source.max_tokens
-        left = None if limit is None else limit - window.tokens_before + window.offset
+            limit = self.reader.source.max_tokens
+            left = None if limit is None else limit - window.tokens_before + window.offset
+            self._feed = _Feed(self.reader.tokens(window.document, left))
         start = Position(window.document, window.offset)
-        packed = self.packing.pack(_first_tokens(self._feed, left), start, self.row_tokens, self.most_rows)
+        packed = self.packing.pack(self._feed, start, self.row_tokens, self.most_rows)
         window.digest = self._checked_digest(window, packed)
         if packed.after is None:
             self._feed = None
             return packed, None
         if packed.after.document == self._feed.last:
             self._feed.again()
-        used = int(packed.lengths.sum()) + packed.dropped
+        used = packed.rows.size - packed.padding + packed.dropped
         self._next = Window(window.index + 1, packed.after.document, packed.after.offset, window.tokens_before + used)
         return packed, replace(self._next)
 
     def _checked_digest(self, window: Window, packed: Packed) -> str:
-        digest = hashlib.blake2b(packed.rows.tobytes(), digest_size=8).hexdigest()
+        digest = xxh3_64_hexdigest(packed.rows.reshape(-1).data)
         if window.digest not in ("", digest):
             source = self.reader.source
             place = next((document.origin for document in source.documents(window.document)), "its end")
@@ -157,28 +168,18 @@ class _Feed(Iterator[tuple[int, np.ndarray]]):
         return self._item
 
 
-def _first_tokens(documents: Iterator[tuple[int, np.ndarray]], limit: int | None) -> Iterator[tuple[int, np.ndarray]]:
-    """``documents`` up to so many tokens in all."""
-    for number, tokens in documents:
-        yield number, tokens if limit is None else tokens[:limit]
-        if limit is not None:
-            limit -= len(tokens)
-            if limit <= 0:
-                return
-
-
 def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_rows: int = 16384) -> Count:
     """Read a source through once, as far as training will, to know its size."""
-    seen, token_counts = set(), np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
+    documents, token_counts = 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
 
     class Counted(Reader):
-        """The reader, with what it gives counted on the way."""
+        """The reader, with what it gives counted on the way: each document once, as the windows go forward only."""
 
-        def tokens(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-            for number, tokens in _first_tokens(super().tokens(start), self.source.max_tokens):
-                if number not in seen:
-                    seen.add(number)
-                    token_counts[:] += np.bincount(tokens, minlength=len(token_counts))
+        def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+            nonlocal documents
+            for number, tokens in super().tokens(start, limit):
+                documents += 1
+                np.add.at(token_counts, tokens, 1)
                 yield number, tokens
 
     counted = Counted(reader.source, reader.split, reader.part, reader.tokenizer)
@@ -189,8 +190,8 @@ def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_
         packed, window = windows.read(window)
         rows += len(packed.rows)
         dropped += packed.dropped
-        padding += packed.rows.size - int(packed.lengths.sum())
-    return Count(len(seen), int(token_counts.sum()), rows, dropped, padding, token_counts)
+        padding += packed.padding
+    return Count(documents, int(token_counts.sum()), rows, dropped, padding, token_counts)
 
 
 class SourceRows:
@@ -209,8 +210,8 @@ class SourceRows:
         self.window = Window(**state["window"]) if state else Window()
         self.used = state["rows_used_of_window"] if state else 0
         self.taken = state["rows_taken"] if state else 0
-        self._rows: np.ndarray | None = None  # (rows, row_tokens) of the open window, in training order
-        self._lengths = np.empty(0, dtype=np.int64)
+        self._packed: Packed | None = None  # the open window
+        self._order = np.empty(0, dtype=np.int64)  # of its rows in training
         self._after: Window | None = None
 
     @property
@@ -227,21 +228,32 @@ class SourceRows:
             "rows_taken": self.taken,
         }
 
-    def take(self) -> np.ndarray:
-        """The next row, ``(row_tokens,)`` int64; what is padded is :data:`PADDING`."""
-        rows = self._read_window() if self._rows is None else self._rows
-        while self.used >= len(rows):
-            rows = self._next_window(len(rows))
-        row = rows[self.used].astype(np.int64)
-        row[self._lengths[self.used] :] = PADDING
-        self.used += 1
-        self.taken += 1
-        return row
+    def take(self, count: int) -> np.ndarray:
+        """The next ``count`` rows, ``(count, row_tokens)`` int64; what is padded is :data:`PADDING`."""
+        rows, filled = np.empty((count, self.windows.row_tokens), dtype=np.int64), 0
+        while filled < count:
+            packed = self._open_window()
+            chosen = self._order[self.used : self.used + count - filled]
+            taken = rows[filled : filled + len(chosen)]
+            taken[:] = packed.rows[chosen]
+            if packed.padding:
+                taken[np.arange(self.windows.row_tokens) >= packed.lengths[chosen, np.newaxis]] = PADDING
+            filled += len(chosen)
+            self.used += len(chosen)
+            self.taken += len(chosen)
+        return rows
 
-    def _next_window(self, rows_of_this: int) -> np.ndarray:
+    def _open_window(self) -> Packed:
+        """The window that the next row is in."""
+        packed = self._packed or self._read_window()
+        while self.used >= len(packed.rows):
+            packed = self._next_window(packed)
+        return packed
+
+    def _next_window(self, this: Packed) -> Packed:
         if self._after is not None:
             self.window = self._after
-        elif self.window.index == 0 and rows_of_this == 0:
+        elif self.window.index == 0 and len(this.rows) == 0:
             raise WorkError(
                 f"source {self.source.name!r} holds less than one block of training text "
                 f"({self.windows.row_tokens} tokens): add text, or lower block_size"
@@ -260,16 +272,12 @@ class SourceRows:
             )
         self.pass_number, self.window = number, Window()
 
-    def _read_window(self) -> np.ndarray:
-        packed, self._after = self.windows.read(self.window)
-        order = self._order(len(packed.rows))
-        # half the memory, where the ids allow it
-        small = self.windows.reader.tokenizer.vocab_size <= 2**16
-        self._rows = packed.rows[order].astype(np.uint16 if small else np.int32)
-        self._lengths = packed.lengths[order]
-        return self._rows
+    def _read_window(self) -> Packed:
+        self._packed, self._after = self.windows.read(self.window)
+        self._order = self._shuffled(len(self._packed.rows))
+        return self._packed
 
-    def _order(self, rows: int) -> np.ndarray:
+    def _shuffled(self, rows: int) -> np.ndarray:
         key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         # RandomState: numpy promises never to change its streams (NEP 19); those of Generator may change
@@ -296,12 +304,22 @@ class RowSequence:
 
     def take(self, count: int) -> np.ndarray:
         """The next ``count`` rows, ``(count, block_size + 1)`` int64; what is padded is :data:`PADDING`."""
-        rows = []
-        for _ in range(count):
-            lags = [(source.taken + 1) / weight for source, weight in zip(self.sources, self.weights, strict=True)]
-            rows.append(self.sources[lags.index(min(lags))].take())
         self.rows += count
-        return np.stack(rows)
+        if len(self.sources) == 1:
+            return self.sources[0].take(count)
+        of_source = self._next_sources(count)
+        rows = np.empty((count, self.sources[0].windows.row_tokens), dtype=np.int64)
+        for number, source in enumerate(self.sources):
+            places = np.flatnonzero(of_source == number)
+            rows[places] = source.take(len(places))
+        return rows
+
+    def _next_sources(self, count: int) -> np.ndarray:
+        """Positions of the sources that the next ``count`` rows are from."""
+        taken = np.array([source.taken for source in self.sources])
+        lags = (taken[:, np.newaxis] + np.arange(1, count + 1)) / np.array(self.weights)[:, np.newaxis]
+        # each source's own lags grow, so the smallest of all are those that row by row would take, ties in this order
+        return np.argsort(lags, axis=None, kind="stable")[:count] // count
 
     def cursor(self) -> Cursor:
         """Where the next row comes from: JSON values only, a few hundred bytes a source."""
@@ -360,10 +378,7 @@ def evaluation_tokens(readers: Sequence[Reader], limit: int) -> np.ndarray:
     left = limit
     for position, reader in enumerate(readers):
         share = left // (len(readers) - position)
-        for _, tokens in reader.tokens():
-            parts.append(tokens[:share])
-            share -= len(parts[-1])
-            left -= len(parts[-1])
-            if share <= 0:
-                break
+        taken = [tokens for _, tokens in reader.tokens(limit=share)]
+        left -= sum(map(len, taken))
+        parts += taken
     return np.concatenate(parts or [np.empty(0)]).astype(np.int64)

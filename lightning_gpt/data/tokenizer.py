@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import tiktoken
@@ -118,6 +118,11 @@ class Tokenizer:
         ranks = {_to_bytes(token): rank for rank, token in enumerate(sorted(ids, key=ids.__getitem__))}
         return cls(f"bpe-{len(ranks) + 1}", ranks)
 
+    @property
+    def token_type(self) -> Literal["uint16", "int32"]:
+        """The smallest type of an array that holds every id, as both numpy and Arrow call it."""
+        return "uint16" if self.vocab_size <= 1 << 16 else "int32"
+
     @cached_property
     def table(self) -> str:
         """The ranks in tiktoken's text format."""
@@ -153,6 +158,14 @@ class Tokenizer:
         """Token ids of ``text``, ``(tokens,)`` uint32; special tokens inside it are read as plain text."""
         # a copy, because the array that tiktoken returns cannot be written to
         return np.array(self.encoding.encode_to_numpy(text, disallowed_special=()), dtype=np.uint32)
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """Token ids of ``text`` and the ``<|endoftext|>`` that closes it, ``(tokens + 1,)`` in :attr:`token_type`."""
+        ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        document = np.empty(len(ids) + 1, dtype=self.token_type)
+        document[:-1] = ids
+        document[-1] = self.end_of_text
+        return document
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; bytes that are no UTF-8 become the replacement character."""
