@@ -25,7 +25,7 @@ Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""
 
 attentions: Registry["CausalAttention"] = Registry(
-    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm"
+    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm", "layer", "positions"
 )
 """Every attention layer: ``(batch, time, dim)`` to the same."""
 
@@ -104,7 +104,11 @@ class CausalAttention(Watched):
         mask = self.see("mask", mask)  # (..., T, T)
         scores, bias = scaled_scores(q, k), sight.bias()
         scores = self.see("scores", scores if bias is None else scores + bias)  # (..., T, T)
-        return self.see("pattern", attention_pattern(scores, mask))
+        return self.see("pattern", self._weights(scores, mask))
+
+    def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The pattern from the scores ``(batch, ..., rows, columns)`` and what is seen."""
+        return attention_pattern(scores, mask)
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: "Sight", dropout: float) -> Tensor:
         """The same by torch's fused kernel, or on a GPU by the one that skips the blocks of other documents."""
@@ -131,6 +135,11 @@ class Sight:
         self.heads = q.ndim == 4
         self.dtype, self.device = q.dtype, q.device
         self._columns = columns
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the keys are those of the queries' tokens, so that a token's index tells its neighbours."""
+        return self._columns is None and self.n_row == self.n_column
 
     @property
     def rows(self) -> Tensor:

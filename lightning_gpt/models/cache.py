@@ -23,16 +23,19 @@ class LayerState(Protocol):
 
 
 class KeyValues:
-    """Keys and values of one layer, each at the slot ``position mod capacity``.
+    """Keys and values of one layer, those of the first positions for good and the others in a ring of slots.
+
+    The position p has the slot p below ``pinned`` and ``pinned + (p − pinned) mod (capacity − pinned)`` from there on.
 
     Args:
-        capacity: Number of slots; more positions than that overwrite the oldest.
+        capacity: Number of slots; more positions than that overwrite the oldest that are not pinned.
+        pinned: How many of the first positions are never overwritten; less than ``capacity``.
     """
 
     can_truncate = True
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int, pinned: int = 0) -> None:
+        self.capacity, self.pinned, self.ring = capacity, pinned, capacity - pinned
         self.k: Tensor | None = None
         self.v: Tensor
         self.places: Tensor  # (batch, capacity): the position in each slot, −1 where there is none
@@ -87,39 +90,50 @@ class KeyValues:
         self.v = torch.zeros_like(self.k)
         self.places = torch.full((len(k), self.capacity), -1, device=k.device)
 
+    def _slots(self, at: Tensor) -> Tensor:
+        return torch.where(at < self.pinned, at, self.pinned + (at - self.pinned) % self.ring)
+
     def _write(self, k: Tensor, v: Tensor, at: Tensor, start: int) -> None:
         """Tokens at the positions ``at`` ``(time,)``, ``start`` the first, each into a slot of its own."""
         assert self.k is not None
-        first = start % self.capacity
+        first = start if start < self.capacity else self.pinned + (start - self.pinned) % self.ring
         if first + len(at) <= self.capacity:  # no wrap: a slice is much cheaper than an index
             where = slice(first, first + len(at))
             self.k[..., where, :], self.v[..., where, :], self.places[:, where] = k, v, at
         else:
-            slots = at % self.capacity
+            slots = self._slots(at)
             self.k[..., slots, :], self.v[..., slots, :], self.places[:, slots] = k, v, at
 
     def _keep(self, k: Tensor, v: Tensor, at: Tensor, start: int, lengths: Tensor | None) -> None:
-        """Of many tokens the last that there are slots for; of padded rows the last real ones."""
+        """Of many tokens the last that there are slots for and the pinned; of padded rows the last real ones."""
         if lengths is None:
-            last = max(0, len(at) - self.capacity)
+            fixed = max(0, self.pinned - start)
+            last = max(fixed, len(at) - self.ring)
+            self._write(k[..., :fixed, :], v[..., :fixed, :], at[:fixed], start)
             self._write(k[..., last:, :], v[..., last:, :], at[last:], start + last)
             return
         assert self.k is not None
         for row, length in enumerate(lengths.tolist()):
-            kept = torch.arange(max(0, length - self.capacity), length, device=k.device)
-            slots = kept % self.capacity
+            place = torch.arange(length, device=k.device)
+            kept = place[(place < self.pinned) | (place >= length - self.ring)]
+            slots = self._slots(kept)
             self.k[row][..., slots, :], self.v[row][..., slots, :] = k[row][..., kept, :], v[row][..., kept, :]
             self.places[row, slots] = at[kept]
 
     def _append_apart(self, k: Tensor, v: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows at positions of their own, ``(batch, time)``."""
         assert self.k is not None
-        slots = at % self.capacity
-        index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1).expand_as(k)
-        self.k.scatter_(-2, index, k)
-        self.v.scatter_(-2, index, v)
-        self.places.scatter_(1, slots, at)
         self.seen = max(self.seen, int(at.max()) + 1)
+        crowded = at.shape[1] > LOOKAHEAD and self.seen > self.capacity  # the last may overwrite what the first sees
+        old_k, old_v, old = (self.k.clone(), self.v.clone(), self.places.clone()) if crowded else (k, v, at)
+        for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # no slot twice in a piece
+            slots = self._slots(at[:, piece])
+            index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1).expand_as(k[..., piece, :])
+            self.k.scatter_(-2, index, k[..., piece, :])
+            self.v.scatter_(-2, index, v[..., piece, :])
+            self.places.scatter_(1, slots, at[:, piece])
+        if crowded:
+            return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at], -1)
         used = min(self.seen, self.capacity)
         return self.k[..., :used, :], self.v[..., :used, :], self.places[:, :used]
 

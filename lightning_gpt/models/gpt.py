@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import residual  # noqa: F401  (its rules are known once it is imported)
+from lightning_gpt.models import (  # noqa: F401  (their variants are known once they are imported)
+    differential_attention,
+    linear_attention,
+    local_attention,
+    residual,
+    sink_attention,
+)
 from lightning_gpt.models.attention import Backend, attentions
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 from lightning_gpt.models.block import Block, blocks
@@ -129,6 +135,8 @@ class GPT(LanguageModel):
             dropout=c.dropout,
             backend=c.attention_backend,
             qk_norm=c.qk_norm,
+            layer=layer,
+            positions=self.positions,
         )
         ffn = ffns.make(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
         joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "n_layer": c.n_layer}

@@ -82,8 +82,8 @@ class RotaryPositions(Positions):
 
     The pairs are ``(i, i + head_dim/2)``. A longer context than was trained on is reached by a ``factor`` above 1:
     ``linear`` divides the positions (Chen et al. 2023, 2306.15595, eq. 4); ``ntk`` raises the base to
-    ``base · factor^(d/(d−2))``, which leaves the fastest waves as they were (bloc97 2023, in Peng et al. 2309.00071,
-    eq. 13).
+    ``base · factor^(d/(d−2))``, which leaves the fastest waves as they were (bloc97 2023, in Peng et al. 2023,
+    2309.00071, section 3.1).
 
     Args:
         dim: Width of the stream.
@@ -91,6 +91,8 @@ class RotaryPositions(Positions):
         base: The slowest wave is about ``2π base`` positions long.
         factor: How many times longer the context is.
         extension: How it is reached.
+
+    Vectors of half a head's width (or a quarter) are turned by every second (fourth) wave, which are theirs.
     """
 
     def __init__(
@@ -109,7 +111,8 @@ class RotaryPositions(Positions):
         self.register_buffer("frequencies", frequencies / factor if extension == "linear" else frequencies, False)
 
     def turn(self, x: Tensor, at: Tensor | None) -> Tensor:
-        angles = _angles(self.get_buffer("frequencies"), x.shape[-2], at)  # (..., T, D/2)
+        frequencies = self.get_buffer("frequencies")
+        angles = _angles(frequencies[:: 2 * len(frequencies) // x.shape[-1]], x.shape[-2], at)  # (..., T, D/2)
         if angles.ndim == 3:
             angles = angles[:, None]  # (B, 1, T, D/2)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)

@@ -1,0 +1,203 @@
+"""Attention without softmax: a sum over the past that is carried along, at a cost linear in time."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attentions, causal_mask
+from lightning_gpt.models.cache import LayerState
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.positions import Positions
+from lightning_gpt.models.registry import Choice
+
+CHUNK = 64
+"""Tokens that are computed as a matrix; what was before them comes as one sum."""
+
+
+def feature_map(x: Tensor) -> Tensor:
+    """``φ(x) = elu(x) + 1``, positive: Katharopoulos et al. 2020 (2006.16236), eq. 7."""
+    return F.elu(x) + 1
+
+
+class Sums:
+    """All that one layer keeps of the past: ``S = Σ_j φ(k_j) v_jᵀ`` and ``z = Σ_j φ(k_j)``, of a size that is constant.
+
+    A sum cannot be taken apart again, so nothing that was read can be taken back.
+    """
+
+    can_truncate = False
+
+    def __init__(self) -> None:
+        self.s: Tensor | None = None  # (batch, n_head, head_dim, head_dim)
+        self.z: Tensor  # (batch, n_head, head_dim)
+
+    def add(self, s: Tensor, z: Tensor) -> None:
+        """Count more of the past in."""
+        self.s, self.z = (s, z) if self.s is None else (self.s + s, self.z + z)
+
+    def truncate(self, length: int) -> None:
+        raise CallError("linear attention keeps sums, of which no token can be taken back; read the text again")
+
+
+@attentions.register("linear")
+class LinearAttention(MultiHeadAttention):
+    """``y_i = φ(q_i)ᵀ Σ_j φ(k_j) v_jᵀ / φ(q_i)ᵀ Σ_j φ(k_j)`` over j ≤ i, with ``φ(x) = elu(x) + 1``.
+
+    Katharopoulos et al. 2020 (2006.16236), eq. 7 to 12. Training and prefill go by chunks of 64 tokens, within a chunk
+    as a matrix, from before it as one sum: time and memory grow as T. Reading one token more costs the same however
+    much was read.
+
+    Rotary positions turn ``φ(q)`` and ``φ(k)`` in the numerator alone (Su et al. 2021, 2104.09864, eq. 19). Schemes
+    that add to the scores are refused: no score is made that they could add to.
+
+    Intermediates: ``q`` and ``k`` as they enter φ; ``scores`` (``φ(q_i)·φ(k_j)``), ``mask`` and ``pattern`` (the scores
+    over their row's sum) are made only when asked for. Columns are the tokens of the pass: rows sum to 1 unless earlier
+    tokens are in a cache or positions are rotary. Weights are not dropped while training, because they are never made.
+
+    Args:
+        dim: Width of the residual stream.
+        n_head: Number of heads.
+        bias: Whether the projections have a bias.
+        dropout: Has no effect on the weights.
+        backend: ``sdpa`` goes by chunks, ``manual`` makes the matrix of all weights.
+        positions: How the model knows where a token stands.
+        qk_norm: The norm of queries and keys, before φ.
+        n_kv_head: Number of key and value heads; all when None.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_head: int,
+        *,
+        bias: bool,
+        dropout: float,
+        backend: Backend,
+        positions: Positions,
+        qk_norm: Choice = "none",
+        n_kv_head: int | None = None,
+    ) -> None:
+        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+        if positions.biases:
+            raise CallError(
+                f"attention linear makes no scores, and {type(positions).__name__} adds to them; "
+                f"use position learned, sinusoidal, rotary or none, or another attention"
+            )
+
+    def new_state(self, capacity: int) -> LayerState:
+        return Sums()
+
+    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values; positions turn them only after φ."""
+        return super().heads(x, Context())
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
+        k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
+        q, k = feature_map(q), feature_map(k)
+        if context.lengths is not None:  # padding at a row's end is no part of its past
+            real = torch.arange(k.shape[-2], device=k.device) < context.lengths[:, None]
+            k = k * real[:, None, :, None]
+        read = _Read(q, k, context.turn(q), context.turn(k), v)
+        state = context.state if isinstance(context.state, Sums) else Sums()
+        by_matrix = self.backend == "manual" or self.asked_for("mask", "scores", "pattern")
+        mixed = self._by_matrix(read, context, state) if by_matrix else _by_chunks(read, context, state)
+        state.add(_wide(read.turned_k).mT @ _wide(v), _wide(k).sum(dim=-2))
+        return self.see("head_output", mixed)
+
+    def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
+        """The formula with all weights of the pass as a matrix."""
+        sight = Sight(read.q, read.k, context, context.at)
+        mask = sight.mask(self)
+        mask = self.see("mask", sight.all_before() if mask is None else mask)
+        scores = self.see("scores", read.turned_q @ read.turned_k.mT)  # (B, H, T, T)
+        total = (read.q @ read.k.mT).masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
+        if past.s is None:
+            return self.see("pattern", scores.masked_fill(~mask, 0) / _positive(total)) @ read.v
+        total = _positive(total + read.q @ past.z[..., None].to(total.dtype))
+        pattern = self.see("pattern", scores.masked_fill(~mask, 0) / total)
+        return pattern @ read.v + read.turned_q @ past.s.to(total.dtype) / total
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the tokens of a pass bring, ``(batch, n_head, time, head_dim)`` each, φ taken."""
+
+    q: Tensor
+    k: Tensor
+    turned_q: Tensor
+    turned_k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How documents (or one) lie in the chunks: what is seen within each, and what goes on from one to the next.
+
+    Only one document can reach a chunk from before it: that of its first token.
+    """
+
+    mask: Tensor  # (batch or 1, 1, n_chunk, CHUNK, CHUNK): causal, within a document
+    reached: Tensor  # (batch or 1, 1, n_chunk, CHUNK, 1): tokens of the document that comes from before
+    leaving: Tensor  # the same shape: tokens of the document that the next chunk begins with
+    through: Tensor  # (batch or 1, 1, n_chunk, 1, 1): that they are one document
+
+
+def _chunks(time: int, documents: Tensor | None, device: torch.device) -> _Chunks:
+    documents = torch.zeros(1, time, dtype=torch.long, device=device) if documents is None else documents
+    documents = F.pad(documents, (0, -time % CHUNK), value=-1)
+    documents = documents.view(len(documents), 1, -1, CHUNK)  # (b, 1, N, C)
+    first = documents[..., :1]  # (b, 1, N, 1)
+    following = torch.cat([first[:, :, 1:], first[:, :, -1:]], dim=2)
+    same = documents[..., :, None] == documents[..., None, :]
+    return _Chunks(
+        mask=same & causal_mask(CHUNK, device),
+        reached=(documents == first)[..., None],
+        leaving=(documents == following)[..., None],
+        through=(first == following)[..., None],
+    )
+
+
+def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
+    """The formula with a matrix for each chunk and one sum for all before it."""
+    time = read.q.shape[-2]
+    chunks = context.once(("chunks", time), lambda: _chunks(time, context.documents, read.q.device))
+
+    def split(x: Tensor) -> Tensor:  # (B, H, N, C, D); filled with 1, so that no row of what fills sees nothing
+        filled = F.pad(x, (0, 0, 0, -time % CHUNK), value=1.0)
+        return filled.reshape(*x.shape[:2], -1, CHUNK, x.shape[3])
+
+    q, k, turned_q, turned_k, v = map(split, (read.q, read.k, read.turned_q, read.turned_k, read.v))
+    s, z = _carried(turned_k * chunks.leaving, k * chunks.leaving, v, chunks.through, past)
+    weights = (turned_q @ turned_k.mT).masked_fill(~chunks.mask, 0)  # (B, H, N, C, C)
+    plain = weights if read.turned_q is read.q else (q @ k.mT).masked_fill(~chunks.mask, 0)
+    mixed = weights @ v + turned_q @ s * chunks.reached
+    total = plain.sum(dim=-1, keepdim=True) + q @ z[..., None] * chunks.reached
+    return (mixed / _positive(total)).flatten(2, 3)[:, :, :time]
+
+
+def _carried(turned_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sums) -> tuple[Tensor, Tensor]:
+    """The sums S and z before each chunk: ``(B, H, N, D, D)`` and ``(B, H, N, D)``."""
+    added_s, added_z = _wide(turned_k.mT @ v), _wide(k).sum(dim=-2)
+    s, z = (
+        (torch.zeros_like(added_s[:, :, 0]), torch.zeros_like(added_z[:, :, 0])) if past.s is None else (past.s, past.z)
+    )
+    all_s, all_z = [s], [z]
+    for chunk in range(k.shape[2] - 1):
+        s = s * through[:, :, chunk] + added_s[:, :, chunk]
+        z = z * through[:, :, chunk, 0] + added_z[:, :, chunk]
+        all_s.append(s)
+        all_z.append(z)
+    return torch.stack(all_s, dim=2).to(v.dtype), torch.stack(all_z, dim=2).to(v.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In at least single precision: sums over many tokens are kept in it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _positive(total: Tensor) -> Tensor:
+    """A sum of features so far below 0 that it vanished divides 0, and gives 0."""
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
