@@ -15,6 +15,7 @@ from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.generation import Decoder, Sampling, sample
 from lightning_gpt.models.loss import linear_cross_entropy, token_nll
+from lightning_gpt.models.penalties import penalised, penalties
 from lightning_gpt.models.positions import Positions, positions_within
 from lightning_gpt.models.watch import Edit, Trace, Watched, record
 
@@ -94,8 +95,14 @@ class LanguageModel(Watched, ABC):
         return self.see("logits", F.linear(self.hidden(ids, documents), self.unembedding))
 
     def loss(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits."""
-        return linear_cross_entropy(self.hidden(ids, documents), self.unembedding, targets)
+        """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits.
+
+        While training, the loss's gradient has that of the parts' own losses added
+        (:class:`~lightning_gpt.models.penalties.Penalised`); its value has not.
+        """
+        with penalties(self) as terms:
+            hidden = self.hidden(ids, documents)
+        return penalised(linear_cross_entropy(hidden, self.unembedding, targets), terms)
 
     def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""

@@ -18,6 +18,7 @@ from lightning_gpt.models import (  # noqa: F401  (their variants are known once
     differential_attention,
     linear_attention,
     local_attention,
+    moe,
     residual,
     sink_attention,
 )

@@ -39,6 +39,8 @@ EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
+    {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
+    {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "capacity_factor": 1.5, "balance": "none"}},
 ]
 CONFIGS: list[dict[str, Any]] = [
     {part: choice} for part, registry in PARTS.items() for choice in choices(registry)

@@ -1,0 +1,167 @@
+"""Mixture of experts: many feed-forward networks, of which each token goes through a few."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.feedforward import FeedForward, ffns
+from lightning_gpt.models.routing import Balance, Router, Score, Use
+from lightning_gpt.models.watch import Watched
+
+
+@ffns.register("moe")
+class MixtureOfExperts(Watched):
+    """``y = Σ_{i chosen} g_i(x) E_i(x)``: Shazeer et al. 2017 (1701.06538), eq. 1; ``g`` is the router's.
+
+    With shared experts, ``y`` has ``E_shared(x)`` besides, of every token: Dai et al. 2024, "DeepSeekMoE"
+    (2401.06066), eq. 9; several of them are one network of their joint width.
+
+    Dropless by default: choices are sorted by expert, so that each expert has one contiguous slice of any length (Gale
+    et al. 2022, "MegaBlocks", 2211.15841). With a ``capacity_factor`` c an expert takes at most ``⌈c·k·tokens/n⌉``
+    choices of a training pass (Fedus et al. 2021, 2101.03961, eq. 3), in the order of the tokens, so that none loses
+    its place to a later one; the others add nothing to the stream. Evaluation is always dropless: a token's output
+    then depends on no other token.
+
+    Intermediates: ``router.scores``, ``router.gates``, ``experts.{i}.hidden`` ``(choices, hidden)``,
+    ``experts.{i}.output`` ``(choices, dim)``, those of ``shared``, and ``output`` ``(batch, time, dim)``.
+
+    Args:
+        dim: Width of the residual stream.
+        bias: Whether the experts' products have biases; the router has none.
+        n_expert: Number of routed experts.
+        top_k: How many of them each token goes through.
+        n_shared: Number of experts that every token goes through besides.
+        expert: What an expert is: ``gelu``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
+        hidden: Hidden width of an expert; when None, the width of the dense network of its kind divided by
+            ``top_k + n_shared``, to the nearest multiple of 8: a token then meets as many parameters as in that network
+            (and the router's ``dim·n_expert``).
+        router: ``softmax`` or ``sigmoid``: how a token's experts are scored.
+        capacity_factor: An expert's capacity in training, as a multiple of its equal share; None for dropless.
+        balance: What keeps the experts in equal use: a ``loss``, a ``bias`` on the choice, or ``none``.
+        balance_rate: Coefficient of that loss (0.01 when None) or step of the bias (0.001 when None).
+        z_loss: Coefficient of the router z-loss, which keeps the router's logits small.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        bias: bool,
+        n_expert: int = 8,
+        top_k: int = 2,
+        n_shared: int = 0,
+        expert: str = "gelu",
+        hidden: int | None = None,
+        router: Score = "softmax",
+        capacity_factor: float | None = None,
+        balance: Balance = "loss",
+        balance_rate: float | None = None,
+        z_loss: float = 0.001,
+    ) -> None:
+        super().__init__()
+        kind = _expert_kind(expert)
+        if n_shared < 0:
+            raise CallError(f"moe n_shared is {n_shared}; it must be at least 0")
+        if capacity_factor is not None and capacity_factor <= 0:
+            raise CallError(f"moe capacity_factor is {capacity_factor}; it must be above 0, or null for dropless")
+        self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss)
+        self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
+        if hidden is None:
+            hidden = max(8, 8 * round(kind.default_hidden(dim) / (top_k + n_shared) / 8))
+        self.experts = nn.ModuleList(kind(dim, bias=bias, hidden=hidden) for _ in range(n_expert))
+        self.shared = kind(dim, bias=bias, hidden=n_shared * hidden) if n_shared else None
+        self.use: Use | None = None  # no buffer: DDP would overwrite every process's with the first one's
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, time, dim)`` to the same."""
+        routing, tokens = self.router(x), x.reshape(-1, x.shape[-1])
+        chosen = routing.chosen.flatten()  # (tokens · top_k,)
+        order = chosen.argsort(stable=True)  # by expert; within one, in the order of the tokens
+        counts = chosen.bincount(minlength=self.n_expert)
+        if self.capacity_factor is not None and self.training:
+            order, counts = self._within_capacity(order, chosen, counts)
+        if routing.use is not None:
+            routing.use.dropped = routing.use.chosen.sum() - counts.sum()
+            self.use = routing.use if self.use is None else self.use + routing.use
+        token = order // self.top_k
+        outputs = self._through_experts(tokens.index_select(0, token), counts)
+        weighted = outputs * routing.gates.flatten()[order, None].to(outputs.dtype)
+        mixed = outputs.new_zeros(tokens.shape).index_add(0, token, weighted)
+        if self.shared is not None:
+            mixed = mixed + self.shared(tokens)
+        return self.see("output", mixed.view(x.shape))
+
+    def _within_capacity(self, order: Tensor, chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the sorted choices that find a place, and how many of each expert do."""
+        assert self.capacity_factor is not None
+        capacity = math.ceil(self.capacity_factor * len(chosen) / self.n_expert)
+        first = counts.cumsum(0) - counts
+        place = torch.arange(len(order), device=order.device) - first[chosen[order]]
+        return order[place < capacity], counts.clamp(max=capacity)
+
+    def _through_experts(self, x: Tensor, counts: Tensor) -> Tensor:
+        """Each expert's output for its slice of ``x`` ``(choices, dim)``: the first ``counts[0]`` rows, the next ..."""
+        if x.is_cuda and self._watch is None and x.shape[-1] % 8 == 0:
+            return grouped(list(self._experts()), x, counts)
+        # With gradients every expert runs, also on no token: its weights then have a gradient, 0, as DDP wants.
+        slices = zip(self._experts(), torch.split(x, counts.tolist()), strict=True)
+        needed = [expert(part) for expert, part in slices if len(part) or torch.is_grad_enabled()]
+        return torch.cat(needed) if needed else x
+
+    def _experts(self) -> Sequence[FeedForward]:
+        return [expert for expert in self.experts if isinstance(expert, FeedForward)]
+
+    def take_use(self) -> Use | None:
+        """How the experts were used since this was last asked; None where nothing was trained on."""
+        use, self.use = self.use, None
+        return use
+
+    @property
+    def idle_parameters(self) -> int:
+        """How many parameters a token does not meet: those of the experts that it does not go through."""
+        one = sum(parameter.numel() for parameter in self.experts[0].parameters())
+        return (self.n_expert - self.top_k) * one
+
+
+def _expert_kind(name: str) -> type[FeedForward]:
+    allowed = [known for known in ffns.names if known != "moe"]
+    kind = ffns.get(name) if name in allowed else None
+    if not isinstance(kind, type) or not issubclass(kind, FeedForward):
+        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(allowed)}")
+    return kind
+
+
+def mixtures(model: nn.Module) -> dict[str, MixtureOfExperts]:
+    """The mixtures of a model by name, for example ``blocks.3.ffn``."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, MixtureOfExperts)}
+
+
+def active_parameters(model: nn.Module) -> int:
+    """How many parameters one token meets: all but those of the experts that it does not go through."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return total - sum(mixture.idle_parameters for mixture in mixtures(model).values())
+
+
+def grouped(experts: Sequence[FeedForward], x: Tensor, counts: Tensor) -> Tensor:
+    """All experts' outputs by one grouped product for each matrix, without waiting for ``counts`` on a GPU.
+
+    Args:
+        experts: Networks of one kind and size.
+        x: ``(choices, dim)``, sorted by expert.
+        counts: ``(n_expert,)``, how many rows each expert has.
+    """
+    expanded = _grouped_linear([expert.expand for expert in experts], x, counts)
+    return _grouped_linear([expert.projection for expert in experts], experts[0].activate(expanded), counts)
+
+
+def _grouped_linear(layers: Sequence[nn.Linear], x: Tensor, counts: Tensor) -> Tensor:
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    weights = torch.stack([layer.weight.to(dtype) for layer in layers]).transpose(1, 2)  # (n_expert, in, out)
+    y = F.grouped_mm(x.to(dtype), weights, offs=counts.cumsum(0, dtype=torch.int32))
+    biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
+    return y + torch.stack(biases).repeat_interleave(counts, dim=0, output_size=len(x)) if biases else y

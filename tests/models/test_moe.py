@@ -1,0 +1,271 @@
+"""Mixtures of experts against their formulas; what keeps them balanced; what they cost in parameters."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.feedforward import FeedForward, ffns
+from lightning_gpt.models.moe import MixtureOfExperts, active_parameters, grouped, mixtures
+from lightning_gpt.models.penalties import penalties
+from tests.models.helpers import arrays, property_test, random_ids, randomise
+from tests.reference import experts as reference
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "dim": 16, "block_size": 12, "vocab_size": 23}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(dim: int = 5, seed: int = 0, bias: bool = True, **options: Any) -> MixtureOfExperts:
+    mixture = MixtureOfExperts(dim, bias=bias, **options)
+    randomise(mixture, seed, std=0.5)
+    if mixture.router.balance == "bias":
+        mixture.router.bias = normal(mixture.n_expert, seed=seed + 1) * 0.1
+    return mixture.double()
+
+
+def expected_of(mixture: MixtureOfExperts, x: torch.Tensor, kind: str = "gelu", **options: Any) -> reference.Mixture:
+    return reference.mixture(
+        x.reshape(-1, x.shape[-1]).numpy(),
+        arrays(mixture),
+        n_expert=mixture.n_expert,
+        top_k=mixture.top_k,
+        kind=kind,
+        score=mixture.router.score,
+        **options,
+    )
+
+
+def capacity_of(mixture: MixtureOfExperts, tokens: int) -> int:
+    assert mixture.capacity_factor is not None
+    return int(np.ceil(mixture.capacity_factor * tokens * mixture.top_k / mixture.n_expert))
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+@property_test
+@given(
+    n_expert=st.integers(1, 6),
+    top_k=st.integers(1, 6),
+    n_shared=st.integers(0, 2),
+    kind=st.sampled_from(sorted(reference.ACTIVATIONS)),
+    router=st.sampled_from(["softmax", "sigmoid"]),
+    balance=st.sampled_from(["loss", "bias", "none"]),
+    bias=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_output_and_routing_equal_the_formula(
+    n_expert: int, top_k: int, n_shared: int, kind: str, router: str, balance: str, bias: bool, seed: int
+) -> None:
+    options = {"n_expert": n_expert, "top_k": min(top_k, n_expert), "n_shared": n_shared, "expert": kind}
+    mixture = build(seed=seed, bias=bias, router=router, balance=balance, **options)
+    x = normal(2, 6, 5, seed=seed)
+    expected = expected_of(mixture, x, kind)
+    routing = mixture.router(x)
+    assert routing.chosen.flatten(0, 1).tolist() == expected.chosen
+    np.testing.assert_allclose(routing.gates.detach().flatten(0, 1).numpy(), expected.gates, **CLOSE)
+    np.testing.assert_allclose(mixture(x).detach().flatten(0, 1).numpy(), expected.output, **CLOSE)
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 100.0])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_over_capacity_the_later_choices_add_nothing_and_are_counted(top_k: int, factor: float) -> None:
+    mixture = build(n_expert=4, top_k=top_k, capacity_factor=factor).train()
+    x = normal(3, 8, 5)
+    expected = expected_of(mixture, x, capacity=capacity_of(mixture, 24))
+    with penalties(mixture):
+        output = mixture(x)
+    np.testing.assert_allclose(output.detach().flatten(0, 1).numpy(), expected.output, **CLOSE)
+    use = mixture.take_use()
+    assert use is not None
+    assert int(use.dropped) == expected.dropped
+    assert (expected.dropped > 0) == (factor < 100)
+    assert mixture.take_use() is None
+
+
+def test_capacity_lets_no_token_depend_on_a_later_one_and_does_not_bind_evaluation() -> None:
+    mixture = build(n_expert=4, capacity_factor=0.5).train()
+    x = normal(1, 12, 5)
+    output = mixture(x)
+    for position in range(1, 12):
+        changed = x.clone()
+        changed[:, position:] = normal(1, 12 - position, 5, seed=position)
+        torch.testing.assert_close(mixture(changed)[:, :position], output[:, :position], **CLOSE)
+    np.testing.assert_allclose(mixture.eval()(x)[0].detach().numpy(), expected_of(mixture, x).output, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["gelu", "swiglu"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_products_equal_those_of_one_expert_after_the_other(kind: str, bias: bool) -> None:
+    """Also where an expert has no token. Grouped products know no double precision."""
+    experts = [randomise(ffns.make(kind, dim=16, bias=bias), seed) for seed in range(4)]
+    assert all(isinstance(expert, FeedForward) for expert in experts)
+    x, counts = normal(21, 16).float(), torch.tensor([7, 0, 13, 1])
+    one_by_one = torch.cat([expert(part) for expert, part in zip(experts, x.split(counts.tolist()), strict=True)])
+    torch.testing.assert_close(grouped(experts, x, counts), one_by_one, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_the_router_computes_in_fp32_under_autocast() -> None:
+    mixture = randomise(MixtureOfExperts(16, bias=False), std=0.5)
+    x = normal(2, 9, 16).float()
+    plain = mixture.router(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = mixture.router(x)
+        assert mixture(x).dtype == torch.bfloat16
+    assert torch.equal(cast.chosen, plain.chosen)
+    assert torch.equal(cast.gates, plain.gates)
+
+
+# --- losses and gradients --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_losses_equal_the_formula(router: str, top_k: int) -> None:
+    mixture = build(n_expert=5, top_k=top_k, router=router, balance_rate=0.3, z_loss=0.7).train()
+    x = normal(2, 8, 5)
+    expected = expected_of(mixture, x)
+    with penalties(mixture) as terms:
+        mixture(x)
+    assert [float(term) for term in terms] == pytest.approx([0.3 * expected.balance_loss, 0.7 * expected.z_loss])
+    use = mixture.take_use()
+    assert use is not None
+    assert (float(use.balance_loss), float(use.z_loss)) == pytest.approx((expected.balance_loss, expected.z_loss))
+    assert use.chosen.tolist() == [sum(row.count(expert) for row in expected.chosen) for expert in range(5)]
+
+
+def test_the_balancing_loss_is_1_in_equal_use_and_the_number_of_experts_where_all_go_to_one() -> None:
+    mixture = build(n_expert=4, top_k=1).train()
+    for scale, expected in ((0.0, 1.0), (1e4, 4.0)):
+        with torch.no_grad():
+            mixture.router.linear.weight.zero_()[2] = scale
+        with penalties(mixture):
+            mixture(torch.ones(1, 6, 5, dtype=torch.float64))
+        use = mixture.take_use()
+        assert use is not None
+        assert float(use.balance_loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_are_those_of_the_formula_with_its_losses(router: str, top_k: int) -> None:
+    mixture = build(n_expert=4, top_k=top_k, n_shared=1, router=router, balance_rate=0.5, z_loss=0.2).train()
+    x, weights = normal(10, 5), normal(10, 5, seed=1)
+    with penalties(mixture) as terms:
+        output = mixture(x)
+    ((output * weights).sum() + sum(terms)).backward()
+
+    def value(state: reference.State) -> float:
+        found = reference.mixture(x.numpy(), state, n_expert=4, top_k=top_k, score=router)
+        return float((found.output * weights.numpy()).sum()) + 0.5 * found.balance_loss + 0.2 * found.z_loss
+
+    for name, parameter in mixture.named_parameters():
+        direction = normal(*parameter.shape, seed=2)
+        assert parameter.grad is not None, name
+        along = float((parameter.grad * direction).sum())
+        expected = reference.derivative_along(value, arrays(mixture), name, direction.numpy())
+        assert along == pytest.approx(expected, rel=1e-5, abs=1e-8), name
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "block"])
+def test_the_losses_act_through_the_gradient_of_training_and_no_value(checkpointing: str) -> None:
+    """The model's loss is the cross-entropy; its gradient has each block's losses once, also where it is run twice."""
+    ids = random_ids(23, 2, 12)
+    ffn = {"kind": "moe", "n_expert": 4, "balance_rate": 0.5, "z_loss": 0.2}
+    model = randomise(GPT(GPTConfig(**SIZES, ffn=ffn, checkpointing=checkpointing))).double().train()
+    loss = model.loss(ids, ids)
+    assert float(loss) == pytest.approx(float(model.token_nll(ids, ids).mean()), rel=1e-12)
+    loss.backward()
+    for block in model.blocks:
+        use = block.ffn.take_use()
+        assert (use.passes, int(use.chosen.sum())) == (1, 2 * 12 * 2)
+    gradients = [parameter.grad for parameter in model.parameters()]
+
+    with penalties(model) as terms:
+        logits = model(ids)
+    assert len(terms) == 4
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()) + sum(terms)
+    expected = torch.autograd.grad(total, list(model.parameters()))
+    torch.testing.assert_close(gradients, list(expected), **CLOSE)
+
+
+def test_evaluation_counts_nothing() -> None:
+    model, ids = GPT(GPTConfig(**SIZES, ffn="moe")).eval(), random_ids(23, 2, 12)
+    model.loss(ids, ids)
+    model.generate(ids, 3)
+    assert all(mixture.take_use() is None for mixture in mixtures(model).values())
+
+
+# --- balance by bias -------------------------------------------------------------------------------------------
+
+
+def test_the_bias_moves_by_its_step_towards_the_experts_that_are_chosen_less() -> None:
+    mixture = build(n_expert=4, balance="bias", balance_rate=0.25)
+    before = mixture.router.bias.clone()
+    mixture.router.rebalance(torch.tensor([9, 1, 5, 5]))
+    assert (mixture.router.bias - before).tolist() == pytest.approx([-0.25, 0.25, 0, 0])
+    assert "router.bias" in mixture.state_dict()
+
+
+def test_the_bias_evens_out_a_router_that_prefers_one_expert() -> None:
+    mixture = build(n_expert=4, top_k=1, balance="bias", balance_rate=0.01, z_loss=0.0).train()
+    mixture.router.bias.zero_()
+    x = normal(1, 400, 5) + 1
+    shares = []
+    for _ in range(150):
+        with penalties(mixture) as terms:
+            mixture(x)
+        use = mixture.take_use()
+        assert use is not None
+        assert not terms
+        shares.append(float(use.chosen.max() / use.chosen.sum()))
+        mixture.router.rebalance(use.chosen)
+    assert shares[0] > 0.5
+    assert shares[-1] < 0.35
+
+
+# --- parameters ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "n_shared"), [("gelu", 0), ("gelu", 2), ("swiglu", 0), ("swiglu", 1)])
+def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kind: str, n_shared: int) -> None:
+    with torch.device("meta"):
+        dense = GPT(GPTConfig(n_layer=3, dim=256, bias=False, ffn=kind))
+        ffn = {"kind": "moe", "n_expert": 16, "top_k": 2, "expert": kind, "n_shared": n_shared}
+        sparse = GPT(GPTConfig(n_layer=3, dim=256, bias=False, ffn=ffn))
+    ffn_parameters = sum(parameter.numel() for parameter in dense.blocks.parameters())
+    difference = active_parameters(sparse) - active_parameters(dense) - 3 * 16 * 256
+    assert abs(difference) < 0.02 * ffn_parameters
+    assert active_parameters(dense) == sum(parameter.numel() for parameter in dense.parameters())
+    one = 3 * 16 * sum(p.numel() for p in mixtures(sparse)["blocks.0.ffn"].experts[0].parameters())
+    assert sum(p.numel() for p in sparse.parameters()) == active_parameters(sparse) + one * 14 // 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 9}, "moe top_k is 9; it must be at least 1 and at most n_expert, which is 8"),
+        ({"top_k": 0}, "moe top_k is 0"),
+        ({"n_shared": -1}, "moe n_shared is -1; it must be at least 0"),
+        ({"capacity_factor": 0.0}, "moe capacity_factor is 0.0; it must be above 0, or null for dropless"),
+        ({"router": "cosine"}, "moe router is 'cosine'; it must be one of softmax, sigmoid"),
+        ({"balance": "luck"}, "moe balance is 'luck'; it must be one of loss, bias, none"),
+        ({"balance_rate": -0.1}, "moe balance_rate is -0.1; it must be at least 0"),
+        ({"z_loss": -1.0}, "moe z_loss is -1.0; it must be at least 0"),
+        ({"expert": "moe"}, "moe expert is 'moe'; it must be one of geglu, gelu, relu, relu2, swiglu"),
+        ({"hidden": 0}, "ffn hidden is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as refused:
+        GPT(GPTConfig(**SIZES, ffn={"kind": "moe", **options}))
+    assert message in str(refused.value)

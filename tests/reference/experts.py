@@ -1,0 +1,101 @@
+"""Feed-forward networks and mixtures of them, slowly and plainly, in float64 NumPy: a token at a time."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tests.reference.formulas import Array, State, below, gelu_tanh, linear, softmax
+
+
+def sigmoid(x: Array) -> Array:
+    """``1 / (1 + exp(−x))``."""
+    return np.array([1 / (1 + math.exp(-value)) for value in x])
+
+
+def relu(x: Array) -> Array:
+    """``max(0, x)``."""
+    return np.array([max(0.0, value) for value in x])
+
+
+def _gated(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """``gate(x W) ⊙ x V``, W the first half of the rows: Shazeer 2020 (2002.05202), eq. 6."""
+    return lambda both: gate(both[: len(both) // 2]) * both[len(both) // 2 :]
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu_tanh,
+    "relu": relu,
+    "relu2": lambda x: relu(x) ** 2,  # So et al. 2021 (2109.08668), section 4.1
+    "swiglu": _gated(lambda x: x * sigmoid(x)),
+    "geglu": _gated(gelu_tanh),
+}
+
+
+def feed_forward(x: Array, state: State, kind: str) -> Array:
+    """One token ``(dim,)`` through ``Linear``, activation, ``Linear``."""
+    expanded = linear(x, state["expand.weight"], state.get("expand.bias"))
+    return linear(ACTIVATIONS[kind](expanded), state["projection.weight"], state.get("projection.bias"))
+
+
+@dataclass
+class Mixture:
+    """What a mixture gives for some tokens, and what its losses are."""
+
+    output: Array
+    chosen: list[list[int]]
+    gates: list[list[float]]
+    dropped: int
+    balance_loss: float
+    z_loss: float
+
+
+def mixture(
+    x: Array,
+    state: State,
+    *,
+    n_expert: int,
+    top_k: int,
+    kind: str = "gelu",
+    score: str = "softmax",
+    capacity: int | None = None,
+) -> Mixture:
+    """Tokens ``(tokens, dim)`` in their order, each through its ``top_k`` best experts.
+
+    Gates: Shazeer et al. 2017 (1701.06538), eq. 3–5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15. Losses:
+    Fedus et al. 2021 (2101.03961), eq. 4–6, and Zoph et al. 2022 (2202.08906), eq. 5, both without coefficient.
+    """
+    output = np.zeros_like(x)
+    taken, dropped = [0] * n_expert, 0
+    all_chosen, all_gates, shares, squares = [], [], [], []
+    for t, token in enumerate(x):
+        logits = linear(token, state["router.linear.weight"])
+        scores = softmax(logits) if score == "softmax" else sigmoid(logits)
+        wanted = scores + state.get("router.bias", np.zeros(n_expert))
+        chosen = sorted(range(n_expert), key=lambda expert: -wanted[expert])[:top_k]
+        total = sum(scores[expert] for expert in chosen)
+        gates = [scores[expert] / total if top_k > 1 else scores[expert] for expert in chosen]
+        for expert, gate in zip(chosen, gates, strict=True):
+            taken[expert] += 1
+            if capacity is not None and taken[expert] > capacity:
+                dropped += 1
+                continue
+            output[t] += gate * feed_forward(token, below(state, f"experts.{expert}"), kind)
+        if "shared.expand.weight" in state:
+            output[t] += feed_forward(token, below(state, "shared"), kind)
+        all_chosen.append(chosen)
+        all_gates.append(gates)
+        shares.append(scores / sum(scores))
+        squares.append(math.log(sum(math.exp(logit) for logit in logits)) ** 2)
+    frequencies = [count / (len(x) * top_k) for count in taken]
+    probabilities = [sum(share[expert] for share in shares) / len(x) for expert in range(n_expert)]
+    balance_loss = n_expert * sum(f * p for f, p in zip(frequencies, probabilities, strict=True))
+    return Mixture(output, all_chosen, all_gates, dropped, balance_loss, sum(squares) / len(x))
+
+
+def derivative_along(value: Callable[[State], float], state: State, name: str, direction: Array) -> float:
+    """How fast ``value`` changes as the entry ``name`` moves along ``direction``, by central difference."""
+    step = 1e-6
+    ahead, behind = (value({**state, name: state[name] + sign * step * direction}) for sign in (1, -1))
+    return (ahead - behind) / (2 * step)
