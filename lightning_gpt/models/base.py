@@ -94,15 +94,25 @@ class LanguageModel(Watched, ABC):
         """
         return self.see("logits", F.linear(self.hidden(ids, documents), self.unembedding))
 
-    def loss(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor:
         """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits.
 
-        While training, the loss's gradient has that of the parts' own losses added
+        ``label_smoothing`` and ``z_loss`` are those of :func:`~lightning_gpt.models.loss.linear_cross_entropy`. While
+        training, the loss's gradient has that of the parts' own losses added
         (:class:`~lightning_gpt.models.penalties.Penalised`); its value has not.
         """
         with penalties(self) as terms:
             hidden = self.hidden(ids, documents)
-        return penalised(linear_cross_entropy(hidden, self.unembedding, targets), terms)
+        loss = linear_cross_entropy(hidden, self.unembedding, targets, label_smoothing=label_smoothing, z_loss=z_loss)
+        return penalised(loss, terms)
 
     def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""
