@@ -5,7 +5,6 @@ import math
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -176,47 +175,6 @@ def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Pat
     said = must_run(*call, "--strategy", "greedy", cwd=folder).stdout
     assert said == tokenizer.decode(expected) + "\n"
     assert must_run(*call, "--top_k", "1", cwd=folder).stdout == said
-
-
-def test_inspect_shows_and_saves_the_three_matrices(folder: Path, run: Path) -> None:
-    last = run / "checkpoints/last.ckpt"
-    call = (
-        "inspect",
-        "--checkpoint",
-        str(last),
-        "--text",
-        "abc def",
-        "--layer",
-        "1",
-        "--head",
-        "1",
-        "--output",
-        "look",
-    )
-    done = must_run(*call, cwd=folder)
-    for title in ("causal mask", "scaled scores", "softmax, layer 1, head 1"):
-        assert title in done.stdout
-    saved = np.load(folder / "look/attention.npz")
-    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
-    ids = torch.from_numpy(tokenizer.encode("abc def")).long()[None]
-    with torch.no_grad(), model.record() as trace:
-        model(ids)
-    for layer in range(2):
-        for name in ("scores", "pattern"):
-            recorded = trace[f"attention.{name}", layer][0].numpy()
-            np.testing.assert_allclose(saved[name][layer], recorded, atol=1e-6)
-    assert saved["mask"].tolist() == np.tril(np.ones((ids.shape[1], ids.shape[1]), dtype=bool)).tolist()
-    printed = saved["pattern"][1, 1][-1]
-    assert all(f"{value:.3f}" in done.stdout for value in printed)
-    for picture in ("heads.png", "layer1_head1.png"):
-        assert (folder / "look" / picture).read_bytes().startswith(b"\x89PNG")
-
-
-def test_inspect_without_checkpoint_shows_a_fresh_head_near_uniform(tmp_path: Path) -> None:
-    must_run("inspect", "--text", "The city was founded", cwd=tmp_path)
-    pattern = np.load(tmp_path / "inspect/attention.npz")["pattern"][0, 0]
-    for row in range(len(pattern)):
-        np.testing.assert_allclose(pattern[row, : row + 1], 1 / (row + 1), rtol=0.2)
 
 
 def test_single_head_starts_within_one_percent_of_ln_v(tmp_path: Path) -> None:
