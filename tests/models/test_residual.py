@@ -1,0 +1,172 @@
+"""Every residual rule against its formula, in value and gradient, and how each starts."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.attention import CausalAttention, attentions
+from lightning_gpt.models.block import Block, blocks
+from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.norms import LayerNorm
+from lightning_gpt.models.positions import NoPositions
+from lightning_gpt.models.registry import Choice
+from tests.models.helpers import randomise
+from tests.models.slopes import Array, assert_equals_reference
+from tests.reference import formulas, parts
+
+State = Mapping[str, Array]
+N_LAYER = 3
+
+
+def attention(choice: Choice = "full", dim: int = 6, n_head: int = 2) -> CausalAttention:
+    context: dict[str, Any] = {"dim": dim, "n_head": n_head, "bias": True, "dropout": 0.0, "backend": "sdpa"}
+    return attentions.make(choice, **context, qk_norm="none", layer=0, positions=NoPositions())
+
+
+def block(rule: Choice, dim: int = 6) -> Block:
+    return blocks.make(
+        rule,
+        attention=attention(dim=dim),
+        ffn=FeedForward(dim, bias=True),
+        norm=partial(LayerNorm, dim),
+        dim=dim,
+        dropout=0.0,
+        n_layer=N_LAYER,
+    )
+
+
+def layer_norm(state: State, name: str) -> parts.Branch:
+    return lambda h: formulas.layer_norm(h, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: parts.Branch) -> Array:
+    """What one half of the block makes of the stream; ``name`` is ``attention`` or ``ffn``."""
+    if rule == "rezero":
+        return parts.scaled(h, branch, lambda h: h, float(state[f"{name}_scale"]))
+    norm = layer_norm(state, f"{name}_norm")
+    if rule == "layerscale":
+        return parts.scaled(h, branch, norm, state[f"{name}_scale"])
+    if rule == "sandwich":
+        return parts.sandwich(h, branch, norm, layer_norm(state, f"{name}_out_norm"))
+    if rule == "deepnorm":
+        return parts.deepnorm(h, branch, norm, n_layer)
+    rules: dict[str, Callable[..., Array]] = {"pre": parts.pre, "post": parts.post, "none": parts.no_residual}
+    return rules[rule](h, branch, norm)
+
+
+def reference(rule: str, n_layer: int, h: Array, state: State) -> Array:
+    def mix(x: Array) -> Array:
+        return formulas.multi_head_attention(x, formulas.below(state, "attention"), 2)
+
+    def feed(x: Array) -> Array:
+        return formulas.feed_forward(x, formulas.below(state, "ffn"))
+
+    if rule == "parallel":
+        return parts.pre(h, lambda x: mix(x) + feed(x), layer_norm(state, "attention_norm"))
+    h = by_rule(rule, n_layer, h, state, "attention", mix)
+    return by_rule(rule, n_layer, h, state, "ffn", feed)
+
+
+FORMULAS = ["pre", "post", "none", "deepnorm", "sandwich", "layerscale", "rezero", "parallel"]
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_a_block_and_its_gradient_equal_the_formula_of_its_rule(rule: str, offset: float) -> None:
+    made = randomise(block(rule)).double()
+    x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + offset
+    assert_equals_reference(made, partial(reference, rule, N_LAYER), x)
+
+
+@pytest.mark.parametrize("n_layer", [1, 2, 8, 100])
+def test_alpha_of_deepnorm_is_the_fourth_root_of_twice_the_depth(n_layer: int) -> None:
+    made = blocks.make(
+        "deepnorm",
+        attention=attention(),
+        ffn=FeedForward(6, bias=True),
+        norm=partial(LayerNorm, 6),
+        dropout=0.0,
+        n_layer=n_layer,
+    )
+    assert made.alpha**4 == pytest.approx(2 * n_layer)
+
+
+@pytest.mark.parametrize("kind", ["full", {"kind": "grouped", "n_kv_head": 2}, "multi_query", "differential"])
+@pytest.mark.parametrize("n_layer", [1, 6])
+def test_deepnorm_starts_with_the_variances_of_the_paper(n_layer: int, kind: Choice) -> None:
+    """Xavier's ``g² · 2 / (fan_in + fan_out)``, g = β for values, the output and the FFN, 1 for queries and keys."""
+    torch.manual_seed(0)
+    dim, n_head = 128, 4
+    sizes: dict[str, Any] = {"block_size": 4, "vocab_size": 5, "dim": dim, "n_head": n_head, "n_layer": n_layer}
+    model = GPT(GPTConfig(**sizes, residual="deepnorm", attention=kind))
+    beta = (8 * n_layer) ** -0.25
+    made = model.blocks[0]
+    n_kv = made.attention.n_kv_head * (dim // n_head)
+    query, key, value = made.attention.qkv.weight.split([dim, n_kv, n_kv])
+    expected = {
+        "query": (query, 1.0),
+        "key": (key, 1.0),
+        "value": (value, beta),
+        "output": (made.attention.projection.weight, beta),
+        "expand": (made.ffn.expand.weight, beta),
+        "project": (made.ffn.projection.weight, beta),
+    }
+    for name, (weight, gain) in expected.items():
+        standard = gain * math.sqrt(2 / sum(weight.shape))
+        assert float(weight.std()) == pytest.approx(standard, rel=0.05), name
+    assert all(float(bias.abs().sum()) == 0 for bias in (made.attention.qkv.bias, made.ffn.expand.bias))
+
+
+@pytest.mark.parametrize("rule", ["pre", "sandwich", "parallel"])
+def test_what_is_added_to_the_stream_starts_smaller_the_deeper_the_model(rule: str) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=8, n_head=2, dim=64, block_size=4, vocab_size=5, residual=rule))
+    for made in model.blocks:
+        for projection in (made.attention.projection, made.ffn.projection):
+            assert float(projection.weight.std()) == pytest.approx(0.02 / 4, rel=0.05)
+        assert float(made.ffn.expand.weight.std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_rezero_starts_as_the_identity_and_both_numbers_have_a_gradient() -> None:
+    made = block("rezero")
+    x = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(made(x), x)
+    made(x).square().sum().backward()
+    for scale in (made.attention_scale, made.ffn_scale):
+        assert isinstance(scale, nn.Parameter)
+        assert scale.grad is not None
+        assert float(scale.grad) != 0
+
+
+@pytest.mark.parametrize(("choice", "start"), [("layerscale", 0.1), ({"kind": "layerscale", "initial": 1e-4}, 1e-4)])
+def test_layerscale_starts_where_it_is_told(choice: Choice, start: float) -> None:
+    made = block(choice)
+    for scale in (made.attention_scale, made.ffn_scale):
+        assert isinstance(scale, Tensor)
+        torch.testing.assert_close(scale, torch.full((6,), start))
+
+
+@pytest.mark.parametrize("rule", blocks.names)
+def test_the_model_norms_once_what_comes_out_of_its_last_block(rule: str) -> None:
+    model = GPT(GPTConfig(n_layer=2, n_head=2, dim=6, block_size=4, vocab_size=5, residual=rule))
+    assert isinstance(model.final_norm, nn.Identity) == (rule in ("post", "deepnorm"))
+
+
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_the_trace_has_the_stream_after_each_half(rule: str) -> None:
+    model = GPT(GPTConfig(n_layer=1, n_head=2, dim=6, block_size=4, vocab_size=5, residual=rule)).double()
+    randomise(model)
+    ids = torch.tensor([[1, 2, 3]])
+    with model.record() as trace:
+        model(ids)
+    state = {name: parameter.detach().numpy() for name, parameter in model.blocks[0].named_parameters()}
+    stream = trace["embedding"][0].detach().numpy()
+    expected = reference(rule, 1, stream, state)
+    torch.testing.assert_close(trace["blocks.0.after_ffn"][0].detach(), torch.from_numpy(expected))
+    assert {"blocks.0.attention_norm", "blocks.0.ffn_norm", "blocks.0.after_attention"} <= set(trace)
