@@ -6,19 +6,17 @@ How layers are counted: :mod:`lightning_gpt.analysis.probe`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gpt.analysis.attention_statistics import attention_distance, attention_entropy, first_token_share
-from lightning_gpt.analysis.probe import Probe, blocks
+from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.analysis.similarity import (
     activation_rms,
     dirichlet_energy,
     effective_rank,
-    linear_cka,
     rank_residual,
     token_cosine,
 )
@@ -27,10 +25,8 @@ from lightning_gpt.analysis.spectral import (
     second_singular_value,
     spectral_gap,
     spectral_radius,
-    value_projection,
-    value_projection_eigenvalues,
 )
-from lightning_gpt.models import GPT, LanguageModel
+from lightning_gpt.models import GPT
 from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.loss import IGNORED, token_nll
 
@@ -61,7 +57,7 @@ def _of_square_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe]
 
 def _of_value_projections(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
     """Of the eigenvalues of each block's value projections, by head."""
-    return lambda probe: [None if found is None else formula(found) for found in value_spectra(probe.model)]
+    return lambda probe: [None if found is None else formula(found) for found in probe.value_spectra]
 
 
 def _dirichlet_energy(probe: Probe) -> Layers:
@@ -73,24 +69,14 @@ def _dirichlet_energy(probe: Probe) -> Layers:
 
 
 def _cka(probe: Probe) -> Layers:
-    tokens = probe.streams.flatten(1, 2)  # (n_layer + 1, B·T, d)
-    return [linear_cka(before, after) for before, after in pairwise(tokens)]
-
-
-def value_spectra(model: LanguageModel) -> list[Tensor | None]:
-    """The eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block that has no such maps."""
-    spectra: list[Tensor | None] = []
-    for *_, block in blocks(model):
-        weights = value_projection(getattr(block, "attention", block))
-        spectra.append(None if weights is None else value_projection_eigenvalues(*(w.detach().cpu() for w in weights)))
-    return spectra
+    return list(cka_matrix(probe).diagonal(1))
 
 
 def cka_matrix(probe: Probe) -> Tensor:
     """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``.
 
-    By Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which is the same as :func:`linear_cka`
-    of each two: Kornblith et al. 2019 (1905.00414), eq. 1.
+    By Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which is the same as
+    :func:`~lightning_gpt.analysis.similarity.linear_cka` of each two: Kornblith et al. 2019 (1905.00414), eq. 1.
     """
     tokens = probe.streams.flatten(1, 2)
     centred = tokens - tokens.mean(dim=1, keepdim=True)

@@ -60,13 +60,14 @@ def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for ax in axes[len(eigenvalues) :]:
         ax.set_axis_off()
-    limit = 1.1 * max((float(of_block.abs().max()) for of_block in eigenvalues if of_block is not None), default=1.0)
+    sizes = [float(found.abs().nan_to_num(0.0).max()) for found in eigenvalues if found is not None]
+    limit = 1.1 * max(sizes, default=0.0) or 1.0
     for block, (ax, of_block) in enumerate(zip(axes, eigenvalues, strict=False)):
         ax.axvline(0, color="grey", linewidth=0.8)
         for head, of_head in enumerate([] if of_block is None else of_block):
             ax.plot(of_head.real, of_head.imag, ".", markersize=3, color=f"C{head % 10}")
-        ax.set_xlim(-limit or -1, limit or 1)
-        ax.set_ylim(-limit or -1, limit or 1)
+        ax.set_xlim(-limit, limit)
+        ax.set_ylim(-limit, limit)
         ax.set_title(f"block {block}", fontsize=9)
         ax.tick_params(labelsize=7)
     figure.suptitle(f"eigenvalues of $W_V W_O$ by head, step {step:,}", fontsize=10)
@@ -91,8 +92,8 @@ def _colour_bar(figure: Figure, ax: Axes, image: AxesImage) -> None:
 
 
 def _spread(count: int) -> list[int]:
-    """At most :data:`_MOST_LABELS` of ``count`` places, evenly, with the first and the last."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, _MOST_LABELS))})
+    """At most :data:`_MOST_LABELS` of ``count`` places, evenly from the first on."""
+    return list(range(0, count, -(-count // _MOST_LABELS)))
 
 
 def _label_layers(ax: Axes, layers: int, stream: bool, axis: str) -> None:

@@ -7,11 +7,13 @@ block.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.analysis.spectral import value_projection, value_projection_eigenvalues
 from lightning_gpt.models import GPT, LanguageModel, SingleHeadModel
 from lightning_gpt.models.base import evaluating
 
@@ -46,6 +48,19 @@ class Probe:
         prefixes = [f"blocks.{block}." for block in range(len(blocks(model)))] if isinstance(model, GPT) else [""]
         patterns = [trace.get(f"{prefix}attention.pattern") for prefix in prefixes]
         return cls(model, targets, streams, [p if p is None else _by_head(p.float().cpu()) for p in patterns])
+
+    @cached_property
+    def value_spectra(self) -> list[Tensor | None]:
+        """The eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block without such maps.
+
+        Of the weights as they are when this is first asked for.
+        """
+        spectra: list[Tensor | None] = []
+        for *_, block in blocks(self.model):
+            weights = value_projection(getattr(block, "attention", block))
+            found = None if weights is None else [weight.detach().cpu() for weight in weights]
+            spectra.append(None if found is None else value_projection_eigenvalues(*found))
+        return spectra
 
 
 def _by_head(pattern: Tensor) -> Tensor:

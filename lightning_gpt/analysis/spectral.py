@@ -9,8 +9,17 @@ goes depends on how far the other ``|μ|`` lie below 1, the spectral gap (2312.0
 time)``, rows of sum 1.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+
+def spectrum(solver: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """``solver`` of each of ``(..., n, n)``, and nan for a matrix that is not finite, at which a solver would fail."""
+    finite = matrices.isfinite().all(dim=-1).all(dim=-1)
+    values = solver(torch.where(finite[..., None, None], matrices, 0.0))
+    return torch.where(finite[..., None], values, torch.nan)
 
 
 def spectral_gap(pattern: Tensor) -> Tensor:
@@ -26,7 +35,7 @@ def spectral_gap(pattern: Tensor) -> Tensor:
     if torch.equal(pattern, pattern.tril()):
         moduli = pattern.diagonal(dim1=-2, dim2=-1)
     else:
-        moduli = torch.linalg.eigvals(pattern.double()).abs().to(pattern.dtype)
+        moduli = spectrum(torch.linalg.eigvals, pattern.double()).abs().to(pattern.dtype)
     second: Tensor = moduli.sort(dim=-1, descending=True).values[..., 1]
     return (1 - second).clamp(min=0)
 
@@ -40,7 +49,7 @@ def second_singular_value(pattern: Tensor) -> Tensor:
     is the ``|λ₂|`` of 2312.06182.
     """
     # the square root halves the digits, and σ₂ is far above the square root of what float64 loses
-    squares: Tensor = torch.linalg.eigvalsh(pattern.double() @ pattern.double().mT)
+    squares = spectrum(torch.linalg.eigvalsh, pattern.double() @ pattern.double().mT)
     return squares[..., -2].clamp(min=0).sqrt().to(pattern.dtype)
 
 
@@ -55,8 +64,7 @@ def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
         values: ``W_V`` of each head, ``(n_head, dim, head_dim)``: values are ``x W_V``.
         output: ``W_O`` of each head, ``(n_head, head_dim, dim)``.
     """
-    eigenvalues: Tensor = torch.linalg.eigvals(output.double() @ values.double())
-    return eigenvalues
+    return spectrum(torch.linalg.eigvals, output.double() @ values.double())
 
 
 def positive_share(eigenvalues: Tensor) -> Tensor:

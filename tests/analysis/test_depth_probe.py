@@ -12,6 +12,7 @@ from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.analysis.similarity import linear_cka
 from lightning_gpt.analysis.spectral import value_projection
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.attention import attentions
 from lightning_gpt.models.loss import IGNORED
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.reference import depth as reference
@@ -196,6 +197,16 @@ def test_what_is_not_finite_is_none(gpt: GPT) -> None:
     assert layer_value([1.0, 2.0]) == 1.5
 
 
+def test_a_model_that_diverged_is_measured_all_the_same(gpt: GPT) -> None:
+    with torch.no_grad():
+        gpt.blocks[1].attention.qkv.weight.fill_(torch.nan)
+    figures = measure(probe_of(gpt))
+    for name, values in figures.items():
+        layer = 2 if DIAGNOSTICS[name].of == "stream" else 1
+        assert layer_value(values[0]) is not None, name
+        assert layer_value(values[layer]) is None, name
+
+
 def test_blocks_share_no_parameter_and_leave_out_the_embeddings(gpt: GPT, one_head: SingleHeadModel) -> None:
     for model, count in ((gpt, N_LAYER), (one_head, 1)):
         parts = block_parameters(model)
@@ -217,3 +228,16 @@ def test_cka_of_every_two_layers_is_that_of_the_two(gpt: GPT) -> None:
     torch.testing.assert_close(matrix, by_pairs)
     assert matrix.shape == (N_LAYER + 1, N_LAYER + 1)
     assert measure(probe)["cka"] == pytest.approx(matrix.diagonal(1).tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", attentions.names)
+def test_every_attention_can_be_probed(kind: str) -> None:
+    """What a variant has no figure for is None; nothing fails, whatever its pattern looks like."""
+    options = {name: 2 for name, given in attentions.options(kind).items() if given.default is given.empty}
+    config = GPTConfig(n_layer=2, n_head=4, dim=32, block_size=TIME, vocab_size=11, attention={"kind": kind, **options})
+    figures = measure(probe_of(randomise(GPT(config))))
+    for name, values in figures.items():
+        assert len(values) == (3 if DIAGNOSTICS[name].of == "stream" else 2), name
+        if DIAGNOSTICS[name].by_head:
+            assert all(value is None or len(value) == 4 for value in values), name
+    assert None not in [value for name in ("token_cosine", "cka", "logit_lens_loss") for value in figures[name]]

@@ -81,7 +81,7 @@ def layout() -> dict[str, dict[str, list[Any]]]:
     return charts
 
 
-def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, bool | int | float | str]:
+def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, int | float | str]:
     """What a run is set apart by: model, optimization, batch, steps, precision; by name, each a plain value."""
     described, data = module.model.describe(), trainer.datamodule  # type: ignore[attr-defined]
     settings = {"model": described["class"], **described["config"], **dataclasses.asdict(module.optimization)}
@@ -91,10 +91,12 @@ def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, bo
     return {key: _plain(value) for key, value in settings.items() if value is not None}
 
 
-def _plain(value: Any) -> bool | int | float | str:
+def _plain(value: Any) -> int | float | str:
     if isinstance(value, list | tuple):
         return ", ".join(str(each) for each in value)
-    return value if isinstance(value, bool | int | float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()  # TensorBoard shows a boolean as 1.0000
+    return value if isinstance(value, int | float) else str(value)
 
 
 def _add_token_table(board: SummaryWriter, module: LanguageModule, data: TextData, step: int) -> None:

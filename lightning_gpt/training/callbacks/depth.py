@@ -14,7 +14,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, Value, cka_matrix, layer_value, measure, value_spectra
+from lightning_gpt.analysis.depth import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
 from lightning_gpt.analysis.depth_plots import cka_heatmap, heatmap, value_spectrum
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.console import say
@@ -181,7 +181,7 @@ class DepthDiagnostics(Callback):
         if self._probe is not None:
             last = self._history[-1]["step"]
             board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
-            board.add_figure("depth/value_spectrum", value_spectrum(value_spectra(self._probe.model), step), step)
+            board.add_figure("depth/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,60 @@
+"""The pictures of the diagnostics show every layer and step, also of runs in which something is missing."""
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_gpt.analysis.depth import DIAGNOSTICS
+from lightning_gpt.analysis.depth_plots import cka_heatmap, heatmap, value_spectrum
+
+
+def drawn(figure: Figure) -> Figure:
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+@pytest.mark.parametrize("layers", [1, 4, 30])
+def test_heatmap_has_a_row_a_layer_and_a_column_a_step(layers: int) -> None:
+    steps = list(range(0, 230, 10))
+    figures = [[step + 0.5 * layer for layer in range(layers)] for step in steps]
+    figure = drawn(heatmap(DIAGNOSTICS["token_cosine"], steps, figures))
+    (ax,) = figure.axes
+    (image,) = ax.images
+    shown = image.get_array()
+    assert shown.shape == (layers, len(steps))
+    assert float(shown[-1, 2]) == 20 + 0.5 * (layers - 1)
+    assert ax.get_ylim()[0] < ax.get_ylim()[1], "depth goes up"
+    assert ax.get_yticklabels()[0].get_text() == "embedding"
+    assert [label.get_text() for label in ax.get_xticklabels()] == [str(step) for step in steps[::3]]
+    assert {text.get_text() for text in figure.texts} == {f"{0.0:.3g}", f"{220 + 0.5 * (layers - 1):.3g}"}
+
+
+def test_heads_are_averaged_and_missing_layers_left_out() -> None:
+    figure = drawn(heatmap(DIAGNOSTICS["attention_entropy"], [0, 5], [[[1.0, 3.0], None], [[2.0, 2.0], [None, 1.0]]]))
+    shown = figure.axes[0].images[0].get_array()
+    assert shown[0].tolist() == [2.0, 2.0]
+    assert bool(shown.mask[1].all())
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "block 0"
+
+
+def test_nothing_but_missing_values_is_drawn_too() -> None:
+    drawn(heatmap(DIAGNOSTICS["rms"], [0], [[None, None]]))
+    drawn(value_spectrum([None, torch.full((2, 3), torch.nan, dtype=torch.complex64)], 5))
+
+
+def test_every_eigenvalue_is_a_point_within_the_axes() -> None:
+    eigenvalues = [torch.tensor([[1 + 1j, 1 - 1j], [-2 + 0j, 0j]]), None, *[torch.zeros(2, 2) + 0j] * 3]
+    figure = drawn(value_spectrum(eigenvalues, 5))
+    first, second, *_ = figure.axes
+    points = [point for line in first.lines[1:] for point in zip(*line.get_data(), strict=True)]
+    assert points == [(1, 1), (1, -1), (-2, 0), (0, 0)]
+    assert first.get_xlim()[0] < -2
+    assert first.get_xlim() == second.get_xlim()
+    assert len(second.lines) == 1, "the line that parts the two sides"
+
+
+def test_cka_is_on_one_scale_from_0_to_1() -> None:
+    image = drawn(cka_heatmap(torch.eye(5), 7)).axes[0].images[0]
+    assert image.get_clim() == (0, 1)
+    assert image.get_array().shape == (5, 5)
