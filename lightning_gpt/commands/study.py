@@ -1,0 +1,126 @@
+"""``lightning-gpt study``: a grid of training runs, and the report on what came out."""
+
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from lightning_gpt.commands.call import check_config_files, parse_function_call
+from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.studies.cells import Cell
+from lightning_gpt.studies.diagnostics import diagnostic
+from lightning_gpt.studies.progress import Display
+from lightning_gpt.studies.report import check_report, write_report
+from lightning_gpt.studies.results import StudyResults, cell_folder, collect, read_result, write_results
+from lightning_gpt.studies.runner import Runner
+from lightning_gpt.studies.slurm import array_script
+from lightning_gpt.studies.spec import read_study
+from lightning_gpt.studies.vocabulary import SharedVocabularies
+
+_FLAGS = ("--slurm", "--report_only")
+
+
+def study(
+    config: str,
+    preset: str | None = None,
+    folder: str | None = None,
+    jobs: int = 1,
+    cell: int | None = None,
+    slurm: bool = False,
+    report_only: bool = False,
+) -> None:
+    """Run a study: every cell of its grid as a process of its own, then its tables, plots and report.
+
+    Finished cells are left alone and begun ones go on, so the same command takes up a study that was stopped or
+    killed. A cell that fails is reported and the others go on; the exit status is then 1.
+
+    Args:
+        config: The study's YAML file, such as configs/studies/depth.yaml.
+        preset: Which of the file's presets to run, such as cpu or paper.
+        folder: Where the cells, results.csv, results.json, plots and report go; studies/NAME-PRESET when omitted.
+        jobs: Cells to run at a time; cores and GPUs are shared out among them.
+        cell: Run this one cell only, by its number from 0, and write no report: a job of a SLURM array does so.
+        slurm: Print a SLURM array script whose jobs run a cell each, and run nothing.
+        report_only: Write results and report from the cells that are finished, and run nothing.
+    """
+    read = read_study(Path(config), preset)
+    check_report(read)
+    place = Path(folder) if folder is not None else Path("studies") / read.title
+    if jobs < 1:
+        raise CallError(f"jobs is {jobs}; it must be at least 1")
+    if sum((cell is not None, slurm, report_only)) > 1:
+        raise CallError("--cell, --slurm and --report_only exclude one another")
+    if cell is not None and not 0 <= cell < len(read.cells):
+        raise CallError(f"cell is {cell}; this study has {len(read.cells)} (allowed: 0 to {len(read.cells) - 1})")
+    if report_only:
+        _report(collect(read, place), place)
+        return
+    chosen = read.cells if cell is None else [read.cells[cell]]
+    shared = SharedVocabularies(place)
+    diagnostics = [options["diagnostic"] for name, options in read.report if name == "layers"]
+    sizes = _prepare(chosen, diagnostics, shared)
+    if slurm:
+        place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it, and makes no folder
+        print(array_script(read, Path(config), place), end="")
+        return
+    runner = Runner(read, place, jobs, shared.run_config)
+    display = Display(read.measure, sizes)
+    if cell is not None:
+        runner.run_one(chosen[0], display)
+        result = read_result(chosen[0], cell_folder(place, chosen[0]))
+        if result.status != "finished":
+            raise WorkError(f"cell {cell}, {chosen[0].name}, failed: {result.error}")
+        return
+    try:
+        runner.run(display)
+    finally:
+        results = collect(read, place)
+        if results.finished:
+            _report(results, place)
+    failed = [result.cell.name for result in results.results if result.status == "failed"]
+    if failed:
+        names = "; ".join(failed[:3]) + (" and others" if len(failed) > 3 else "")
+        raise WorkError(f"{len(failed)} of {len(read.cells)} cells failed ({names}); the report names their errors")
+
+
+def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
+    """Check the cells and train the vocabularies that they share; returns the cells' parameters, by number.
+
+    In a process of its own, because it imports Lightning, and this one is to stay small while the cells train.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(_prepare_here, cells, diagnostics, shared).result()
+        except BrokenProcessPool:
+            raise WorkError("the process that checks the cells has died (was it killed, or short of memory?)") from None
+
+
+def _prepare_here(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
+    from lightning_gpt.commands.study_check import check_cells, train_vocabulary
+
+    for name in diagnostics:
+        diagnostic(name)
+    sizes = check_cells(cells)
+    for place, config in shared.to_train(cells).items():
+        train_vocabulary(config, place)
+    return sizes
+
+
+def _report(results: StudyResults, folder: Path) -> None:
+    """Write the tables and the report, and say where they are."""
+    if not results.finished:
+        raise WorkError(f"no cell of {results.study.title} is finished in {folder}, so there is nothing to report")
+    write_results(results, folder)
+    print(write_report(results, folder))
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and run the study."""
+    # a flag may stand alone
+    follows = [*args[1:], "--"]
+    args = [
+        f"{arg}=true" if arg in _FLAGS and after.startswith("-") else arg
+        for arg, after in zip(args, follows, strict=True)
+    ]
+    check_config_files(args)
+    study(**parse_function_call(study, "study", args))

@@ -1,0 +1,94 @@
+"""What a study does once before its cells run: check them, and train what they share."""
+
+import io
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_gpt.commands.lightning_cli import TrainCLI
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.parts import write_file
+from lightning_gpt.errors import CallError
+from lightning_gpt.studies.cells import Cell
+
+
+class _ParsedOnly(TrainCLI):
+    """The CLI of ``fit`` up to the point where the work would start, over one configuration after another."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        return
+
+    def before_instantiate_classes(self) -> None:
+        """Build for this machine, and keep no run: the cells may be meant for another, and are not begun."""
+        trainer = self.config[self.config.subcommand].trainer
+        trainer.accelerator, trainer.devices, trainer.strategy = "cpu", 1, "auto"
+        trainer.precision, trainer.logger = "32-true", False
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer, the model without memory for its weights."""
+        with torch.device("meta"):
+            super().instantiate_classes()
+
+    def check(self) -> None:
+        """Parse ``sys.argv`` and build what it describes."""
+        self.parse_arguments(self.parser, None)
+        self.before_instantiate_classes()
+        self.instantiate_classes()
+
+
+def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
+    """Build each setting of a study as ``fit`` would; returns the parameters of each cell's model, by its number.
+
+    Raises:
+        CallError: Where ``fit`` would refuse a cell, naming the cell and the reason.
+    """
+    cli: _ParsedOnly | None = None
+    sizes: dict[str, int] = {}
+    _quieten()
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+        file = Path(folder) / "cell.yaml"
+        for cell in cells:
+            setting = repr(sorted(cell.settings.items(), key=str))  # seeds are whole numbers, looked at already
+            if setting in sizes:
+                continue
+            file.write_text(yaml.safe_dump(cell.config), encoding="utf-8")
+            sys.argv = ["lightning-gpt", "fit", "--config", str(file)]
+            try:
+                if cli is None:
+                    cli = _ParsedOnly()
+                else:
+                    cli.check()
+            except Exception as error:
+                reason: BaseException | None = error
+                while reason is not None and not isinstance(reason, CallError):
+                    reason = reason.__cause__
+                said = " ".join(str(reason or f"{type(error).__name__}: {error}").split())
+                raise CallError(f"cell {cell.number}, {cell.name}: {said}") from None
+            sizes[setting] = sum(parameter.numel() for parameter in cli.model.parameters())
+    return {cell.number: sizes[repr(sorted(cell.settings.items(), key=str))] for cell in cells}
+
+
+def train_vocabulary(config: dict[str, Any], folder: Path) -> None:
+    """Train the vocabulary that a cell's configuration asks for, and write it to ``folder``."""
+    _quieten()
+    with tempfile.TemporaryDirectory() as temporary, redirect_stderr(io.StringIO()):
+        file = Path(temporary) / "cell.yaml"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        sys.argv = ["lightning-gpt", "fit", "--config", str(file)]
+        data = _ParsedOnly().datamodule
+    folder.mkdir(parents=True, exist_ok=True)
+    assert isinstance(data, TextData)
+    data.setup("tokenizer")
+    write_file(folder / f"{data.tokenizer.name}.tiktoken", data.tokenizer.table.encode())
+
+
+def _quieten() -> None:
+    """Silence what is news of a run, which this is not."""
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

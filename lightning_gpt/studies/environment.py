@@ -1,0 +1,75 @@
+"""Where figures were made: the code, the packages, the machine."""
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("lightning-gpt", "torch", "lightning", "tokenizers", "tiktoken", "datasets", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Git revision of the code's working tree (None where there is none), versions and hardware, as plain values."""
+    return {
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "gpus": gpu_names(),
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu_names() -> list[str]:
+    """The names of the NVIDIA GPUs here, in their order, as ``nvidia-smi`` says: torch need not be imported for it."""
+    return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+
+
+def visible_gpus() -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` may name here: what it names already, or all GPUs."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(gpu_names()))]
+
+
+def _git() -> dict[str, Any] | None:
+    folder = str(Path(__file__).parent)
+    revision = _output("git", "-C", folder, "rev-parse", "HEAD").strip()
+    if not revision:
+        return None
+    changed = _output("git", "-C", folder, "status", "--porcelain", "--untracked-files=no").strip()
+    return {"revision": revision, "changed": bool(changed)}
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,85 @@
+"""Results of one setting under several seeds, taken together."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_gpt.studies.cells import VARIANT, setting_text
+from lightning_gpt.studies.results import Result, StudyResults
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None for one value) and number of values."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """The spread of the values that there are; None where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return Spread(mean, None, 1)
+    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished cells of one setting, one a seed.
+
+    Args:
+        settings: What sets it apart, by axis.
+        label: The same for people.
+        results: Its finished cells; none where all are missing.
+        planned: How many there are to be.
+    """
+
+    settings: dict[str, Any]
+    label: str
+    results: list[Result]
+    planned: int
+
+    def spread(self, tag: str) -> Spread | None:
+        """Of a measure, over the seeds."""
+        return spread(result.value(tag) for result in self.results)
+
+    def layers(self, diagnostic: str, *, first: bool = False) -> list[Spread]:
+        """A diagnostic by layer over the seeds, as it was measured last (or first); empty where it was not."""
+        series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
+        spreads = [spread(values) for values in zip(*series, strict=False)]
+        return [each for each in spreads if each is not None]
+
+
+def layer_values(result: Result, diagnostic: str, *, first: bool = False) -> list[float | None]:
+    """A diagnostic of a run by layer, as it was measured last (or first); empty where it was not."""
+    entries = [entry[diagnostic] for entry in result.layers if entry.get(diagnostic)]
+    return list(entries[0 if first else -1]) if entries else []
+
+
+def groups(results: StudyResults) -> list[Group]:
+    """All settings of a study in order."""
+    found: dict[str, list[Result]] = {}
+    for result in results.results:
+        found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
+    made = []
+    for members in found.values():
+        settings = members[0].cell.settings
+        finished = [result for result in members if result.status == "finished"]
+        made.append(Group(settings, label_of(settings, results.study.axes), finished, len(members)))
+    return made
+
+
+def label_of(settings: dict[str, Any], axes: dict[str, str], leave_out: Sequence[str] = ()) -> str:
+    """Settings for people: ``n_layer 4, dim 128``; a variant goes by its name."""
+    parts = [
+        setting_text(value) if key == VARIANT else f"{axes[key]} {setting_text(value)}"
+        for key, value in settings.items()
+        if key not in leave_out
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,113 @@
+"""The plots of a report: dark text on white, colours that the colour-blind can tell apart, markers that differ too."""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lightning_gpt.studies.groups import Group, Spread
+
+# Okabe & Ito 2008, without the yellow that white swallows
+_DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+_MARKERS = "osD^vPX*<>"
+_DASHES = ("-", "--", ":", "-.")
+THEIRS = "#8A6D3B"
+"""The colour of somebody else's figures."""
+
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "study",  # the same plot, the same file
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line of a plot looks."""
+
+    color: str | tuple[float, ...]
+    marker: str
+    dash: str
+
+
+def looks(count: int, *, ordered: bool) -> list[Look]:
+    """A look for each of ``count`` lines: shades from dark to light where they are ordered, distinct colours else."""
+    shades = colormaps["viridis"]
+    made = []
+    for number in range(count):
+        color: str | tuple[float, ...] = _DISTINCT[number % len(_DISTINCT)]
+        if ordered or count > len(_DISTINCT):
+            color = shades(0.85 * number / max(1, count - 1))
+        dash = "-" if ordered else _DASHES[number // len(_DISTINCT) % len(_DASHES)]
+        made.append(Look(color, _MARKERS[number % len(_MARKERS)], dash))
+    return made
+
+
+def looks_of(groups: Sequence[Group]) -> list[Look]:
+    """A look for each group: ordered where one axis of numbers sets them apart."""
+    values = [value for group in groups for value in group.settings.values()]
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return looks(len(groups), ordered=numbers and len(values) == len(groups))
+
+
+def new_figure(columns: int = 1, height: float = 3.9, width: float = 6.4) -> tuple[Figure, list[Axes]]:
+    """A figure with so many plots side by side."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width if columns == 1 else 4.9 * columns, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
+    """A line through means, with ± one standard deviation over the seeds."""
+    means = [each.mean for each in spreads]
+    deviations = [each.deviation or 0.0 for each in spreads]
+    style = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "markersize": 5, "linewidth": 1.7}
+    ax.errorbar(x, means, yerr=deviations, capsize=3, label=label, **style)  # type: ignore[arg-type]
+
+
+def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
+    """A line through many means, with ± one standard deviation over the seeds as a band."""
+    means = [each.mean for each in spreads]
+    low = [each.mean - (each.deviation or 0.0) for each in spreads]
+    high = [each.mean + (each.deviation or 0.0) for each in spreads]
+    ax.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
+    style = {"marker": look.marker, "linestyle": look.dash, "markersize": 4, "linewidth": 1.7}
+    ax.plot(x, means, color=look.color, label=label, **style)  # type: ignore[arg-type]
+
+
+def whole_numbers(ax: Axes) -> None:
+    """Ticks at whole numbers on the horizontal axis."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend(figure: Figure, axes: Sequence[Axes], count: int) -> None:
+    """One legend for all plots of a figure: inside where it is short, beside them where it is long."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    if count > 1 and len(axes) == 1 and count <= 5:
+        axes[0].legend()
+    elif count > 1:
+        figure.legend(handles, labels, loc="outside right upper")
+
+
+def files_of(figure: Figure) -> Iterable[tuple[str, bytes]]:
+    """The figure as ``png`` and ``svg``; the same bytes for the same figure."""
+    with matplotlib.rc_context(_STYLE):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            file = io.BytesIO()
+            figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+            yield kind, file.getvalue()

@@ -1,0 +1,111 @@
+"""A depth diagnostic layer by layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from lightning_gpt.studies import plots
+from lightning_gpt.studies.diagnostics import diagnostic
+from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table
+from lightning_gpt.studies.groups import Group, groups, layer_values
+from lightning_gpt.studies.measures import measure, number_text
+from lightning_gpt.studies.results import StudyResults
+from lightning_gpt.studies.sections.base import Section, capital, file_name
+
+_LOG_FROM = 50.0
+
+
+@dataclass(frozen=True)
+class Layers(Section):
+    """A line a setting over the layers, as first measured and as last measured, with the spread over the seeds.
+
+    Args:
+        diagnostic: Its name in ``depth.json``, such as ``token_cosine``.
+    """
+
+    diagnostic: str
+
+    def blocks(self, results: StudyResults) -> list[Block]:
+        shown = [group for group in groups(results) if group.layers(self.diagnostic)]
+        if not shown:
+            return []
+        what = diagnostic(self.diagnostic)
+        figure, (before, after) = plots.new_figure(2, height=4.3)
+        for group, look in zip(shown, plots.looks_of(shown), strict=True):
+            for ax, first in ((before, True), (after, False)):
+                spreads = group.layers(self.diagnostic, first=first)
+                plots.draw_band(ax, range(len(spreads)), spreads, look, group.label)
+        for ax, first in ((before, True), (after, False)):
+            ax.set(
+                xlabel="layer (0: embedding)" if what.of == "stream" else "block",
+                title=_when(shown, self.diagnostic, first=first),
+            )
+            plots.whole_numbers(ax)
+        before.set_ylabel(what.title)
+        _same_scale(before, after, shown, self.diagnostic)
+        plots.legend(figure, [before, after], len(shown))
+        caption = f"{capital(what.title)} ({what.meaning}) by layer: mean and ± sd over the seeds."
+        sentences = [self._steadiness(shown), *self._depths(shown)]
+        return [
+            Heading(f"{capital(what.title)} by layer"),
+            Findings([sentence for sentence in sentences if sentence]),
+            Picture(file_name("layers", self.diagnostic), figure, caption),
+            self._table(shown),
+        ]
+
+    def _ends(self, group: Group) -> list[tuple[float, float]]:
+        series = [layer_values(result, self.diagnostic) for result in group.results]
+        return [(each[0], each[-1]) for each in series if each and each[0] is not None and each[-1] is not None]
+
+    def _steadiness(self, shown: Sequence[Group]) -> str:
+        ends = [pair for group in shown for pair in self._ends(group) if len(group.layers(self.diagnostic)) > 1]
+        if not ends:
+            return ""
+        up = sum(last > first for first, last in ends)
+        what = diagnostic(self.diagnostic)
+        start = "the embedding" if what.of == "stream" else "the first block"
+        down = sum(last < first for first, last in ends)
+        smoothing = ""
+        if what.smoothing is not None:
+            agree = up if what.smoothing == "higher" else down
+            smoothing = f"; over-smoothing would have it {'rise' if what.smoothing == 'higher' else 'fall'}"
+            smoothing += f", as it does in {agree} of {len(ends)}"
+        return (
+            f"From {start} to the last layer, {what.title} ({what.meaning}) rises in {up} and falls in {down} of "
+            f"{len(ends)} trained runs{smoothing}."
+        )
+
+    def _depths(self, shown: Sequence[Group]) -> list[str]:
+        figures = measure("scalar:any")
+        lasts = [(group.label, group.layers(self.diagnostic)[-1]) for group in shown]
+        each = ", ".join(f"{label}: {figures.text(last.mean, last.deviation)}" for label, last in lasts)
+        return [f"{capital(diagnostic(self.diagnostic).title)} of the last layer after training: {each}."]
+
+    def _table(self, shown: Sequence[Group]) -> Table:
+        layers = max(len(group.layers(self.diagnostic)) for group in shown)
+        rows = []
+        for group in shown:
+            values = [number_text(round(each.mean, 10)) for each in group.layers(self.diagnostic)]
+            rows.append([group.label, *values, *[""] * (layers - len(values))])
+        first = "embedding" if diagnostic(self.diagnostic).of == "stream" else "block 0"
+        header = ["setting", first, *(str(layer) for layer in range(1, layers))]
+        return Table(header, rows, f"{capital(diagnostic(self.diagnostic).title)} after training, mean over seeds.")
+
+
+def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
+    runs = [result.layers for group in shown for result in group.results]
+    steps = {steps[0 if first else -1] for run in runs if (steps := [e["step"] for e in run if e.get(name)])}
+    step = f"step {min(steps):,}" if len(steps) == 1 else "first measured" if first else "last measured"
+    return f"before training ({step})" if first and steps == {0} else step if first else f"after training ({step})"
+
+
+def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> None:
+    """One vertical scale for both plots; a logarithmic one where the values span far."""
+    means = [each.mean for group in shown for first in (True, False) for each in group.layers(name, first=first)]
+    if min(means) > 0 and max(means) / min(means) > _LOG_FROM:
+        before.set_yscale("log")
+        after.set_yscale("log")
+    limits = [*before.get_ylim(), *after.get_ylim()]
+    for ax in (before, after):
+        ax.set_ylim(min(limits), max(limits))

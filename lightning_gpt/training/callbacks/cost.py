@@ -1,0 +1,176 @@
+"""What a run costs: time a step, memory, parameters."""
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_gpt.data.batches import Batch
+
+_MARKS_HELD = 256
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class StepClock:
+    """Seconds between marks, on a GPU by the device's own clock, so that marking waits for nothing.
+
+    Args:
+        device: Where the work that is timed is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: list[float] = []
+        self._on_gpu = device.type == "cuda"
+        self._events: list[torch.cuda.Event] = []
+        self._last: float | None = None
+
+    def restart(self) -> None:
+        """The time since the last mark counts no step."""
+        self._collect()
+        self._events, self._last = [], None
+
+    def mark(self) -> None:
+        """A step ends here and the next begins."""
+        if self._on_gpu:
+            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+            self._events[-1].record()
+            if len(self._events) > _MARKS_HELD:
+                self._collect()
+            return
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def _collect(self) -> None:
+        if len(self._events) > 1:
+            self._events[-1].synchronize()
+            pairs = zip(self._events, self._events[1:], strict=False)
+            self.seconds += [begin.elapsed_time(end) / 1000 for begin, end in pairs]
+            self._events = self._events[-1:]
+
+    def median(self) -> float | None:
+        """The median of all steps so far, in seconds; None where there was none."""
+        self._collect()
+        return statistics.median(self.seconds) if self.seconds else None
+
+
+class PeakMemory:
+    """The most memory that each step had in use, above what was in use before the first.
+
+    On CUDA what torch allocated; on a CPU the resident set, where Linux tells it; elsewhere nothing.
+
+    Args:
+        device: Where the work that is measured is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes: list[int] = []
+        self._device = device
+        self._before = self._in_use()
+
+    def _in_use(self) -> int | None:
+        if self._device.type == "cuda":
+            return 0  # the weights count: a model that needs no GPU memory is no model
+        _give_back()
+        return _status_bytes("VmRSS")
+
+    def begin(self) -> None:
+        """A step begins here."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        elif self._before is not None:
+            with suppress(OSError):
+                _CLEAR_REFS.write_text("5")  # proc(5): the peak resident set starts again from now
+
+    def end(self) -> None:
+        """The step ends here."""
+        on_gpu = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else _status_bytes("VmHWM")
+        if peak is not None and self._before is not None:
+            self.bytes.append(peak - self._before)
+
+
+class Cost(Callback):
+    """Logs what the run cost, once, at its end, at the last optimizer step.
+
+    - ``cost/step_seconds``: median wall time of an optimizer step of this process; a step that validation came into
+      is left out.
+    - ``cost/tokens_per_second``: tokens of a step, over all processes, by that time.
+    - ``cost/peak_memory_mb``: median over the steps of a step's peak, in MB of 10⁶ bytes. On CUDA
+      ``max_memory_allocated``, which has the weights in it; on a CPU the resident set above what it was before the
+      first step: gradients, optimizer state, activations. Not logged on a CPU that does not run Linux.
+    - ``cost/parameters``: trainable parameters.
+
+    Medians, because a step in which something is logged or saved does more than train.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._clock = StepClock(pl_module.device)
+        self._memory: PeakMemory | None = None
+        self._step = trainer.global_step
+        self._step_tokens = self._tokens = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._clock.restart()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            _give_back()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._tokens == 0:
+            self._memory = self._memory or PeakMemory(pl_module.device)
+            self._memory.begin()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self._tokens += batch["targets"].numel() * trainer.world_size
+        if trainer.global_step != self._step:
+            self._step, self._step_tokens, self._tokens = trainer.global_step, self._tokens, 0
+            self._clock.mark()
+            assert self._memory is not None
+            self._memory.end()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        seconds = self._clock.median()
+        if seconds is None:
+            return
+        values = {
+            "cost/step_seconds": seconds,
+            "cost/tokens_per_second": self._step_tokens / seconds,
+            "cost/parameters": float(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)),
+        }
+        if self._memory is not None and self._memory.bytes:
+            values["cost/peak_memory_mb"] = statistics.median(self._memory.bytes) / 1e6
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+
+def _give_back() -> None:
+    """Give the system the memory that nothing uses any more: what a validation left behind is no step's."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # where the C library is another than glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _status_bytes(field: str) -> int | None:
+    """A size of ``/proc/self/status`` in bytes; None where there is no such file."""
+    if sys.platform != "linux":
+        return None
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
