@@ -199,5 +199,5 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _positive(total: Tensor) -> Tensor:
-    """A sum of features so far below 0 that it vanished divides 0, and gives 0."""
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
+    """A sum of features that all but vanished divides what vanished with it: 0, with a gradient that stays finite."""
+    return total.clamp(min=max(1e-12, torch.finfo(total.dtype).tiny))

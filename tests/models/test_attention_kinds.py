@@ -1,0 +1,277 @@
+"""Every kind of attention against its formula; masks against their definitions; fast paths against the plain one."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.linear_attention import CHUNK
+from lightning_gpt.models.positions import NoPositions, RotaryPositions, position_schemes
+from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.watch import record
+from tests.models.helpers import property_test, random_ids, randomise
+from tests.models.layers import BACKENDS, CLOSE, DIM, HEADS, LAYER, N_HEAD, State, make, normal, of_documents
+from tests.models.slopes import Array, assert_equals_reference
+from tests.models.variants import SIZES, build
+from tests.reference import attention_kinds as plain
+from tests.reference import parts
+
+# --- the formula -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_kind_and_its_gradient_equal_the_formula(name: str, backend: str) -> None:
+    choice, head = HEADS[name]
+    layer = make(choice, backend=backend)
+
+    def reference(x: Array, state: State) -> Array:
+        return plain.layer(x, state, N_HEAD, head(state), n_kv_head=layer.n_kv_head)
+
+    assert_equals_reference(layer, reference, normal(2, 13, DIM))
+
+
+def test_every_registered_kind_has_a_formula() -> None:
+    assert {choice if isinstance(choice, str) else choice["kind"] for choice, _ in HEADS.values()} == set(
+        attentions.names
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in ("grouped", "multi_query")])
+def test_a_kind_with_groups_of_heads_and_normed_queries_equals_the_formula(name: str) -> None:
+    choice, head = HEADS[name]
+    options = {"kind": choice} if isinstance(choice, str) else choice
+    layer = make({**options, "n_kv_head": 2}, qk_norm="rms")
+
+    def norm(state: State, which: str) -> plain.Turn:
+        def halves(x: Array) -> Array:
+            cut = np.split(x, 2, axis=1) if name == "differential" else [x]
+            return np.concatenate([parts.rms_norm(part, state[f"{which}.weight"]) for part in cut], axis=1)
+
+        return halves
+
+    def reference(x: Array, state: State) -> Array:
+        norms = {"norm_q": norm(state, "q_norm"), "norm_k": norm(state, "k_norm")}
+        return plain.layer(x, state, N_HEAD, head(state), n_kv_head=2, **norms)
+
+    assert_equals_reference(layer, reference, normal(1, 11, DIM))
+
+
+@pytest.mark.parametrize("layer_number", [0, 5])
+def test_lambda_of_differential_attention_grows_with_depth_as_in_the_paper(layer_number: int) -> None:
+    layer = make("differential", layer=layer_number)
+    state = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
+    assert float(layer.factor) == pytest.approx(plain.differential_factor(state, layer_number)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["linear", "differential"])
+def test_rotary_positions_in_kinds_that_turn_in_their_own_way(name: str, backend: str) -> None:
+    """Differential attention turns each half; linear attention turns φ, in the numerator alone."""
+    layer, scheme = make(name, "rotary", backend=backend), RotaryPositions(DIM, N_HEAD)
+    scheme.frequencies = torch.tensor([1.0, 10000**-0.5], dtype=torch.float64)  # of width 4
+
+    def halves(x: Array) -> Array:
+        return np.concatenate([parts.rotated(half) for half in np.split(x, 2, axis=1)], axis=1)
+
+    def reference(x: Array, state: State) -> Array:
+        if name == "linear":
+            return plain.layer(x, state, N_HEAD, plain.linear_head(parts.rotated))
+        return plain.layer(x, state, N_HEAD, plain.differential_head(state, LAYER), turn=halves)
+
+    assert_equals_reference(layer, reference, normal(1, 9, DIM), lambda x: layer(x, Context(scheme=scheme)))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------
+
+sees = st.one_of(
+    st.builds(
+        lambda w: ({"kind": "window", "window": w}, plain.sees_window(w)),
+        st.integers(1, 12),
+    ),
+    st.builds(
+        lambda w, n: ({"kind": "global_window", "window": w, "n_global": n}, plain.sees_global_window(w, n)),
+        st.integers(1, 9),
+        st.integers(1, 6),
+    ),
+    st.integers(1, 9).flatmap(
+        lambda stride: st.builds(
+            lambda c: ({"kind": "strided", "stride": stride, "n_summary": c}, plain.sees_fixed(stride, c)),
+            st.integers(1, stride),
+        )
+    ),
+)
+lengths = st.lists(st.integers(1, 15), min_size=1, max_size=5)
+"""Lengths of the documents of a row, or of one."""
+
+
+@property_test
+@given(kind=sees, lengths=lengths, apart=st.booleans())
+def test_the_mask_is_the_definition(kind: tuple[Choice, plain.Sees], lengths: list[int], apart: bool) -> None:
+    choice, definition = kind
+    layer, time = make(choice), sum(lengths)
+    row = [number for number, length in enumerate(lengths) for _ in range(length)]
+    with record(layer, ["mask", "pattern"]) as trace:
+        layer(normal(1, time, DIM), of_documents(torch.tensor([row])) if apart else Context())
+    expected = plain.mask(time, definition, row if apart else None)
+    np.testing.assert_array_equal(trace["mask"].numpy().reshape(time, time), expected)
+    pattern = trace["pattern"].detach()
+    assert pattern.shape == (1, N_HEAD, time, time)
+    assert torch.equal(pattern[0, 0] > 0, torch.from_numpy(expected))
+
+
+@property_test
+@given(
+    kind=sees,
+    rows=st.lists(lengths, min_size=1, max_size=3),
+    apart=st.booleans(),
+    position=st.sampled_from(["none", "alibi", "t5", "rotary"]),
+    seed=st.integers(0, 1000),
+)
+def test_by_blocks_a_local_kind_is_what_it_is_by_the_formula(
+    kind: tuple[Choice, plain.Sees], rows: list[list[int]], apart: bool, position: str, seed: int
+) -> None:
+    """In value and gradient, whatever the length, the documents, and what is added to the scores."""
+    time = max(map(sum, rows))
+    filled = [[*row, time - sum(row)] for row in rows]
+    documents = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in filled])
+    scheme = randomise(position_schemes.make(position, dim=DIM, n_head=N_HEAD, block_size=8)).double()
+    made = []
+    for backend in BACKENDS:
+        layer = make(kind[0], position, backend=backend)
+        x = normal(len(rows), time, DIM, seed=seed).requires_grad_()
+        y = layer(x, of_documents(documents, scheme) if apart else Context(scheme=scheme))
+        leaves = [x, *layer.parameters(), *scheme.parameters()]
+        made.append([y, *torch.autograd.grad((y * normal(*y.shape, seed=seed + 1)).sum(), leaves)])
+    torch.testing.assert_close(made[0], made[1], **CLOSE)
+
+
+# --- linear attention by chunks --------------------------------------------------------------------------------
+
+
+@property_test
+@given(
+    rows=st.lists(st.lists(st.integers(1, 150), min_size=1, max_size=4), min_size=1, max_size=2),
+    apart=st.booleans(),
+    position=st.sampled_from(["none", "rotary"]),
+    seed=st.integers(0, 1000),
+)
+def test_by_chunks_linear_attention_is_what_it_is_by_the_matrix(
+    rows: list[list[int]], apart: bool, position: str, seed: int
+) -> None:
+    time = max(map(sum, rows))
+    filled = [[*row, time - sum(row)] for row in rows]
+    documents = torch.tensor([[n for n, length in enumerate(row) for _ in range(length)] for row in filled])
+    scheme = position_schemes.make(position, dim=DIM, n_head=N_HEAD, block_size=8).double()
+    made = []
+    for backend in BACKENDS:
+        layer = make("linear", position, backend=backend)
+        x = normal(len(rows), time, DIM, seed=seed).requires_grad_()
+        y = layer(x, of_documents(documents, scheme) if apart else Context(scheme=scheme))
+        made.append([y, *torch.autograd.grad((y * normal(*y.shape, seed=seed + 1)).sum(), [x, *layer.parameters()])])
+    torch.testing.assert_close(made[0], made[1], **CLOSE)
+
+
+def test_linear_attention_over_many_chunks_equals_the_recurrence() -> None:
+    layer, time = make("linear"), 3 * CHUNK + 5
+    x = normal(1, time, DIM)
+    state = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
+    expected = plain.layer(x[0].numpy(), state, N_HEAD, plain.linear_head())
+    np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, **CLOSE)
+
+
+def test_features_that_vanish_give_zeros_and_no_nan() -> None:
+    layer = make("linear").float()
+    with torch.no_grad():
+        layer.qkv.weight.zero_()
+        layer.qkv.bias.fill_(-500.0)
+    x = torch.ones(1, 100, DIM, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert x.grad is not None
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+# --- what the trace shows --------------------------------------------------------------------------------------
+
+
+def test_rows_sum_to_what_each_kind_says() -> None:
+    x = normal(2, 9, DIM)
+    for name, (choice, _) in HEADS.items():
+        layer = make(choice)
+        with record(layer) as trace:
+            layer(x)
+        sums = trace["pattern"].sum(dim=-1).detach()
+        if name == "differential":
+            expected = (1 - layer.factor).expand_as(sums).detach()
+            assert trace["second_scores"].shape == trace["scores"].shape == (2, N_HEAD, 9, 9)
+        elif name == "sink":
+            seen = trace["scores"].masked_fill(~trace["mask"], -torch.inf).logsumexp(dim=-1)
+            expected = (seen - layer.null_logit[:, None]).sigmoid().detach()
+        else:
+            expected = torch.ones_like(sums)
+        torch.testing.assert_close(sums, expected)
+        assert trace["pattern"].shape == (2, N_HEAD, 9, 9)
+        values = trace["v"].repeat_interleave(N_HEAD // trace["v"].shape[1], dim=1)
+        torch.testing.assert_close(trace["head_output"], trace["pattern"] @ values)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
+    layer = make(HEADS[name][0])
+    with record(layer, ["head_output"], edits={"pattern": torch.zeros(1, N_HEAD, 5, 5, dtype=torch.float64)}) as trace:
+        layer(normal(1, 5, DIM))
+    assert (trace["head_output"] == 0).all()
+
+
+# --- what cannot work ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "linear", "position": "alibi"}, "attention linear makes no scores, and AlibiPositions adds to"),
+        ({"attention": "linear", "position": "t5"}, "use position learned, sinusoidal, rotary or none"),
+        ({"attention": "differential", "dim": 12}, "dim / n_head is 3; it must be a multiple of 2"),
+        ({"attention": "differential", "dim": 24, "position": "rotary"}, "is 6; it must be a multiple of 4"),
+        ({"attention": {"kind": "window", "window": 0}}, "window 0; it must be a whole number of at least 1"),
+        ({"attention": {"kind": "window", "window": "wide"}}, "window 'wide'; it must be a whole number"),
+        ({"attention": {"kind": "global_window", "window": 4, "n_global": 0}}, "n_global 0; it must be a whole"),
+        ({"attention": {"kind": "strided", "stride": 4, "n_summary": 5}}, "it must be a whole number from 1 to 4"),
+        ({"attention": {"kind": "sink", "n_kv_head": 3}}, "n_kv_head is 3 and must divide n_head, which is 4"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_when_the_model_is_built(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CallError) as refused:
+        GPT(GPTConfig(**{**SIZES, **changes}))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["window", "global_window", "strided"])
+def test_a_kind_says_which_option_it_cannot_do_without(kind: str) -> None:
+    with pytest.raises(CallError, match=f"attention '{kind}' needs the option"):
+        GPTConfig(**{**SIZES, "attention": kind})
+
+
+def test_layers_of_one_kind_and_other_options_do_not_share_a_mask() -> None:
+    pattern = [{"kind": "window", "window": 3}, {"kind": "window", "window": 6}]
+    model, ids = build({"attention": pattern}), random_ids(17, 1, 20)
+    by_formula = build({"attention": pattern}, attention_backend="manual")
+    torch.testing.assert_close(model(ids), by_formula(ids), **CLOSE)
+    with model.record("blocks.*.attention.mask") as trace:
+        model(ids)
+    assert [int(mask.sum(-1).max()) for mask in trace.layers("attention.mask")] == [3, 6]
+
+
+def test_no_positions_suits_every_kind() -> None:
+    for choice, _ in HEADS.values():
+        assert make(choice, positions=NoPositions())(normal(1, 3, DIM)).shape == (1, 3, DIM)
