@@ -15,6 +15,7 @@ _COMMANDS = {
     "prepare": ("prepare", "tokenise a config's documents into a folder that training maps into memory"),
     "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
     "generate": ("generate", "continue a prompt from a checkpoint"),
+    "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention: mask, scaled scores and softmax"),
 }
 

@@ -39,13 +39,13 @@ def start_command(*args: str, cwd: Path) -> subprocess.Popen[str]:
 
 
 def scalars(run: Path) -> dict[tuple[str, int], float]:
-    """Every scalar of a run's event files by tag and step; the speed, which no two runs share, is left out."""
+    """Every scalar of a run's event files by tag and step; speed and cost, which no two runs share, are left out."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return {
         (tag, event.step): event.value
         for tag in events.Tags()["scalars"]
-        if tag != "train/tokens_per_second"
+        if tag != "train/tokens_per_second" and not tag.startswith("cost/")
         for event in events.Scalars(tag)
     }
 

@@ -23,7 +23,9 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.training.callbacks import (
     BestCheckpoint,
     Board,
+    Cost,
     DepthDiagnostics,
+    InitialLoss,
     LastCheckpoint,
     Predictions,
     RunProgress,
@@ -101,7 +103,7 @@ class TrainCLI(LightningCLI):
             name = self._get(self.config, "name")
             kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Board(), Predictions()]
+        callbacks = [metrics, RunSummary(), Board(), InitialLoss(), Cost(), Predictions()]
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":

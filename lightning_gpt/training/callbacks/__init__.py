@@ -2,7 +2,9 @@
 
 from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.depth import DepthDiagnostics
+from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
@@ -12,7 +14,9 @@ from lightning_gpt.training.callbacks.summary import RunSummary
 __all__ = [
     "BestCheckpoint",
     "Board",
+    "Cost",
     "DepthDiagnostics",
+    "InitialLoss",
     "LastCheckpoint",
     "Predictions",
     "RunProgress",
