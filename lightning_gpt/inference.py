@@ -10,6 +10,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.generation import Decoder, Sampling, sample
+from lightning_gpt.models.speculative import sample_speculatively
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
@@ -42,8 +43,12 @@ def stream_text(
     max_new_tokens: int,
     sampling: Sampling,
     seed: int = 0,
+    draft: LanguageModel | None = None,
+    n_guess: int = 4,
 ) -> Iterator[str]:
     """Yield the continuation of ``ids`` ``(time,)`` piece by piece, up to ``<|endoftext|>``.
+
+    A ``draft`` guesses ``n_guess`` tokens at a time for ``model`` to accept or not; the text is distributed the same.
 
     A character whose bytes come as several tokens is held back until it is whole. The global random state is
     not touched: the same seed gives the same text whatever ran before.
@@ -51,8 +56,11 @@ def stream_text(
     generator = torch.Generator(device=ids.device).manual_seed(seed)
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     with evaluating(model):
-        decoder = Decoder(model, ids[None], None, max_new_tokens)
-        for token in sample(decoder, max_new_tokens, sampling, generator):
+        if draft is None:
+            tokens = sample(Decoder(model, ids[None], None, max_new_tokens), max_new_tokens, sampling, generator)
+        else:
+            tokens = sample_speculatively(model, draft, ids[None], max_new_tokens, sampling, generator, n_guess)
+        for token in tokens:
             if int(token) == tokenizer.end_of_text:
                 break
             piece = characters.decode(tokenizer.decode_bytes(int(token)))

@@ -8,7 +8,9 @@ import torch
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.inference import checked_ids, prompt_ids, stream_text
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.generation import Sampling
+from lightning_gpt.models.quantization import int8
 
 
 def generate(
@@ -21,6 +23,9 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    draft: str | None = None,
+    n_guess: int = 4,
 ) -> None:
     """Continue a prompt; the text streams to standard output and ends at <|endoftext|> or after max_new_tokens.
 
@@ -34,16 +39,27 @@ def generate(
         top_k: Draw among the k likeliest tokens only.
         top_p: Draw among the fewest tokens whose probabilities reach p together.
         seed: The same seed draws the same text.
+        precision: Of the weights: fp32 as trained; bf16 or int8 (by row) for speed, with slightly other odds.
+        draft: Checkpoint of a smaller model of the same tokenizer that guesses ahead; the odds stay the same.
+        n_guess: How many tokens the draft guesses at a time.
     """
     sampling = Sampling(temperature=0.0 if strategy == "greedy" else temperature, top_k=top_k, top_p=top_p)
     read = Checkpoint.read(checkpoint)
-    model, tokenizer = read.build(), read.tokenizer()
+    model, tokenizer = _rounded(read.build(), precision), read.tokenizer()
+    drafting = None if draft is None else _rounded(Checkpoint.read(draft).build(), precision)
     start = prompt_ids(model, tokenizer, prompt) if ids is None else checked_ids(model, torch.tensor(ids))
     sys.stdout.write(prompt if ids is None else tokenizer.decode(ids))
-    for piece in stream_text(model, tokenizer, start, max_new_tokens, sampling, seed):
+    for piece in stream_text(model, tokenizer, start, max_new_tokens, sampling, seed, drafting, n_guess):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _rounded(model: LanguageModel, precision: str) -> LanguageModel:
+    """The model with its weights in the precision that generation shall have."""
+    if precision == "int8":
+        return int8(model)
+    return model.to(torch.bfloat16) if precision == "bf16" else model
 
 
 def run(args: list[str]) -> None:

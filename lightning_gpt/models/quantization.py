@@ -1,0 +1,70 @@
+"""Weights of eight bits for generation: the time of a token is the time of reading the weights once.
+
+Only weights are rounded (``W8A16``): each row of a matrix to whole numbers from −127 to 127 times its own scale, as in
+Dettmers et al. 2022 (2208.07339), section 2.1 (absmax, by row). Activations are bfloat16.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.models.base import LanguageModel
+
+_FEW_ROWS = 8
+"""Up to here the kernel that reads whole numbers is faster than turning them back first."""
+
+
+class Int8Linear(nn.Module):
+    """``x Wᵀ + b`` with ``W ≈ scale · W8``, row by row.
+
+    Args:
+        weight: ``(out, in)``, rounded here.
+        bias: ``(out,)`` or none.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.bfloat16))
+        self.register_buffer("bias", None if bias is None else bias.to(torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``, bfloat16."""
+        weight, scale, bias = self.get_buffer("weight"), self.get_buffer("scale"), self._buffers["bias"]
+        rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
+        if len(rows) <= _FEW_ROWS:
+            out = torch._weight_int8pack_mm(rows, weight, scale)
+            out = out if bias is None else out + bias
+        else:
+            out = F.linear(rows, weight.to(torch.bfloat16) * scale[:, None], bias)
+        return out.view(*x.shape[:-1], -1)
+
+
+class Int8Unembedding(nn.Module):
+    """A model's unembedding in eight bits: hidden states to logits, in fp32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.linear = Int8Linear(weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(..., dim)`` to ``(..., vocab_size)``."""
+        logits: Tensor = self.linear(hidden)
+        return logits.float()
+
+
+def int8(model: LanguageModel) -> LanguageModel:
+    """A copy of ``model`` for generation alone: matrices and unembedding in eight bits, the rest in bfloat16.
+
+    The token embedding stays in bfloat16, also where it is the unembedding, which then has a rounded copy of its own.
+    """
+    small = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False).eval()
+    for parent in list(small.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, Int8Linear(child.weight.float(), None if child.bias is None else child.bias))
+    small.int8_unembedding = Int8Unembedding(model.unembedding.detach().float())
+    return small

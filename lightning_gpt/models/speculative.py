@@ -1,0 +1,130 @@
+"""Speculative decoding: a small model guesses several tokens, the large one reads them all at once.
+
+Leviathan et al. 2023 (2211.17192), algorithm 1. What is drawn is distributed exactly as if the large model had drawn
+alone, whatever the small one guesses; only the number of its passes changes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.cache import LOOKAHEAD, Cache
+from lightning_gpt.models.generation import Decoder, Sampling, sample
+
+
+@dataclass
+class SpeculationCount:
+    """How well the guesses were."""
+
+    guessed: int = 0
+    accepted: int = 0
+    passes: int = 0
+    """Passes of the large model."""
+
+
+class _Reading:
+    """One model's reading of the text so far, from which a few tokens may be taken back."""
+
+    def __init__(self, model: LanguageModel, capacity: int) -> None:
+        self.model = model
+        self.cache: Cache = model.new_cache(capacity)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits ``(new, vocab_size)`` after each of ``ids`` ``(1, time)`` that was not read yet."""
+        new = ids[:, self.cache.length :]
+        return self.model.logits(self.model.hidden(new, cache=self.cache)[0])
+
+
+def sample_speculatively(
+    model: LanguageModel,
+    draft: LanguageModel,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    n_guess: int = 4,
+    count: SpeculationCount | None = None,
+) -> Iterator[Tensor]:
+    """Yield up to ``max_new_tokens`` tokens ``(1,)`` after the prompt ``ids`` ``(1, time)``.
+
+    Past the end of either model's learned positions the large model goes on alone.
+
+    Args:
+        model: Whose distribution is drawn from, in evaluation mode and without gradients.
+        draft: What guesses; of the same vocabulary.
+        ids: The prompt.
+        max_new_tokens: How many tokens to draw at the most.
+        sampling: How both models draw.
+        generator: Source of randomness; torch's global one when omitted.
+        n_guess: Tokens guessed at a time.
+        count: Filled with what was guessed and accepted.
+
+    Raises:
+        CallError: Where the two do not fit together, or a model's state cannot be taken back.
+    """
+    count = count or SpeculationCount()
+    if len(ids) != 1:
+        raise CallError(f"speculative decoding continues one prompt, not {len(ids)}")
+    if model.config.vocab_size != draft.config.vocab_size:
+        raise CallError(
+            f"the draft's vocabulary has {draft.config.vocab_size} tokens and the model's {model.config.vocab_size}; "
+            f"they must be the same"
+        )
+    if not 1 <= n_guess < LOOKAHEAD:
+        raise CallError(f"n_guess is {n_guess}; it must be 1 to {LOOKAHEAD - 1}")
+    limits = [limit for limit in (model.context_limit, draft.context_limit) if limit is not None]
+    end = min([ids.shape[1] + max_new_tokens, *limits])
+    capacity = end + n_guess + 1
+    large, small = _Reading(model, capacity), _Reading(draft, capacity)
+    if not (large.cache.can_truncate and small.cache.can_truncate):
+        raise CallError("speculative decoding takes tokens back, which the state of linear attention cannot")
+    left = max_new_tokens
+    while left and ids.shape[1] + n_guess < end:
+        guesses, guessed_by = _guess(small, ids, n_guess, sampling, generator)
+        wanted = sampling.probabilities(large.logits(torch.cat([ids, guesses], dim=1))[-n_guess - 1 :])  # (n + 1, V)
+        tokens = _accept(guesses[0], guessed_by, wanted, generator)
+        count.guessed, count.accepted, count.passes = (
+            count.guessed + n_guess,
+            count.accepted + len(tokens) - 1,
+            count.passes + 1,
+        )
+        for token in tokens[:left]:
+            yield token[None]
+        left -= min(left, len(tokens))
+        ids = torch.cat([ids, tokens[None]], dim=1)
+        for reading in (large, small):
+            reading.cache.truncate(min(reading.cache.length, ids.shape[1] - 1))
+    if left:
+        yield from sample(Decoder(model, ids, None, left), left, sampling, generator)
+
+
+def _guess(
+    small: _Reading, ids: Tensor, n_guess: int, sampling: Sampling, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Guesses ``(1, n_guess)``, and the distributions ``(n_guess, vocab_size)`` that they were drawn from."""
+    distributions, start = [], ids.shape[1]
+    for _ in range(n_guess):
+        probabilities = sampling.probabilities(small.logits(ids)[-1:])
+        distributions.append(probabilities)
+        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
+    return ids[:, start:], torch.cat(distributions)
+
+
+def _accept(guesses: Tensor, guessed_by: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The guesses that stand, and one token more, ``(accepted + 1,)``.
+
+    A guess x stands with probability ``min(1, p(x) / q(x))``; the first that falls is drawn anew from
+    ``max(0, p − q)``, scaled to sum to 1.
+    """
+    chances = torch.rand(len(guesses), generator=generator, device=guesses.device)
+    place = torch.arange(len(guesses), device=guesses.device)
+    stands = chances * guessed_by[place, guesses] < wanted[place, guesses]
+    n_stand = int(stands.long().cumprod(dim=0).sum())
+    rest = wanted[n_stand]
+    if n_stand < len(guesses):
+        rest = (rest - guessed_by[n_stand]).clamp(min=0)
+    return torch.cat([guesses[:n_stand], torch.multinomial(rest, 1, generator=generator)])
