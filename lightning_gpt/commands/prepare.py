@@ -15,36 +15,47 @@ import re
 import signal
 import threading
 from argparse import ArgumentError
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_gpt.commands.call import check_config_files, one_line, option_names
+from lightning_gpt.commands.prepare_progress import Progress
 from lightning_gpt.data.card import card_text, make_card
 from lightning_gpt.data.duplicates import check_threshold, search
-from lightning_gpt.data.parts import Part, PartWriter, Tally, Task, complete_parts, tasks, write_file, write_json
+from lightning_gpt.data.parts import (
+    Enough,
+    Limits,
+    Part,
+    PartWriter,
+    Task,
+    complete_parts,
+    needed,
+    tasks,
+    write_file,
+    write_json,
+)
 from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
-from lightning_gpt.data.sources import Source, require_distinct_names
+from lightning_gpt.data.sources import SourceBase, require_distinct_names
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, Stopped, WorkError
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
-# arguments of a source that say what training takes of it, not what it holds
+# arguments of a source that say what training takes of it, not what its documents are
 _OF_TRAINING = ("weight", "max_tokens", "max_passes")
-
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,7 @@ def prepare(
     if near_duplicate_threshold is not None:
         check_threshold(near_duplicate_threshold)
     data, folder = section.data, Path(output)
+    limits = [_limits(source, data) for source in data.sources]
     require_distinct_names(data.sources)
     if folder.exists():
         raise CallError(f"output {output!r} exists; choose another folder, or delete it")
@@ -145,19 +157,30 @@ def prepare(
         "test_share": data.split.test,
         "near_duplicate_threshold": near_duplicate_threshold,
         "remove_duplicates": remove_duplicates,
-        "sources": section.sources,
+        "sources": [{**described, "limits": of} for described, of in zip(section.sources, limits, strict=True)],
     }
     work = unfinished(folder)
     with _begun(work, config) as finished:
         if not finished:
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
             writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
-            _write_parts(data.sources, folders, writer, jobs or os.cpu_count() or 1)
+            _write_parts(list(zip(data.sources, folders, limits, strict=True)), writer, jobs or os.cpu_count() or 1)
             _finish(work, config, folders, writer)
         for needed_no_more in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
             needed_no_more.unlink()
         work.rename(folder)
     say(f"{folder} is ready; {folder / 'card.md'} says what it holds")
+
+
+def _limits(source: SourceBase, data: "TextData") -> Limits:
+    """How many tokens of each split training and evaluation can ask for, where the source is not to be read to its end.
+
+    That of validation and test is the most that evaluation takes of one source.
+    """
+    if source.max_tokens is None:
+        return {}
+    shares: dict[SplitName, float] = {"val": data.split.val, "test": data.split.test}
+    return {"train": source.max_tokens, **{split: data.eval_tokens for split, share in shares.items() if share}}
 
 
 @contextmanager
@@ -215,29 +238,18 @@ def _tokenizer(work: Path, data: "TextData") -> Tokenizer:
     return data.tokenizer
 
 
-def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter, jobs: int) -> None:
-    """Write the parts of all sources that are not there yet."""
-    running: set[Future[Part]] = set()
+def _write_parts(sources: list[tuple[SourceBase, Path, Limits]], writer: PartWriter, jobs: int) -> None:
+    """Write the parts that are not there yet of all sources, each with its folder and limits."""
     stop = threading.Event()
     # a flag rather than KeyboardInterrupt, which Python throws away where it meets it in a finalizer
     before = signal.signal(signal.SIGINT, lambda *_: stop.set())
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
     try:
-        with _Progress() as progress:
-            for source, folder in zip(sources, folders, strict=True):
-                done = complete_parts(folder)
-                _delete_all_but(done, folder)
-                progress.begin(source.name, done)
-                for task in tasks(source, folder, done):
-                    if stop.is_set():
-                        break
-                    # no more texts are held than keep the workers busy, however long the source is
-                    while len(running) > jobs:
-                        finished, running = wait(running, return_when=FIRST_COMPLETED)
-                        progress.advance([part.result() for part in finished])
-                    running.add(pool.submit(_write_part, task))
-            finished, running = wait(running)
-            progress.advance([part.result() for part in finished])
+        with Progress() as progress:
+            workers = _Workers(pool, jobs, progress)
+            for source, folder, limits in sources:
+                _write_source(source, folder, limits, workers, stop)
+            workers.wait()
         if stop.is_set():
             raise Stopped("stopped; the same command goes on after the parts that are done")
     except BrokenProcessPool:
@@ -248,6 +260,48 @@ def _write_parts(sources: list[Source], folders: list[Path], writer: PartWriter,
     finally:
         signal.signal(signal.SIGINT, before)
         pool.shutdown(cancel_futures=True)
+
+
+class _Workers:
+    """The worker processes, and what they are at."""
+
+    def __init__(self, pool: ProcessPoolExecutor, jobs: int, progress: Progress) -> None:
+        self._pool, self._jobs, self.progress = pool, jobs, progress
+        self._running: set[Future[Part]] = set()
+
+    def write(self, task: Task) -> Future[Part]:
+        """Begin a part, once a worker is about to be free: no more texts are held than keep them busy."""
+        while len(self._running) > self._jobs:
+            self.wait(FIRST_COMPLETED)
+        part = self._pool.submit(_write_part, task)
+        self._running.add(part)
+        return part
+
+    def wait(self, until: str = ALL_COMPLETED) -> None:
+        """Wait for one part that was begun, or for all."""
+        finished, self._running = wait(self._running, return_when=until)
+        self.progress.advance([part.result() for part in finished])
+
+
+def _write_source(source: SourceBase, folder: Path, limits: Limits, workers: _Workers, stop: threading.Event) -> None:
+    """Write the parts of a source that are not there yet, as far as it is needed."""
+    done = needed(complete_parts(folder), limits)
+    _delete_all_but(done, folder)
+    workers.progress.begin(source.name, done)
+    enough, begun = Enough(limits, done), deque[Future[Part]]()
+    for task in () if enough else tasks(source, folder, done):
+        while begun and begun[0].done():
+            enough.add(begun.popleft().result())
+        if enough or stop.is_set():
+            break
+        begun.append(workers.write(task))
+    if limits:
+        # parts were begun before it was known that those before them are enough
+        workers.wait()
+        written = complete_parts(folder)
+        kept = needed(written, limits)
+        _delete_all_but(kept, folder)
+        workers.progress.dismiss(written[len(kept) :])
 
 
 def _delete_all_but(parts: list[Part], folder: Path) -> None:
@@ -324,53 +378,6 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
     write_file(work / "card.md", card_text(card).encode())
     # last, because it says that all the rest is there
     write_json(work / MANIFEST, manifest)
-
-
-class _Progress:
-    """Documents, tokens and tokens/s: a live line on a terminal, a printed one now and then anywhere else."""
-
-    def __init__(self) -> None:
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        from lightning_gpt.console import console, say
-
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._line = self._bar.add_task("", total=None)
-        self._say = say
-        self._name = ""
-        self._before, self._new = Tally(), Tally()
-        self._started = self._last_said = monotonic()
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._bar.stop()
-        if error is None:
-            self._say(self._figures)
-
-    @property
-    def _figures(self) -> str:
-        total = self._before + self._new
-        speed = self._new.tokens / max(monotonic() - self._started, 1e-9)
-        return f"{total.documents:,} documents, {total.tokens:,} tokens, {speed:,.0f} tokens/s"
-
-    def begin(self, name: str, done: list[Part]) -> None:
-        """Begin, or go on with, a source."""
-        self._name = name
-        self._before = sum((part.total for part in done), self._before)
-        if done:
-            self._say(f"{name}: going on after document {done[-1].end_document:,}")
-
-    def advance(self, parts: list[Part]) -> None:
-        """Count the parts that are new."""
-        self._new = sum((part.total for part in parts), self._new)
-        self._bar.update(self._line, description=f"{self._name}: {self._figures}")
-        if self._bar.disable and monotonic() - self._last_said >= _SECONDS_BETWEEN_LINES:
-            self._last_said = monotonic()
-            self._say(f"{self._name}: {self._figures}")
 
 
 def run(args: list[str]) -> None:

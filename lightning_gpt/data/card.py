@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gpt.data.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
-from lightning_gpt.data.parts import Part, Tally
+from lightning_gpt.data.parts import Limits, Part, Tally
 from lightning_gpt.data.split import SplitName
 
 _EXAMPLES = 5
@@ -65,6 +65,11 @@ def _counts(duplicates: Sequence[Duplicate]) -> dict[str, int]:
     return {"exact": kinds[True], "near": kinds[False], "removed": sum(duplicate.removed for duplicate in duplicates)}
 
 
+def _read_until(limits: Limits) -> str:
+    wanted = (f"{limit:,} {split} tokens" for split, limit in limits.items())
+    return f", read until it gave {', '.join(wanted)}" if limits else ""
+
+
 def _example(duplicate: Duplicate) -> str:
     kind = "exact" if duplicate.exact else f"near ({duplicate.similarity:.2f})"
     places = (f"{place.origin} ({place.split})" for place in (duplicate.document, duplicate.twin))
@@ -93,6 +98,7 @@ def card_text(card: Mapping[str, Any]) -> str:
         f"- digest of the split: `{card['split_digest']}`",
         *(
             f"- source {source['name']}: {source['class']} `{json.dumps(source['arguments'], ensure_ascii=False)}`"
+            f"{_read_until(source['limits'])}"
             for source in card["sources"]
         ),
         "",

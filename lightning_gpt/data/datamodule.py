@@ -1,6 +1,7 @@
 """The LightningDataModule: sources, tokenizer, split and stream put together for a trainer."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,7 +13,7 @@ from lightning_gpt.data.files import Files  # noqa: F401 - a config may name eve
 from lightning_gpt.data.hub import Hub  # noqa: F401
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
-from lightning_gpt.data.sources import PythonReference, Source, WikipediaSlice
+from lightning_gpt.data.sources import PythonReference, Source, SourceBase, WikipediaSlice
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_tokens, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
@@ -68,7 +69,8 @@ class TextData(L.LightningDataModule):
         ):
             if value < least:
                 raise CallError(f"{name} is {value}; it must be at least {least}")
-        self.sources = [WikipediaSlice(), PythonReference()] if sources is None else sources
+        embedded = [WikipediaSlice(), PythonReference()]
+        self.sources: Sequence[SourceBase] = embedded if sources is None else sources
         weighted = [source.weight is not None for source in self.sources]
         if not self.sources:
             raise CallError("sources is empty; give at least one, or leave it out for the embedded corpus")
@@ -116,8 +118,9 @@ class TextData(L.LightningDataModule):
                     f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity} "
                     f"and the configuration has {ours.filter_identity}"
                 )
+            source.require(max_tokens=ours.max_tokens, eval_tokens=self.eval_tokens)
             source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
-        self.sources, self._tokenizer = list(corpus.sources), corpus.tokenizer
+        self.sources, self._tokenizer = corpus.sources, corpus.tokenizer
 
     @property
     def vocab_size(self) -> int:

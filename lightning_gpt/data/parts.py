@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_gpt.data.duplicates import SPLITS, marks_file, marks_of, read_marks
-from lightning_gpt.data.sources import Document, Source
+from lightning_gpt.data.sources import Document, SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
@@ -40,6 +40,12 @@ class Tally:
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(self.documents + other.documents, self.tokens + other.tokens, self.bytes + other.bytes)
 
+    def __sub__(self, other: "Tally") -> "Tally":
+        return Tally(self.documents - other.documents, self.tokens - other.tokens, self.bytes - other.bytes)
+
+
+_PLAIN_FIELDS = ("file", "first_document", "end_document", "tokens_read", "size", "sha256")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -49,6 +55,8 @@ class Part:
     first_document: int
     end_document: int
     splits: dict[SplitName, Tally]
+    tokens_read: dict[SplitName, int]
+    """Tokens of each split before duplicates were removed."""
     size: int
     sha256: str
 
@@ -65,8 +73,43 @@ class Part:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The part that :meth:`to_json` described."""
         splits: dict[SplitName, Tally] = {split: Tally(**values["splits"][split]) for split in SPLITS}
-        plain = {name: values[name] for name in ("file", "first_document", "end_document", "size", "sha256")}
+        plain = {name: values[name] for name in _PLAIN_FIELDS}
         return cls(splits=splits, **plain)
+
+
+Limits = Mapping[SplitName, int]
+"""Tokens of each split that are wanted of a source; none where all are."""
+
+
+class Enough:
+    """Whether parts of a source hold what its limits ask for; never where it has none.
+
+    It goes by what was read: whether a source is read further must not depend on what was removed since.
+    """
+
+    def __init__(self, limits: Limits, parts: Iterable[Part] = ()) -> None:
+        self._missing = dict(limits)
+        for part in parts:
+            self.add(part)
+
+    def add(self, part: Part) -> None:
+        """Count a part."""
+        for split in self._missing:
+            self._missing[split] -= part.tokens_read[split]
+
+    def __bool__(self) -> bool:
+        return bool(self._missing) and max(self._missing.values()) <= 0
+
+
+def needed(parts: Iterable[Part], limits: Limits) -> list[Part]:
+    """The parts up to where they are enough; all of them where they never are."""
+    kept, enough = [], Enough(limits)
+    for part in parts:
+        if enough:
+            break
+        kept.append(part)
+        enough.add(part)
+    return kept
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -113,7 +156,7 @@ class Task:
         self.characters += len(document.text)
 
 
-def tasks(source: Source, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
+def tasks(source: SourceBase, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
     """The parts of a source that are not done, cut by nothing but the documents."""
     start = done[-1].end_document if done else 0
     stems = (folder / part_name(number) for number in itertools.count(len(done)))
@@ -149,7 +192,9 @@ class PartWriter:
         write_file(task.stem.with_suffix(".npz"), marks_file(marks))
         tokens = [self._tokens(text, origin) for text, origin in zip(task.texts, task.origins, strict=True)]
         kept = (marks["numbers"], marks["labels"], marks["bytes"])
-        return self._write(task.stem, (task.first_document, task.end_document), kept, tokens)
+        lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
+        read = {split: int(lengths[marks["labels"] == label].sum()) for label, split in enumerate(SPLITS)}
+        return self._write(task.stem, (task.first_document, task.end_document), read, kept, tokens)
 
     def _tokens(self, text: str, origin: str) -> np.ndarray:
         try:
@@ -164,12 +209,13 @@ class PartWriter:
         kept = (numbers[stays], labels[stays], sizes[stays])
         wanted = set(kept[0].tolist())
         tokens = [ids for number, _, ids in read_part(stem.with_suffix(".arrow")) if number in wanted]
-        return self._write(stem, (part.first_document, part.end_document), kept, tokens)
+        return self._write(stem, (part.first_document, part.end_document), part.tokens_read, kept, tokens)
 
     def _write(
         self,
         stem: Path,
         documents: tuple[int, int],
+        tokens_read: dict[SplitName, int],
         marks: tuple[np.ndarray, np.ndarray, np.ndarray],
         tokens: Sequence[np.ndarray],
     ) -> Part:
@@ -181,7 +227,7 @@ class PartWriter:
             of_split = labels == label
             splits[split] = Tally(int(of_split.sum()), int(lengths[of_split].sum()), int(sizes[of_split].sum()))
         file = stem.with_suffix(".arrow")
-        part = Part(file.name, *documents, splits, len(content), hashlib.sha256(content).hexdigest())
+        part = Part(file.name, *documents, splits, tokens_read, len(content), hashlib.sha256(content).hexdigest())
         write_file(file, content)
         write_json(stem.with_suffix(".json"), part.to_json())
         return part

@@ -22,17 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gpt.data.parts import Part, Tally, read_part
-from lightning_gpt.data.sources import Document, Source, filters_said
+from lightning_gpt.data.parts import Enough, Limits, Part, Tally, read_part
+from lightning_gpt.data.sources import Document, SourceBase, filters_said
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
-class PreparedSource(Source):
+class PreparedSource(SourceBase):
     """One source of a prepared corpus. It holds no open file, so it can be sent to another process.
 
     Args:
@@ -40,21 +40,38 @@ class PreparedSource(Source):
         parts: In the order of the documents.
         tokenizer: That made the tokens.
         filters: Which documents were accepted, as :attr:`Source.filter_identity` says it.
+        limits: Of how many tokens of each split the source was read for; none where it was read to its end.
+        name: Of the source.
     """
 
     def __init__(
-        self, folder: Path, parts: tuple[Part, ...], tokenizer: Tokenizer, filters: str, **common: Any
+        self, folder: Path, parts: tuple[Part, ...], tokenizer: Tokenizer, filters: str, limits: Limits, name: str
     ) -> None:
-        super().__init__(**common)
+        super().__init__(name)
         self._filters = filters
         self.folder = folder
         self.parts = parts
         self.tokenizer = tokenizer
+        self.limits = limits
 
     @property
     def filter_identity(self) -> str:
         """That of the source it was made of: what the folder leaves out is not in it."""
         return self._filters
+
+    def require(self, max_tokens: int | None, eval_tokens: int) -> None:
+        """Refuse to train or evaluate on more tokens than the source was read for."""
+        for split, limit in self.limits.items():
+            option, wanted = ("max_tokens", max_tokens) if split == "train" else ("eval_tokens", eval_tokens)
+            if wanted is None or wanted > limit:
+                raise CallError(
+                    f"prepared folder {str(self.folder.parent)!r} was made with {option} {limit} for source "
+                    f"{self.name!r} and the configuration has {option} {'null' if wanted is None else wanted}; "
+                    f"prepare the corpus again, or take the folder's"
+                )
+
+    def accepts(self, text: str) -> bool:
+        return bool(text)
 
     def tally(self, split: SplitName) -> Tally:
         """What a split holds, without reading it."""
@@ -172,7 +189,8 @@ def _read_source(
         _check(folder / part.file, part.size, part.sha256)
     arguments = described["arguments"]
     filters = filters_said(arguments.get("min_characters", 0), arguments.get("keep"))
-    return PreparedSource(folder, parts, tokenizer, filters, name=described["name"])
+    limits = described["limits"] if Enough(described["limits"], parts) else {}
+    return PreparedSource(folder, parts, tokenizer, filters, limits, described["name"])
 
 
 def _check(file: Path, size: int, sha256: str) -> None:

@@ -24,7 +24,53 @@ class Document:
     origin: str
 
 
-class Source(ABC):
+class SourceBase(ABC):
+    """Documents in a fixed order, numbered from 0, and how much training takes of them.
+
+    A config names a :class:`Source`; those of a prepared folder are no such.
+    """
+
+    default_name = "source"
+    """What a source of this kind is called when it is given no name."""
+
+    countable = True
+    """Whether reading it through once, to count it, is a reasonable thing to do before training."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        weight: float | None = None,
+        max_tokens: int | None = None,
+        max_passes: int | None = None,
+    ) -> None:
+        self.name = name or self.default_name
+        if weight is not None and not 0 < weight < float("inf"):
+            raise CallError(f"source {self.name!r} has weight {weight}; a weight is a positive number")
+        self._require_at_least(1, max_tokens=max_tokens, max_passes=max_passes)
+        self.weight = weight
+        self.max_tokens = max_tokens
+        self.max_passes = max_passes
+
+    def _require_at_least(self, least: int, **arguments: int | None) -> None:
+        for argument, value in arguments.items():
+            if value is not None and value < least:
+                raise CallError(f"source {self.name!r} has {argument} {value}; it must be at least {least}")
+
+    @abstractmethod
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """The documents from number ``start`` on, whether they are accepted or not."""
+
+    @property
+    @abstractmethod
+    def filter_identity(self) -> str:
+        """What :meth:`accepts` depends on, as text."""
+
+    @abstractmethod
+    def accepts(self, text: str) -> bool:
+        """Whether a document with this text is used. One that is not keeps its number."""
+
+
+class Source(SourceBase):
     """Documents in a fixed order, numbered from 0.
 
     Args:
@@ -39,12 +85,6 @@ class Source(ABC):
         max_passes: How often training may go through it; as often as it takes when omitted.
     """
 
-    default_name = "source"
-    """What a source of this kind is called when it is given no name."""
-
-    countable = True
-    """Whether reading it through once, to count it, is a reasonable thing to do before training."""
-
     def __init__(
         self,
         name: str | None = None,
@@ -54,38 +94,21 @@ class Source(ABC):
         keep: Callable[[str], bool] | None = None,
         max_passes: int | None = None,
     ) -> None:
-        self.name = name or self.default_name
-        if weight is not None and not 0 < weight < float("inf"):
-            raise CallError(f"source {self.name!r} has weight {weight}; a weight is a positive number")
-        for argument, value, least in (
-            ("max_tokens", max_tokens, 1),
-            ("min_characters", min_characters, 0),
-            ("max_passes", max_passes, 1),
-        ):
-            if value is not None and value < least:
-                raise CallError(f"source {self.name!r} has {argument} {value}; it must be at least {least}")
-        self.weight = weight
-        self.max_tokens = max_tokens
+        super().__init__(name, weight, max_tokens, max_passes)
+        self._require_at_least(0, min_characters=min_characters)
         self.min_characters = min_characters
         self.keep = keep
-        self.max_passes = max_passes
-
-    @abstractmethod
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        """The documents from number ``start`` on, whether they are accepted or not."""
 
     @property
     def filter_identity(self) -> str:
-        """What :meth:`accepts` depends on, as text."""
         keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
         return filters_said(self.min_characters, keep)
 
     def accepts(self, text: str) -> bool:
-        """Whether a document with this text is used. One that is not keeps its number."""
         return len(text) >= max(1, self.min_characters) and (self.keep is None or self.keep(text))
 
 
-def require_distinct_names(sources: Iterable[Source]) -> None:
+def require_distinct_names(sources: Iterable[SourceBase]) -> None:
     """Refuse sources of one name: the cursor and the prepared folder tell them apart by it."""
     twice = [name for name, uses in Counter(source.name for source in sources).items() if uses > 1]
     if twice:

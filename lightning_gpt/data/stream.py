@@ -18,7 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
-from lightning_gpt.data.sources import Source, require_distinct_names
+from lightning_gpt.data.sources import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
@@ -29,7 +29,7 @@ PADDING = -100
 """What stands in a row where it holds no token: as a target it is what the loss ignores."""
 
 
-def texts_of(source: Source, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
+def texts_of(source: SourceBase, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
     """Number and text of the documents of one split that ``source`` accepts, from its document ``start`` on."""
     for number, document in enumerate(source.documents(start), start):
         if source.accepts(document.text) and split.of(document.text) == part:
@@ -40,7 +40,7 @@ def texts_of(source: Source, split: Split, part: SplitName, start: int = 0) -> I
 class Reader:
     """The documents of one split of one source, as tokens."""
 
-    source: Source
+    source: SourceBase
     split: Split
     part: SplitName
     tokenizer: Tokenizer
@@ -215,7 +215,7 @@ class SourceRows:
         self._after: Window | None = None
 
     @property
-    def source(self) -> Source:
+    def source(self) -> SourceBase:
         """Where the rows come from."""
         return self.windows.reader.source
 

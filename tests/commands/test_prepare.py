@@ -315,7 +315,7 @@ def test_a_whole_runs_config_is_taken_and_only_its_data_matters(small: Path) -> 
     training = {"block_size": 8, "batch_size": 3, "seed": 5, "shuffle_window": 9, "prepared": "x"}
     write_config(small / "plain.yaml", {"data": data})
     write_config(small / "first.yaml", {"name": "run", "model": {"n_layer": 3}, "data": {"tokenizer": "gpt2"}})
-    weighted = [{"class_path": "Files", "init_args": {"paths": "a.jsonl", "weight": 0.5, "max_tokens": 7}}]
+    weighted = [{"class_path": "Files", "init_args": {"paths": "a.jsonl", "weight": 0.5, "max_passes": 7}}]
     write_config(small / "second.yaml", {"trainer": None, "data": {**data, **training, "sources": weighted}})
     prepare_here("--config", "plain.yaml", "--output", "x")
     prepare_here("--config", "first.yaml", "--config=second.yaml", "--output", "y")

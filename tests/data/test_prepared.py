@@ -179,7 +179,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"is no prepared folder: manifest.json: No such file"),
     "manifest cut": (lambda f: (f / "manifest.json").write_text('{"format": 1,'), r"manifest.json is damaged"),
     "manifest of something else": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest.json is damaged"),
-    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads 1"),
+    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads 2"),
     "half-written": (_unfinish, r"is unfinished: run the same prepare again"),
 }
 
