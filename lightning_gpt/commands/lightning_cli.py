@@ -25,6 +25,7 @@ from lightning_gpt.training.callbacks import (
     Board,
     Cost,
     DepthDiagnostics,
+    Experts,
     InitialLoss,
     LastCheckpoint,
     Predictions,
@@ -103,7 +104,7 @@ class TrainCLI(LightningCLI):
             name = self._get(self.config, "name")
             kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Board(), InitialLoss(), Cost(), Predictions()]
+        callbacks = [metrics, RunSummary(), Board(), Experts(), InitialLoss(), Cost(), Predictions()]
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":

@@ -62,7 +62,7 @@ class ReLU(FeedForward):
 
 @ffns.register("relu2")
 class SquaredReLU(FeedForward):
-    """``max(0, x W₁)² W₂``: So et al. 2021, "Primer" (2109.08668), section 4.1."""
+    """``max(0, x W₁)² W₂``: So et al. 2021, "Primer" (2109.08668), section 4."""
 
     def activate(self, expanded: Tensor) -> Tensor:
         return F.relu(expanded).square()

@@ -120,6 +120,12 @@ class MixtureOfExperts(Watched):
         use, self.use = self.use, None
         return use
 
+    def no_use(self) -> Use:
+        """What :meth:`take_use` would give for no token and no pass."""
+        device = self.router.linear.weight.device
+        none = torch.zeros((), dtype=torch.long, device=device)
+        return Use(none.repeat(self.n_expert), none, none.float(), none.float(), none)
+
     @property
     def idle_parameters(self) -> int:
         """How many parameters a token does not meet: those of the experts that it does not go through."""

@@ -1,6 +1,6 @@
 """Which experts a token goes to, with what weight, and what keeps the experts in equal use."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -32,7 +32,7 @@ class Use:
     dropped: Tensor
     balance_loss: Tensor
     z_loss: Tensor
-    passes: int = 1
+    passes: Tensor
 
     def __add__(self, other: "Use") -> "Use":
         return Use(
@@ -56,13 +56,13 @@ class Routing:
 
     chosen: Tensor
     gates: Tensor
-    use: Use | None = field(default=None)
+    use: Use | None = None
 
 
 class Router(Penalised):
     """Top-k routing: scores ``s = softmax(x W)`` or ``σ(x W)``; the k best experts, weighted by ``s_i / Σ_chosen s_j``.
 
-    Shazeer et al. 2017 (1701.06538), eq. 3–5, and Jiang et al. 2024 (2401.04088), section 2.1: a softmax over the
+    Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a softmax over the
     chosen. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. Where k is 1 the weight is ``s_i`` itself (Fedus
     et al. 2021, 2101.03961, eq. 2): normalised it would be 1 always, and the router would learn nothing from the loss.
     Each token is routed by itself. All is computed in fp32 or better (Fedus et al., section 2.4).
@@ -120,7 +120,8 @@ class Router(Penalised):
             self.penalise(self.rate * balance_loss)
         if self.z_loss:
             self.penalise(self.z_loss * z_loss)
-        return Use(counts, counts.new_zeros(()), balance_loss.detach(), z_loss.detach())
+        one = counts.new_ones(())
+        return Use(counts, 0 * one, balance_loss.detach(), z_loss.detach(), one)
 
     @torch.no_grad()
     def rebalance(self, chosen: Tensor) -> None:

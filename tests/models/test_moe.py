@@ -187,7 +187,7 @@ def test_the_losses_act_through_the_gradient_of_training_and_no_value(checkpoint
     loss.backward()
     for block in model.blocks:
         use = block.ffn.take_use()
-        assert (use.passes, int(use.chosen.sum())) == (1, 2 * 12 * 2)
+        assert (int(use.passes), int(use.chosen.sum())) == (1, 2 * 12 * 2)
     gradients = [parameter.grad for parameter in model.parameters()]
 
     with penalties(model) as terms:

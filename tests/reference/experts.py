@@ -27,7 +27,7 @@ def _gated(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu_tanh,
     "relu": relu,
-    "relu2": lambda x: relu(x) ** 2,  # So et al. 2021 (2109.08668), section 4.1
+    "relu2": lambda x: relu(x) ** 2,  # So et al. 2021 (2109.08668), section 4
     "swiglu": _gated(lambda x: x * sigmoid(x)),
     "geglu": _gated(gelu_tanh),
 }
@@ -63,7 +63,7 @@ def mixture(
 ) -> Mixture:
     """Tokens ``(tokens, dim)`` in their order, each through its ``top_k`` best experts.
 
-    Gates: Shazeer et al. 2017 (1701.06538), eq. 3–5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15. Losses:
+    Gates: Shazeer et al. 2017 (1701.06538), eq. 3 and 5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15. Losses:
     Fedus et al. 2021 (2101.03961), eq. 4–6, and Zoph et al. 2022 (2202.08906), eq. 5, both without coefficient.
     """
     output = np.zeros_like(x)

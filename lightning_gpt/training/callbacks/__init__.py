@@ -4,6 +4,7 @@ from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.depth import DepthDiagnostics
+from lightning_gpt.training.callbacks.experts import Experts
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
@@ -16,6 +17,7 @@ __all__ = [
     "Board",
     "Cost",
     "DepthDiagnostics",
+    "Experts",
     "InitialLoss",
     "LastCheckpoint",
     "Predictions",

@@ -17,6 +17,7 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.generation import Sampling
 from lightning_gpt.models.loss import IGNORED
+from lightning_gpt.models.moe import active_parameters
 from lightning_gpt.training.module import LanguageModule
 
 _SAMPLE_PROMPT = "The"
@@ -47,7 +48,10 @@ class RunSummary(Callback):
             copies = f" ({len(part)} x {parameters // len(part):,})" if isinstance(part, nn.ModuleList) else ""
             if parameters:
                 table.add_row(f"{name}{copies}", f"{parameters:,}")
-        table.add_row("all", f"{sum(p.numel() for p in model.parameters()):,}", style="bold")
+        total, active = sum(p.numel() for p in model.parameters()), active_parameters(model)
+        table.add_row("all", f"{total:,}", style="bold")
+        if active != total:
+            table.add_row("of them active, for one token", f"{active:,}", style="bold")
         console.print(table)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TextData) and data.vocab_size_to_train is not None and trainer.loggers and self._folder:
