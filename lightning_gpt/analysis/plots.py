@@ -91,7 +91,8 @@ def _shrink(matrices: np.ndarray, most: int) -> np.ndarray:
     for axis in (-2, -1):
         starts = range(0, total.shape[axis], -(-total.shape[axis] // most))
         total, count = (np.add.reduceat(values, starts, axis=axis) for values in (total, count))
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    means: np.ndarray = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    return means
 
 
 def _label(ax: Axes, maps: AttentionMaps) -> None:
