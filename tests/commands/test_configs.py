@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lightning_gpt.commands.lightning_cli import TrainCLI
@@ -20,7 +21,7 @@ WHOLE = [CONFIGS / f"{name}.yaml" for name in ("quickstart", "quickstart_gpt2", 
 
 
 class BuiltOnly(TrainCLI):
-    """The CLI up to the point where the work would start."""
+    """The CLI up to the point where the work would start, its model without weights: some are of LLM scale."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         return
@@ -31,7 +32,8 @@ def build(*files: Path, monkeypatch: pytest.MonkeyPatch, extra: tuple[str, ...] 
     args = [argument for file in files for argument in ("--config", str(file))]
     on_cpu = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
     monkeypatch.setattr(sys, "argv", ["lightning-gpt", "fit", *args, *on_cpu, *extra])
-    return BuiltOnly()
+    with torch.device("meta"):
+        return BuiltOnly()
 
 
 @pytest.fixture(autouse=True)
