@@ -72,6 +72,10 @@ class CausalAttention(Watched):
         """Whether tokens at the positions ``rows`` see those at ``columns``: booleans, of shapes that broadcast."""
         return columns <= rows
 
+    def sees_all(self, time: int) -> bool:
+        """Whether each of the first ``time`` positions sees all before it, so that no mask need be made."""
+        return type(self).visible is CausalAttention.visible
+
     @property
     def sight(self) -> Hashable:
         """Layers of equal sight hide the same, so that a pass makes their mask once."""
@@ -159,7 +163,7 @@ class Sight:
 
     def mask(self, attention: CausalAttention) -> Tensor | None:
         """What ``attention`` hides; None for plain causality, or where one token comes after all the others."""
-        plain = self._columns is None and self.context.documents is None and _hides_nothing(attention)
+        plain = self._columns is None and self.context.documents is None and attention.sees_all(self.n_column)
         if plain and self.n_row in (1, self.n_column):
             return None
         return self.context.once((attention.sight, self.n_row, self.n_column), lambda: self._make_mask(attention))
@@ -195,17 +199,13 @@ class Sight:
         """Whether a row sees all of its document before it, and nothing is added to the scores."""
         scheme = self.context.scheme
         unbiased = scheme is None or not scheme.biases
-        return self.context.documents is not None and _hides_nothing(attention) and unbiased
+        return self.context.documents is not None and attention.sees_all(self.n_column) and unbiased
 
     def document_blocks(self) -> BlockMask:
         """The mask that keeps documents apart, for the kernel that skips whole blocks that are hidden."""
         documents = self.context.documents
         assert documents is not None
         return self.context.once("document blocks", lambda: document_block_mask(documents))
-
-
-def _hides_nothing(attention: CausalAttention) -> bool:
-    return type(attention).visible is CausalAttention.visible
 
 
 def document_block_mask(documents: Tensor) -> BlockMask:

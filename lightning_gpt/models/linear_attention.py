@@ -95,6 +95,7 @@ class LinearAttention(MultiHeadAttention):
         return super().heads(x, Context())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
+        """Mix the values: q ``(batch, n_head, time, head_dim)``, k and v of as many heads or fewer, to q's shape."""
         k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
         q, k = feature_map(q), feature_map(k)
         if context.lengths is not None:  # padding at a row's end is no part of its past

@@ -25,6 +25,10 @@ class LocalAttention(MultiHeadAttention):
     block: int
     """Length of a block: a token sees its own block and the one before it, and besides these far tokens only."""
 
+    def sees_all(self, time: int) -> bool:
+        """Within one block all is seen."""
+        return time <= self.block
+
     def far(self, places: Tensor) -> Tensor | None:
         """Where the tokens stand that blocks see from afar.
 
