@@ -21,6 +21,7 @@ from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.callbacks import (
+    Averaging,
     BestCheckpoint,
     Board,
     Cost,
@@ -32,7 +33,9 @@ from lightning_gpt.training.callbacks import (
     RunProgress,
     RunSummary,
     Samples,
+    Spikes,
     StepMetrics,
+    Upcycle,
 )
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from lightning_gpt.training.precision import fastest_precision
@@ -70,6 +73,9 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(DepthDiagnostics, "depth")
+        parser.add_lightning_class_args(Upcycle, "upcycle")
+        parser.add_lightning_class_args(Averaging, "averaging")
+        parser.add_lightning_class_args(Spikes, "spikes")
         parser.set_defaults({"model": MODELS[0].__name__})
         parser.link_arguments("model.init_args.block_size", "data.block_size")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")

@@ -17,7 +17,9 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.loss import IGNORED
 from lightning_gpt.training.metrics import MeanLoss
-from lightning_gpt.training.optim import Optimization, adamw, schedule
+from lightning_gpt.training.mup import rescale
+from lightning_gpt.training.optim import Optimization, optimizer, schedule
+from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
 
 
 class LanguageModule(L.LightningModule):
@@ -34,6 +36,9 @@ class LanguageModule(L.LightningModule):
         self.optimization = optimization
         self.eval_loss = MeanLoss()
         self._cursor: dict[str, Any] | None = None
+        self._stages: tuple[Stage, ...] = ()
+        if optimization.mup is not None:
+            rescale(model, optimization.mup)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch, in nats."""
@@ -94,20 +99,32 @@ class LanguageModule(L.LightningModule):
             self.logger.log_metrics({key: float(value) for key, value in values.items()}, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule over the trainer's number of optimizer steps."""
-        o = self.optimization
-        steps = self.trainer.estimated_stepping_batches
+        """The optimizer and its schedule over the trainer's number of optimizer steps."""
+        o, steps = self.optimization, self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise CallError(
                 "the number of training steps is unknown and the learning-rate schedule needs it: "
                 "set --trainer.max_steps (the data has no known length, or max_epochs is -1)"
             )
-        scaled = self.trainer.precision == "16-mixed"
-        optimizer = adamw(self.model, o.lr, o.weight_decay, o.betas, fused=False if scaled else None)
+        if o.batch_warmup and self.trainer.max_epochs != -1:
+            raise CallError(
+                "optimization.batch_warmup makes the number of optimizer steps in an epoch another: "
+                "say how long to train with --trainer.max_steps, and set --trainer.max_epochs -1"
+            )
+        warmup_steps = math.ceil(o.batch_warmup * steps)
+        self._stages = batch_stages(self.trainer.accumulate_grad_batches, warmup_steps) if warmup_steps else ()
+        fused = False if self.trainer.precision == "16-mixed" else None
+        half = torch.bfloat16 if self.trainer.precision in ("bf16-mixed", "bf16-true") else None
+        chosen = optimizer(self.model, o, fused, half)
         return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule(optimizer, o, int(steps)), "interval": "step"},
+            "optimizer": chosen,
+            "lr_scheduler": {"scheduler": schedule(chosen, o, int(steps)), "interval": "step"},
         }
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the step that this micro-batch is of have as many as the batch's warm-up says."""
+        if self._stages:
+            self.trainer.accumulate_grad_batches = accumulated_at(self._stages, self.trainer.global_step)
 
     def configure_gradient_clipping(
         self,

@@ -1,5 +1,6 @@
 """What is logged, watched, saved and said while a model trains; one callback a file."""
 
+from lightning_gpt.training.callbacks.averaging import Averaging
 from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
@@ -9,10 +10,13 @@ from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
+from lightning_gpt.training.callbacks.spikes import Spikes
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
 from lightning_gpt.training.callbacks.summary import RunSummary
+from lightning_gpt.training.callbacks.upcycle import Upcycle
 
 __all__ = [
+    "Averaging",
     "BestCheckpoint",
     "Board",
     "Cost",
@@ -24,5 +28,7 @@ __all__ = [
     "RunProgress",
     "RunSummary",
     "Samples",
+    "Spikes",
     "StepMetrics",
+    "Upcycle",
 ]

@@ -1,0 +1,136 @@
+"""What is done about a loss that jumps."""
+
+import math
+import shlex
+import statistics
+from collections import deque
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_gpt.console import say
+from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
+
+Action = Literal["stop", "skip"]
+_MOST_SKIPPED_IN_A_ROW = 10
+
+
+class Spikes(Callback):
+    """Looks at each optimizer step's loss and gradients before the step is taken.
+
+    A spike is a loss above the mean of the last ``window`` steps' by more than ``threshold`` of their standard
+    deviations, or a loss or gradient that is not finite. The weights are then still those of the step before, and
+    ``last.ckpt`` is from before too. A run is exactly repeatable, so one that goes on from there meets the same spike,
+    unless the steps around it are left out: ``skip_steps``, as in Chowdhery et al. 2022 (2204.02311), section 5.1.
+
+    Args:
+        threshold: In standard deviations; nothing is looked for when omitted.
+        window: Optimizer steps that the mean and the deviation are of; until half of it is full, only what is not
+            finite is a spike.
+        action: ``stop`` the run, naming the last good checkpoint, or ``skip`` the step and go on.
+        skip_steps: Pairs ``[first, last]`` of optimizer steps (1 is the first of the run) that are not taken: their
+            rows are read, and weights and moments stay as they are.
+    """
+
+    def __init__(
+        self,
+        threshold: float | None = None,
+        window: int = 128,
+        action: Action = "stop",
+        skip_steps: list[tuple[int, int]] | None = None,
+    ) -> None:
+        if threshold is not None and not threshold > 0:
+            raise CallError(f"spikes.threshold is {threshold}; it must be above 0")
+        if window < 4:
+            raise CallError(f"spikes.window is {window}; it must be at least 4")
+        for first, last in skip_steps or ():
+            if not 1 <= first <= last:
+                raise CallError(f"spikes.skip_steps has [{first}, {last}]; a pair is [first, last], and 1 is the least")
+        self.threshold = threshold
+        self.window = window
+        self.action = action
+        self.skip_steps = skip_steps or []
+        self._before: deque[float] = deque(maxlen=window)
+        self._skipped_in_a_row = 0
+        self._micro_losses: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": list(self._before), "skipped_in_a_row": self._skipped_in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = deque(state_dict["before"], maxlen=self.window)
+        self._skipped_in_a_row = state_dict["skipped_in_a_row"]
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if self.threshold is not None:
+            self._micro_losses.append(loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        step, micro_losses = trainer.global_step + 1, self._micro_losses
+        self._micro_losses = []
+        if any(first <= step <= last for first, last in self.skip_steps):
+            _leave_out(optimizer)
+        elif self.threshold is not None:
+            # each is divided by the accumulation already, so that their sum is the step's mean
+            mean = trainer.strategy.reduce(torch.stack(micro_losses).sum(), reduce_op="mean")
+            self._look(trainer, optimizer, step, float(mean))
+
+    def _look(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, step: int, loss: float) -> None:
+        """Stop, or leave the step out, where it is a spike; then its loss counts for those to come."""
+        # under fp16 gradients overflow now and then, and the scaler leaves those steps out itself
+        found = self._spike(loss, None if trainer.precision == "16-mixed" else optimizer)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if found else 0
+        if found and (self.action == "stop" or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW):
+            self._stop(trainer, step, found)
+        if found:
+            say(f"step {step:,}: {found}; the step is left out")
+            _leave_out(optimizer)
+        if math.isfinite(loss):
+            self._before.append(loss)
+
+    def _spike(self, loss: float, optimizer: torch.optim.Optimizer | None) -> str | None:
+        """What is wrong with the step that is to come, if anything."""
+        assert self.threshold is not None
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if optimizer is not None and not bool(torch.nn.utils.get_total_norm(_gradients(optimizer)).isfinite()):
+            return f"the loss is {loss:.4f} and the gradient is not finite"
+        if len(self._before) < max(2, self.window // 2):
+            return None
+        mean, deviation = statistics.fmean(self._before), statistics.pstdev(self._before)
+        if loss <= mean + self.threshold * deviation:
+            return None
+        away = (loss - mean) / deviation if deviation else math.inf
+        return (
+            f"the loss is {loss:.4f}, {away:.1f} standard deviations above {mean:.4f}, the mean of the last "
+            f"{len(self._before)} steps (spikes.threshold is {self.threshold:g})"
+        )
+
+    def _stop(self, trainer: L.Trainer, step: int, found: str) -> None:
+        said = f"step {step} was not taken: {found}"
+        callbacks = trainer.checkpoint_callbacks
+        path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+        if path is None or not path.exists():
+            raise WorkError(f"{said}; no checkpoint was saved before it")
+        saved = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        if trainer.is_global_zero:
+            skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
+            config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
+            say("to go on from there without the steps since")
+            say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'")
+        raise WorkError(f"{said}; the last good checkpoint, of step {saved}, is {path}")
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _leave_out(optimizer: torch.optim.Optimizer) -> None:
+    """A step without gradients changes neither weights nor moments."""
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,140 @@
+"""μP: initialisation and learning rates under which a hyper-parameter tuned on a narrow model serves a wide one.
+
+Yang et al. 2022, "Tensor Programs V" (2203.03466), table 8, for Adam. With a width ``m`` times that of the base:
+
+=====================  ==================  ============  =========
+weights                initial variance    Adam's rate   output
+=====================  ==================  ============  =========
+embeddings, vectors    as at the base      η             1
+hidden matrices        1/m of the base's   η / m         1
+output head            as at the base      η             1/m
+=====================  ==================  ============  =========
+
+and attention scores ``q·k / d`` in place of ``q·k / √d``. The two factors of the last column are folded into gains that
+follow or precede them (appendix B: a constant factor on a weight is the same as its start and its rate scaled), so that
+a model trained in μP is an ordinary model, in a checkpoint and anywhere else: the output's into the final norm, the
+scores' into the norm of the queries.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel
+from lightning_gpt.models.attention import MultiHeadAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuP:
+    """The narrow model whose learning rate, initialisation and dynamics a wide one shares.
+
+    Args:
+        base_dim: Its width; a model of this width is trained as without μP.
+        base_head_dim: Width of its heads. When omitted, that of the model's heads: a wider model then has more heads,
+            and the scale of the scores need not change. Another one asks for a ``qk_norm``.
+    """
+
+    base_dim: int
+    base_head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_dim < 1:
+            raise CallError(f"mup.base_dim is {self.base_dim}; it must be at least 1")
+        if self.base_head_dim is not None and self.base_head_dim < 1:
+            raise CallError(f"mup.base_head_dim is {self.base_head_dim}; it must be at least 1")
+
+    def base_config(self, config: GPTConfig) -> GPTConfig:
+        """The config of the base model.
+
+        Raises:
+            CallError: Where the base has no whole number of heads.
+        """
+        head_dim = self.base_head_dim or config.dim // config.n_head
+        if self.base_dim % head_dim:
+            raise CallError(
+                f"mup.base_dim {self.base_dim} is no multiple of the width of a head, {head_dim}: "
+                f"choose another, or say what the base's is in mup.base_head_dim"
+            )
+        return dataclasses.replace(config, dim=self.base_dim, n_head=self.base_dim // head_dim)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a weight's start and its learning rate under Adam are multiplied by."""
+
+    start: float = 1.0
+    rate: float = 1.0
+
+
+def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
+    """The factors of every parameter of ``model``, by name.
+
+    A dimension that the base model has in another size is one that grows with the width; which kind of table 8 a weight
+    is of follows from which of its dimensions do. A linear layer that maps many to few (a router, say) is an output.
+
+    Raises:
+        CallError: Where the model has no gain to fold a factor into.
+    """
+    if not isinstance(model, GPT):
+        raise CallError(f"mup is for the GPT, not for the {type(model).__name__}")
+    with torch.device("meta"):
+        base = dict(GPT(mup.base_config(model.config)).named_parameters())
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    found = {}
+    for name, parameter in model.named_parameters():
+        widened = [now / then for now, then in zip(parameter.shape, base[name].shape, strict=True)]
+        grown = [ratio != 1 for ratio in widened]
+        found[name] = Factors()
+        if name in linear and grown == [True, True]:
+            found[name] = Factors(start=1 / math.sqrt(widened[1]), rate=1 / widened[1])
+        elif name in linear and grown == [False, True] and name != "head.weight":
+            found[name] = Factors(start=1 / widened[1], rate=1 / widened[1])
+    found |= _output_factors(model, mup) | _score_factors(model, mup)
+    return found
+
+
+def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
+    if not isinstance(model.final_norm, nn.LayerNorm | nn.RMSNorm):
+        raise CallError(
+            "mup scales the logits by the gain of the final norm, and this model has none: "
+            "choose norm layer or rms, and a residual rule that ends in a norm (pre, sandwich, ...)"
+        )
+    share = mup.base_dim / model.config.dim
+    return {f"final_norm.{name}": Factors(share, share) for name, _ in model.final_norm.named_parameters()}
+
+
+def _score_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
+    found: dict[str, Factors] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, MultiHeadAttention) or mup.base_head_dim in (None, module.head_dim):
+            continue
+        assert mup.base_head_dim is not None
+        share = math.sqrt(mup.base_head_dim / module.head_dim)
+        gains = {f"{name}.q_norm.{gain}": Factors(share, share) for gain, _ in module.q_norm.named_parameters()}
+        if not isinstance(module.q_norm, nn.LayerNorm | nn.RMSNorm):
+            raise CallError(
+                f"heads are {module.head_dim} wide and mup.base_head_dim is {mup.base_head_dim}: the scores must be "
+                f"divided by the width of a head, which needs qk_norm rms or layer; or let n_head be "
+                f"{model.config.dim // mup.base_head_dim}, so that heads are as wide as the base's"
+            )
+        found |= gains
+    return found
+
+
+@torch.no_grad()
+def rescale(model: LanguageModel, mup: MuP) -> None:
+    """Start ``model``, freshly initialised, as μP has it."""
+    by_name = factors(model, mup)
+    for name, parameter in model.named_parameters():
+        if by_name[name].start != 1:
+            parameter.mul_(by_name[name].start)
+
+
+def learning_rates(model: LanguageModel, mup: MuP) -> dict[Tensor, float]:
+    """What Adam's learning rate of each parameter is multiplied by."""
+    by_name = factors(model, mup)
+    return {parameter: by_name[name].rate for name, parameter in model.named_parameters()}
