@@ -1,6 +1,9 @@
 """The diagnostics of whole models: which layer is which, against formulas worked out from the weights."""
 
 import math
+import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,3 +244,16 @@ def test_every_attention_can_be_probed(kind: str) -> None:
         if DIAGNOSTICS[name].by_head:
             assert all(value is None or len(value) == 4 for value in values), name
     assert None not in [value for name in ("token_cosine", "cka", "logit_lens_loss") for value in figures[name]]
+
+
+def test_the_documented_example_says_what_it_gives() -> None:
+    page = (Path(__file__).parents[2] / "docs/instruments.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/instruments.md", "exec"), names)
+    assert len(names["figures"]["token_cosine"]) == 5
+    assert len(names["figures"]["attention_entropy"][0]) == 4
+    table = re.findall(r"^\| `(\w+)` \| (stream|blocks)(, heads)? \|", page, re.M)
+    assert {name: (of, bool(heads)) for name, of, heads in table} == {
+        name: (diagnostic.of, diagnostic.by_head) for name, diagnostic in DIAGNOSTICS.items()
+    }
