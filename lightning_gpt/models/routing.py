@@ -62,9 +62,9 @@ class Routing:
 class Router(Penalised):
     """Top-k routing: scores ``s = softmax(x W)`` or ``σ(x W)``; the k best experts, weighted by ``s_i / Σ_chosen s_j``.
 
-    Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a softmax over the
-    chosen. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. Where k is 1 the weight is ``s_i`` itself (Fedus
-    et al. 2021, 2101.03961, eq. 2): normalised it would be 1 always, and the router would learn nothing from the loss.
+    Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a
+    softmax over the chosen. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. Where k is 1 the weight is ``s_i``
+    itself (Fedus et al. 2021, 2101.03961, eq. 2): normalised it would be 1 and the loss teach the router nothing.
     Each token is routed by itself. All is computed in fp32 or better (Fedus et al., section 2.4).
 
     Intermediates: ``scores`` ``(..., n_expert)`` and ``gates`` ``(..., top_k)``.

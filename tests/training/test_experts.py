@@ -1,5 +1,6 @@
 """Mixtures of experts in real runs: balanced the same by any number of processes and after a resume, and logged."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,21 @@ def test_the_start_says_how_many_parameters_are_active_and_a_capacity_what_it_dr
     logged = scalars(tmp_path / "runs/tiny/version_0")
     for layer in (0, 1):
         assert 0.4 < logged[f"experts/dropped/layer_{layer:02}", 1] < 1
+
+
+def test_an_upcycled_run_starts_from_the_loss_of_the_dense_one(config: Path, tmp_path: Path) -> None:
+    dense = ("--model.init_args.ffn", "gelu", "--trainer.max_steps", "4", "--trainer.val_check_interval", "8")
+    must_run("fit", "--config", str(config), *dense, cwd=tmp_path)
+    ffn = '{"kind": "moe", "n_expert": 4, "top_k": 2, "hidden": 128}'
+    start = ("--upcycle.checkpoint", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.init_args.ffn", ffn)
+    done = must_run("fit", "--config", str(config), *start, "--trainer.max_steps", "1", cwd=tmp_path)
+    measured = must_run(
+        *("validate", "--config", str(config), "--model.init_args.ffn", "gelu"),
+        *("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"),
+        cwd=tmp_path,
+    )
+    said = re.search(r"initial validation loss (\d+\.\d+)", done.stderr + done.stdout)
+    loss = re.search(r"val/loss (\d+\.\d+)", measured.stdout)
+    assert said
+    assert loss
+    assert float(said[1]) == pytest.approx(float(loss[1]), abs=2e-4)
