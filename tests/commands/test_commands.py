@@ -164,6 +164,20 @@ def test_generate_repeats_with_a_seed_and_differs_without(folder: Path, run: Pat
     assert texts[0].startswith("abc")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_generate_with_rounded_weights_writes_text(precision: str, folder: Path, run: Path) -> None:
+    call = ("generate", "--checkpoint", str(run / "checkpoints/last.ckpt"), "--prompt", "abc", "--max_new_tokens", "20")
+    written = must_run(*call, "--precision", precision, cwd=folder).stdout
+    assert written.startswith("abc")
+    assert len(written) > 8
+
+
+def test_generate_with_a_draft_is_greedy_text_all_the_same(folder: Path, run: Path) -> None:
+    last = str(run / "checkpoints/last.ckpt")
+    call = ("generate", "--checkpoint", last, "--prompt", "abc", "--max_new_tokens", "24", "--strategy", "greedy")
+    assert must_run(*call, "--draft", last, cwd=folder).stdout == must_run(*call, cwd=folder).stdout
+
+
 def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Path) -> None:
     last = run / "checkpoints/last.ckpt"
     model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
