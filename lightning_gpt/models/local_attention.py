@@ -36,8 +36,8 @@ class LocalAttention(MultiHeadAttention):
             places: Position of each token, ``(batch or 1, n_block, block)``.
 
         Returns:
-            ``(batch or 1, n_block or 1, n_far)`` indices along time, −1 for none; those in a block's neighbourhood do
-            not count there again.
+            ``(batch or 1, n_block or 1, n_far)`` indices along time, no index twice; those in a block's neighbourhood
+            do not count there again.
         """
         return None
 
@@ -287,6 +287,6 @@ class StridedAttention(LocalAttention):
 
     def far(self, places: Tensor) -> Tensor:
         """What sums up a segment; segments begin anew with each document, so a block holds up to c such tokens."""
-        found, within = self._sums_up(places).int().topk(self.n_summary, dim=-1)  # (batch, n_block, c)
+        within = self._sums_up(places).int().topk(self.n_summary, dim=-1).indices  # (batch, n_block, c)
         begins = torch.arange(places.shape[1], device=places.device)[:, None] * self.block
-        return torch.where(found > 0, begins + within, -1).flatten(1)[:, None]
+        return (begins + within).flatten(1)[:, None]  # a token that sums up nothing is not visible from afar
