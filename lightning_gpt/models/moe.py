@@ -105,15 +105,14 @@ class MixtureOfExperts(Watched):
 
     def _through_experts(self, x: Tensor, counts: Tensor) -> Tensor:
         """Each expert's output for its slice of ``x`` ``(choices, dim)``: the first ``counts[0]`` rows, the next ..."""
-        if x.is_cuda and self._watch is None and x.shape[-1] % 8 == 0:
-            return grouped(list(self._experts()), x, counts)
+        experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
+        plain = type(experts[0].expand) is nn.Linear and x.shape[-1] % 8 == 0  # not quantised; rows that are aligned
+        if x.is_cuda and plain and self._watch is None:
+            return grouped(experts, x, counts)
         # With gradients every expert runs, also on no token: its weights then have a gradient, 0, as DDP wants.
-        slices = zip(self._experts(), torch.split(x, counts.tolist()), strict=True)
+        slices = zip(experts, torch.split(x, counts.tolist()), strict=True)
         needed = [expert(part) for expert, part in slices if len(part) or torch.is_grad_enabled()]
         return torch.cat(needed) if needed else x
-
-    def _experts(self) -> Sequence[FeedForward]:
-        return [expert for expert in self.experts if isinstance(expert, FeedForward)]
 
     def take_use(self) -> Use | None:
         """How the experts were used since this was last asked; None where nothing was trained on."""
@@ -122,7 +121,7 @@ class MixtureOfExperts(Watched):
 
     def no_use(self) -> Use:
         """What :meth:`take_use` would give for no token and no pass."""
-        device = self.router.linear.weight.device
+        device = self.router.weight.device
         none = torch.zeros((), dtype=torch.long, device=device)
         return Use(none.repeat(self.n_expert), none, none.float(), none.float(), none)
 

@@ -94,7 +94,9 @@ class Router(Penalised):
                 raise CallError(f"moe {option} is {value}; it must be at least 0")
         self.n_expert, self.top_k, self.score, self.balance, self.z_loss = n_expert, top_k, score, balance, z_loss
         self.rate = _RATES[balance] if rate is None else rate
-        self.linear = nn.Linear(dim, n_expert, bias=False)
+        # no nn.Linear: what rounds or replaces those, such as quantisation, must leave the choice of experts alone
+        self.weight = nn.Parameter(torch.empty(n_expert, dim))
+        nn.init.normal_(self.weight, std=0.02)
         if balance == "bias":
             self.register_buffer("bias", torch.zeros(n_expert))
 
@@ -102,7 +104,7 @@ class Router(Penalised):
         """Route tokens ``(..., dim)``."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
-            logits = x.to(dtype) @ self.linear.weight.to(dtype).T  # (..., n_expert)
+            logits = x.to(dtype) @ self.weight.to(dtype).T  # (..., n_expert)
             scores = self.see("scores", logits.softmax(dim=-1) if self.score == "softmax" else logits.sigmoid())
             wanted = scores + self.bias if self.balance == "bias" else scores
             chosen = wanted.topk(self.top_k, dim=-1).indices

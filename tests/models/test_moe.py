@@ -13,6 +13,7 @@ from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.feedforward import FeedForward, ffns
 from lightning_gpt.models.moe import MixtureOfExperts, active_parameters, grouped, mixtures
 from lightning_gpt.models.penalties import penalties
+from lightning_gpt.models.quantization import int8
 from tests.models.helpers import arrays, property_test, random_ids, randomise
 from tests.reference import experts as reference
 
@@ -125,6 +126,17 @@ def test_the_router_computes_in_fp32_under_autocast() -> None:
     assert torch.equal(cast.gates, plain.gates)
 
 
+def test_a_quantised_model_routes_by_the_weights_it_was_trained_with() -> None:
+    model = GPT(GPTConfig(**SIZES, ffn={"kind": "moe", "n_expert": 4})).eval()
+    randomise(model)
+    x = normal(2, 9, 16).float()
+    small = mixtures(int8(model))["blocks.0.ffn"]
+    mixture = mixtures(model)["blocks.0.ffn"]
+    assert torch.equal(small.router.weight, mixture.router.weight.to(torch.bfloat16))
+    difference = small(x.bfloat16()).float() - mixture(x)
+    assert difference.norm() < 0.1 * mixture(x).norm()
+
+
 # --- losses and gradients --------------------------------------------------------------------------------------
 
 
@@ -147,7 +159,7 @@ def test_the_balancing_loss_is_1_in_equal_use_and_the_number_of_experts_where_al
     mixture = build(n_expert=4, top_k=1).train()
     for scale, expected in ((0.0, 1.0), (1e4, 4.0)):
         with torch.no_grad():
-            mixture.router.linear.weight.zero_()[2] = scale
+            mixture.router.weight.zero_()[2] = scale
         with penalties(mixture):
             mixture(torch.ones(1, 6, 5, dtype=torch.float64))
         use = mixture.take_use()

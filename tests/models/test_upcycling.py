@@ -24,12 +24,12 @@ def test_the_function_is_preserved_and_the_routers_are_kept(kind: str, hidden: i
     mixture = {"kind": "moe", "n_expert": 5, "top_k": 3, "expert": kind, "hidden": hidden}
     dense = build(ffn=kind)
     sparse = build(1, ffn=[mixture | {"router": router, "balance": balance}, kind])
-    router_weight = sparse.blocks[0].ffn.router.linear.weight.clone()
+    router_weight = sparse.blocks[0].ffn.router.weight.clone()
     ids = random_ids(23, 2, 12)
     assert not torch.allclose(sparse(ids), dense(ids))
     upcycle(dense, sparse)
     torch.testing.assert_close(sparse(ids), dense(ids), rtol=1e-10, atol=1e-10)
-    assert torch.equal(sparse.blocks[0].ffn.router.linear.weight, router_weight)
+    assert torch.equal(sparse.blocks[0].ffn.router.weight, router_weight)
     assert torch.equal(sparse.blocks[2].ffn.experts[4].expand.weight, dense.blocks[2].ffn.expand.weight)
 
 

@@ -70,7 +70,7 @@ def mixture(
     taken, dropped = [0] * n_expert, 0
     all_chosen, all_gates, shares, squares = [], [], [], []
     for t, token in enumerate(x):
-        logits = linear(token, state["router.linear.weight"])
+        logits = linear(token, state["router.weight"])
         scores = softmax(logits) if score == "softmax" else sigmoid(logits)
         wanted = scores + state.get("router.bias", np.zeros(n_expert))
         chosen = sorted(range(n_expert), key=lambda expert: -wanted[expert])[:top_k]

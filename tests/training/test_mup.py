@@ -31,7 +31,7 @@ def test_factors_are_those_of_table_8() -> None:
 def test_a_router_is_an_output() -> None:
     config = dataclasses.replace(WIDE, ffn={"kind": "moe", "n_expert": 4})
     found = factors(GPT(config), MuP(base_dim=16))
-    assert found["blocks.0.ffn.router.linear.weight"] == Factors(start=1 / 4, rate=1 / 4)
+    assert found["blocks.0.ffn.router.weight"] == Factors(start=1 / 4, rate=1 / 4)
     assert found["blocks.0.ffn.experts.0.expand.weight"] == Factors(start=1 / 2, rate=1 / 4)
 
 
