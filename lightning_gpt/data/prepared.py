@@ -71,6 +71,7 @@ class PreparedSource(SourceBase):
                 )
 
     def accepts(self, text: str) -> bool:
+        """Whether a document is in the folder: one that it leaves out is empty."""
         return bool(text)
 
     def tally(self, split: SplitName) -> Tally:

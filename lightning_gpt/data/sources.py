@@ -101,10 +101,12 @@ class Source(SourceBase):
 
     @property
     def filter_identity(self) -> str:
+        """What :meth:`accepts` depends on, as text."""
         keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
         return filters_said(self.min_characters, keep)
 
     def accepts(self, text: str) -> bool:
+        """Whether a document with this text is long enough and one to keep."""
         return len(text) >= max(1, self.min_characters) and (self.keep is None or self.keep(text))
 
 
