@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class RunProgress(ProgressBar):
-    """Optimizer steps done of all, loss, perplexity, tokens/s and the time left.
+    """Optimizer steps done of all, loss, perplexity, tokens/s, share of the devices' peak and the time left.
 
     Args:
         metrics: Where the figures come from; they change at every logged step.
@@ -81,9 +81,10 @@ class RunProgress(ProgressBar):
         latest = self.metrics.latest
         if not latest:
             return ""
+        utilisation = f"  MFU {latest['train/mfu']:.0%}" if "train/mfu" in latest else ""
         return (
             f"loss {latest['train/loss']:.3f}  perplexity {latest['train/perplexity']:,.1f}  "
-            f"{latest['train/tokens_per_second']:,.0f} tokens/s"
+            f"{latest['train/tokens_per_second']:,.0f} tokens/s{utilisation}"
         )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.planning import training_flops_per_token
+from lightning_gpt.training.module import LanguageModule
+from lightning_gpt.training.peak import peak_flops, precision_dtype
 
 
 def rows_drawn(data: object) -> dict[str, float]:
@@ -21,9 +24,12 @@ def rows_drawn(data: object) -> dict[str, float]:
 
 
 class StepMetrics(Callback):
-    """Logs ``train/loss``, ``perplexity``, ``lr``, ``grad_norm`` and ``tokens_per_second`` over the optimizer step.
+    """Logs ``train/loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens_per_second`` and ``mfu`` by optimizer step.
 
-    And ``data/rows/<source>``, what the mix has drawn from each source.
+    And ``data/rows/<source>``, what the mix has drawn from each source. ``mfu``, the model FLOPs utilisation of
+    Chowdhery et al. 2022 (2204.02311), section 4.1, is the share of the devices' peak that the step's matrix products
+    by formula make up (:func:`~lightning_gpt.planning.training_flops_per_token`,
+    :func:`~lightning_gpt.training.peak.peak_flops`).
 
     Every ``log_every_n_steps`` steps of the Trainer. The loss is the mean over the micro-batches since the last
     logged step, on the first process; the gradient norm is that of the logged step, before clipping; tokens are
@@ -42,6 +48,7 @@ class StepMetrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
+        self._flops_share = _share_of_a_token_per_second(trainer, pl_module)
         self._start()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -70,13 +77,16 @@ class StepMetrics(Callback):
         if not self._logs(trainer, self._step):
             return
         loss = float(torch.stack(self._losses).mean())
+        tokens_per_second = self._tokens / (time.perf_counter() - self._since)
         self.latest = {
             "train/loss": loss,
             "train/perplexity": math.exp(min(loss, 700.0)),
             "train/lr": float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
             "train/grad_norm": float(self._grad_norm),
-            "train/tokens_per_second": self._tokens / (time.perf_counter() - self._since),
+            "train/tokens_per_second": tokens_per_second,
         }
+        if self._flops_share is not None:
+            self.latest["train/mfu"] = tokens_per_second * self._flops_share
         values = self.latest | rows_drawn(trainer.datamodule)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self._step)
@@ -87,3 +97,12 @@ class StepMetrics(Callback):
         # log_every_n_steps is 0 where the Trainer was told to log nothing
         every = getattr(trainer, "log_every_n_steps", 0)
         return bool(every) and step % every == 0
+
+
+def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModule) -> float | None:
+    """Share of the peak of all devices that one token a second takes; None for a model that is none of ours."""
+    if not isinstance(pl_module, LanguageModule):
+        return None
+    flops = training_flops_per_token(pl_module.model, pl_module.model.config.block_size)
+    peak = peak_flops(pl_module.device, precision_dtype(str(trainer.precision)))
+    return flops / (peak * trainer.world_size)

@@ -1,0 +1,69 @@
+"""The most floating-point operations a second that this device does in matrix products: what MFU is a share of."""
+
+import time
+
+import torch
+
+_DENSE_TFLOPS = {
+    # NVIDIA's data sheets: dense (without sparsity) tensor-core rates with bf16 or fp16 inputs, in 10¹² FLOP/s
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "A10G": 70.0,
+    "V100": 125.0,
+    "T4": 65.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
+"""Published peaks of known GPUs by a part of their name; of names that hold another, the longer stands first."""
+
+_SIZE, _ROUNDS = 1024, 5
+
+
+def precision_dtype(precision: str) -> torch.dtype:
+    """The dtype of matrix products under a Trainer's ``precision``, such as ``bf16-mixed`` or ``32-true``."""
+    kinds = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+    return kinds.get(precision.split("-")[0], torch.float32)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest products of ``dtype`` on ``device``.
+
+    Half precision on a GPU that is known: the published dense peak, which no product quite reaches. Anything else:
+    measured, in a fraction of a second, as the best rate of a product of two square matrices.
+    """
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        published = published_peak(torch.cuda.get_device_name(device))
+        if published is not None:
+            return published
+    size = _SIZE if device.type == "cpu" else 8 * _SIZE
+    return 2 * size**3 / product_seconds(device, dtype, size, _ROUNDS)
+
+
+def published_peak(name: str) -> float | None:
+    """The published dense half-precision FLOP/s of the GPU that calls itself ``name``; None for one not known."""
+    return next((tera * 1e12 for part, tera in _DENSE_TFLOPS.items() if part in name), None)
+
+
+def product_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
+    """Least seconds of a ``size × size`` product over ``rounds``; a first, which sets the library up, is left out."""
+    left = right = torch.ones(size, size, device=device, dtype=dtype)  # no random numbers are taken from the run
+    out = torch.empty_like(left)
+    times = []
+    for _ in range(1 + rounds):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(left, right, out=out)
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until what was asked of ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
