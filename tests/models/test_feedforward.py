@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models import GPT, GPTConfig, feedforward
 from lightning_gpt.models.feedforward import FeedForward, ffns
 from tests.models.helpers import arrays, randomise
 from tests.reference import experts as reference
@@ -18,9 +18,11 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
 
 
-def test_the_reference_has_every_dense_network() -> None:
-    dense = [name for name in ffns.names if issubclass(ffns.get(name), FeedForward)]  # type: ignore[arg-type]
-    assert dense == KINDS
+def test_the_reference_has_every_dense_network_of_the_package() -> None:
+    ours = [ffns.get(name) for name in KINDS]
+    assert {kind.__module__ for kind in ours} == {FeedForward.__module__}
+    defined = [kind for kind in vars(feedforward).values() if isinstance(kind, type) and issubclass(kind, FeedForward)]
+    assert set(defined) == {*ours, feedforward.GatedFeedForward}
 
 
 @pytest.mark.parametrize("bias", [True, False])
