@@ -27,10 +27,12 @@ from lightning_gpt.models.base import LanguageModel, require_choice, require_pos
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.feedforward import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
 from lightning_gpt.models.registry import Choice, LayerChoice, at_layer
+from lightning_gpt.models.watch import called
 
 Checkpointing = Literal["none", "block", "attention"]
 """What is run again for its gradient instead of keeping its activations (Chen et al. 2016, 1604.06174)."""
@@ -56,6 +58,8 @@ class GPTConfig:
         attention: Which attention, or a list that is repeated down the layers: ``[window, window, full]``.
         ffn: Which feed-forward network, or a list.
         qk_norm: Which norm each head's queries and keys go through.
+        layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
+        n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
         checkpointing: What is not kept for the gradient but computed again: ``none``, each ``block`` or ``attention``.
 
     A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``.
@@ -76,6 +80,8 @@ class GPTConfig:
     attention: LayerChoice = "full"
     ffn: LayerChoice = "gelu"
     qk_norm: Choice = "none"
+    layer_drop: Choice = "none"
+    n_unique: int | None = None
     checkpointing: Checkpointing = "none"
 
     def __post_init__(self) -> None:
@@ -88,6 +94,8 @@ class GPTConfig:
         position_schemes.check(self.position)
         attentions.check(self.attention)
         ffns.check(self.ffn)
+        layer_drops.check(self.layer_drop)
+        self._check_shared()
         if self.dim % self.n_head:
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
             raise CallError(
@@ -97,6 +105,19 @@ class GPTConfig:
         if not 0 <= self.dropout < 1:
             raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
+    def _check_shared(self) -> None:
+        """Blocks that serve several layers cannot be of another kind in each."""
+        if self.n_unique is None:
+            return
+        if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
+            raise CallError(f"n_unique is {self.n_unique}; it must be 1 to n_layer, which is {self.n_layer}")
+        for part, choices in (("attention", self.attention), ("ffn", self.ffn)):
+            if isinstance(choices, list) and self.n_unique % len(choices):
+                raise CallError(
+                    f"{part} is a pattern of {len(choices)} and n_unique is {self.n_unique}: a shared block is of one "
+                    f"kind; n_unique must be a multiple of {len(choices)}"
+                )
+
 
 class GPT(LanguageModel):
     """A stack of transformer blocks; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
@@ -104,7 +125,10 @@ class GPT(LanguageModel):
     Intermediates: ``token_embedding``, ``position_embedding``, ``embedding``; under ``blocks.{i}.`` those of
     :class:`~lightning_gpt.models.block.Block`, under ``blocks.{i}.attention.`` those of
     :class:`~lightning_gpt.models.attention.MultiHeadAttention`, under ``blocks.{i}.ffn.`` those of
-    :class:`~lightning_gpt.models.feedforward.FeedForward`; ``final_norm`` and ``logits``.
+    :class:`~lightning_gpt.models.feedforward.FeedForward`; ``final_norm`` and ``logits``. ``i`` counts the layers that
+    are run: with ``n_unique``, one block is seen under the name of each layer that it serves, ``blocks`` holds it as
+    often, and the state dict has its weights under each of those names. Sharing all layers is the Universal
+    Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; ALBERT (1909.11942).
     """
 
     config: GPTConfig
@@ -117,7 +141,9 @@ class GPT(LanguageModel):
             config.position, dim=config.dim, n_head=config.n_head, block_size=config.block_size
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(self._block(layer) for layer in range(config.n_layer))
+        own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
+        self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
+        self.layer_drop = layer_drops.make(config.layer_drop, n_layer=config.n_layer)
         normed = all(block.ends_normed for block in self._stack())
         self.final_norm = nn.Identity() if normed else self._norm()
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
@@ -155,7 +181,7 @@ class GPT(LanguageModel):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for block in self._stack():
+        for block in dict.fromkeys(self._stack()):
             block.initialise(self.config.n_layer)
 
     @property
@@ -176,21 +202,25 @@ class GPT(LanguageModel):
         """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
         context = self.context(ids, documents, cache, lengths)
         x = self.dropout(self.embed(ids, context))  # (B, T, d)
-        run = self._run_again if self.config.checkpointing == "block" and self.training else _run
-        for layer, block in enumerate(self.blocks):
-            x = run(block, x, context.layered(layer))
+        for layer in range(self.config.n_layer):
+            x = self.layer(layer, x, context)
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
         return self.see("final_norm", self.final_norm(x))
 
-    @staticmethod
-    def _run_again(block: nn.Module, x: Tensor, context: Context) -> Tensor:
-        """The block without its activations kept: its gradient runs it a second time, with the same dropout."""
-        if not torch.is_grad_enabled():
-            return _run(block, x, context)
-        again: Tensor = checkpoint(block, x, context, use_reentrant=False)
-        return again
+    def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
+        """The residual stream ``(batch, time, dim)`` before and after one layer of this pass."""
+        block, within = self.blocks[layer], context.layered(layer)
 
+        def run(x: Tensor) -> Tensor:
+            if self._watch is not None:
+                called(block, f"{self._prefix}blocks.{layer}")
+            return block(x, within)  # type: ignore[no-any-return]
 
-def _run(block: nn.Module, x: Tensor, context: Context) -> Tensor:
-    return block(x, context)  # type: ignore[no-any-return]
+        def run_again(x: Tensor) -> Tensor:  # its gradient runs the block a second time, with the same dropout
+            return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+        if not self.training:
+            return run(x)
+        again = self.config.checkpointing == "block" and torch.is_grad_enabled()
+        return self.layer_drop.join(layer, block, x, run_again if again else run)

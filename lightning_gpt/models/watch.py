@@ -122,6 +122,13 @@ class Watched(nn.Module):
         return any(self._watch.recorded(name) or self._watch.edited(name) for name in full_names)
 
 
+def called(module: nn.Module, name: str) -> None:
+    """Show what ``module`` sees from here on under ``name``: one module may serve at several places of a model."""
+    for path, part in module.named_modules():
+        if isinstance(part, Watched):
+            part._prefix = f"{name}.{path}." if path else f"{name}."
+
+
 @contextmanager
 def record(
     model: nn.Module, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None

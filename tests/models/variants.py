@@ -6,6 +6,7 @@ from typing import Any
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.attention import attentions
 from lightning_gpt.models.block import blocks
+from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.feedforward import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
@@ -13,11 +14,12 @@ from lightning_gpt.models.registry import Choice, Registry
 from tests.models.helpers import randomise
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
-OPTIONS: dict[str, Any] = {"n_kv_head": 2, "window": 5, "stride": 4, "n_global": 2}
+OPTIONS: dict[str, Any] = {"n_kv_head": 2, "window": 5, "stride": 4, "n_global": 2, "rate": 0.2}
 """What a variant is given where it cannot do without: small, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
     "ffn": ffns,
+    "layer_drop": layer_drops,
     "norm": norms,
     "position": position_schemes,
     "qk_norm": norms,
@@ -40,6 +42,8 @@ EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
     {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
+    {"n_unique": 1},
+    {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "capacity_factor": 1.5, "balance": "none"}},
 ]
 CONFIGS: list[dict[str, Any]] = [
@@ -50,7 +54,7 @@ CONFIGS: list[dict[str, Any]] = [
 def name_of(changes: dict[str, Any]) -> str:
     """A short name for a test's id."""
     return ",".join(
-        f"{part}={choice if isinstance(choice, str) else '-'.join(map(str, choice.values()))}"
+        f"{part}={'-'.join(map(str, choice.values())) if isinstance(choice, dict) else choice}"
         for part, choice in changes.items()
     )
 
