@@ -64,7 +64,7 @@ def test_imports_point_one_way(file: Path) -> None:
 @pytest.mark.parametrize("file", sorted((PACKAGE / "models").glob("*.py")), ids=lambda file: file.name)
 def test_models_are_pure_torch(file: Path) -> None:
     allowed = {"torch", "lightning_gpt", "math", "re", "dataclasses", "typing", "abc", "collections", "contextlib"}
-    allowed |= {"difflib", "fnmatch", "functools", "inspect"}
+    allowed |= {"difflib", "fnmatch", "functools", "inspect", "copy"}
     assert {module.split(".")[0] for module in imported_modules(file)} <= allowed
 
 

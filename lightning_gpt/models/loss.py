@@ -2,26 +2,19 @@
 
 With a vocabulary of 50,257 the logits of 8 × 256 tokens are 412 MB, and so is their gradient: more than
 everything else in a small model. Here a chunk of tokens at a time is projected, its softmax taken, and the
-gradient of the head made from it at once, so that the largest array is ``chunk × vocab_size``.
+gradient of the head made from it at once (:mod:`.chunked_softmax`).
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_gpt.models.chunked_softmax import Terms, chunk_size, chunks_for
+
 IGNORED = -100
 """A target that counts for nothing, as in :func:`torch.nn.functional.cross_entropy`."""
-
-
-def _chunk_size(tokens: int, vocab_size: int, device: torch.device) -> int:
-    """Tokens per chunk: many enough for an efficient product, few enough to be small beside the rest; of equal size."""
-    values = 2**24 if device.type == "cpu" else 2**27
-    chunks = math.ceil(tokens / max(64, values // vocab_size))
-    return math.ceil(tokens / max(1, chunks))
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -36,105 +29,33 @@ def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
         )
 
 
-class _Chunk:
-    """One chunk's logits, then its softmax, in arrays that every chunk uses again.
-
-    Allocating them anew costs more than the softmax: the system hands out so large a piece page by page.
-
-    Args:
-        size: Tokens of the largest chunk.
-        vocab_size: Number of logits a token.
-        dtype: Of the products.
-        device: Where.
-    """
-
-    def __init__(self, size: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
-        exact = torch.promote_types(dtype, torch.float32)
-        self._logits = torch.empty(size, vocab_size, dtype=dtype, device=device)
-        self._softmax = self._logits if exact == dtype else self._logits.new_empty(size, vocab_size, dtype=exact)
-
-    def project(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Logits ``(tokens, vocab_size)`` at fp32 or better, made from a product in ``hidden``'s precision."""
-        logits = torch.mm(hidden, weight.T, out=self._logits[: len(hidden)])
-        return logits if self._softmax is self._logits else self._softmax[: len(hidden)].copy_(logits)
-
-    def softmax(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Softmax in the place of ``logits``, and the log of the sum of their exponentials ``(tokens,)``.
-
-        The latter is read off the softmax (``log Σ exp z = max z − log max p``): several times faster on CPU than
-        :func:`torch.logsumexp`, and as exact, because ``max p >= 1 / vocab_size`` never underflows.
-        """
-        largest = logits.amax(dim=-1)
-        softmax = torch.softmax(logits, dim=-1, out=logits)
-        return softmax, largest - softmax.amax(dim=-1).log()
-
-    def rounded(self, gradient: Tensor) -> Tensor:
-        """The gradient of the logits in the precision of the products."""
-        return gradient if self._softmax is self._logits else self._logits[: len(gradient)].copy_(gradient)
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """What is added up for each token besides its negative log-likelihood."""
-
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Of the loss of each token what is linear in the logits, ``(tokens,)``."""
-        target = logits.gather(1, labels[:, None]).squeeze(1)
-        if self.label_smoothing == 0:
-            return -target
-        return -(1 - self.label_smoothing) * target - self.label_smoothing * logits.mean(dim=-1)
-
-    def gradient_(self, softmax: Tensor, log_sum_exp: Tensor, labels: Tensor) -> Tensor:
-        """The gradient of each token's loss in its logits, in the place of ``softmax``."""
-        if self.z_loss:
-            softmax *= (1 + 2 * self.z_loss * log_sum_exp)[:, None]
-        if self.label_smoothing:
-            softmax -= self.label_smoothing / softmax.shape[1]
-        softmax[torch.arange(len(labels), device=labels.device), labels] -= 1 - self.label_smoothing
-        return softmax
+def _places(tokens: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, tokens, size))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of ``hidden @ weightᵀ``; the gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
-        dtype = _compute_dtype(hidden)
-        valid = targets != IGNORED
-        # Asking whether all are valid would make a GPU wait; there, masking costs next to nothing.
-        mask_needed = targets.device.type != "cpu" or not bool(valid.all())
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
+        dtype, counts = _compute_dtype(hidden), targets != IGNORED
+        labels = torch.where(counts, targets, 0)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # summed over the chunks at fp32 or better, also where the weights are in half precision
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        size = _chunk_size(len(targets), len(weight), hidden.device)
+        size = chunk_size(len(targets), len(weight), dtype, hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            cast_weight = weight.to(dtype)
-            chunk = _Chunk(size, len(weight), dtype, hidden.device)
-            part = torch.empty_like(cast_weight) if grad_weight is not None and dtype != sum_dtype else None
-            for inputs, labels, counts, place in _chunks(hidden.to(dtype), targets, valid, size):
-                logits = chunk.project(inputs, cast_weight)
-                linear = terms.value(logits, labels)
-                softmax, log_sum_exp = chunk.softmax(logits)
-                losses = log_sum_exp + linear + terms.z_loss * log_sum_exp**2
-                total += torch.where(counts, losses, 0).sum()
+            inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
+            for place in _places(len(targets), size):
+                losses = chunks.losses(inputs[place], labels[place])
+                total += torch.where(counts[place], losses, 0).sum()
                 # The division by the count waits for the backward pass, so that half precision does not lose the
                 # small entries.
-                gradient = terms.gradient_(softmax, log_sum_exp, labels)
-                if mask_needed:
-                    gradient *= counts[:, None]
-                gradient = chunk.rounded(gradient)
-                if grad_hidden is not None:
-                    grad_hidden[place] = gradient @ cast_weight
-                if part is not None and grad_weight is not None:
-                    grad_weight += torch.mm(gradient.T, inputs, out=part)
-                elif grad_weight is not None:
-                    grad_weight.addmm_(gradient.T, inputs)
-        count = valid.sum().clamp(min=1)
+                part = None if grad_hidden is None else grad_hidden[place]
+                chunks.gradients(inputs[place], labels[place], counts[place], part, grad_weight)
+        count = counts.sum().clamp(min=1)
         ctx.save_for_backward(grad_hidden, grad_weight, count)
         ctx.weight_dtype = weight.dtype
         return total / count
@@ -151,15 +72,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _chunks(
-    hidden: Tensor, targets: Tensor, valid: Tensor, size: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
-    """Hidden states, targets (0 where ignored), which of them count and where they stand, a chunk at a time."""
-    for start in range(0, len(targets), size):
-        place = slice(start, start + size)
-        yield hidden[place], torch.where(valid[place], targets[place], 0), valid[place], place
 
 
 def linear_cross_entropy(
@@ -181,12 +93,11 @@ def linear_cross_entropy(
         Under autocast the products are in its precision; softmax and sums stay in fp32.
     """
     _require_one_target_each(hidden, targets)
-    terms = _Terms(label_smoothing, z_loss)
+    terms = Terms(label_smoothing, z_loss)
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(hidden, weight, targets, terms)  # type: ignore[no-any-return, no-untyped-call]
-    valid = targets != IGNORED
-    return _losses(hidden, weight, targets, terms).sum() / valid.sum().clamp(min=1)
+    return _losses(hidden, weight, targets, terms).sum() / (targets != IGNORED).sum().clamp(min=1)
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -201,22 +112,19 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         The shape of ``targets``, in fp32 (fp64 for fp64 input).
     """
     _require_one_target_each(hidden, targets)
-    flat = _losses(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), _Terms())
+    flat = _losses(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), Terms())
     return flat.view(targets.shape)
 
 
 @torch.no_grad()
-def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: _Terms) -> Tensor:
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
     """The loss of each token, ``(tokens,)``, 0 where it is ignored."""
-    dtype, valid = _compute_dtype(hidden), targets != IGNORED
-    size = _chunk_size(len(targets), len(weight), hidden.device)
+    dtype, counts = _compute_dtype(hidden), targets != IGNORED
+    labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
+    size = chunk_size(len(targets), len(weight), dtype, hidden.device)
     with torch.autocast(hidden.device.type, enabled=False):
-        cast_weight = weight.to(dtype)
-        chunk = _Chunk(size, len(weight), dtype, hidden.device)
-        for inputs, labels, counts, place in _chunks(hidden.to(dtype), targets, valid, size):
-            logits = chunk.project(inputs, cast_weight)
-            linear = terms.value(logits, labels)
-            _, log_sum_exp = chunk.softmax(logits)
-            losses[place] = torch.where(counts, log_sum_exp + linear + terms.z_loss * log_sum_exp**2, 0)
+        inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
+        for place in _places(len(targets), size):
+            losses[place] = torch.where(counts[place], chunks.losses(inputs[place], labels[place]), 0)
     return losses

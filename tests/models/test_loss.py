@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models import loss as loss_module
+from lightning_gpt.models.chunked_softmax import Chunks, TokensFirst, VocabularyFirst
 from lightning_gpt.models.loss import IGNORED, linear_cross_entropy, token_nll
 from tests.models.helpers import TensorSizes, property_test, random_ids, randomise
 from tests.reference import formulas
@@ -21,7 +22,7 @@ from tests.reference import formulas
 
 def chunks_of(size: int) -> mock._patch:
     """A context in which the loss works through ``size`` tokens at a time."""
-    return mock.patch.object(loss_module, "_chunk_size", return_value=size)
+    return mock.patch.object(loss_module, "chunk_size", return_value=size)
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -71,17 +72,18 @@ def test_value_and_both_gradients_equal_the_plain_computation(
 
 @property_test
 @given(
+    layout=st.sampled_from([VocabularyFirst, TokensFirst]),
     label_smoothing=st.sampled_from([0.0, 0.1, 0.9]),
     z_loss=st.sampled_from([0.0, 1e-3, 0.5]),
     chunk=st.integers(1, 9),
     seed=st.integers(0, 10**6),
 )
-def test_label_smoothing_and_z_loss_equal_the_plain_computation(
-    label_smoothing: float, z_loss: float, chunk: int, seed: int
+def test_both_layouts_equal_the_plain_computation_also_with_label_smoothing_and_z_loss(
+    layout: type[Chunks], label_smoothing: float, z_loss: float, chunk: int, seed: int
 ) -> None:
     hidden, weight, targets = problem(8, 6, 4, seed=seed)
     targets[seed % 8] = IGNORED
-    with chunks_of(chunk):
+    with chunks_of(chunk), mock.patch.object(loss_module, "chunks_for", layout):
         loss = linear_cross_entropy(hidden, weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
         with torch.no_grad():
             value = linear_cross_entropy(hidden, weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
@@ -386,7 +388,7 @@ def test_at_the_real_vocabulary_a_models_step_and_evaluation_stay_below_half_of_
 @pytest.mark.parametrize("vocab_size", [10, 50257, 10**9])
 def test_a_chunk_is_never_empty_and_bounded_by_its_number_of_logits(vocab_size: int) -> None:
     for tokens in (1, 63, 64, 2048, 10**6):
-        chunk = loss_module._chunk_size(tokens, vocab_size, torch.device("cpu"))
+        chunk = loss_module.chunk_size(tokens, vocab_size, torch.float32, torch.device("cpu"))
         assert 1 <= chunk <= tokens
         assert chunk * vocab_size <= max(2**24, 64 * vocab_size)
 
