@@ -1,6 +1,7 @@
 """The learning rate and the batch over the steps of a run, at the points where the formulas are known."""
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -61,5 +62,5 @@ def test_no_step_of_a_growing_batch_crosses_a_multiple_of_its_size(accumulate: i
         assert done % size == 0
         assert accumulate % size == 0
         done += size
-    longest = sum(max(2, b // a) for a, b in zip(sizes, sizes[1:], strict=False))
+    longest = sum(max(2, b // a) for a, b in pairwise(sizes))
     assert warmup_steps - 1 <= stages[-1].first + (accumulate == 1) * warmup_steps <= warmup_steps + 2 * longest
