@@ -16,7 +16,7 @@ _COMMANDS = {
     "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
     "generate": ("generate", "continue a prompt from a checkpoint"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
-    "inspect": ("inspect", "show a text's attention: mask, scaled scores and softmax"),
+    "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),
 }
 
 _HELP = f"""usage: lightning-gpt COMMAND [OPTIONS]
