@@ -9,6 +9,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.early_exit import EarlyExit
 from lightning_gpt.models.generation import Decoder, Sampling, sample
 from lightning_gpt.models.speculative import sample_speculatively
 
@@ -45,10 +46,12 @@ def stream_text(
     seed: int = 0,
     draft: LanguageModel | None = None,
     n_guess: int = 4,
+    early_exit: EarlyExit | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of ``ids`` ``(time,)`` piece by piece, up to ``<|endoftext|>``.
 
     A ``draft`` guesses ``n_guess`` tokens at a time for ``model`` to accept or not; the text is distributed the same.
+    With ``early_exit`` of the model, tokens that it is sure of run through its first layers only.
 
     A character whose bytes come as several tokens is held back until it is whole. The global random state is
     not touched: the same seed gives the same text whatever ran before.
@@ -57,7 +60,8 @@ def stream_text(
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     with evaluating(model):
         if draft is None:
-            tokens = sample(Decoder(model, ids[None], None, max_new_tokens), max_new_tokens, sampling, generator)
+            reading = Decoder(early_exit or model, ids[None], None, max_new_tokens)
+            tokens = sample(reading, max_new_tokens, sampling, generator)
         else:
             tokens = sample_speculatively(model, draft, ids[None], max_new_tokens, sampling, generator, n_guess)
         for token in tokens:

@@ -7,8 +7,11 @@ import torch
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.console import say
+from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids, stream_text
-from lightning_gpt.models import LanguageModel
+from lightning_gpt.models import GPT, LanguageModel
+from lightning_gpt.models.early_exit import EarlyExit
 from lightning_gpt.models.generation import Sampling
 from lightning_gpt.models.quantization import int8
 
@@ -26,6 +29,7 @@ def generate(
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     draft: str | None = None,
     n_guess: int = 4,
+    exit_confidence: float | None = None,
 ) -> None:
     """Continue a prompt; the text streams to standard output and ends at <|endoftext|> or after max_new_tokens.
 
@@ -42,17 +46,30 @@ def generate(
         precision: Of the weights: fp32 as trained; bf16 or int8 (by row) for speed, with slightly other odds.
         draft: Checkpoint of a smaller model of the same tokenizer that guesses ahead; the odds stay the same.
         n_guess: How many tokens the draft guesses at a time.
+        exit_confidence: Leave the layers once the likeliest token leads the second by this; says how many layers ran.
     """
     sampling = Sampling(temperature=0.0 if strategy == "greedy" else temperature, top_k=top_k, top_p=top_p)
     read = Checkpoint.read(checkpoint)
     model, tokenizer = _rounded(read.build(), precision), read.tokenizer()
     drafting = None if draft is None else _rounded(Checkpoint.read(draft).build(), precision)
+    early_exit = None if exit_confidence is None else _exiting(model, exit_confidence, draft)
     start = prompt_ids(model, tokenizer, prompt) if ids is None else checked_ids(model, torch.tensor(ids))
     sys.stdout.write(prompt if ids is None else tokenizer.decode(ids))
-    for piece in stream_text(model, tokenizer, start, max_new_tokens, sampling, seed, drafting, n_guess):
+    for piece in stream_text(model, tokenizer, start, max_new_tokens, sampling, seed, drafting, n_guess, early_exit):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    if early_exit is not None:
+        say(f"early exit: {early_exit.layers_per_token:.2f} of {early_exit.config.n_layer} layers a token on average")
+
+
+def _exiting(model: LanguageModel, confidence: float, draft: str | None) -> EarlyExit:
+    """The model as one that leaves its layers early."""
+    if draft is not None:
+        raise CallError("exit_confidence and draft are two ways to be faster: give one of them")
+    if not isinstance(model, GPT):
+        raise CallError(f"exit_confidence needs a GPT with layers to leave; this is a {type(model).__name__}")
+    return EarlyExit(model, confidence)
 
 
 def _rounded(model: LanguageModel, precision: str) -> LanguageModel:

@@ -50,6 +50,10 @@ class Block(Watched):
             if name.endswith("projection") and isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer))
 
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """What the attention reads of the stream: what its keys and values are made of."""
+        return self.attention_norm(x)  # type: ignore[no-any-return]
+
     def attended(self, x: Tensor, context: Context) -> Tensor:
         """The first branch's output, dropout included."""
         if self.checkpoint_attention and self.training and x.requires_grad:

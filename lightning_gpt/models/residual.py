@@ -23,6 +23,10 @@ class PostNorm(Block):
     def initialise(self, n_layer: int) -> None:
         """Nothing is scaled: the norm after each sum keeps the stream's size."""
 
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The stream itself."""
+        return x
+
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         x = self.see("attention_norm", self.attention_norm(x + self.attended(x, context)))
         x = self.see("after_attention", x)
@@ -75,6 +79,10 @@ class DeepNorm(Block):
                 nn.init.xavier_normal_(attention.qkv.weight[attention.n_head * attention.head_dim : queries_keys])
                 nn.init.xavier_normal_(attention.qkv.weight[queries_keys:], gain=beta)
             nn.init.xavier_normal_(attention.projection.weight, gain=beta)
+
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The stream itself."""
+        return x
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         x = self.see("attention_norm", self.attention_norm(self.alpha * x + self.attended(x, context)))

@@ -178,6 +178,15 @@ def test_generate_with_a_draft_is_greedy_text_all_the_same(folder: Path, run: Pa
     assert must_run(*call, "--draft", last, cwd=folder).stdout == must_run(*call, cwd=folder).stdout
 
 
+def test_generate_that_leaves_early_says_how_many_layers_ran(folder: Path, run: Path) -> None:
+    call = ("generate", "--checkpoint", str(run / "checkpoints/last.ckpt"), "--prompt", "abc", "--max_new_tokens", "20")
+    said = must_run(*call, "--exit_confidence", "1e-9", cwd=folder)
+    n_layer = lightning_gpt.load(run / "checkpoints/last.ckpt").config.n_layer
+    assert said.stdout.startswith("abc")
+    assert f"early exit: 1.00 of {n_layer} layers a token on average" in said.stderr
+    assert n_layer > 1
+
+
 def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Path) -> None:
     last = run / "checkpoints/last.ckpt"
     model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
