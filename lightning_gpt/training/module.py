@@ -41,12 +41,13 @@ class LanguageModule(L.LightningModule):
             rescale(model, optimization.mup)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy of the batch, in nats."""
+        """Mean cross-entropy of the batch in nats, with the z-loss where there is one."""
         self._cursor = json.loads(batch["cursor"])
         # Dropout in a step is a function of (seed, rows trained on, process), so a resumed run draws the same.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         torch.manual_seed(hash((seed, self._cursor["rows"], self.global_rank)))
-        return self.model.loss(batch["ids"], batch["targets"], batch.get("documents"))
+        z_loss = self.optimization.z_loss
+        return self.model.loss(batch["ids"], batch["targets"], batch.get("documents"), z_loss=z_loss)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself; then the rows of this step, and no earlier, count as trained on."""

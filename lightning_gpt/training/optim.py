@@ -35,6 +35,8 @@ class Optimization:
         decay_shape: The decay of ``wsd``: a line, or 1 − √ of the share of it that is done.
         final_lr: Where a decay ends at the last step, as a share of ``lr``.
         mup: The narrow model whose learning rate this is; the model's starts and rates are then scaled by μP.
+        z_loss: Coefficient of log²Z beside each token's cross-entropy, Z the sum of the exponentials of its logits
+            (Chowdhery et al. 2022, 2204.02311, section 5, has 1e-4). ``train/loss`` has it in, ``val/loss`` has not.
         batch_warmup: Share of all optimizer steps over which the batch grows to all of ``accumulate_grad_batches``,
             from one micro-batch on.
     """
@@ -50,6 +52,7 @@ class Optimization:
     decay_shape: DecayShape = "linear"
     final_lr: float = 0.1
     mup: MuP | None = None
+    z_loss: float = 0.0
     batch_warmup: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Optimization:
             )
         if not 0 <= self.final_lr <= 1:
             raise CallError(f"final_lr is {self.final_lr}; it is a share of lr: at least 0 and at most 1")
+        if not 0 <= self.z_loss < math.inf:
+            raise CallError(f"z_loss is {self.z_loss}; it must be at least 0")
         if not 0 <= self.batch_warmup < 1:
             raise CallError(f"batch_warmup is {self.batch_warmup}; it is a share of the steps: at least 0 and below 1")
 

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
+from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.optim import Optimization, adamw, schedule
 
 
@@ -72,9 +74,35 @@ def test_schedule_moves_the_optimizer() -> None:
     assert seen == [1.0, 2.0, 2.0, 2.0]
 
 
+def test_z_loss_is_trained_on_and_not_validated() -> None:
+    """``CE + c · log²Z`` of the logits, Chowdhery et al. 2022 (2204.02311), section 5, in float64."""
+    module = GPTModule(
+        Optimization(z_loss=0.01), n_layer=1, n_head=2, dim=16, block_size=8, vocab_size=40, dropout=0.0
+    ).double()
+    ids = torch.randint(40, (3, 9), generator=torch.Generator().manual_seed(0))
+    batch = Batch(ids=ids[:, :-1], targets=ids[:, 1:], cursor='{"rows": 3}')
+    logits = module.model(batch["ids"])
+    entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    expected = entropy + 0.01 * logits.logsumexp(dim=-1).square().mean()
+    torch.testing.assert_close(module.training_step(batch, 0), expected, atol=1e-10, rtol=0)
+    module.validation_step(batch, 0)
+    assert float(module.eval_loss.compute()) == pytest.approx(float(entropy), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"lr": 0.0}, {"lr": math.nan}, {"weight_decay": -1.0}, {"warmup": 1.0}, {"betas": (0.9, 1.0)}, {"final_lr": 2}],
+    [
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"weight_decay": -1.0},
+        {"warmup": 1.0},
+        {"betas": (0.9, 1.0)},
+        {"final_lr": 2},
+        {"stable": 1.1},
+        {"z_loss": -1e-4},
+        {"z_loss": math.nan},
+        {"batch_warmup": 1.0},
+    ],
 )
 def test_wrong_values_are_refused(wrong: dict) -> None:
     with pytest.raises(CallError, match=next(iter(wrong))):
