@@ -17,6 +17,7 @@ _COMMANDS = {
     "generate": ("generate", "continue a prompt from a checkpoint"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),
+    "bench": ("bench", "measure speed and memory beside other projects and the machine's limits"),
 }
 
 _HELP = f"""usage: lightning-gpt COMMAND [OPTIONS]

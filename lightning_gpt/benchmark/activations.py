@@ -1,0 +1,53 @@
+"""How many bytes a forward pass of ours keeps for its gradient."""
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from lightning_gpt.benchmark import peers
+from lightning_gpt.benchmark.workload import Spec
+from lightning_gpt.models.base import LanguageModel
+
+
+def kept_bytes(spec: Spec) -> int:
+    """Bytes of all arrays that the blocks' outputs hold for the backward pass, weights and ids left out.
+
+    Counted, not measured: the arrays that the graph's nodes saved, each once, and those that checkpointed blocks hold
+    as their inputs. The fused loss holds nothing of the size of activations besides.
+    """
+    subject = peers.build(spec)
+    assert isinstance(subject.model, LanguageModel)
+    return bytes_kept_by(subject.model, subject.ids)
+
+
+def bytes_kept_by(model: LanguageModel, ids: Tensor) -> int:
+    """The same for a model of ours and one batch of ids ``(batch, time)``."""
+    kept: dict[int, int] = {}
+    not_activations = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    not_activations.add(ids.untyped_storage().data_ptr())
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in not_activations:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def enter(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        for value in inputs:
+            if isinstance(value, Tensor):
+                pack(value)
+
+    # a checkpointed part saves nothing in the graph but is held with what it will be run again from
+    part = {"none": None, "block": r"blocks\.\d+", "attention": r"blocks\.\d+\.attention"}[model.config.checkpointing]
+    again = [module for name, module in model.named_modules() if part is not None and re.fullmatch(part, name)]
+    handles = [module.register_forward_pre_hook(enter) for module in again]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model.hidden(ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert isinstance(hidden.grad_fn, Node)
+    return sum(kept.values())

@@ -1,0 +1,39 @@
+"""One layer of attention alone, forward and backward."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from lightning_gpt.benchmark.workload import Spec
+from lightning_gpt.models import GPT, GPTConfig
+
+
+def attention_work(spec: Spec, length: int) -> Callable[[], None]:
+    """A forward and backward pass of the attention that ``spec.options`` name, over one sequence of ``length``."""
+    work = spec.workload
+    config = GPTConfig(n_layer=1, n_head=work.n_head, dim=work.dim, vocab_size=2, position="none", **spec.options)
+    with torch.device(spec.device):
+        attention = GPT(config).get_submodule("blocks.0.attention")
+        x = torch.randn(1, length, work.dim, requires_grad=True)
+
+    def run() -> None:
+        attention(x).sum().backward()
+        attention.zero_grad()
+        x.grad = None
+
+    return run
+
+
+def attention_seconds(spec: Spec, length: int) -> Callable[[], float]:
+    """The time of that pass."""
+    run = attention_work(spec, length)
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        if spec.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return timed

@@ -1,0 +1,59 @@
+"""What the machine can do, and what it is: the limits that a training step is set beside."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_gpt.benchmark.rounds import seconds
+from lightning_gpt.training.peak import product_seconds, synchronize
+
+PRODUCT_SIZE = 2048
+_COPY_BYTES = 2**28
+
+
+def product_flops(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
+    """The best rate of a square product, in FLOP/s."""
+    size = PRODUCT_SIZE if device.type == "cpu" else 4 * PRODUCT_SIZE
+    return 2 * size**3 / product_seconds(device, dtype, size, rounds)
+
+
+def bandwidth(device: torch.device, rounds: int) -> float:
+    """The best rate at which an array much larger than any cache is copied: bytes read and written a second."""
+    source = torch.ones(_COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+        synchronize(device)
+
+    copy()
+    return 2 * _COPY_BYTES / min(seconds(copy) for _ in range(rounds))
+
+
+def describe(device: torch.device, rounds: int) -> dict[str, Any]:
+    """Name, threads, versions, and the measured limits, ready to be read."""
+    flops = {name: product_flops(device, dtype, rounds) for name, dtype in _DTYPES.items()}
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "torch": torch.__version__,
+        "product peak": ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in flops.items()),
+        "memory bandwidth": f"{bandwidth(device, rounds) / 1e9:.0f} GB/s",
+    }
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for entry in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if entry.startswith("model name"):
+                return entry.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,207 @@
+"""The projects that ours is set beside, each built and trained as it does it itself.
+
+Each builder imports its project when it is called. Sizes, ties and biases are the same for all as far as a project
+lets them be chosen: minGPT does not tie its embeddings, and litgpt's positions are rotary, over a quarter of each head.
+"""
+
+import contextlib
+import importlib.util
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from lightning_gpt.benchmark.subject import Subject
+from lightning_gpt.benchmark.workload import Spec
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.optim import adamw
+
+LR, WEIGHT_DECAY, BETAS = 3e-4, 0.1, (0.9, 0.95)
+
+NANO_GPT_FILE, MIN_GPT_FILE = "nanoGPT/model.py", "minGPT/mingpt/model.py"
+"""Where the files of the projects that are on no package index lie under ``--peer_dir``."""
+
+
+def build(spec: Spec) -> Subject:
+    """The model and optimizer that ``spec`` asks for."""
+    torch.manual_seed(0)
+    with torch.device(spec.device):
+        return PROJECTS[spec.project](spec)
+
+
+def missing(project: str, peer_dir: str | None) -> str | None:
+    """Why ``project`` cannot be built in this process, in a few words; None where it can."""
+    package = {"Hugging Face": "transformers", "litgpt": "litgpt"}.get(project)
+    if package is not None and importlib.util.find_spec(package) is None:
+        more = ", or name the Python of an environment that has it: --litgpt_python" if package == "litgpt" else ""
+        return f"{package} is not installed (pip install {package}{more})"
+    file = {"nanoGPT": NANO_GPT_FILE, "minGPT": MIN_GPT_FILE}.get(project)
+    if file is not None and peer_dir is None:
+        return f"--peer_dir is not given: a folder that holds {file}"
+    if file is not None and not Path(str(peer_dir), file).is_file():
+        return f"{Path(str(peer_dir), file)} does not exist"
+    return None
+
+
+def ours(spec: Spec) -> Subject:
+    """:class:`lightning_gpt.GPT` with the fused loss, AdamW as ``fit`` makes it, and the KV cache."""
+    model = gpt(spec)
+
+    def generate(prompts: Tensor, new_tokens: int) -> Tensor:
+        return model.generate(prompts, new_tokens, temperature=0)
+
+    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), model.loss, generate)
+
+
+def gpt(spec: Spec) -> GPT:
+    """Our model alone."""
+    work = spec.workload
+    config = GPTConfig(
+        n_layer=spec.n_layer,
+        n_head=work.n_head,
+        dim=work.dim,
+        block_size=work.time,
+        vocab_size=work.vocab_size,
+        **spec.options,
+    )
+    return GPT(config)
+
+
+def nano_gpt(spec: Spec) -> Subject:
+    """nanoGPT's ``model.py``: ``forward`` with targets, ``configure_optimizers``, ``generate`` without a cache."""
+    module = _module_at(Path(str(spec.peer_dir), NANO_GPT_FILE))
+    work = spec.workload
+    with _quiet():
+        model = module.GPT(
+            module.GPTConfig(
+                block_size=work.time,
+                vocab_size=work.vocab_size,
+                n_layer=spec.n_layer,
+                n_head=work.n_head,
+                n_embd=work.dim,
+                dropout=0.0,
+                bias=True,
+            )
+        )
+        optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, BETAS, spec.device)
+    return Subject(spec, model, optimizer, lambda ids, targets: model(ids, targets)[1], model.generate)
+
+
+def min_gpt(spec: Spec) -> Subject:
+    """minGPT's ``mingpt`` package: ``forward`` with targets and ``configure_optimizers``."""
+    folder = str(Path(str(spec.peer_dir), MIN_GPT_FILE).parents[1])
+    with _importable(folder):
+        module, utils = importlib.import_module("mingpt.model"), importlib.import_module("mingpt.utils")
+    work = spec.workload
+    config = module.GPT.get_default_config()
+    config.merge_from_dict(
+        {
+            "model_type": None,
+            "n_layer": spec.n_layer,
+            "n_head": work.n_head,
+            "n_embd": work.dim,
+            "vocab_size": work.vocab_size,
+            "block_size": work.time,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        }
+    )
+    with _quiet():
+        model = module.GPT(config)
+    optimizer = model.configure_optimizers(utils.CfgNode(weight_decay=WEIGHT_DECAY, learning_rate=LR, betas=BETAS))
+    return Subject(spec, model, optimizer, lambda ids, targets: model(ids, targets)[1], None)
+
+
+def hugging_face(spec: Spec) -> Subject:
+    """transformers' ``GPT2LMHeadModel``: its loss, the fused AdamW of its Trainer, ``generate`` with its cache."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    work = spec.workload
+    config = GPT2Config(
+        vocab_size=work.vocab_size,
+        n_positions=work.time,
+        n_embd=work.dim,
+        n_layer=spec.n_layer,
+        n_head=work.n_head,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        loss_type="ForCausalLM",
+    )
+    model = GPT2LMHeadModel(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), LR, BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def loss(ids: Tensor, targets: Tensor) -> Tensor:
+        found: Tensor = model(input_ids=ids, labels=targets, shift_labels=targets, use_cache=False).loss
+        return found
+
+    def generate(prompts: Tensor, new_tokens: int) -> object:
+        mask = torch.ones_like(prompts)
+        length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        return model.generate(prompts, attention_mask=mask, do_sample=False, pad_token_id=0, **length)
+
+    return Subject(spec, model, optimizer, loss, generate)
+
+
+def litgpt(spec: Spec) -> Subject:
+    """litgpt's ``GPT`` and the loss and optimizer of its ``pretrain``; not compiled, as no other is."""
+    module, utils = importlib.import_module("litgpt.model"), importlib.import_module("litgpt.utils")
+    work = spec.workload
+    config = module.Config(
+        block_size=work.time,
+        vocab_size=work.vocab_size,
+        padded_vocab_size=work.vocab_size,
+        n_layer=spec.n_layer,
+        n_head=work.n_head,
+        n_embd=work.dim,
+        parallel_residual=False,
+    )
+    model = module.GPT(config)
+    model.transformer.wte.weight = model.lm_head.weight  # pretrain's train.tie_embeddings
+    optimizer = utils.instantiate_torch_optimizer(
+        "AdamW", model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, betas=BETAS, fused=spec.device == "cuda"
+    )
+    return Subject(spec, model, optimizer, lambda ids, targets: utils.chunked_cross_entropy(model(ids), targets), None)
+
+
+PROJECTS: dict[str, Callable[[Spec], Subject]] = {
+    "ours": ours,
+    "nanoGPT": nano_gpt,
+    "minGPT": min_gpt,
+    "Hugging Face": hugging_face,
+    "litgpt": litgpt,
+}
+"""Every project by the name that tables give it."""
+
+
+def _module_at(file: Path) -> ModuleType:
+    """The module in ``file``, by its path: other projects have a ``model.py`` too."""
+    found = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
+    if found is None or found.loader is None:
+        raise CallError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[found.name] = module  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
+    """What a project prints while it is built is no result of ours."""
+    return contextlib.redirect_stdout(io.StringIO())

@@ -1,0 +1,26 @@
+"""The rows of the table: each a function that measures and yields what it found, as soon as it is known."""
+
+from collections.abc import Callable, Iterator
+
+from lightning_gpt.benchmark.bench import Bench
+from lightning_gpt.benchmark.report import Outcome
+from lightning_gpt.benchmark.rows import attention, fit, generation, memory, startup, training
+
+ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
+    "step": training.step,
+    "step_bf16": training.step_bf16,
+    "peak": training.peak,
+    "depth": training.depth,
+    "papers": training.papers,
+    "memory": memory.memory,
+    "checkpointing": memory.checkpointing,
+    "fit": fit.fit,
+    "generate": generation.one_prompt,
+    "generate_batch": generation.batch,
+    "position": generation.position,
+    "attention": attention.memory,
+    "window": attention.window,
+    "help": startup.help_,
+    "start": startup.start,
+}
+"""Every row by the name that ``--rows`` takes, in the order of the table."""

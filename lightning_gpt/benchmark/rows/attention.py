@@ -1,0 +1,40 @@
+"""Attention alone: what a kernel that holds no square saves, and what a window costs over length."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from lightning_gpt.benchmark import memory as process_memory
+from lightning_gpt.benchmark.attention import attention_seconds
+from lightning_gpt.benchmark.bench import OURS, Bench
+from lightning_gpt.benchmark.report import Outcome
+from lightning_gpt.benchmark.result import Result, Skipped, Target
+from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+
+
+def memory(bench: Bench) -> Iterator[Outcome]:
+    """The peak of one layer's forward and backward pass by the fused kernel, beside the formula's."""
+    reason = process_memory.missing(bench.device)
+    if reason is not None:
+        yield Skipped("attention", "the row", reason)
+        return
+    peaks = {}
+    for backend in ("sdpa", "manual"):
+        with bench.worker(OURS) as worker:
+            spec = bench.spec(OURS, 1, attention_backend=backend)
+            peaks[backend] = int(worker.ask("attention_memory", spec=asdict(spec)))
+    figures = {name: Spread.of([peak / 1e6]) for name, peak in peaks.items()}
+    value = Spread.of([peaks["sdpa"] / peaks["manual"]])
+    what = f"attention memory, T = {bench.workload.attention_time}, forward and backward, sdpa beside manual"
+    yield Result("attention", what, value, "x", Target(0.1, "at most"), figures, "MB")
+
+
+def window(bench: Bench) -> Iterator[Outcome]:
+    """The time of window attention over a sequence of twice the length."""
+    time, width = bench.workload.attention_time, bench.workload.window
+    spec = bench.spec(OURS, 1, attention={"kind": "window", "window": width})
+    lengths = {f"T = {length}": attention_seconds(spec, length) for length in (2 * time, time)}
+    times = interleaved(lengths, bench.rounds)
+    long, short = times
+    figures = {name: Spread.of(times[name]).scaled(1e3) for name in times}
+    what = f"window attention of {width}, forward and backward, T = {2 * time} beside {time}"
+    yield Result("window", what, ratio(times[long], times[short]), "x", Target(2.2, "at most"), figures, "ms")

@@ -1,0 +1,93 @@
+"""A step of a real ``fit`` beside a bare loop over the same model and batches."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_gpt.benchmark import peers
+from lightning_gpt.benchmark.bench import OURS, Bench
+from lightning_gpt.benchmark.report import Outcome
+from lightning_gpt.benchmark.result import Result, Target
+from lightning_gpt.benchmark.rounds import Spread, ratio
+from lightning_gpt.benchmark.subject import Subject
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.training.callbacks import Cost, RunProgress, StepMetrics
+from lightning_gpt.training.module import GPTModule
+
+_N_LAYER = 4
+_STEPS_A_ROUND = 3
+
+
+class BareSteps(Callback):
+    """Between the Trainer's steps, takes as many bare ones with a model of its own, and times both.
+
+    Args:
+        subject: The bare loop's model.
+        rounds: Rounds that count; a first one is thrown away.
+    """
+
+    def __init__(self, subject: Subject, rounds: int) -> None:
+        self.subject, self.rounds = subject, rounds
+        self.fit_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._batches: list[Any] = []
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches.append(batch)
+        if len(self._batches) < _STEPS_A_ROUND:
+            return
+        now = time.perf_counter()
+        self.fit_seconds.append((now - self._since) / _STEPS_A_ROUND)
+        for each in self._batches:
+            self.subject.ids, self.subject.targets = each["ids"], each["targets"]
+            self.subject.step()
+        self._batches = []
+        self._since = time.perf_counter()
+        self.bare_seconds.append((self._since - now) / _STEPS_A_ROUND)
+
+
+def fit(bench: Bench) -> Iterator[Outcome]:
+    """The Trainer with the callbacks of ``fit``, its progress bar, its data and TensorBoard, logging every step."""
+    work = bench.workload
+    bare = BareSteps(peers.build(bench.spec(OURS, _N_LAYER)), bench.rounds)
+    metrics = StepMetrics()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            max_steps=_STEPS_A_ROUND * (1 + bench.rounds),
+            accelerator="cpu" if bench.device == "cpu" else "cuda",
+            devices=1,
+            precision="32-true",
+            gradient_clip_val=1.0,
+            log_every_n_steps=1,
+            logger=TensorBoardLogger(folder, "fit"),
+            callbacks=[metrics, Cost(), RunProgress(metrics), bare],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        vocab_size = work.vocab_size
+        data = TextData(block_size=work.time, batch_size=work.batch, tokenizer=_tokenizer(vocab_size))
+        module = GPTModule(
+            n_layer=_N_LAYER, n_head=work.n_head, dim=work.dim, block_size=work.time, vocab_size=vocab_size
+        )
+        trainer.fit(module, data)
+    times = {"fit": bare.fit_seconds[1:], "bare loop": bare.bare_seconds[1:]}
+    figures = {name: Spread.of(seconds) for name, seconds in times.items()}
+    what = f"step of fit (bar, TensorBoard, logged every step), L = {_N_LAYER}, beside a bare loop"
+    value = ratio(times["fit"], times["bare loop"])
+    yield Result("fit", what, value, "x", Target(1.03, "at most"), figures, "s")
+
+
+def _tokenizer(vocab_size: int) -> str | int:
+    """GPT-2's, or for another size one of that size, trained on the documents."""
+    return "gpt2" if vocab_size == 50257 else vocab_size

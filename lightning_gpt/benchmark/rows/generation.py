@@ -1,0 +1,82 @@
+"""Generation with the KV cache: beside the other projects, and over the length of what has been read."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import torch
+
+from lightning_gpt.benchmark import peers
+from lightning_gpt.benchmark.bench import OURS, Bench
+from lightning_gpt.benchmark.report import Outcome
+from lightning_gpt.benchmark.result import Result, Skipped, Target
+from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+from lightning_gpt.benchmark.subject import Subject
+from lightning_gpt.models.base import LanguageModel, evaluating
+from lightning_gpt.models.generation import Decoder, Sampling, sample
+
+_EARLY, _LATE, _AROUND = 10, 250, 5
+
+
+def one_prompt(bench: Bench) -> Iterator[Outcome]:
+    """One prompt continued greedily, beside Hugging Face (with its cache) and nanoGPT (which has none and samples)."""
+    yield from _generation(bench, "generate", 1, {"Hugging Face": 2.0, "nanoGPT": 4.0})
+
+
+def batch(bench: Bench) -> Iterator[Outcome]:
+    """A batch of prompts of one length, beside Hugging Face."""
+    yield from _generation(bench, "generate_batch", bench.workload.generate_batch, {"Hugging Face": 1.3})
+
+
+def _generation(bench: Bench, row: str, prompts: int, asked: dict[str, float]) -> Iterator[Outcome]:
+    work = bench.workload
+    for peer in (name for name in asked if name in bench.missing):
+        yield Skipped(row, f"beside {peer}", bench.missing[peer])
+    names = [OURS, *(name for name in asked if name not in bench.missing)]
+    subjects = {name: peers.build(bench.spec(name, work.generate_depth)) for name in names}
+    times = interleaved({name: _generating(subject, prompts) for name, subject in subjects.items()}, bench.rounds)
+    del subjects
+    gc.collect()
+    tokens = prompts * work.new_tokens
+    what = f"{work.new_tokens} tokens after {work.prompt}, L = {work.generate_depth}, "
+    what += "one prompt" if prompts == 1 else f"{prompts} prompts"
+    for peer in names[1:]:
+        speeds = {name: Spread.of([tokens / t for t in times[name]]) for name in (OURS, peer)}
+        value, target = ratio(times[peer], times[OURS]), Target(asked[peer], "at least")
+        yield Result(row, f"{what}, beside {peer}", value, "x", target, speeds, "tokens/s")
+
+
+def _generating(subject: Subject, prompts: int) -> Callable[[], float]:
+    return lambda: subject.timed_generate(prompts)
+
+
+def position(bench: Bench) -> Iterator[Outcome]:
+    """The time of a token far into a sequence, beside that of one near its start."""
+    work = bench.workload
+    late = min(_LATE, work.time - _AROUND - 1)
+    subject = peers.build(bench.spec(OURS, work.generate_depth))
+    assert isinstance(subject.model, LanguageModel)
+    times: dict[str, list[float]] = {"late": [], "early": []}
+    for number in range(1 + bench.rounds):
+        seconds = _seconds_by_position(subject.model, subject.prompts[:1, :1], late + _AROUND)
+        for name, middle in (("late", late), ("early", _EARLY)):
+            if number:
+                times[name].append(statistics.median(seconds[middle - _AROUND : middle + _AROUND]))
+    figures = {f"at {late}": Spread.of(times["late"]), f"at {_EARLY}": Spread.of(times["early"])}
+    figures = {name: spread.scaled(1e3) for name, spread in figures.items()}
+    what = f"time per generated token at position {late} beside position {_EARLY}, L = {work.generate_depth}"
+    value = ratio(times["late"], times["early"])
+    yield Result("position", what, value, "x", Target(1.2, "at most"), figures, "ms")
+
+
+def _seconds_by_position(model: LanguageModel, prompt: torch.Tensor, tokens: int) -> list[float]:
+    """Seconds that each new token took; index 0 reads the prompt ``(1, 1)`` too."""
+    marks = [time.perf_counter()]
+    with evaluating(model):
+        for _ in sample(Decoder(model, prompt, None, tokens), tokens, Sampling(temperature=0)):
+            if prompt.is_cuda:
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+    return [after - before for before, after in pairwise(marks)]

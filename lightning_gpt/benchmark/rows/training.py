@@ -1,0 +1,98 @@
+"""Training steps: ours beside the other projects, beside the machine's peak, and over depth."""
+
+import statistics
+from collections.abc import Iterator
+
+import torch
+
+from lightning_gpt.benchmark import peers
+from lightning_gpt.benchmark.bench import OURS, PRODUCT, Bench
+from lightning_gpt.benchmark.report import Outcome
+from lightning_gpt.benchmark.result import Result, Skipped, Target
+from lightning_gpt.benchmark.rounds import Spread, ratio
+from lightning_gpt.planning import training_flops_per_token
+
+_AT_LEAST = {"nanoGPT": 1.8, "litgpt": 1.5}
+_PAPER_MS = {2: 1.2, 4: 2.3, 8: 4.8, 12: 7.5}
+"""Milliseconds a step that the papers state, by depth; theirs, on hardware that they do not name."""
+
+
+def step(bench: Bench) -> Iterator[Outcome]:
+    """A training step at fp32 beside each project's."""
+    yield from _skipped("step", bench)
+    for n_layer in bench.workload.depths:
+        times = bench.step_times(n_layer, bf16=False)
+        for peer in (name for name in times if name not in (OURS, PRODUCT)):
+            target = Target(_AT_LEAST[peer], "at least") if peer in _AT_LEAST else None
+            yield _beside("step", f"fp32, L = {n_layer}, beside {peer}", times, peer, target, bench)
+
+
+def step_bf16(bench: Bench) -> Iterator[Outcome]:
+    """A training step under bf16 autocast beside each project's, and beside nanoGPT at fp32."""
+    if bench.bf16_reason is not None:
+        yield Skipped("step_bf16", "the row", bench.bf16_reason)
+        return
+    yield from _skipped("step_bf16", bench)
+    asked = {"nanoGPT": Target(1.5, "at least"), "nanoGPT fp32": Target(3.5, "at least")}
+    for n_layer in bench.workload.depths:
+        times = bench.step_times(n_layer, bf16=True)
+        for peer in (name for name in times if name not in (OURS, PRODUCT)):
+            beside = "nanoGPT as published (fp32)" if peer == "nanoGPT fp32" else f"{peer} under the same autocast"
+            yield _beside("step_bf16", f"bf16, L = {n_layer}, beside {beside}", times, peer, asked.get(peer), bench)
+
+
+def peak(bench: Bench) -> Iterator[Outcome]:
+    """The share of the product peak, measured in the same rounds, that a step's products make up."""
+    for n_layer in bench.workload.depths:
+        times = bench.step_times(n_layer, bf16=False)
+        flops = _flops(bench, n_layer)
+        shares = [100 * flops / t / rate for t, rate in zip(times[OURS], times[PRODUCT], strict=True)]
+        figures = {OURS: Spread.of([flops / t / 1e9 for t in times[OURS]]), PRODUCT: Spread.of(times[PRODUCT])}
+        figures[PRODUCT] = figures[PRODUCT].scaled(1e-9)
+        target = Target(75, "at least")
+        what = f"share of the fp32 product peak in a step, L = {n_layer}"
+        yield Result("peak", what, Spread.of(shares), "%", target, figures, "GFLOP/s")
+
+
+def depth(bench: Bench) -> Iterator[Outcome]:
+    """How well a line fits the time of a step over the number of layers."""
+    depths = bench.workload.depths
+    if len(set(depths)) < 3:
+        yield Skipped("depth", "the row", f"a line through the depths {depths} says nothing; three are needed")
+        return
+    times = {n_layer: bench.step_times(n_layer, bf16=False)[OURS] for n_layer in depths}
+    medians = [statistics.median(times[n_layer]) for n_layer in depths]
+    r_squared = statistics.correlation(depths, medians) ** 2
+    figures = {f"L = {n_layer}": Spread.of(times[n_layer]) for n_layer in depths}
+    what = "step time over depth, R² of a line"
+    yield Result("depth", what, Spread.of([r_squared]), "", Target(0.99, "at least"), figures, "s")
+
+
+def papers(bench: Bench) -> Iterator[Outcome]:
+    """On a GPU, the time of a step beside what the papers state."""
+    if bench.device != "cuda":
+        yield Skipped("papers", "the row", "the papers' times are of a GPU: --device cuda")
+        return
+    for n_layer in (n for n in bench.workload.depths if n in _PAPER_MS):
+        times = bench.step_times(n_layer, bf16=True)[OURS]
+        what = f"bf16 step, L = {n_layer} (the papers state {_PAPER_MS[n_layer]} ms, theirs)"
+        yield Result("papers", what, Spread.of(times).scaled(1e3), "ms")
+
+
+def _skipped(row: str, bench: Bench) -> Iterator[Skipped]:
+    for project, reason in bench.missing.items():
+        yield Skipped(row, f"beside {project}", reason)
+
+
+def _beside(
+    row: str, what: str, times: dict[str, list[float]], peer: str, target: Target | None, bench: Bench
+) -> Result:
+    speeds = {name: Spread.of([bench.workload.tokens / t for t in times[name]]) for name in (OURS, peer)}
+    return Result(row, what, ratio(times[peer], times[OURS]), "x", target, speeds, "tokens/s")
+
+
+def _flops(bench: Bench, n_layer: int) -> float:
+    """FLOPs of the products of our training step, by formula."""
+    with torch.device("meta"):
+        model = peers.gpt(bench.spec(OURS, n_layer))
+    return training_flops_per_token(model, bench.workload.time) * bench.workload.tokens

@@ -1,0 +1,59 @@
+"""A whole benchmark run: the rows one after the other, their lines, and the files."""
+
+from pathlib import Path
+
+from lightning_gpt.benchmark import machine
+from lightning_gpt.benchmark.bench import OURS, Bench
+from lightning_gpt.benchmark.profile import profile_step
+from lightning_gpt.benchmark.report import Outcome, line, write
+from lightning_gpt.benchmark.rows import ROWS
+from lightning_gpt.benchmark.workload import Device, Workload
+from lightning_gpt.console import console, say
+from lightning_gpt.errors import CallError, WorkError
+
+_PROFILE_N_LAYER = 4
+
+
+def run_rows(
+    names: list[str] | None,
+    workload: Workload,
+    device: Device,
+    rounds: int,
+    peer_dir: str | None,
+    litgpt_python: str | None,
+    profile: bool,
+    folder: Path,
+) -> None:
+    """Measure the rows ``names`` (all when None), print each outcome on standard output, and write the files.
+
+    What was measured before a row fails is kept: the files are written after each row.
+    """
+    for name in names or ():
+        if name not in ROWS:
+            raise CallError(f"rows names {name!r}; the rows are {', '.join(ROWS)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkError(f"output folder {str(folder)!r} cannot be made: {error.strerror}") from None
+    bench = Bench(workload, device, rounds, peer_dir, litgpt_python)
+    with console.status("the machine's limits"):
+        description = machine.describe(bench.torch_device, rounds)
+    for name, value in {**description, "rounds": rounds}.items():
+        print(f"{name}: {value}", flush=True)
+    outcomes: list[Outcome] = []
+    for name in names or ROWS:
+        with console.status(f"measuring {name}"):
+            for outcome in ROWS[name](bench):
+                outcomes.append(outcome)
+                print(line(outcome), flush=True)
+        write(folder, {**description, "rounds": rounds}, outcomes)
+    if profile:
+        _profile(bench, folder)
+    say(f"{folder / 'bench.json'} and {folder / 'bench.md'} hold the table")
+
+
+def _profile(bench: Bench, folder: Path) -> None:
+    for name in ("fp32", "bf16") if bench.bf16_reason is None else ("fp32",):
+        with console.status(f"profiling a step at {name}"):
+            table = profile_step(bench.spec(OURS, _PROFILE_N_LAYER, name == "bf16"), folder, name)
+        print(f"\na training step at {name}, L = {_PROFILE_N_LAYER}\n{table}", flush=True)

@@ -1,0 +1,75 @@
+"""One project's model with its optimizer: what is trained, and generates, in a round."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.benchmark.workload import Spec
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""The mean cross-entropy of targets after ids, ``(batch, time)`` both, as the project computes it."""
+Generate = Callable[[Tensor, int], object]
+"""Continue prompts ``(batch, time)`` by a number of tokens, as the project does it."""
+
+
+class Subject:
+    """A model of some project on random tokens.
+
+    A training step is the same for all: the project's loss, its gradients, clipping to norm 1, the project's
+    optimizer, gradients set to None.
+
+    Args:
+        spec: What it was built from.
+        model: The project's model, on its device.
+        optimizer: As the project makes it.
+        loss: The project's loss.
+        generate: The project's generation, where it is measured.
+    """
+
+    def __init__(
+        self, spec: Spec, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, generate: Generate | None
+    ) -> None:
+        self.spec, self.model, self.optimizer = spec, model, optimizer
+        self._loss, self._generate = loss, generate
+        work, chance = spec.workload, torch.Generator().manual_seed(0)
+        ids = torch.randint(work.vocab_size, (work.batch, work.time + 1), generator=chance)
+        self.ids, self.targets = (part.contiguous().to(spec.device) for part in (ids[:, :-1], ids[:, 1:]))
+        prompts = torch.randint(work.vocab_size, (work.generate_batch, work.prompt), generator=chance)
+        self.prompts = prompts.to(spec.device)
+
+    def step(self) -> None:
+        """One training step."""
+        with torch.autocast(self.spec.device, torch.bfloat16, enabled=self.spec.bf16):
+            loss = self._loss(self.ids, self.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def generate(self, prompts: int) -> None:
+        """Continue the first ``prompts`` prompts."""
+        assert self._generate is not None, self.spec.project
+        self.model.eval()
+        with torch.inference_mode():
+            self._generate(self.prompts[:prompts], self.spec.workload.new_tokens)
+
+    def timed_step(self) -> float:
+        """Seconds of one training step."""
+        return self._timed(self.step)
+
+    def timed_generate(self, prompts: int) -> float:
+        """Seconds of continuing ``prompts`` prompts."""
+        return self._timed(lambda: self.generate(prompts))
+
+    def _timed(self, work: Callable[[], None]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.spec.device == "cuda":
+            torch.cuda.synchronize()
