@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.studies import plots
 from lightning_gpt.studies.document import Block, Findings, Heading, Picture
 from lightning_gpt.studies.groups import Spread, groups, label_of, spread
@@ -32,12 +33,13 @@ class Trend(Section):
 
     def check(self, study: Study) -> None:
         measure(self.y)
-        Quantity(self.x).check(study)
-        self._axis(study)
+        axis = self._axis(study)
+        values = study.grid.get(axis, ["none"])
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            raise CallError(f"report: trend: {self.x!r} is no axis of numbers; those of the grid are {_named(study)}")
 
     def _axis(self, study: Study) -> str:
-        found = [key for key, short in study.axes.items() if self.x in (key, short)]
-        return found[0] if found else ""
+        return next((key for key, short in study.axes.items() if self.x in (key, short)), "")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         axis, what = self._axis(results.study), measure(self.y)
@@ -94,6 +96,10 @@ class Trend(Section):
         ratio = change / noise
         verdict = "within the noise of the seeds" if ratio < 2 else "beyond the noise of the seeds"
         return sentence + f" From end to end that is {ratio:.1f} times the sd between seeds: {verdict}."
+
+
+def _named(study: Study) -> str:
+    return ", ".join(name for key, name in study.axes.items() if key in study.grid) or "none"
 
 
 def direction(values: Sequence[float]) -> str:

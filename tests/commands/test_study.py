@@ -1,0 +1,204 @@
+"""``lightning-gpt study`` as it is typed: real runs, killed, stopped, failing, alone and in a report."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_gpt.commands import study as command
+from lightning_gpt.errors import CallError
+from lightning_gpt.studies.process import latest_checkpoint
+from lightning_gpt.studies.results import cell_folder
+from lightning_gpt.studies.runner import share_of_machine
+from lightning_gpt.studies.spec import read_study
+from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
+from tests.studies.helpers import LAYERS
+
+STEPS = 80
+
+
+def write_study(folder: Path, **over: Any) -> Path:
+    """A study of two depths on a tiny corpus, each a few seconds long."""
+    config = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, val_check_interval=STEPS // 2)
+    config |= {"samples": {"prompts": []}, "depth": {"enabled": False}}
+    del config["name"], config["seed_everything"]
+    content = {"name": "tiny", "config": config, "grid": {LAYERS: [1, 2]}, "measure": ["val/loss", "cost/parameters"]}
+    return write_config(folder / "tiny.yaml", content | over)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose study ran to its end, both cells at a time."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--jobs", "2", cwd=folder, timeout=600)
+    return folder
+
+
+def cells(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((out / "results.json").read_text())["cells"]
+    return found
+
+
+def test_every_cell_ran_and_is_reported(alone: Path) -> None:
+    out = alone / "out"
+    first, second = cells(out)
+    assert (first["cell"], second["cell"]) == ("n_layer=1,seed=0", "n_layer=2,seed=0")
+    for cell in (first, second):
+        assert cell["status"] == "finished"
+        assert [step for step, _ in cell["curves"]["val/loss"]] == [STEPS // 2, STEPS]
+        assert cell["values"]["val/loss"] == pytest.approx(cell["curves"]["val/loss"][-1][1])
+        assert cell["values"]["initial/loss"] == pytest.approx(5.7038, rel=0.01)  # ln 300
+        assert cell["values"]["cost/step_seconds"] > 0
+        assert cell["values"]["cost/peak_memory_mb"] > 0
+        assert cell["environment"]["packages"]["torch"]
+    block = 12 * 32 * 32 + 13 * 32
+    assert second["values"]["cost/parameters"] - first["values"]["cost/parameters"] == block
+    for name in ("report.html", "report.md", "results.csv"):
+        assert "layer=2,seed=0" in (out / name).read_text()
+    # one vocabulary, trained once and used by both
+    (vocabulary,) = (out / "vocabularies").rglob("*.tiktoken")
+    assert str(vocabulary) in next((out / "cells").glob("n_layer=1*/config.yaml")).read_text()
+
+
+def test_a_finished_study_runs_nothing_again(alone: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (alone / "out/cells").rglob("result.json")}
+    done = must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=alone)
+    assert "2 cells, 2 of them done before" in done.stderr
+    assert "started" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_report_only(alone: Path) -> None:
+    (alone / "out/report.md").unlink()
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone)
+    assert (alone / "out/report.md").is_file()
+    done = run_command("study", "--config", "tiny.yaml", "--folder", "nothing", "--report_only", cwd=alone)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no cell of tiny is finished in nothing" in done.stderr
+
+
+def wait_for_checkpoint(folder: Path, seconds: float = 600) -> None:
+    end = time.monotonic() + seconds
+    while latest_checkpoint(folder) is None:
+        assert time.monotonic() < end, f"no checkpoint in {folder}"
+        time.sleep(0.01)
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines of running processes that name ``folder``."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if str(folder) in line and int(file.parent.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_killed_or_stopped_study_goes_on(alone: Path, tmp_path: Path, how: signal.Signals) -> None:
+    study = read_study(write_study(tmp_path), None)
+    call = ("study", "--config", "tiny.yaml", "--folder", "out")
+    process = start_command(*call, cwd=tmp_path)
+    last = cell_folder(tmp_path / "out", study.cells[1])
+    wait_for_checkpoint(last)
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
+    end = time.monotonic() + 60
+    while processes_of(last):
+        assert time.monotonic() < end, "the cell outlived its study"
+        time.sleep(0.1)
+    assert not (last / "result.json").exists()
+
+    done = must_run(*call, cwd=tmp_path, timeout=600)
+    assert "2 cells, 1 of them done before" in done.stderr
+    assert re.search(r"cell 1 n_layer=2,seed=0: started, goes on from .*version_0/checkpoints/last.ckpt", done.stderr)
+    ours, theirs = cells(tmp_path / "out"), cells(alone / "out")
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["curves"]["val/loss"] == b["curves"]["val/loss"]
+        assert a["curves"]["train/loss"] == b["curves"]["train/loss"]
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    variants = {
+        "too big": {"data.batch_size": 40000},
+        "fine": {"trainer.max_steps": 4, "trainer.val_check_interval": 2},
+    }
+    write_study(tmp_path, variants=variants, grid={LAYERS: [1]}, report=["table"])
+    done = run_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path, timeout=600)
+    assert done.returncode == 1
+    assert "cell 0 variant=too big,n_layer=1,seed=0: failed: the corpus has" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 cells failed (variant=too big,n_layer=1,seed=0)")
+    assert "one optimizer step takes 40000" in (tmp_path / "out/report.md").read_text()
+    assert [cell["status"] for cell in cells(tmp_path / "out")] == ["failed", "finished"]
+
+
+def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
+    script = must_run("study", "--config", "tiny.yaml", "--folder", "array", "--slurm", cwd=alone).stdout
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert "#SBATCH --array=0-1\n" in script
+    line = next(line for line in script.splitlines() if line.startswith("exec "))
+    args = shlex.split(line)
+    assert args[-2:] == ["--cell", "$SLURM_ARRAY_TASK_ID"]
+
+    job = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run(["bash"], input=script, env=job, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    must_run("study", "--config", "tiny.yaml", "--folder", "array", "--report_only", cwd=alone)
+    first, second = cells(alone / "array")
+    assert (first["status"], second["status"]) == ("missing", "finished")
+    assert second["values"]["val/loss"] == cells(alone / "out")[1]["values"]["val/loss"]
+
+
+@pytest.mark.parametrize(
+    ("over", "args", "message"),
+    [
+        ({"grid": {"model.init_args.n_layr": [1]}}, (), r"cell 0, n_layr=1,seed=0: unknown key 'n_layr'.*n_layer"),
+        ({"grid": {"model.init_args.n_head": [2, 3]}}, (), r"cell 1, n_head=3,seed=0: dim 32 is not divisible by n_h"),
+        ({"report": [{"layers": {"diagnostic": "cosine"}}]}, (), r"unknown diagnostic 'cosine'; known are token_cos"),
+        ({"grid": {LAYERS: []}}, (), r"n_layer is an empty axis"),
+        ({}, ("--preset", "cpu"), r"no preset 'cpu'; it has none"),
+        ({}, ("--jobs", "0"), r"jobs is 0; it must be at least 1"),
+        ({}, ("--cell", "2"), r"cell is 2; this study has 2 \(allowed: 0 to 1\)"),
+        ({}, ("--slurm", "--report_only"), r"exclude one another"),
+    ],
+)
+def test_wrong_call_is_refused_before_anything_runs(
+    over: dict[str, Any], args: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path, **over)
+    with pytest.raises(CallError, match=message):
+        command.run(["--config", "tiny.yaml", "--folder", "out", *args])
+    assert not (tmp_path / "out/cells").exists()
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    from lightning_gpt.errors import WorkError
+    from lightning_gpt.studies.runner import exclusive, shared
+
+    with shared(tmp_path), shared(tmp_path), pytest.raises(WorkError, match="another study is at work"):
+        exclusive(tmp_path).__enter__()
+    with exclusive(tmp_path), pytest.raises(WorkError, match="another study is at work"):
+        shared(tmp_path).__enter__()
+
+
+def test_machine_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,5")
+    assert share_of_machine(1, 2) == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "1,5"}
+    assert share_of_machine(5, 6) == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert share_of_machine(0, 1) == {"OMP_NUM_THREADS": "8"}

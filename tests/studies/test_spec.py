@@ -1,0 +1,125 @@
+"""A study's file is read as it says, and refused, before anything runs, where it says something wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.studies.cells import merged, short_names, value_at, with_keys
+from lightning_gpt.studies.report import check_report
+from tests.studies.helpers import LAYERS, study
+
+STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"gird": {}}, "unknown key 'gird'; did you mean grid"),
+    "no name": ({"name": None}, "name is None"),
+    "empty axis": ({"grid": {LAYERS: []}}, f"grid: {LAYERS} is an empty axis"),
+    "axis of one value": ({"grid": {LAYERS: 4}}, f"{LAYERS} is 4; it must be a list"),
+    "value twice": ({"grid": {LAYERS: [1, 1]}}, "holds a value twice"),
+    "mapping on an axis": ({"grid": {LAYERS: [{"a": 1}]}}, "use variants for more"),
+    "seeds on an axis": ({"grid": {"seed_everything": [1]}}, "list the seeds under seeds"),
+    "no seeds": ({"seeds": []}, "seeds is empty"),
+    "seed of words": ({"seeds": ["a"]}, "must be a whole number"),
+    "unknown measure": ({"measure": ["val/los"]}, r"unknown measure 'val/los' \(did you mean val/loss\?\); known are"),
+    "missing base": ({"base": ["nope.yaml"]}, "nope.yaml' cannot be read: No such file"),
+    "variant that is no mapping": ({"variants": {"a": 3}}, "variant a is 3"),
+    "variant of an axis": ({"variants": {"a": {LAYERS: 3}}}, "variant a sets .*n_layer, which is an axis"),
+    "reference along no axis": ({"reference": {"name": "x", "axis": "dim", "values": {}}}, "axis is 'dim'; the axes"),
+    "unknown preset key": ({"presets": {"cpu": {"gird": {}}}}, "preset cpu: unknown key 'gird'"),
+    "section with two names": ({"report": [{"a": {}, "b": {}}]}, "a section is a name"),
+}
+WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
+    "unknown section": ("tabel", "unknown section 'tabel'; known are table"),
+    "unknown option": ({"trend": {"x": "n_layer", "z": "a"}}, "trend has no option 'z'; it has x, y"),
+    "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
+    "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
+    "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is no axis of numbers"),
+    "unknown quantity": ({"fit": {"x": "n_layer * depth", "y": "val/loss"}}, "'depth' is no measure, no axis"),
+    "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear or power"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_study_is_refused(name: str, tmp_path: Path) -> None:
+    over, message = WRONG[name]
+    with pytest.raises(CallError, match=message):
+        study(tmp_path, preset="cpu" if "presets" in over else None, **over)
+
+
+@pytest.mark.parametrize("name", WRONG_SECTIONS)
+def test_wrong_section_is_refused(name: str, tmp_path: Path) -> None:
+    section, message = WRONG_SECTIONS[name]
+    with pytest.raises(CallError, match=message):
+        check_report(study(tmp_path, report=[section]))
+
+
+def test_cells_are_the_product_with_variants_and_seeds(tmp_path: Path) -> None:
+    made = study(tmp_path, variants={"a": {"model.init_args.dropout": 0.1}, "b": {}})
+    assert len(made.cells) == 2 * 3 * 2
+    cell = made.cells[3]
+    assert cell.name == "variant=a,n_layer=2,seed=1"
+    assert cell.config["model"]["init_args"] == {"dim": 32, "block_size": 16, "n_layer": 2, "dropout": 0.1}
+    assert cell.config["seed_everything"] == 1
+    assert [each.number for each in made.cells] == list(range(12))
+    assert len({each.folder for each in made.cells}) == 12
+
+
+def test_digest_changes_with_the_config_and_with_nothing_else(tmp_path: Path) -> None:
+    first, again = study(tmp_path), study(tmp_path, question="Another?", report=[])
+    assert [cell.folder for cell in first.cells] == [cell.folder for cell in again.cells]
+    other = study(tmp_path, config={"trainer": {"max_steps": 3}})
+    assert not {cell.folder for cell in first.cells} & {cell.folder for cell in other.cells}
+
+
+def test_preset_lies_over_the_study(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("model: {init_args: {dim: 8, n_head: 2}}\n")
+    preset = {"base": ["base.yaml"], "config": {"model": {"init_args": {"block_size": 8}}}, "seeds": [5]}
+    preset["grid"] = {LAYERS: [3], "model.init_args.bias": [True, False]}
+    made = study(tmp_path, preset="cpu", presets={"cpu": preset, "paper": None})
+    options = made.cells[0].config["model"]["init_args"]
+    assert options == {"dim": 32, "n_head": 2, "block_size": 8, "n_layer": 3, "bias": True}
+    assert (made.seeds, made.title) == ([5], "small-cpu")
+    with pytest.raises(CallError, match=r"choose one with --preset \(cpu, paper\)"):
+        study(tmp_path, presets={"cpu": preset, "paper": None})
+    with pytest.raises(CallError, match="no preset 'gpu'; it has cpu, paper"):
+        study(tmp_path, preset="gpu", presets={"cpu": preset, "paper": None})
+
+
+def test_keys() -> None:
+    assert merged({"a": {"b": 1, "c": [1]}}, {"a": {"c": [2]}}) == {"a": {"b": 1, "c": [2]}}
+    assert with_keys({"a": {"b": 1}}, {"a.c.d": 2}) == {"a": {"b": 1, "c": {"d": 2}}}
+    assert value_at({"a": {"b": 0}}, "a.b") == 0
+    assert value_at({"a": 1}, "a.b") is None
+    names = short_names(["x.a.lr", "x.b.lr", "n_layer", "q.dim"])
+    assert names == {"x.a.lr": "a.lr", "x.b.lr": "b.lr", "n_layer": "n_layer", "q.dim": "dim"}
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
+    from lightning_gpt.studies.diagnostics import diagnostic
+    from lightning_gpt.studies.spec import read_study
+
+    made = read_study(file, preset)
+    assert made.name == file.stem
+    assert made.question
+    check_report(made)
+    for name, options in made.report:
+        if name == "layers":
+            diagnostic(options["diagnostic"])
+
+
+def test_the_promised_studies_are_shipped() -> None:
+    names = {file.stem for file in STUDIES}
+    assert names >= {"depth", "width_heads", "oversmoothing", "gradients", "initialisation"}
+
+
+def test_depth_study_holds_the_papers_figures() -> None:
+    from lightning_gpt.studies.spec import read_study
+
+    reference = read_study(next(file for file in STUDIES if file.stem == "depth"), "cpu").reference
+    assert reference is not None
+    assert reference.values["val/perplexity"] == {2: 38.5, 4: 29.4, 8: 21.7, 12: 18.9}
+    assert reference.values["cost/step_seconds"] == pytest.approx({2: 0.0012, 4: 0.0023, 8: 0.0048, 12: 0.0075})

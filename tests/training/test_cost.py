@@ -1,0 +1,38 @@
+"""What a run says that it cost."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_gpt.training.callbacks.cost import PeakMemory, StepClock
+
+CPU = torch.device("cpu")
+
+
+def test_clock_counts_from_mark_to_mark_and_leaves_out_what_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([1.0, 3.0, 7.0, 200.0, 203.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+    clock = StepClock(CPU)
+    assert clock.median() is None
+    for _ in range(3):
+        clock.mark()
+    assert clock.seconds == [2.0, 4.0]
+    clock.restart()  # a validation
+    for _ in range(2):
+        clock.mark()
+    assert clock.seconds == [2.0, 4.0, 3.0]
+    assert clock.median() == 3.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set is read from Linux's /proc")
+def test_peak_is_of_the_step_alone_and_counts_what_was_freed_in_it() -> None:
+    memory = PeakMemory(CPU)
+    for megabytes in (200, 20):
+        memory.begin()
+        torch.ones(megabytes * 1_000_000 // 4)
+        memory.end()
+    large, small = (size / 1e6 for size in memory.bytes)
+    assert 195 < large < 260
+    assert 15 < small < 80
