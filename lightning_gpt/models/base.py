@@ -195,7 +195,7 @@ class LanguageModel(Watched, ABC):
         at = cache.positions(ids.shape[1], ids.device) if cache else None
         if documents is not None:
             at = positions_within(documents)
-        return Context(at=at, documents=documents, scheme=self.positions, cache=cache, lengths=lengths)
+        return Context(at=at, documents=documents, scheme=self.positions, cache=cache, lengths=lengths, memo={})
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
         """Token embeddings and what the position scheme adds, ``(batch, time, dim)``, both parts and the sum seen."""

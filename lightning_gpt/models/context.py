@@ -1,7 +1,7 @@
 """What the layers of one forward pass share besides the residual stream."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ class Context:
         cache: The states of the layers, where earlier tokens were read before.
         lengths: ``(batch,)``, how many tokens of each row are real, where rows are padded at their end.
         layer: The layer that is being run.
+        memo: What the layers of this pass have made for each other; None where one layer is run by itself.
     """
 
     at: Tensor | None = None
@@ -32,7 +33,7 @@ class Context:
     cache: Cache | None = None
     lengths: Tensor | None = None
     layer: int = 0
-    _memo: dict[Any, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] | None = None
 
     def layered(self, layer: int) -> "Context":
         """The same for another layer."""
@@ -53,7 +54,9 @@ class Context:
 
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What ``make`` gives, made by the first layer of the pass that asks under this key."""
-        if key not in self._memo:
-            self._memo[key] = make()
-        made: T = self._memo[key]
+        if self.memo is None:
+            return make()
+        if key not in self.memo:
+            self.memo[key] = make()
+        made: T = self.memo[key]
         return made

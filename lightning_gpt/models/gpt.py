@@ -19,6 +19,8 @@ from lightning_gpt.models import (  # noqa: F401  (their variants are known once
     linear_attention,
     local_attention,
     moe,
+    neutreno,
+    recentred_attention,
     residual,
     sink_attention,
 )
@@ -28,6 +30,7 @@ from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.depth import layer_drops
+from lightning_gpt.models.diversity import TokenDiversity
 from lightning_gpt.models.feedforward import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
@@ -60,6 +63,7 @@ class GPTConfig:
         qk_norm: Which norm each head's queries and keys go through.
         layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
         n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
+        diversity: Weight of the loss against token representations that are alike after the last block.
         checkpointing: What is not kept for the gradient but computed again: ``none``, each ``block`` or ``attention``.
 
     A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``.
@@ -82,6 +86,7 @@ class GPTConfig:
     qk_norm: Choice = "none"
     layer_drop: Choice = "none"
     n_unique: int | None = None
+    diversity: float = 0.0
     checkpointing: Checkpointing = "none"
 
     def __post_init__(self) -> None:
@@ -104,6 +109,8 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if not 0 <= self.diversity < float("inf"):
+            raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
 
     def _check_shared(self) -> None:
         """Blocks that serve several layers cannot be of another kind in each."""
@@ -145,6 +152,7 @@ class GPT(LanguageModel):
         self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
         self.layer_drop = layer_drops.make(config.layer_drop, n_layer=config.n_layer)
         normed = all(block.ends_normed for block in self._stack())
+        self.diversity = TokenDiversity(config.diversity)
         self.final_norm = nn.Identity() if normed else self._norm()
         self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
@@ -206,6 +214,7 @@ class GPT(LanguageModel):
             x = self.layer(layer, x, context)
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
+        self.diversity(x)
         return self.see("final_norm", self.final_norm(x))
 
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention import CausalAttention, MultiHeadAttention
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
@@ -182,3 +183,42 @@ class Parallel(Block):
         normed = self.see("attention_norm", self.attention_norm(x))
         mixed = self.see("after_attention", x + self.attended(normed, context))
         return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", normed)))
+
+
+@blocks.register("initial")
+class InitialResidual(Block):
+    """``H ← (1 − α) H + α H⁰`` before each pre-LN block, H⁰ the embeddings: no layer is far from what went in.
+
+    The initial residual of GCNII, Chen et al. 2020 (2007.02133), eq. 5, which is for graphs what over-smoothing in
+    attention is like; the paper takes α = 0.1 or more.
+
+    Args:
+        attention: The first branch.
+        ffn: The second.
+        norm: Makes a norm.
+        dropout: As in the block.
+        share: α, from 0 (pre-LN) to 1.
+    """
+
+    def __init__(
+        self,
+        attention: CausalAttention,
+        ffn: nn.Module,
+        norm: Callable[[], nn.Module],
+        dropout: float,
+        share: float = 0.1,
+    ) -> None:
+        super().__init__(attention, ffn, norm, dropout)
+        if not 0 <= share <= 1:
+            raise CallError(f"residual share is {share}; it must be 0 to 1")
+        self.share = share
+
+    def _with_initial(self, x: Tensor, context: Context) -> Tensor:
+        return torch.lerp(x, context.once("initial stream", lambda: x), self.share)
+
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The norm of the stream and its share of the embeddings."""
+        return super().attention_input(self._with_initial(x, context), context)
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        return super().forward(self._with_initial(x, context), context)

@@ -12,6 +12,7 @@ from lightning_gpt.models.registry import Choice
 from tests.models.helpers import randomise
 from tests.models.slopes import Array
 from tests.reference import attention_kinds as plain
+from tests.reference import remedies
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 State = Mapping[str, Array]
@@ -29,6 +30,9 @@ HEADS: dict[str, tuple[Choice, Callable[[State], plain.Head]]] = {
     "sink": ("sink", lambda state: plain.sink_head(state["null_logit"])),
     "differential": ("differential", lambda state: plain.differential_head(state, LAYER)),
     "linear": ("linear", lambda state: plain.linear_head()),
+    "shaped": ("shaped", lambda state: remedies.shaped_head(state)),
+    "attn_scale": ("attn_scale", lambda state: remedies.attn_scale_head(state["omega"])),
+    "neutreno": ("neutreno", lambda state: plain.softmax_head()),  # alone it is the first layer
     **{name: (choice, lambda state, sees=sees: plain.softmax_head(sees)) for name, (choice, sees) in LOCAL.items()},
 }
 BACKENDS = ["sdpa", "manual"]

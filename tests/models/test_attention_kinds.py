@@ -216,6 +216,9 @@ def test_rows_sum_to_what_each_kind_says() -> None:
         elif name == "sink":
             seen = trace["scores"].masked_fill(~trace["mask"], -torch.inf).logsumexp(dim=-1)
             expected = (seen - layer.null_logit[:, None]).sigmoid().detach()
+        elif name == "shaped":
+            total = layer.identity_share + layer.softmax_share - layer.uniform_share
+            expected = total[:, None].expand_as(sums).detach()
         else:
             expected = torch.ones_like(sums)
         torch.testing.assert_close(sums, expected)

@@ -42,6 +42,7 @@ EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
     {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
+    {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "capacity_factor": 1.5, "balance": "none"}},
