@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lightning_gpt.studies.groups import Group, Spread
 
@@ -17,6 +17,7 @@ from lightning_gpt.studies.groups import Group, Spread
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", ":", "-.")
+_HALF_A_DECADE = 10**0.5
 THEIRS = "#8A6D3B"
 """The colour of somebody else's figures."""
 
@@ -93,6 +94,27 @@ def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Loo
 def whole_numbers(ax: Axes) -> None:
     """Ticks at whole numbers on the horizontal axis."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def log_where_far(ax: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
+    """A logarithmic scale on each axis whose positive values span more than half a decade, where it shows a law."""
+    for values, set_scale in ((xs, ax.set_xscale), (ys, ax.set_yscale)):
+        if 0 < _HALF_A_DECADE * min(values) < max(values):
+            set_scale("log", subs=[2, 5])
+
+
+def readable_numbers(ax: Axes) -> None:
+    """Ticks as 200,000 and 0.25, at few enough places that they do not touch."""
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_minor_formatter(FuncFormatter(_tick))
+        elif isinstance(locator := axis.get_major_locator(), MaxNLocator):
+            locator.set_params(nbins=6)
+        axis.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, position: int | None = None) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def legend(figure: Figure, axes: Sequence[Axes], count: int) -> None:

@@ -18,6 +18,7 @@ from lightning_gpt.studies.sections.base import Section, capital, file_name
 from lightning_gpt.studies.spec import Study
 
 _FITS_FROM = 0.99
+_FEW = 100
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Fit(Section):
         if found is not None:
             grid = np.geomspace(min(xs), max(xs), 100) if self.kind == "power" else np.linspace(min(xs), max(xs), 2)
             ax.plot(grid, [found.at(value) for value in grid], color="#444444", linewidth=1.2, zorder=0)
-        if self.kind == "power" and min(xs) > 0 and min(ys) > 0:
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-        elif all(value == int(value) for value in xs):
+        if self.kind == "power":
+            plots.log_where_far(ax, xs, ys)
+        elif max(xs) <= _FEW and all(value == int(value) for value in xs):
             plots.whole_numbers(ax)
+        plots.readable_numbers(ax)
         ax.set(xlabel=x.title, ylabel=y.title)
         plots.legend(figure, [ax], len(shown))
         caption = f"{capital(y.label)} against {x.label}: a point a cell (n = {len(every)}), and the fit."

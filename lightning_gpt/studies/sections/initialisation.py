@@ -61,6 +61,7 @@ class Initialisation(Section):
         ax.axvline(1.0, color="#444444", linewidth=1, linestyle="--")
         ax.set_yticks(range(len(measured)), [group.label for group in measured])
         ax.set_ylim(len(measured) - 0.5, -0.5)
+        ax.set_xlim(0, 1.05)
         ax.set_xlabel("attention entropy / entropy of uniform causal attention")
         sentence = (
             f"At step 0 the entropy of attention is at least {1 - _LIKE_UNIFORM:.0%} of the uniform one's in {near} of "

@@ -12,8 +12,10 @@ from lightning_gpt.studies.groups import Group, groups, layer_values
 from lightning_gpt.studies.measures import measure, number_text
 from lightning_gpt.studies.results import StudyResults
 from lightning_gpt.studies.sections.base import Section, capital, file_name
+from lightning_gpt.studies.sections.trend import direction
 
-_LOG_FROM = 50.0
+_DEPTH = "model.init_args.n_layer"
+_LOG_FROM = 20.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Layers(Section):
         figures = measure("scalar:any")
         lasts = [(group.label, group.layers(self.diagnostic)[-1]) for group in shown]
         each = ", ".join(f"{label}: {figures.text(last.mean, last.deviation)}" for label, last in lasts)
+        depths = [group.settings.get(_DEPTH) for group in shown]
+        if all(isinstance(depth, int) for depth in depths) and len(set(depths)) == len(depths) > 1:
+            way = direction([last.mean for _, last in lasts]).rstrip(",")
+            each += f"; with depth it {way}"
         return [f"{capital(diagnostic(self.diagnostic).title)} of the last layer after training: {each}."]
 
     def _table(self, shown: Sequence[Group]) -> Table:
@@ -101,9 +107,9 @@ def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
 
 
 def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> None:
-    """One vertical scale for both plots; a logarithmic one where the values span far."""
+    """One vertical scale for both plots; a logarithmic one where the values span far and nothing bounds them."""
     means = [each.mean for group in shown for first in (True, False) for each in group.layers(name, first=first)]
-    if min(means) > 0 and max(means) / min(means) > _LOG_FROM:
+    if diagnostic(name).high is None and min(means) > 0 and max(means) / min(means) > _LOG_FROM:
         before.set_yscale("log")
         after.set_yscale("log")
     limits = [*before.get_ylim(), *after.get_ylim()]
