@@ -24,8 +24,8 @@ def bench(
     """Measure rows of the table, each printed when it is known, and write OUTPUT/bench.json and OUTPUT/bench.md.
 
     Args:
-        rows: Which rows, with commas between: step, step_bf16, peak, depth, papers, memory, checkpointing, fit,
-            generate, generate_batch, position, attention, window, help, start; or all.
+        rows: Which rows, with commas between: step, step_bf16, peak, depth, compile, papers, memory, checkpointing,
+            fit, generate, generate_batch, position, attention, window, help, start; or all.
         peer_dir: A folder that holds nanoGPT/model.py and minGPT/mingpt/model.py: their clones side by side.
         litgpt_python: Python of an environment with litgpt, which cannot be installed beside this package.
         threads: Threads that everyone computes with; torch's choice when omitted.

@@ -11,6 +11,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "step_bf16": training.step_bf16,
     "peak": training.peak,
     "depth": training.depth,
+    "compile": training.compiled,
     "papers": training.papers,
     "memory": memory.memory,
     "checkpointing": memory.checkpointing,

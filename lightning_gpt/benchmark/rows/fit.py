@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,7 +81,9 @@ def fit(bench: Bench) -> Iterator[Outcome]:
         module = GPTModule(
             n_layer=_N_LAYER, n_head=work.n_head, dim=work.dim, block_size=work.time, vocab_size=vocab_size
         )
-        trainer.fit(module, data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice is on a run, and this is none
+            trainer.fit(module, data)
     times = {"fit": bare.fit_seconds[1:], "bare loop": bare.bare_seconds[1:]}
     figures = {name: Spread.of(seconds) for name, seconds in times.items()}
     what = f"step of fit (bar, TensorBoard, logged every step), L = {_N_LAYER}, beside a bare loop"

@@ -4,13 +4,16 @@ import statistics
 from collections.abc import Iterator
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from lightning_gpt.benchmark import peers
 from lightning_gpt.benchmark.bench import OURS, PRODUCT, Bench
 from lightning_gpt.benchmark.report import Outcome
 from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread, ratio
+from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+from lightning_gpt.benchmark.subject import Subject
 from lightning_gpt.planning import training_flops_per_token
+from lightning_gpt.training.compiling import CompiledBlocks
 
 _AT_LEAST = {"nanoGPT": 1.8, "litgpt": 1.5}
 _PAPER_MS = {2: 1.2, 4: 2.3, 8: 4.8, 12: 7.5}
@@ -66,6 +69,30 @@ def depth(bench: Bench) -> Iterator[Outcome]:
     figures = {f"L = {n_layer}": Spread.of(times[n_layer]) for n_layer in depths}
     what = "step time over depth, R² of a line"
     yield Result("depth", what, Spread.of([r_squared]), "", Target(0.99, "at least"), figures, "s")
+
+
+def compiled(bench: Bench) -> Iterator[Outcome]:
+    """A training step with compiled blocks beside one without; the compilation itself, in the first round, is left out.
+
+    Compiled code is made by the system's C++ compiler on a CPU and by Triton on a GPU.
+    """
+    n_layer = bench.workload.depths[-1]
+    for bf16 in (False, True) if bench.bf16_reason is None else (False,):
+        plain, faster = (peers.build(bench.spec(OURS, n_layer, bf16)) for _ in range(2))
+        blocks = CompiledBlocks(faster.model)
+
+        def compiled_step(subject: Subject = faster, blocks: CompiledBlocks = blocks) -> float:
+            with blocks.training():
+                return subject.timed_step()
+
+        try:
+            times = interleaved({"plain": plain.timed_step, "compiled": compiled_step}, bench.rounds)
+        except BackendCompilerFailed as error:
+            yield Skipped("compile", "the row", f"torch cannot compile here: {str(error).splitlines()[0]}")
+            return
+        what = f"step with compiled blocks, {'bf16' if bf16 else 'fp32'}, L = {n_layer}, beside plain"
+        figures = {name: Spread.of(found) for name, found in times.items()}
+        yield Result("compile", what, ratio(times["compiled"], times["plain"]), "x", None, figures, "s")
 
 
 def papers(bench: Bench) -> Iterator[Outcome]:
