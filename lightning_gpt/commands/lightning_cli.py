@@ -27,6 +27,7 @@ from lightning_gpt.training.callbacks import (
     Cost,
     DepthDiagnostics,
     Experts,
+    Grow,
     InitialLoss,
     LastCheckpoint,
     Predictions,
@@ -74,6 +75,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(DepthDiagnostics, "depth")
         parser.add_lightning_class_args(Upcycle, "upcycle")
+        parser.add_lightning_class_args(Grow, "grow")
         parser.add_lightning_class_args(Averaging, "averaging")
         parser.add_lightning_class_args(Spikes, "spikes")
         parser.set_defaults({"model": MODELS[0].__name__})

@@ -6,6 +6,7 @@ from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastChe
 from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.depth import DepthDiagnostics
 from lightning_gpt.training.callbacks.experts import Experts
+from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
@@ -22,6 +23,7 @@ __all__ = [
     "Cost",
     "DepthDiagnostics",
     "Experts",
+    "Grow",
     "InitialLoss",
     "LastCheckpoint",
     "Predictions",

@@ -1,0 +1,25 @@
+"""A run that starts from a trained shallower model."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
+
+
+def test_a_grown_run_starts_from_the_loss_of_the_shallower_one(tmp_path: Path) -> None:
+    content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=4, val_check_interval=4)
+    config = write_config(tmp_path / "tiny.yaml", content)
+    must_run("fit", "--config", str(config), cwd=tmp_path)
+    trained = scalars(tmp_path / "runs/tiny/version_0")["val/loss", 4]
+    deeper = str(content["model"]["init_args"]["n_layer"] + 3)
+    grown = ("--grow.checkpoint", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.init_args.n_layer", deeper)
+    done = must_run("fit", "--config", str(config), *grown, "--trainer.max_steps", "1", cwd=tmp_path)
+    said = re.search(r"initial validation loss (\d+\.\d+)", done.stderr + done.stdout)
+    assert said
+    assert float(said[1]) == pytest.approx(trained, abs=2e-4)
+    assert "grown from runs/tiny/version_0/checkpoints/last.ckpt" in done.stderr
+    refused = run_command("fit", "--config", str(config), *grown, "--model.init_args.norm", "rms", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "differs in its number of layers only: norm is layer there and rms here" in refused.stderr
