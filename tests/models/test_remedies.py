@@ -3,7 +3,6 @@
 Single layers of the attention kinds are in test_attention_kinds.py; what holds for every variant in test_variants.py.
 """
 
-
 import numpy as np
 import pytest
 import torch
