@@ -132,17 +132,17 @@ def test_killed_or_stopped_study_goes_on(alone: Path, tmp_path: Path, how: signa
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     variants = {
-        "too big": {"data.batch_size": 40000},
         "fine": {"trainer.max_steps": 4, "trainer.val_check_interval": 2},
+        "too big": {"data.batch_size": 40000},
     }
     write_study(tmp_path, variants=variants, grid={LAYERS: [1]}, report=["table"])
     done = run_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path, timeout=600)
     assert done.returncode == 1
-    assert "cell 0 variant=too big,n_layer=1,seed=0: failed: the corpus has" in done.stderr
+    assert "cell 1 variant=too big,n_layer=1,seed=0: failed: the corpus has" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: 1 of 2 cells failed (variant=too big,n_layer=1,seed=0)")
     assert "one optimizer step takes 40000" in (tmp_path / "out/report.md").read_text()
-    assert [cell["status"] for cell in cells(tmp_path / "out")] == ["failed", "finished"]
+    assert [cell["status"] for cell in cells(tmp_path / "out")] == ["finished", "failed"]
 
 
 def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
