@@ -134,7 +134,6 @@ def hugging_face(spec: Spec) -> Subject:
         attn_pdrop=0.0,
         bos_token_id=None,
         eos_token_id=None,
-        loss_type="ForCausalLM",
     )
     model = GPT2LMHeadModel(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, BETAS, weight_decay=WEIGHT_DECAY, fused=True)

@@ -49,7 +49,9 @@ class LanguageModule(L.LightningModule):
         self._cursor = json.loads(batch["cursor"])
         # Dropout in a step is a function of (seed, rows trained on, process), so a resumed run draws the same.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        torch.manual_seed(hash((seed, self._cursor["rows"], self.global_rank)))
+        # torch.manual_seed also seeds every accelerator there might be, which costs a millisecond even where none is.
+        seed_step = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
+        seed_step(hash((seed, self._cursor["rows"], self.global_rank)))
         z_loss = self.optimization.z_loss
         with nullcontext() if self._compiled is None else self._compiled.training():
             return self.model.loss(batch["ids"], batch["targets"], batch.get("documents"), z_loss=z_loss)
