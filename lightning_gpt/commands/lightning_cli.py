@@ -123,7 +123,7 @@ class TrainCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise CallError(f"trainer: {error}") from None
         # what a run says at its end comes after all that others still do and say
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, RunSummary))
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, RunSummary))  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:

@@ -18,12 +18,14 @@ def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
         output: Folder for the file.
     """
     from lightning_gpt.data.datamodule import TextData
+    from lightning_gpt.data.sources import Source
 
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():
         raise CallError(f"{file} exists; choose another output, or delete it")
     split = section.data.split
-    data = TextData(section.data.sources, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
+    sources = [source for source in section.data.sources if isinstance(source, Source)]  # documents, not token ids
+    data = TextData(sources, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
     data.setup("tokenizer")
     trained = data.tokenizer
     file = file.with_name(f"{trained.name}.tiktoken")
