@@ -48,8 +48,8 @@ def test_more_logits_take_more_memory(worker: RemoteWorker, bench: Bench, worklo
 
 
 def test_the_formula_holds_the_square(worker: RemoteWorker, bench: Bench, workload: Workload) -> None:
-    spec = replace(bench.spec("ours", 1, attention_backend="manual"), workload=replace(workload, attention_time=1024))
-    square = 4 * workload.n_head * 1024**2
+    spec = replace(bench.spec("ours", 1, attention_backend="manual"), workload=replace(workload, attention_time=2048))
+    square = 4 * workload.n_head * 2048**2
     assert worker.ask("attention_memory", spec=asdict(spec)) > 2 * square
 
 
