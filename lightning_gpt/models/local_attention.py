@@ -81,7 +81,12 @@ class _Grid:
         before = torch.cat([torch.zeros_like(own[:, :, :1]), own[:, :, :-1]], dim=2)
         if self.far is None:
             return torch.cat([before, own], dim=3)
-        index = self.far.clamp(min=0).flatten(1)[:, None, :, None].expand(*x.shape[:2], -1, x.shape[3])
+        # what lies outside a short text is hidden by the mask, whatever is gathered for it
+        index = (
+            self.far.clamp(0, own.shape[2] * own.shape[3] - 1)
+            .flatten(1)[:, None, :, None]
+            .expand(*x.shape[:2], -1, x.shape[3])
+        )
         far = own.flatten(2, 3).gather(2, index).view(*x.shape[:2], *self.far.shape[1:], x.shape[3])
         return torch.cat([before, own, far.expand(-1, -1, own.shape[2], -1, -1)], dim=3)
 

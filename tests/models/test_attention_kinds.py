@@ -278,3 +278,12 @@ def test_layers_of_one_kind_and_other_options_do_not_share_a_mask() -> None:
 def test_no_positions_suits_every_kind() -> None:
     for choice, _ in HEADS.values():
         assert make(choice, positions=NoPositions())(normal(1, 3, DIM)).shape == (1, 3, DIM)
+
+
+@pytest.mark.parametrize("time", [2, 3, 4])
+def test_a_text_shorter_than_the_global_tokens_is_what_it_is_by_the_formula(time: int) -> None:
+    kind, ids = {"kind": "global_window", "window": 1, "n_global": 3}, random_ids(17, 1, time)
+    by_blocks, by_formula = (
+        build({"attention": kind}, attention_backend=backend)(ids) for backend in ("sdpa", "manual")
+    )
+    torch.testing.assert_close(by_blocks, by_formula, rtol=1e-9, atol=1e-9)
