@@ -7,7 +7,7 @@ here with the causal mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
 import math
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.norms import norms
+from lightning_gpt.models.positions import Positions
 from lightning_gpt.models.registry import Choice, Registry
 from lightning_gpt.models.watch import Watched
 
@@ -102,13 +103,18 @@ class CausalAttention(Watched):
 
     def _pattern(self, q: Tensor, k: Tensor, sight: "Sight") -> Tensor:
         """The formula, each step of it seen: the softmax ``(batch, ..., rows, columns)``."""
-        mask = sight.mask(self)
-        if mask is None:
-            mask = sight.all_before()
-        mask = self.see("mask", mask)  # (..., T, T)
-        scores, bias = scaled_scores(q, k), sight.bias()
-        scores = self.see("scores", scores if bias is None else scores + bias)  # (..., T, T)
+        mask, scores = self._mask(sight), self._scores("scores", q, k, sight)
         return self.see("pattern", self._weights(scores, mask))
+
+    def _mask(self, sight: "Sight") -> Tensor:
+        """What is seen, as booleans ``(..., rows, columns)`` also where plain causality is all that hides."""
+        mask = sight.mask(self)
+        return self.see("mask", sight.all_before() if mask is None else mask)
+
+    def _scores(self, name: str, q: Tensor, k: Tensor, sight: "Sight") -> Tensor:
+        """Scaled scores ``(..., rows, columns)`` with the position scheme's bias, seen as ``name``."""
+        scores, bias = scaled_scores(q, k), sight.bias()
+        return self.see(name, scores if bias is None else scores + bias)
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The pattern from the scores ``(batch, ..., rows, columns)`` and what is seen."""
@@ -175,31 +181,51 @@ class Sight:
             mask = mask & (documents[:, :, None] == documents[:, None, :])
         return mask[:, None] if self.heads and mask.ndim == 3 else mask
 
+    @property
+    def bias_scheme(self) -> Positions | None:
+        """The position scheme, where it adds to the scores."""
+        scheme = self.context.scheme
+        return scheme if scheme is not None and scheme.biases else None
+
     def bias(self) -> Tensor | None:
         """What the position scheme adds to the scores, ``(n_head, rows, columns)`` or with a batch before it."""
-        scheme = self.context.scheme
-        return None if scheme is None or not scheme.biases else scheme.bias(self.rows, self.columns)
+        scheme = self.bias_scheme
+        return None if scheme is None else scheme.bias(self.rows, self.columns)
 
     def added(self, attention: CausalAttention) -> Tensor | None:
         """Mask and bias as the fused kernel takes them: booleans, or what is added to the scores."""
-        mask, scheme = self.mask(attention), self.context.scheme
-        if scheme is None or not scheme.biases:
+        mask = self.mask(attention)
+        if self.bias_scheme is None:
             return mask
+        return self.masked_bias(
+            (attention.sight, self.n_row, self.n_column),
+            lambda: (self.rows, self.columns, self.all_before() if mask is None else mask),
+        )
+
+    def masked_bias(self, key: Hashable, seen: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """What the position scheme adds where a token is seen, −∞ elsewhere; of fixed numbers made once a pass.
+
+        Args:
+            key: What tells this mask from the others of the pass.
+            seen: Gives the positions of rows and columns, and the mask.
+        """
 
         def make() -> Tensor:
-            bias = self.bias()
+            rows, columns, mask = seen()
+            assert self.bias_scheme is not None
+            bias = self.bias_scheme.bias(rows, columns)
             assert bias is not None
-            return bias.to(self.dtype).masked_fill(~(self.all_before() if mask is None else mask), -torch.inf)
+            return bias.to(self.dtype).masked_fill(~mask, -torch.inf)
 
-        if any(parameter.requires_grad for parameter in scheme.parameters()):
+        scheme = self.bias_scheme
+        if scheme is not None and any(parameter.requires_grad for parameter in scheme.parameters()):
             return make()  # each layer's own, so that a layer can be run again for its gradient
-        return self.context.once((attention.sight, self.n_row, self.n_column, self.dtype, "bias"), make)
+        return self.context.once((key, self.dtype, "bias"), make)
 
     def only_documents_hide(self, attention: CausalAttention) -> bool:
         """Whether a row sees all of its document before it, and nothing is added to the scores."""
-        scheme = self.context.scheme
-        unbiased = scheme is None or not scheme.biases
-        return self.context.documents is not None and attention.sees_all(self.n_column) and unbiased
+        hidden_by_them = self.context.documents is not None and attention.sees_all(self.n_column)
+        return hidden_by_them and self.bias_scheme is None
 
     def document_blocks(self) -> BlockMask:
         """The mask that keeps documents apart, for the kernel that skips whole blocks that are hidden."""
@@ -268,7 +294,11 @@ class MultiHeadAttention(CausalAttention):
         batch, time, _ = x.shape
         qkv = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)  # (B, H + 2·H_kv, T, D)
         q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
-        return context.turn(self.q_norm(q)), context.turn(self.k_norm(k)), v
+        return self.placed(q, self.q_norm, context), self.placed(k, self.k_norm, context), v
+
+    def placed(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
+        """Queries or keys ``(batch, heads, time, width)`` normed, then turned as the position scheme turns them."""
+        return context.turn(norm(x))
 
     def joined(self, mixed: Tensor) -> Tensor:
         """The heads side by side and through the output projection: ``(batch, time, dim)``."""
@@ -279,10 +309,8 @@ class MultiHeadAttention(CausalAttention):
 class GroupedQueryAttention(MultiHeadAttention):
     """Groups of query heads share a key and value head: Ainslie et al. 2023 (2305.13245), section 2.2."""
 
-    def __init__(
-        self, dim: int, n_head: int, *, bias: bool, dropout: float, backend: Backend, qk_norm: Choice, n_kv_head: int
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+    def __init__(self, *, n_kv_head: int, **shared: Any) -> None:
+        super().__init__(n_kv_head=n_kv_head, **shared)
 
 
 @attentions.register("multi_query")

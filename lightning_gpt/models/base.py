@@ -174,9 +174,8 @@ class LanguageModel(Watched, ABC):
             new = list(sample(Decoder(self, ids, lengths, max_new_tokens), max_new_tokens, sampling, generator))
         if lengths is None or not new:
             return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
-        joined = torch.cat([ids, ids.new_zeros(len(ids), len(new))], dim=1)
+        joined = torch.cat([ids, ids[:, -1:].expand(-1, len(new))], dim=1)
         place = lengths[:, None] + torch.arange(len(new), device=ids.device)
-        joined[:, -len(new) :] = 0 if ids.shape[1] == 0 else ids[:, -1:]
         return joined.scatter_(1, place, torch.stack(new, dim=1))
 
     def context(

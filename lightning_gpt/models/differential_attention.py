@@ -1,13 +1,14 @@
 """Attention as the difference of two softmaxes."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attentions, scaled_scores
+from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import Positions, RotaryPositions
@@ -28,31 +29,15 @@ class DifferentialAttention(MultiHeadAttention):
     entries of the difference; the kernel drops those of each softmax.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads, of an even width; a multiple of 4 with rotary positions.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
         layer: Which layer this is, from 0.
         positions: How the model knows where a token stands.
         qk_norm: The norm of each half of the queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`; a head's width must be even, and a
+            multiple of 4 with rotary positions.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        layer: int,
-        positions: Positions,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+    def __init__(self, *, layer: int, positions: Positions, qk_norm: Choice = "none", **shared: Any) -> None:
+        super().__init__(qk_norm=qk_norm, **shared)
         multiple = 4 if isinstance(positions, RotaryPositions) else 2
         if self.head_dim % multiple:
             turned = " and rotary positions turn pairs of each half's dimensions" if multiple == 4 else ""
@@ -75,23 +60,17 @@ class DifferentialAttention(MultiHeadAttention):
         first, second = (self.first_q * self.first_k).sum(), (self.second_q * self.second_k).sum()
         return first.exp() - second.exp() + self.initial
 
-    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys with their two halves side by side, and values: each ``(batch, heads, time, head_dim)``."""
-        batch, time, _ = x.shape
-        qkv = self.qkv(x).view(batch, time, -1, self.head_dim).transpose(1, 2)  # (B, H + 2·H_kv, T, 2d)
-        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
-        q = torch.cat([context.turn(self.q_norm(half)) for half in q.chunk(2, dim=-1)], dim=-1)
-        k = torch.cat([context.turn(self.k_norm(half)) for half in k.chunk(2, dim=-1)], dim=-1)
-        return q, k, v
+    def placed(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
+        """Queries or keys, each of the two halves normed and turned by itself."""
+        return torch.cat([super(DifferentialAttention, self).placed(h, norm, context) for h in x.chunk(2, -1)], dim=-1)
 
     def _pattern(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
-        mask = sight.mask(self)
-        mask = self.see("mask", sight.all_before() if mask is None else mask)
-        bias, patterns = sight.bias(), []
-        for name, queries, keys in zip(("scores", "second_scores"), q.chunk(2, -1), k.chunk(2, -1), strict=True):
-            scores = scaled_scores(queries, keys)
-            patterns.append(self._weights(self.see(name, scores if bias is None else scores + bias), mask))
-        return self.see("pattern", patterns[0] - self.factor * patterns[1])  # (B, H, T, T)
+        mask = self._mask(sight)
+        first, second = (
+            self._weights(self._scores(name, queries, keys, sight), mask)
+            for name, queries, keys in zip(("scores", "second_scores"), q.chunk(2, -1), k.chunk(2, -1), strict=True)
+        )
+        return self.see("pattern", first - self.factor * second)  # (B, H, T, T)
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout: float) -> Tensor:
         """The kernel wants queries as wide as values: a half is filled with 0, and scaled as if it were not."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -64,8 +64,6 @@ class Sampling:
 
 class Reader(Protocol):
     """A language model, as far as generation asks for one."""
-
-    config: Any
 
     @property
     def context_limit(self) -> int | None:

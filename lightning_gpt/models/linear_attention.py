@@ -1,17 +1,17 @@
 """Attention without softmax: a sum over the past that is carried along, at a cost linear in time."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attentions, causal_mask
+from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions, causal_mask
 from lightning_gpt.models.cache import LayerState
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.positions import Positions
-from lightning_gpt.models.registry import Choice
 
 CHUNK = 64
 """Tokens that are computed as a matrix; what was before them comes as one sum."""
@@ -58,29 +58,14 @@ class LinearAttention(MultiHeadAttention):
     tokens are in a cache or positions are rotary. Weights are not dropped while training, because they are never made.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Has no effect on the weights.
-        backend: ``sdpa`` goes by chunks, ``manual`` makes the matrix of all weights.
         positions: How the model knows where a token stands.
-        qk_norm: The norm of queries and keys, before φ.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`; ``dropout`` has no effect on the
+            weights, of the backends ``sdpa`` goes by chunks and ``manual`` makes the matrix of all weights, and
+            ``qk_norm`` comes before φ.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        positions: Positions,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+    def __init__(self, *, positions: Positions, **shared: Any) -> None:
+        super().__init__(**shared)
         if positions.biases:
             raise CallError(
                 f"attention linear makes no scores, and {type(positions).__name__} adds to them; "
@@ -111,8 +96,7 @@ class LinearAttention(MultiHeadAttention):
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
         """The formula with all weights of the pass as a matrix."""
         sight = Sight(read.q, read.k, context, context.at)
-        mask = sight.mask(self)
-        mask = self.see("mask", sight.all_before() if mask is None else mask)
+        mask = self._mask(sight)
         scores = self.see("scores", read.turned_q @ read.turned_k.mT)  # (B, H, T, T)
         total = (read.q @ read.k.mT).masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
         if past.s is None:

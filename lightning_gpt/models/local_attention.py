@@ -7,16 +7,16 @@ few *far* tokens that a kind names. What of these each query sees is still decid
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
 from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.positions import positions_within
-from lightning_gpt.models.registry import Choice
 
 
 class LocalAttention(MultiHeadAttention):
@@ -121,18 +121,10 @@ def _grid(attention: LocalAttention, sight: Sight) -> _Grid:
 
 def _added(grid: _Grid, attention: LocalAttention, sight: Sight) -> Tensor:
     """Mask and position bias as the kernel takes them: ``(batch or 1, n_block, n_head or 1, block, n_column)``."""
-    scheme, mask = sight.context.scheme, grid.mask[:, :, None]
-    if scheme is None or not scheme.biases:
+    mask = grid.mask[:, :, None]
+    if sight.bias_scheme is None:
         return mask
-
-    def make() -> Tensor:
-        bias = scheme.bias(grid.rows, grid.columns)
-        assert bias is not None
-        return bias.to(sight.dtype).masked_fill(~mask, -torch.inf)
-
-    if any(parameter.requires_grad for parameter in scheme.parameters()):
-        return make()  # each layer's own, so that a layer can be run again for its gradient
-    return sight.context.once((attention.sight, "blocks", sight.n_row, sight.dtype, "bias"), make)
+    return sight.masked_bias((attention.sight, "blocks", sight.n_row), lambda: (grid.rows, grid.columns, mask))
 
 
 def _require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
@@ -150,29 +142,17 @@ class WindowAttention(LocalAttention):
     few more, whatever T.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
         window: How many tokens are seen.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
     def __init__(
         self,
-        dim: int,
-        n_head: int,
         *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
         window: int,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+        super().__init__(**shared)
         _require_whole("window", "window", window, 1)
         self.span = self.block = window
 
@@ -191,31 +171,19 @@ class GlobalWindowAttention(LocalAttention):
     ``T · (window + n_global)``.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
         window: How many tokens are seen, the token itself included.
         n_global: How many of the first tokens all later ones see.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
     def __init__(
         self,
-        dim: int,
-        n_head: int,
         *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
         window: int,
         n_global: int = 4,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+        super().__init__(**shared)
         _require_whole("global_window", "window", window, 1)
         _require_whole("global_window", "n_global", n_global, 1)
         self.block, self.n_global = window, n_global
@@ -250,31 +218,19 @@ class StridedAttention(LocalAttention):
     about √T.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
         stride: Length ℓ of a segment, in tokens.
         n_summary: How many tokens c at a segment's end all later ones see; the paper takes 8 to 32 of 128 to 256.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
     def __init__(
         self,
-        dim: int,
-        n_head: int,
         *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
         stride: int,
         n_summary: int = 1,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+        super().__init__(**shared)
         _require_whole("strided", "stride", stride, 1)
         _require_whole("strided", "n_summary", n_summary, 1, stride)
         self.block, self.n_summary = stride, n_summary

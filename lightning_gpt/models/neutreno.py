@@ -1,10 +1,11 @@
 """Attention that is pulled back to the first layer's values."""
 
+from typing import Any
+
 from torch import Tensor
 
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, attentions
+from lightning_gpt.models.attention import MultiHeadAttention, attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.registry import Choice
 
 
 @attentions.register("neutreno")
@@ -18,29 +19,12 @@ class NeutrenoAttention(MultiHeadAttention):
     Intermediates: ``head_output`` is ``pattern @ v``, before the term.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
         strength: λ; 0 is plain attention.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-        strength: float = 0.4,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
+    def __init__(self, *, strength: float = 0.4, **shared: Any) -> None:
+        super().__init__(**shared)
         self.strength = strength
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:

@@ -4,30 +4,29 @@ A is the softmax, C what it would be if all scores were equal: row i is 1 over t
 average makes tokens alike; these kinds take it off, or strengthen what is not the average.
 """
 
+from abc import ABC, abstractmethod
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attentions, scaled_scores
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
 
 
-class RecentredAttention(MultiHeadAttention):
+class RecentredAttention(MultiHeadAttention, ABC):
     """``(α I + β A − γ C) V``, with numbers by head that a variant makes of its parameters.
 
     Intermediates: ``pattern`` is the whole ``α I + β A − γ C``, so its rows sum to α + β − γ and entries may be
     negative. By the formula, dropout drops entries of it; the kernel drops those of A.
     """
 
+    @abstractmethod
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """α (None for 0), β and γ, each ``(n_head, 1, 1)``."""
-        raise NotImplementedError
 
     def _pattern(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
         identity, softmax, uniform = self.shares()
-        mask = sight.mask(self)
-        mask = self.see("mask", sight.all_before() if mask is None else mask)
-        scores, bias = scaled_scores(q, k), sight.bias()
-        scores = self.see("scores", scores if bias is None else scores + bias)
+        mask, scores = self._mask(sight), self._scores("scores", q, k, sight)
         pattern = softmax * self._weights(scores, mask) - uniform * _evenly(mask, scores.dtype)
         if identity is not None:
             pattern = pattern + identity * _own(sight, mask)
@@ -74,30 +73,14 @@ class ShapedAttention(RecentredAttention):
     Here they start small, like all weights, and A near C.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
-        self.identity_share = nn.Parameter(torch.ones(n_head))
-        self.softmax_share = nn.Parameter(torch.ones(n_head))
-        self.uniform_share = nn.Parameter(torch.ones(n_head))
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.identity_share = nn.Parameter(torch.ones(self.n_head))
+        self.softmax_share = nn.Parameter(torch.ones(self.n_head))
+        self.uniform_share = nn.Parameter(torch.ones(self.n_head))
 
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """α, β and γ, all learned."""
@@ -111,28 +94,12 @@ class AttnScale(RecentredAttention):
     Wang et al. 2022 (2203.05962), section 4, AttnScale, whose C is ``11ᵀ/n``; here the causal average.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
-        self.omega = nn.Parameter(torch.zeros(n_head))
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.omega = nn.Parameter(torch.zeros(self.n_head))
 
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """No identity, 1 + ω and ω."""

@@ -19,7 +19,8 @@ class Registry(Generic[T]):
     """The variants of one part, each a class under its name.
 
     A variant's constructor takes what it needs of the *context* (what the model knows: ``dim``, ``n_head``, ...), by
-    those names; its other arguments are its options, which a config may give.
+    those names; its other arguments are its options, which a config may give. Where it hands ``**`` on to the class it
+    derives from, what that takes counts too.
 
     Args:
         part: What the variants are of, for messages: the config's key.
@@ -29,7 +30,7 @@ class Registry(Generic[T]):
     def __init__(self, part: str, *context: str) -> None:
         self.part = part
         self.context = context
-        self._classes: dict[str, Callable[..., T]] = {}
+        self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
         """Class decorator: the variant's name in configs."""
@@ -45,7 +46,7 @@ class Registry(Generic[T]):
         """All names, sorted."""
         return sorted(self._classes)
 
-    def get(self, choice: Choice) -> Callable[..., T]:
+    def get(self, choice: Choice) -> type[T]:
         """The class that ``choice`` names.
 
         Raises:
@@ -69,18 +70,12 @@ class Registry(Generic[T]):
 
     def options(self, kind: str) -> dict[str, inspect.Parameter]:
         """What a config may give to the variant ``kind``, by name."""
-        parameters = inspect.signature(self._classes[kind]).parameters
-        collecting = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        return {
-            name: given
-            for name, given in parameters.items()
-            if name not in self.context and given.kind not in collecting
-        }
+        return {name: given for name, given in _arguments(self._classes[kind]).items() if name not in self.context}
 
     def make(self, choice: Choice, **context: Any) -> T:
         """Build the variant that ``choice`` names, from its options and what it takes of ``context``."""
         variant = self.get(choice)
-        taken = inspect.signature(variant).parameters
+        taken = _arguments(variant)
         _, options = self._split(choice)
         return variant(**{name: value for name, value in context.items() if name in taken}, **options)
 
@@ -98,6 +93,21 @@ class Registry(Generic[T]):
         if not isinstance(choice, dict) or "kind" not in choice:
             raise CallError(f"{self.part} is {choice!r}; it must be a name or a mapping with 'kind' and its options")
         return choice["kind"], {name: value for name, value in choice.items() if name != "kind"}
+
+
+def _arguments(variant: type) -> dict[str, inspect.Parameter]:
+    """What the constructor of ``variant`` takes by name, also what it hands on as ``**`` to its base class."""
+    arguments: dict[str, inspect.Parameter] = {}
+    for base in variant.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None:
+            continue
+        given = [parameter for name, parameter in inspect.signature(constructor).parameters.items() if name != "self"]
+        named = {p.name: p for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        arguments = {**arguments, **{name: p for name, p in named.items() if name not in arguments}}
+        if not any(p.kind == p.VAR_KEYWORD for p in given):
+            break
+    return arguments
 
 
 def at_layer(choices: LayerChoice, layer: int) -> Choice:

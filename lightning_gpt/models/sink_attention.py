@@ -1,13 +1,13 @@
 """Softmax attention that may look at nothing."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import Backend, MultiHeadAttention, Sight, attention_pattern, attentions
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.attention import MultiHeadAttention, Sight, attention_pattern, attentions
 
 
 @attentions.register("sink")
@@ -20,28 +20,12 @@ class SinkAttention(MultiHeadAttention):
     went to the sink.
 
     Args:
-        dim: Width of the residual stream.
-        n_head: Number of heads.
-        bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        qk_norm: The norm of queries and keys.
-        n_kv_head: Number of key and value heads; all when None.
+        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        n_head: int,
-        *,
-        bias: bool,
-        dropout: float,
-        backend: Backend,
-        qk_norm: Choice = "none",
-        n_kv_head: int | None = None,
-    ) -> None:
-        super().__init__(dim, n_head, bias=bias, dropout=dropout, backend=backend, qk_norm=qk_norm, n_kv_head=n_kv_head)
-        self.null_logit = nn.Parameter(torch.zeros(n_head))
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.null_logit = nn.Parameter(torch.zeros(self.n_head))
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         null = self.null_logit.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)

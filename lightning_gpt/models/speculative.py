@@ -87,11 +87,9 @@ def sample_speculatively(
         guesses, guessed_by = _guess(small, ids, n_guess, sampling, generator)
         wanted = sampling.probabilities(large.logits(torch.cat([ids, guesses], dim=1))[-n_guess - 1 :])  # (n + 1, V)
         tokens = _accept(guesses[0], guessed_by, wanted, generator)
-        count.guessed, count.accepted, count.passes = (
-            count.guessed + n_guess,
-            count.accepted + len(tokens) - 1,
-            count.passes + 1,
-        )
+        count.guessed += n_guess
+        count.accepted += len(tokens) - 1
+        count.passes += 1
         for token in tokens[:left]:
             yield token[None]
         left -= min(left, len(tokens))
