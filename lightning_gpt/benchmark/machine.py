@@ -1,13 +1,12 @@
 """What the machine can do, and what it is: the limits that a training step is set beside."""
 
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_gpt.benchmark.rounds import seconds
+from lightning_gpt.hardware import processor
 from lightning_gpt.training.peak import product_seconds, synchronize
 
 PRODUCT_SIZE = 2048
@@ -37,7 +36,7 @@ def describe(device: torch.device, rounds: int) -> dict[str, Any]:
     """Name, threads, versions, and the measured limits, ready to be read."""
     flops = {name: product_flops(device, dtype, rounds) for name, dtype in _DTYPES.items()}
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "torch": torch.__version__,
@@ -47,13 +46,3 @@ def describe(device: torch.device, rounds: int) -> dict[str, Any]:
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def _processor() -> str:
-    """The processor's name, where Linux tells it."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for entry in information.read_text(encoding="utf-8", errors="replace").splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

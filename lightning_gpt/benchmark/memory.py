@@ -2,16 +2,15 @@
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from lightning_gpt.hardware import can_restart_peak, resident_bytes, restart_peak
 
 
 def missing(device: str) -> str | None:
     """Why peaks cannot be measured here; None where they can."""
-    if device == "cuda" or _CLEAR_REFS.exists():
+    if device == "cuda" or can_restart_peak():
         return None
     return "the peak of a process's memory is read from Linux's /proc, which is not here"
 
@@ -29,14 +28,10 @@ def peak_bytes(work: Callable[[], object], device: str) -> int:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    before = _resident("VmRSS")
-    _CLEAR_REFS.write_text("5")  # proc(5): the peak starts again from now
+    at_start = resident_bytes()
+    restart_peak()
     work()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"{_STATUS} has no {field}")
+    peak = resident_bytes(peak=True)
+    assert at_start is not None
+    assert peak is not None, "missing() says why"
+    return peak - at_start

@@ -3,10 +3,8 @@
 import ctypes
 import gc
 import statistics
-import sys
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.hardware import resident_bytes, restart_peak
 
 _MARKS_HELD = 256
-_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class StepClock:
@@ -81,7 +79,7 @@ class PeakMemory:
         if self._device.type == "cuda":
             return 0  # the weights count: a model that needs no GPU memory is no model
         _give_back()
-        return _status_bytes("VmRSS")
+        return resident_bytes()
 
     def begin(self) -> None:
         """A step begins here."""
@@ -89,12 +87,12 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._before is not None:
             with suppress(OSError):
-                _CLEAR_REFS.write_text("5")  # proc(5): the peak resident set starts again from now
+                restart_peak()
 
     def end(self) -> None:
         """The step ends here."""
         on_gpu = self._device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else _status_bytes("VmHWM")
+        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else resident_bytes(peak=True)
         if peak is not None and self._before is not None:
             self.bytes.append(peak - self._before)
 
@@ -164,13 +162,3 @@ def _give_back() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # where the C library is another than glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _status_bytes(field: str) -> int | None:
-    """A size of ``/proc/self/status`` in bytes; None where there is no such file."""
-    if sys.platform != "linux":
-        return None
-    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    return None

@@ -1,0 +1,42 @@
+"""What the machine is, as far as the operating system tells; nothing heavy is imported for it."""
+
+import platform
+import sys
+from pathlib import Path
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def processor() -> str:
+    """The processor's name."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for entry in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if entry.startswith("model name"):
+                return entry.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def resident_bytes(*, peak: bool = False) -> int | None:
+    """Memory of this process that is in use, or the most since :func:`restart_peak`; None where Linux does not tell."""
+    if sys.platform != "linux":
+        return None
+    field = "VmHWM:" if peak else "VmRSS:"
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def can_restart_peak() -> bool:
+    """Whether the peak can be made to start again."""
+    return _CLEAR_REFS.exists()
+
+
+def restart_peak() -> None:
+    """Let the peak of the resident set start again from now.
+
+    Raises:
+        OSError: Where the system does not allow it.
+    """
+    _CLEAR_REFS.write_text("5")  # proc(5)
