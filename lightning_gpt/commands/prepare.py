@@ -42,7 +42,6 @@ from lightning_gpt.data.parts import (
     complete_parts,
     needed,
     tasks,
-    write_file,
     write_json,
 )
 from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
@@ -50,6 +49,7 @@ from lightning_gpt.data.sources import SourceBase, require_distinct_names
 from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, Stopped, WorkError
+from lightning_gpt.whole_file import write_file
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData

@@ -14,9 +14,9 @@ import yaml
 
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.parts import write_file
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.cells import Cell
+from lightning_gpt.whole_file import write_file
 
 
 class _ParsedOnly(TrainCLI):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from lightning_gpt.commands.prepare import DataSection, parse_data_call
 from lightning_gpt.data.card import bytes_per_token
-from lightning_gpt.data.parts import Tally, write_file
+from lightning_gpt.data.parts import Tally
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.errors import CallError
+from lightning_gpt.whole_file import write_file
 
 
 def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:

@@ -8,9 +8,7 @@ and those that were removed as duplicates.
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +21,7 @@ from lightning_gpt.data.sources import Document, SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
+from lightning_gpt.whole_file import write_file
 
 # a part ends with the document that reaches one of these
 PART_CHARACTERS = 16_000_000
@@ -110,25 +109,6 @@ def needed(parts: Iterable[Part], limits: Limits) -> list[Part]:
         kept.append(part)
         enough.add(part)
     return kept
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and its folder where that is missing, in one step: under its name it is whole or not there."""
-    # the process's number keeps two that write the same file out of each other's way
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise WorkError(
-            f"{path} cannot be written: {error.strerror}; what is done is kept: mend this, and run the command again"
-        ) from None
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,7 +16,8 @@ import yaml
 
 from lightning_gpt.studies.cells import Cell
 from lightning_gpt.studies.locks import try_lock
-from lightning_gpt.studies.results import fail, finish, run_folders, write_whole
+from lightning_gpt.studies.results import fail, finish, run_folders
+from lightning_gpt.whole_file import write_file
 
 _COMMAND = (sys.executable, "-m", "lightning_gpt")
 _STEP = re.compile(r"^step ([\d,]+)(?:/([\d,]+))?  loss ([\d.]+|nan|inf)", re.M)
@@ -64,7 +65,7 @@ class CellProcess:
         self._tests = tests
         self._started = time.monotonic()
         self._config = folder / "config.yaml"
-        write_whole(self._config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_file(self._config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         checkpoint = () if self.resumed_from is None else ("--ckpt_path", str(self.resumed_from))
         self._log = folder / "fit.log"
         self._process = self._start("fit", "--config", str(self._config), "--name", str(folder.resolve()), *checkpoint)

@@ -8,9 +8,10 @@ from lightning_gpt.studies.html import to_html
 from lightning_gpt.studies.markdown import to_markdown
 from lightning_gpt.studies.measures import measure
 from lightning_gpt.studies.plots import files_of
-from lightning_gpt.studies.results import StudyResults, write_whole
+from lightning_gpt.studies.results import StudyResults
 from lightning_gpt.studies.sections import make_section
 from lightning_gpt.studies.spec import Study
+from lightning_gpt.whole_file import write_file
 
 
 def check_report(study: Study) -> None:
@@ -32,8 +33,8 @@ def write_report(results: StudyResults, folder: Path) -> str:
                     svgs[block.name] = content
             files[block.name] = f"plots/{block.name}.png"
     title = f"Study {results.study.title}"
-    write_whole(folder / "report.html", to_html(title, blocks, svgs))
-    write_whole(folder / "report.md", to_markdown(title, blocks, files))
+    write_file(folder / "report.html", to_html(title, blocks, svgs))
+    write_file(folder / "report.md", to_markdown(title, blocks, files))
     done = f"{len(results.finished)} of {len(results.results)} cells"
     return f"{folder}: report.html, report.md, results.csv, results.json and plots, over {done}"
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,19 +16,12 @@ from lightning_gpt.studies.diagnostics import read_layers
 from lightning_gpt.studies.environment import environment
 from lightning_gpt.studies.measures import SCALAR
 from lightning_gpt.studies.spec import Study
+from lightning_gpt.whole_file import write_file
 
 Status = Literal["finished", "failed", "unfinished", "missing"]
 
 _MOST_POINTS = 400
 _RESULT, _FAILURE = "result.json", "failure.json"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file beside ``path`` and let it take its place, so that a kill leaves the old or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 @dataclass(frozen=True)
@@ -105,7 +97,7 @@ def finish(cell: Cell, folder: Path, tested: dict[str, float]) -> Result:
         [layers[step] for step in sorted(layers)],
         environment(),
     )
-    write_whole(folder / _RESULT, json.dumps(result.to_json(), ensure_ascii=False))
+    write_file(folder / _RESULT, json.dumps(result.to_json(), ensure_ascii=False))
     (folder / _FAILURE).unlink(missing_ok=True)
     return result
 
@@ -133,7 +125,7 @@ def _thinned(by_step: dict[int, float]) -> list[tuple[int, float]]:
 
 def fail(folder: Path, error: str) -> None:
     """Keep why a cell failed."""
-    write_whole(folder / _FAILURE, json.dumps({"error": error}, ensure_ascii=False))
+    write_file(folder / _FAILURE, json.dumps({"error": error}, ensure_ascii=False))
 
 
 def read_result(cell: Cell, folder: Path) -> Result:
@@ -216,5 +208,5 @@ def write_results(results: StudyResults, folder: Path) -> Iterable[Path]:
     """Write ``results.csv`` and ``results.json``; returns their paths."""
     files = {folder / "results.csv": results.to_csv(), folder / "results.json": results.to_json()}
     for path, text in files.items():
-        write_whole(path, text)
+        write_file(path, text)
     return files

@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.results import Result, StudyResults, cell_folder, write_whole
+from lightning_gpt.studies.results import Result, StudyResults, cell_folder
 from lightning_gpt.studies.spec import Study, read_study
+from lightning_gpt.whole_file import write_file
 
 LAYERS = "model.init_args.n_layer"
 
@@ -72,4 +73,4 @@ def results(folder: Path, **over: Any) -> StudyResults:
 def keep(result: Result, folder: Path) -> None:
     """Put a result where a study finds it."""
     place = cell_folder(folder, result.cell)
-    write_whole(place / "result.json", json.dumps(result.to_json()))
+    write_file(place / "result.json", json.dumps(result.to_json()))

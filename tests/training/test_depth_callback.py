@@ -164,6 +164,7 @@ def test_a_resumed_run_goes_on_from_the_file_beside_its_checkpoint(run: Path, co
 
 
 def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_gpt import whole_file
     from lightning_gpt.training.callbacks import depth
 
     path = tmp_path / "depth.json"
@@ -172,7 +173,7 @@ def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, mon
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(depth.os, "replace", killed)
+    monkeypatch.setattr(whole_file.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         depth._write(path, [{"step": 0}, {"step": 1}])
     assert json.loads(path.read_text()) == [{"step": 0}]

@@ -1,7 +1,6 @@
 """What depth does to the model while it trains: every diagnostic by layer, at each validation."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.loss import IGNORED
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.module import LanguageModule
+from lightning_gpt.whole_file import write_file
 
 _ROW_TOKENS = 128
 """Length of a probe row at most: the spectra of attention cost time³."""
@@ -193,8 +193,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, history: list[dict[str, Any]]) -> None:
-    """Put the file in place at once, so that a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".json.part")
-    unfinished.write_text("[\n" + ",\n".join(json.dumps(entry) for entry in history) + "\n]\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_file(path, "[\n" + ",\n".join(json.dumps(entry) for entry in history) + "\n]\n")
