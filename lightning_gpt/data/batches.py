@@ -1,7 +1,7 @@
 """Rows to batches: what each process and each loader worker takes of the one global sequence."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TypedDict
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.stream import Cursor, RowSequence, Stream
 from lightning_gpt.models.loss import IGNORED
 
@@ -21,6 +22,8 @@ class Batch(TypedDict, total=False):
     targets: Tensor
     documents: Tensor
     """Where documents are kept apart: the number of each token's document in its row, ``(rows, block_size)``."""
+    starts: Tensor
+    """Where rows are lanes: whether each begins a document or goes on in one, ``(rows,)`` booleans."""
     cursor: str
     """JSON: where the sequence goes on after this batch of *all* processes."""
 
@@ -32,6 +35,17 @@ def batch_of(inputs: Tensor, targets: Tensor, end_of_text: int | None) -> Batch:
         closes = (inputs == end_of_text).long()
         batch["documents"] = closes.cumsum(dim=1) - closes
     return batch
+
+
+def batch_of_rows(rows: np.ndarray, end_of_text: int | None = None) -> Batch:
+    """The batch of rows ``(rows, block_size + 1)``: what is padded is fed as token 0, and as a target it is ignored."""
+    inputs, targets = np.maximum(rows[:, :-1], 0), rows[:, 1:].copy()
+    return batch_of(torch.from_numpy(inputs), torch.from_numpy(targets), end_of_text)
+
+
+def starts_of(rows: np.ndarray, end_of_text: int) -> Tensor:
+    """Which rows of lanes begin a document: those that its opening ``<|endoftext|>`` comes first in."""
+    return torch.from_numpy(rows[:, 0] == end_of_text)
 
 
 class TrainBatches(IterableDataset[Batch]):
@@ -80,7 +94,7 @@ class TrainBatches(IterableDataset[Batch]):
 
     @property
     def _end_of_text(self) -> int | None:
-        return self.stream.readers[0].tokenizer.end_of_text if self.separate else None
+        return self.stream.end_of_text if self.separate else None
 
     def _left_in_epoch(self) -> int | None:
         if self.micro_batches_per_epoch is None:
@@ -103,9 +117,9 @@ class TrainBatches(IterableDataset[Batch]):
         for number in count() if left is None else range(left):
             rows = sequence.take(self.batch_size * self.world_size)
             if number % workers == first:
-                # what is padded is fed as token 0, and as a target it is ignored
-                inputs, targets = np.maximum(rows[mine, :-1], 0), rows[mine, 1:].copy()
-                batch = batch_of(torch.from_numpy(inputs), torch.from_numpy(targets), self._end_of_text)
+                batch = batch_of_rows(rows[mine], self._end_of_text)
+                if isinstance(self.stream, LaneStream):
+                    batch["starts"] = starts_of(rows[mine], self.stream.end_of_text)
                 batch["cursor"] = json.dumps(sequence.cursor())
                 yield batch
 
@@ -118,7 +132,56 @@ class SizedTrainBatches(TrainBatches):
         return self.micro_batches_per_epoch
 
 
-class EvalBatches(IterableDataset[Batch]):
+class EvalRows(IterableDataset[Batch]):
+    """The rows of a validation or test split, in batches; process r has the r-th rows of each.
+
+    Args:
+        inputs: Of all processes, ``(rows, block_size)``, the rows a multiple of those of a batch of all processes.
+        targets: Of the same shape; what shall not count is :data:`~lightning_gpt.models.loss.IGNORED`.
+        batch_size: Rows per process and batch.
+        rank: Of this process.
+        world_size: Number of processes.
+        end_of_text: The id that closes each document, where documents are kept apart.
+        starts: Where rows are lanes: which begin a document, ``(rows,)``.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        end_of_text: int | None = None,
+        starts: Tensor | None = None,
+    ) -> None:
+        self._inputs, self._targets, self._starts = inputs, targets, starts
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.end_of_text = end_of_text
+
+    @property
+    def all_targets(self) -> Tensor:
+        """The targets of all processes, ``(rows, block_size)``, with the ignored ones."""
+        return self._targets
+
+    def __len__(self) -> int:
+        return len(self._inputs) // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(first, len(self), workers):
+            start = (number * self.world_size + self.rank) * self.batch_size
+            rows = slice(start, start + self.batch_size)
+            batch = batch_of(self._inputs[rows], self._targets[rows], self.end_of_text)
+            if self._starts is not None:
+                batch["starts"] = self._starts[rows]
+            yield batch
+
+
+class EvalBatches(EvalRows):
     """A validation or test split, each token after the first predicted exactly once over all processes.
 
     Consecutive rows share one token (the last target of one is the first input of the next). Rows and batches
@@ -142,30 +205,39 @@ class EvalBatches(IterableDataset[Batch]):
         world_size: int,
         end_of_text: int | None = None,
     ) -> None:
-        self.end_of_text = end_of_text
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
         rows = max(1, -(-(len(tokens) - 1) // block_size))
-        self.batches = -(-rows // (batch_size * world_size))
-        size = self.batches * batch_size * world_size * block_size
+        size = -(-rows // (batch_size * world_size)) * batch_size * world_size * block_size
         inputs, targets = np.zeros(size, dtype=np.int64), np.full(size, IGNORED, dtype=np.int64)
         inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-        self._inputs = torch.from_numpy(inputs.reshape(-1, block_size))
-        self._targets = torch.from_numpy(targets.reshape(-1, block_size))
+        ids, following = (torch.from_numpy(flat.reshape(-1, block_size)) for flat in (inputs, targets))
+        super().__init__(ids, following, batch_size, rank, world_size, end_of_text)
 
-    @property
-    def all_targets(self) -> Tensor:
-        """The targets of all processes, ``(rows, block_size)``, with the ignored ones."""
-        return self._targets
 
-    def __len__(self) -> int:
-        return self.batches
+class EvalLanes(EvalRows):
+    """A validation or test split as lanes, so that a model may remember each document from its beginning.
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(first, self.batches, workers):
-            start = (number * self.world_size + self.rank) * self.batch_size
-            rows = slice(start, start + self.batch_size)
-            yield batch_of(self._inputs[rows], self._targets[rows], self.end_of_text)
+    Every token is predicted exactly once over all processes, the first of a document from the ``<|endoftext|>`` that
+    opens it; row r of a batch goes on where row r of the batch before stopped.
+
+    Args:
+        documents: The documents of the split, each closed.
+        block_size: Inputs in a row.
+        batch_size: Rows per process and batch.
+        rank: Of this process.
+        world_size: Number of processes.
+        end_of_text: The id that opens and closes each document.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[np.ndarray],
+        block_size: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        end_of_text: int,
+    ) -> None:
+        rows = side_by_side(documents, batch_size * world_size, block_size, end_of_text).reshape(-1, block_size + 1)
+        both = batch_of_rows(rows)
+        starts = starts_of(rows, end_of_text)
+        super().__init__(both["ids"], both["targets"], batch_size, rank, world_size, starts=starts)

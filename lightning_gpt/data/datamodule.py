@@ -5,17 +5,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
-from lightning_gpt.data.batches import Batch, EvalBatches, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
 from lightning_gpt.data.files import Files  # noqa: F401 - a config may name every subclass of Source imported here
 from lightning_gpt.data.hub import Hub  # noqa: F401
+from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
 from lightning_gpt.data.sources import PythonReference, Source, SourceBase, WikipediaSlice
 from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_tokens, texts_of
+from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
 from lightning_gpt.errors import CallError
 
@@ -37,7 +39,8 @@ class TextData(L.LightningDataModule):
         test_share: Share of the documents, by the same hash, for the test.
         shuffle_window: Rows that are shuffled together; a resumed run reads again at most this many.
         packing: How documents become rows: ``concatenate`` cuts one stream of tokens; ``best_fit`` puts whole
-            documents in the rows that they fit best and pads the rest.
+            documents in the rows that they fit best and pads the rest; ``lanes`` lets row r of a step go on
+            in the document that row r of the step before read, for a model with memory.
         separate_documents: Whether tokens attend within their document only and positions restart at each.
         eval_tokens: At most this many tokens of the validation split, and of the test split, are used.
         seed: Of the order of the rows; that of ``seed_everything`` when omitted.
@@ -69,6 +72,10 @@ class TextData(L.LightningDataModule):
         ):
             if value < least:
                 raise CallError(f"{name} is {value}; it must be at least {least}")
+        if packing == "lanes" and separate_documents:
+            raise CallError(
+                "separate_documents says nothing where packing is lanes: each row is of one document; leave it out"
+            )
         embedded = [WikipediaSlice(), PythonReference()]
         self.sources: Sequence[SourceBase] = embedded if sources is None else sources
         weighted = [source.weight is not None for source in self.sources]
@@ -93,7 +100,7 @@ class TextData(L.LightningDataModule):
         if prepared is not None:
             self._use_prepared(open_prepared(prepared))
         self._counts: tuple[str, list[Count]] | None = None
-        self._eval: dict[SplitName, EvalBatches] = {}
+        self._eval: dict[SplitName, EvalRows] = {}
         self._train: TrainBatches | None = None
         self.cursor: Cursor | None = None
 
@@ -223,9 +230,15 @@ class TextData(L.LightningDataModule):
                     f"weight, or max_tokens (source {unweighted[0]!r} has neither)"
                 )
             weights = [source.weight or 1.0 for source in self.sources]
-        return Stream(
-            self.readers("train"), tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing
-        )
+        rows_are = (tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing)
+        if self.packing == "lanes":
+            return LaneStream(self.readers("train"), *rows_are, self.micro_batch_rows * self._accumulated)
+        return Stream(self.readers("train"), *rows_are)
+
+    @property
+    def _accumulated(self) -> int:
+        """Micro-batches in an optimizer step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
@@ -233,7 +246,7 @@ class TextData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the cursor to the end of the epoch."""
         stream, rows = self.stream(), self.rows_of_a_pass()
-        accumulate = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        accumulate = self._accumulated
         step_rows = self.micro_batch_rows * accumulate
         steps = None if rows is None else sum(rows) // step_rows
         if rows is not None and steps == 0:
@@ -267,24 +280,27 @@ class TextData(L.LightningDataModule):
         """The test split again."""
         return self.test_dataloader()
 
-    def evaluation(self, part: SplitName) -> EvalBatches:
+    def evaluation(self, part: SplitName) -> EvalRows:
         """This process's share of a validation or test split."""
         if part not in self._eval:
-            tokens = evaluation_tokens(self.readers(part), self.eval_tokens)
-            if len(tokens) < 2:
+            texts = evaluation_documents(self.readers(part), self.eval_tokens)
+            if sum(map(len, texts)) < 2:
                 documents = sum(1 for source in self.sources for _ in source.documents())
                 raise CallError(
                     f"the {part} split is empty: none of the {documents} documents fell into {part}_share "
                     f"{self.split.val if part == 'val' else self.split.test}; raise the share, or cut the files into "
                     f"more documents (separator of class_path: Files)"
                 )
-            end_of_text = self.tokenizer.end_of_text if self.separate_documents else None
-            self._eval[part] = EvalBatches(
-                tokens, self.block_size, self.batch_size, self._rank, self._world_size, end_of_text
-            )
+            sizes = (self.block_size, self.batch_size, self._rank, self._world_size)
+            end_of_text = self.tokenizer.end_of_text
+            if self.packing == "lanes":
+                self._eval[part] = EvalLanes(texts, *sizes, end_of_text)
+            else:
+                closes = end_of_text if self.separate_documents else None
+                self._eval[part] = EvalBatches(np.concatenate(texts).astype(np.int64), *sizes, closes)
         return self._eval[part]
 
-    def _loader(self, batches: TrainBatches | EvalBatches) -> DataLoader[Batch]:
+    def _loader(self, batches: TrainBatches | EvalRows) -> DataLoader[Batch]:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
 

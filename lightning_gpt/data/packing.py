@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-PackingName = Literal["concatenate", "best_fit"]
+PackingName = Literal["concatenate", "best_fit", "lanes"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,26 @@ class Packed:
         lengths: ``(rows,)``, tokens of each row that are not padding.
         after: Where the next window starts; None where the documents ended.
         dropped: Tokens that were read and are in no row.
+        repeated: How many more tokens stand in the rows than were read for them.
+        documents: ``(rows,)``, the number of each row's document where no row holds two; those of one stand together.
     """
 
     rows: np.ndarray
     lengths: np.ndarray
     after: Position | None
     dropped: int
+    repeated: int = 0
+    documents: np.ndarray | None = None
 
     @cached_property
     def padding(self) -> int:
         """Places in rows that hold no token."""
         return self.rows.size - int(self.lengths.sum())
+
+    @property
+    def read(self) -> int:
+        """Tokens that were read for these rows."""
+        return self.rows.size - self.padding - self.repeated + self.dropped
 
 
 class Packing(Protocol):
@@ -136,5 +145,38 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int
     return rows
 
 
+class WholeDocuments:
+    """Each document in rows of its own, one after the other, the last one padded: what a lane reads.
+
+    The last target of a row is the first input of the next, and the first place of a document's first row is left for
+    the ``<|endoftext|>`` that opens it: so every token of the document, its first too, is a target once. A place that
+    is left holds 0.
+    """
+
+    def pack(
+        self, documents: Iterable[tuple[int, np.ndarray]], start: Position, row_tokens: int, most_rows: int
+    ) -> Packed:
+        """The rows of as many documents as have ``most_rows`` rows or more."""
+        step, texts, rows_of, have, after = row_tokens - 1, [], [], 0, None
+        for number, tokens in documents:
+            texts.append((number, _unread(number, tokens, start)))
+            rows_of.append(-(-len(texts[-1][1]) // step))
+            have += rows_of[-1]
+            if have >= most_rows:
+                after = Position(number + 1, 0)
+                break
+        rows = np.zeros((have, row_tokens), dtype=_joined([text for _, text in texts[:1]]).dtype)
+        lengths, first = np.zeros(have, dtype=np.int64), 0
+        for (_, text), count in zip(texts, rows_of, strict=True):
+            opened = np.zeros(count * step + 1, dtype=rows.dtype)
+            opened[1 : len(text) + 1] = text
+            rows[first : first + count] = np.lib.stride_tricks.sliding_window_view(opened, row_tokens)[::step]
+            lengths[first : first + count] = np.minimum(row_tokens, len(text) + 1 - step * np.arange(count))
+            first += count
+        numbers = np.repeat(np.array([number for number, _ in texts], dtype=np.int64), rows_of)
+        return Packed(rows, lengths, after, dropped=0, repeated=have, documents=numbers)
+
+
 CONCATENATE = Concatenate()
-PACKINGS: dict[PackingName, Packing] = {"concatenate": CONCATENATE, "best_fit": BestFit()}
+WHOLE_DOCUMENTS = WholeDocuments()
+PACKINGS: dict[PackingName, Packing] = {"concatenate": CONCATENATE, "best_fit": BestFit(), "lanes": WHOLE_DOCUMENTS}

@@ -128,8 +128,8 @@ class Windows:
             return packed, None
         if packed.after.document == self._feed.last:
             self._feed.again()
-        used = packed.rows.size - packed.padding + packed.dropped
-        self._next = Window(window.index + 1, packed.after.document, packed.after.offset, window.tokens_before + used)
+        before = window.tokens_before + packed.read
+        self._next = Window(window.index + 1, packed.after.document, packed.after.offset, before)
         return packed, replace(self._next)
 
     def _checked_digest(self, window: Window, packed: Packed) -> str:
@@ -203,15 +203,17 @@ class SourceRows:
         state: Where to go on, from :meth:`state`; the start when omitted.
     """
 
+    used_of_window = "rows_used_of_window"  # what the state calls the place in a window's order
+
     def __init__(self, windows: Windows, seed: int, state: Cursor | None = None) -> None:
         self.windows = windows
         self.seed = seed
         self.pass_number = state["pass"] if state else 0
         self.window = Window(**state["window"]) if state else Window()
-        self.used = state["rows_used_of_window"] if state else 0
+        self.used = state[self.used_of_window] if state else 0
         self.taken = state["rows_taken"] if state else 0
         self._packed: Packed | None = None  # the open window
-        self._order = np.empty(0, dtype=np.int64)  # of its rows in training
+        self._order = np.empty(0, dtype=np.int64)  # of its parts in training
         self._after: Window | None = None
 
     @property
@@ -224,7 +226,7 @@ class SourceRows:
         return {
             "pass": self.pass_number,
             "window": vars(self.window).copy(),
-            "rows_used_of_window": self.used,
+            self.used_of_window: self.used,
             "rows_taken": self.taken,
         }
 
@@ -243,10 +245,14 @@ class SourceRows:
             self.taken += len(chosen)
         return rows
 
+    def _parts(self, packed: Packed) -> int:
+        """How many parts a window has that are put in order: rows."""
+        return len(packed.rows)
+
     def _open_window(self) -> Packed:
-        """The window that the next row is in."""
+        """The window that the next part is in."""
         packed = self._packed or self._read_window()
-        while self.used >= len(packed.rows):
+        while self.used >= len(self._order):
             packed = self._next_window(packed)
         return packed
 
@@ -274,14 +280,14 @@ class SourceRows:
 
     def _read_window(self) -> Packed:
         self._packed, self._after = self.windows.read(self.window)
-        self._order = self._shuffled(len(self._packed.rows))
+        self._order = self._shuffled(self._parts(self._packed))
         return self._packed
 
-    def _shuffled(self, rows: int) -> np.ndarray:
+    def _shuffled(self, parts: int) -> np.ndarray:
         key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         # RandomState: numpy promises never to change its streams (NEP 19); those of Generator may change
-        return np.random.RandomState(seed).permutation(rows)
+        return np.random.RandomState(seed).permutation(parts)
 
 
 class RowSequence:
@@ -340,15 +346,20 @@ class Stream:
     def __post_init__(self) -> None:
         require_distinct_names(reader.source for reader in self.readers)
 
+    @property
+    def end_of_text(self) -> int:
+        """The id that closes each document."""
+        return self.readers[0].tokenizer.end_of_text
+
+    def windows(self, reader: Reader) -> Windows:
+        """The windows of one source."""
+        return Windows(reader, PACKINGS[self.packing], self.block_size + 1, self.shuffle_window)
+
     def open(self, cursor: Cursor | None = None) -> RowSequence:
         """The rows from ``cursor`` on."""
         states = cursor["sources"] if cursor else {}
-        packing, row_tokens = PACKINGS[self.packing], self.block_size + 1
         sources = [
-            SourceRows(
-                Windows(reader, packing, row_tokens, self.shuffle_window), self.seed, states.get(reader.source.name)
-            )
-            for reader in self.readers
+            SourceRows(self.windows(reader), self.seed, states.get(reader.source.name)) for reader in self.readers
         ]
         return RowSequence(sources, self.weights, cursor["rows"] if cursor else 0)
 
@@ -369,10 +380,10 @@ class Stream:
         }
 
 
-def evaluation_tokens(readers: Sequence[Reader], limit: int) -> np.ndarray:
-    """The first ``limit`` tokens of a validation or test split, the sources' shares of the limit equal: ``(tokens,)``.
+def evaluation_documents(readers: Sequence[Reader], limit: int) -> list[np.ndarray]:
+    """Documents with the first ``limit`` tokens of a validation or test split, the sources' shares of the limit equal.
 
-    What a small source does not use of its share goes to those after it.
+    What a small source does not use of its share goes to those after it. The last document of a source may be cut.
     """
     parts: list[np.ndarray] = []
     left = limit
@@ -381,4 +392,4 @@ def evaluation_tokens(readers: Sequence[Reader], limit: int) -> np.ndarray:
         taken = [tokens for _, tokens in reader.tokens(limit=share)]
         left -= sum(map(len, taken))
         parts += taken
-    return np.concatenate(parts or [np.empty(0)]).astype(np.int64)
+    return parts

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_gpt.data.batches import EvalBatches, SizedTrainBatches
 from lightning_gpt.data.sources import Document, Source
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_tokens, texts_of
+from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.loss import IGNORED
@@ -264,9 +264,9 @@ def test_evaluation_limit_is_shared_and_passed_on() -> None:
     readers = [
         Reader(Listed([text], name), EVERYTHING, "train", BYTES) for name, text in (("s", "ab"), ("l", "c" * 99))
     ]
-    tokens = evaluation_tokens(readers, 20)
-    assert len(tokens) == 20
-    assert tokens[:3].tolist() == tokens_of(["ab"])
+    documents = evaluation_documents(readers, 20)
+    assert [len(tokens) for tokens in documents] == [3, 17]
+    assert documents[0].tolist() == tokens_of(["ab"])
 
 
 def test_row_sequence_types() -> None:
