@@ -36,6 +36,7 @@ from lightning_gpt.training.callbacks import (
     Samples,
     Spikes,
     StepMetrics,
+    TokenRoutes,
     Upcycle,
 )
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
@@ -112,7 +113,7 @@ class TrainCLI(LightningCLI):
             name = self._get(self.config, "name")
             kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Board(), Experts(), InitialLoss(), Cost(), Predictions()]
+        callbacks = [metrics, RunSummary(), Board(), Experts(), TokenRoutes(), InitialLoss(), Cost(), Predictions()]
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
 from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.mixture_of_depths import Exact
 from lightning_gpt.models.routing import Router
 
 
@@ -84,7 +85,8 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
         raise CallError(f"mup is for the GPT, not for the {type(model).__name__}")
     with torch.device("meta"):
         base = dict(GPT(mup.base_config(model.config)).named_parameters())
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | Router)}
+    products = nn.Linear | Router | Exact
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, products)}
     found = {}
     for name, parameter in model.named_parameters():
         widened = [now / then for now, then in zip(parameter.shape, base[name].shape, strict=True)]

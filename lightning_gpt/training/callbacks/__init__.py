@@ -14,6 +14,7 @@ from lightning_gpt.training.callbacks.samples import Samples
 from lightning_gpt.training.callbacks.spikes import Spikes
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
 from lightning_gpt.training.callbacks.summary import RunSummary
+from lightning_gpt.training.callbacks.token_routes import TokenRoutes
 from lightning_gpt.training.callbacks.upcycle import Upcycle
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "Samples",
     "Spikes",
     "StepMetrics",
+    "TokenRoutes",
     "Upcycle",
 ]

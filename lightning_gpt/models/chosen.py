@@ -1,0 +1,212 @@
+"""A block that only some tokens of each row go through: where they stand, what is kept of them, what is shown."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.models.cache import KeyValues
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.watch import Watch, Watched
+
+_MATRICES = ("mask", "pattern", "scores", "second_scores")
+"""The intermediates of attention that have a column for each token, as well as a row."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some tokens of each row, in their order.
+
+    A row that has fewer than another is filled at its end with tokens of its own that were not chosen: what comes of
+    those is thrown away, and no chosen token sees them.
+
+    Args:
+        index: ``(batch, n)``, where they stand in the row; no index twice.
+        lengths: ``(batch,)``, how many of them are chosen, the first ones; all when None.
+    """
+
+    index: Tensor
+    lengths: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor:
+        """Which are chosen and do not only fill their row: booleans ``(batch, n)``."""
+        if self.lengths is None:
+            return torch.ones_like(self.index, dtype=torch.bool)
+        return torch.arange(self.index.shape[1], device=self.index.device) < self.lengths[:, None]
+
+    def take(self, x: Tensor) -> Tensor:
+        """Their part of the stream: ``(batch, time, dim)`` to ``(batch, n, dim)``."""
+        return x.flatten(0, 1).index_select(0, self._rows(x)).view(*self.index.shape, -1)
+
+    def add(self, x: Tensor, added: Tensor) -> Tensor:
+        """The stream ``(batch, time, dim)`` with ``added`` ``(batch, n, dim)`` where they stand."""
+        if self.lengths is not None:
+            added = added * self.real[..., None]
+        return x.flatten(0, 1).index_add(0, self._rows(x), added.flatten(0, 1).to(x.dtype)).view_as(x)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Their places in the batch, one row after the other."""
+        first = x.shape[1] * torch.arange(len(x), device=x.device)
+        return (first[:, None] + self.index).flatten()
+
+    def context(self, whole: Context, time: int) -> Context:
+        """Their own context: each stands where it stood in the row of ``time`` tokens, so distances are the text's.
+
+        What fills a row stands after all its tokens. Masks are of these tokens, so other layers' are not theirs.
+        """
+        device = self.index.device
+        at = whole.positions(time, device).expand(len(self.index), -1).gather(1, self.index)
+        if self.lengths is not None:
+            after = at.max() + 1 + torch.arange(at.shape[1], device=device)
+            at = torch.where(self.real, at, after)
+        documents, ids = (None if x is None else x.gather(1, self.index) for x in (whole.documents, whole.ids))
+        return replace(whole, at=at, documents=documents, ids=ids, lengths=self.lengths, memo={})
+
+    def put(self, part: Tensor, into: Tensor, dim: int) -> Tensor:
+        """``into``, which has time in ``dim``, with the chosen tokens' values of ``part``, which has n there."""
+        index, real = self._along(self.index, part, dim), self._along(self.real, part, dim)
+        return into.scatter(dim, index, torch.where(real, part, into.gather(dim, index)))
+
+    def get(self, whole: Tensor, like: Tensor, dim: int) -> Tensor:
+        """The tokens' values of ``whole``, which has time in ``dim``; of the shape of ``like``."""
+        return whole.gather(dim, self._along(self.index, like, dim))
+
+    @staticmethod
+    def _along(numbers: Tensor, x: Tensor, dim: int) -> Tensor:
+        """``(batch, n)`` spread to the shape of ``x``, which has n in ``dim``."""
+        shape = [1] * x.ndim
+        shape[0], shape[dim] = numbers.shape
+        return numbers.view(shape).expand_as(x)
+
+
+class ChosenKeyValues(KeyValues):
+    """Keys and values of the tokens that went through a block, side by side as they were read.
+
+    It takes the room of those tokens alone. Of a layer that looks back over a span, what no later token sees is
+    dropped from time to time.
+
+    Args:
+        of_all: What the layer would keep if all tokens went through it.
+    """
+
+    def __init__(self, of_all: KeyValues) -> None:
+        super().__init__(of_all.capacity, of_all.pinned)
+        self.counts: Tensor  # (batch,): how many tokens of each row are kept
+
+    def append(
+        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keep the keys and values of the chosen tokens, ``lengths`` of each row; returns all that these may see."""
+        assert at is not None
+        assert lengths is not None
+        if self.k is None:
+            self._allocate(k[..., :0, :])
+            self.counts = torch.zeros_like(lengths)
+        assert self.k is not None
+        most = int(self.counts.max())
+        if most > 2 * self.capacity:
+            most = self._drop_unseen()
+        slots = self.counts[:, None] + torch.arange(at.shape[1], device=at.device)
+        end = most + at.shape[1]
+        self._grow_to(end)
+        index = slots[:, None, :, None].expand_as(k)
+        self.k.scatter_(-2, index, k)
+        self.v.scatter_(-2, index, v)
+        seen = self.places.scatter(1, slots, at)  # what fills a row sees itself, so that it sees something
+        real = torch.arange(at.shape[1], device=at.device) < lengths[:, None]
+        self.places.scatter_(1, slots, torch.where(real, at, -1))
+        self.counts = self.counts + lengths
+        return self.k[..., :end, :], self.v[..., :end, :], seen[:, :end]
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from ``length`` on."""
+        if self.k is not None:
+            self.places[self.places >= length] = -1
+            self.counts = (self.places >= 0).sum(dim=1)  # positions rise along the slots
+
+    def _allocate(self, k: Tensor) -> None:
+        self.k, self.v = k, k.clone()
+        self.places = torch.full((len(k), 0), -1, device=k.device)
+
+    def _grow_to(self, size: int) -> None:
+        assert self.k is not None
+        if size <= self.places.shape[1]:
+            return
+        more = max(size, 2 * self.places.shape[1]) - self.places.shape[1]
+        room = self.k.new_zeros(*self.k.shape[:-2], more, self.k.shape[-1])
+        self.k, self.v = torch.cat([self.k, room], dim=-2), torch.cat([self.v, room], dim=-2)
+        self.places = torch.cat([self.places, self.places.new_full((len(room), more), -1)], dim=1)
+
+    def _drop_unseen(self) -> int:
+        """Keep the last tokens of each row, and those at pinned positions; returns the most that a row has left."""
+        assert self.k is not None
+        order = torch.arange(self.places.shape[1], device=self.places.device)
+        last = order >= self.counts[:, None] - self.ring
+        kept = (self.places >= 0) & (last | (self.places < self.pinned))
+        self.counts = kept.sum(dim=1)
+        most = int(self.counts.max())
+        slots = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        self.places = torch.where(kept, self.places, -1).gather(1, slots)
+        index = slots[:, None, :, None].expand(*self.k.shape[:-2], -1, self.k.shape[-1])
+        self.k, self.v = self.k.gather(-2, index), self.v.gather(-2, index)
+        return most
+
+
+class _WholeRows(Watch):
+    """Looks for another watch at a block that chosen tokens go through, and shows it whole rows.
+
+    Where a token was not chosen there is 0, and the stream as it is after either half of the block.
+    """
+
+    def __init__(self, watch: Watch, chosen: Chosen, stream: Tensor, alone: bool) -> None:
+        self.__dict__.update(vars(watch))  # what is looked for, and found, is one
+        self._show, self._chosen, self._stream, self._alone = watch, chosen, stream, alone
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        part = name.split(".")[2:]
+        if part == ["after_ffn"]:  # the block's end is the whole stream's, which the model shows
+            return value
+        if value.ndim < 3 or value.shape[-2] != self._chosen.index.shape[1]:
+            return self._show(name, value)
+        if len(value) != len(self._stream):
+            value = value.expand(len(self._stream), *value.shape[1:])
+        dims = [-2, -1] if self._alone and part[0] == "attention" and part[-1] in _MATRICES else [-2]
+        parts = [value]
+        for dim in dims:
+            into = self._stream if part == ["after_attention"] else _zeros(parts[-1], dim, self._stream.shape[1])
+            parts.append(self._chosen.put(parts[-1], into, dim))
+        shown = self._show(name, parts.pop())
+        for dim in reversed(dims):
+            shown = self._chosen.get(shown, parts.pop(), dim)
+        return shown
+
+
+def _zeros(like: Tensor, dim: int, size: int) -> Tensor:
+    shape = list(like.shape)
+    shape[dim] = size
+    return like.new_zeros(shape)
+
+
+@contextmanager
+def shown_whole(block: nn.Module, chosen: Chosen, stream: Tensor, alone: bool) -> Iterator[None]:
+    """Inside, whoever looks at the block sees rows of all tokens, though only the chosen go through it.
+
+    Args:
+        block: What they go through.
+        chosen: The tokens.
+        stream: The residual stream before the block, ``(batch, time, dim)``.
+        alone: Whether the chosen tokens see each other only, and none in a cache.
+    """
+    parts = [part for part in block.modules() if isinstance(part, Watched) and part._watch is not None]
+    watches = [part._watch for part in parts]
+    try:
+        for part in parts:
+            assert part._watch is not None
+            part._watch = _WholeRows(part._watch, chosen, stream, alone)
+        yield
+    finally:
+        for part, watch in zip(parts, watches, strict=True):
+            part._watch = watch

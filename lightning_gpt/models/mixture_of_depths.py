@@ -1,0 +1,288 @@
+"""Mixture of depths: blocks that only some tokens of a row go through; the others pass by on the residual path.
+
+Raposo et al. 2024, "Mixture-of-Depths" (2404.02258). The number of tokens that go through a block is fixed in training,
+so that a step's cost is known; which ones they are is learned.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.cache import KeyValues, LayerState
+from lightning_gpt.models.chosen import Chosen, ChosenKeyValues, shown_whole
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.penalties import Penalised
+from lightning_gpt.models.registry import Choice, LayerChoice, Registry, at_layer
+
+Decision = Literal["predictor", "router"]
+"""What decides, where later tokens may not be looked at, whether a token is among a row's best."""
+
+depths: Registry["FullDepth"] = Registry("depth", "n_layer", "n_unique", "residual", "attention")
+"""Which tokens go through which blocks."""
+
+_RESIDUALS = ("pre", "sandwich", "layerscale", "rezero", "parallel")
+"""The residual rules under which a block gives the stream and something more, so that a token may do without."""
+_LOOK_BACK = ("neutreno", "value_residual")
+"""Attention that needs what the first layer made of each token."""
+
+
+@depths.register("full")
+class FullDepth:
+    """Every token goes through every block."""
+
+    def router(self, layer: int, dim: int) -> "TokenRouter | None":
+        """What chooses the tokens that go through ``layer``, counted from 0; None where all do."""
+        return None
+
+
+@depths.register("mixture")
+class MixtureOfDepths(FullDepth):
+    """Through some blocks go only the tokens of a row that a router scores best; see :class:`TokenRouter`.
+
+    Args:
+        n_layer: Number of layers.
+        n_unique: How many blocks have weights of their own.
+        residual: The residual rule.
+        attention: The attention kinds.
+        capacity: The share of a row's tokens that go through; the paper takes 0.125.
+        every: Which blocks have a router: every second in the paper, the first of them the second block.
+        layers: The same by the numbers of the layers, from 0, in place of ``every``.
+        decision: What decides in evaluation: a ``predictor`` of its own, or the ``router``'s score.
+        loss_weight: The weight of the loss that teaches it.
+    """
+
+    def __init__(
+        self,
+        n_layer: int,
+        n_unique: int | None,
+        residual: Choice,
+        attention: LayerChoice,
+        capacity: float = 0.125,
+        every: int = 2,
+        layers: list[int] | None = None,
+        decision: Decision = "predictor",
+        loss_weight: float = 0.01,
+    ) -> None:
+        if not 0 < capacity <= 1:
+            raise CallError(
+                f"depth capacity is {capacity}; it must be above 0 and at most 1, a share of a row's tokens"
+            )
+        if decision not in get_args(Decision):
+            raise CallError(f"depth decision is {decision!r}; it must be one of {', '.join(get_args(Decision))}")
+        if not 0 < loss_weight < math.inf:
+            raise CallError(f"depth loss_weight is {loss_weight}; it must be above 0, or evaluation routes at random")
+        self.capacity, self.decision, self.loss_weight = capacity, decision, loss_weight
+        self.layers = _layers(n_layer, every, layers)
+        _check_shared(self.layers, n_layer, n_unique)
+        _check_parts(self.layers, residual, attention)
+
+    def router(self, layer: int, dim: int) -> "TokenRouter | None":
+        """A router for the layers that have one."""
+        if layer not in self.layers:
+            return None
+        return TokenRouter(dim, self.capacity, self.decision, self.loss_weight)
+
+
+def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
+    """The numbers of the layers that have a router."""
+    if layers is None:
+        if not isinstance(every, int) or not 1 <= every <= n_layer:
+            raise CallError(
+                f"depth every is {every!r}; it must be a whole number from 1 to n_layer, which is {n_layer}"
+            )
+        return list(range(every - 1, n_layer, every))
+    known = isinstance(layers, list) and all(isinstance(layer, int) and 0 <= layer < n_layer for layer in layers)
+    if not known or not layers or len(set(layers)) < len(layers):
+        raise CallError(f"depth layers is {layers!r}; it must list different layers from 0 to {n_layer - 1}")
+    return layers
+
+
+def _check_shared(layers: list[int], n_layer: int, n_unique: int | None) -> None:
+    """A block that serves several layers has a router in all of them or in none."""
+    if n_unique is None:
+        return
+    routed = {layer % n_unique for layer in layers}
+    apart = [layer for layer in range(n_layer) if layer % n_unique in routed and layer not in layers]
+    if apart:
+        raise CallError(
+            f"depth routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} layer "
+            f"{apart[0]} is the same block as one of them: let n_unique be a multiple of depth every, or give "
+            f"depth layers that name all layers of a block"
+        )
+
+
+def _check_parts(layers: list[int], residual: Choice, attention: LayerChoice) -> None:
+    """Refuse what takes for granted that every token goes through every block."""
+    rule = residual if isinstance(residual, str) else residual["kind"]
+    if rule not in _RESIDUALS:
+        raise CallError(
+            f"depth mixture lets tokens pass by a block, and under residual {rule!r} a block does not give the stream "
+            f"and something more; use residual {', '.join(_RESIDUALS)}"
+        )
+    for layer in layers:
+        choice = at_layer(attention, layer)
+        kind = choice if isinstance(choice, str) else choice["kind"]
+        if kind in _LOOK_BACK:
+            raise CallError(
+                f"attention {kind!r} mixes in what the first layer made of every token, and with depth mixture layer "
+                f"{layer} meets some of them only; use another attention there, or depth full"
+            )
+
+
+@dataclass
+class Passed:
+    """How many tokens went through a block in evaluation, since this was last asked.
+
+    Args:
+        through: Those that did.
+        tokens: All.
+    """
+
+    through: Tensor
+    tokens: Tensor
+
+
+class TokenRouter(Penalised):
+    """``x_i ← x_i + r_i f_i(X̃)`` for the chosen tokens X̃ of a row, ``x_i`` for the others; ``r_i = w·x_i``.
+
+    Raposo et al. 2024 (2404.02258), eq. 1, where f is what the block adds to the stream of the tokens that go through
+    it, which see each other alone. In training these are the ``⌈capacity · time⌉`` of a row with the highest score r:
+    later tokens have a say in that. In evaluation and with a cache each token is decided by itself: it goes through
+    where the logit of the decision is above 0, that is, where a sigmoid of it is above ½. That logit is taught by
+    binary cross-entropy to say whether a token is among its row's best (section 3.5, both ways): it is r itself, so
+    that the model's own loss and this one share the router; or that of a small network which reads the stream and sends
+    no gradient into it.
+
+    All is computed in fp32 or better. Intermediates: ``scores`` (r) and ``through`` (what goes through, booleans), both
+    ``(batch, time)``.
+
+    Args:
+        dim: Width of the residual stream.
+        capacity: The share of a row's tokens that go through in training.
+        decision: ``router`` or ``predictor``.
+        loss_weight: What the cross-entropy is multiplied by.
+    """
+
+    def __init__(self, dim: int, capacity: float, decision: Decision, loss_weight: float) -> None:
+        super().__init__()
+        self.capacity, self.loss_weight = capacity, loss_weight
+        self.score = Exact(dim, 1, bias=False, std=0.02)
+        self.predictor = Predictor(dim) if decision == "predictor" else None
+        self.passed: Passed | None = None  # no buffer: DDP would overwrite every process's with the first one's
+
+    def forward(
+        self, x: Tensor, context: Context, block: nn.Module, run: Callable[[Tensor, Context], Tensor]
+    ) -> Tensor:
+        """The residual stream ``(batch, time, dim)`` before and after ``block``.
+
+        Args:
+            x: The stream.
+            context: Where its tokens stand.
+            block: What the chosen go through.
+            run: Runs it, on part of the stream and that part's context.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            scores = self.see("scores", self.score(wide).squeeze(-1))  # (B, T)
+            by_rank = self.training and context.cache is None
+            chosen = self._best(wide, scores) if by_rank else self._decided(wide, scores, context)
+        if chosen is None:
+            return x
+        part, within = chosen.take(x), chosen.context(context, x.shape[1])
+        if self._watch is None:
+            added = run(part, within) - part
+        else:
+            with shown_whole(block, chosen, x, alone=context.cache is None):
+                added = run(part, within) - part
+        return chosen.add(x, scores.gather(1, chosen.index)[..., None].to(x.dtype) * added)
+
+    def n_chosen(self, time: int) -> int:
+        """How many of ``time`` tokens go through in training."""
+        return math.ceil(self.capacity * time)
+
+    def _best(self, x: Tensor, scores: Tensor) -> Chosen:
+        """The best of each row; and the loss that teaches to tell them one by one."""
+        best = scores.topk(self.n_chosen(x.shape[1]), dim=1).indices
+        through = self.see("through", torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True))
+        if self.in_loss:
+            logits = self._logits(x, scores)
+            self.penalise(self.loss_weight * F.binary_cross_entropy_with_logits(logits, through.to(logits.dtype)))
+        return Chosen(best.sort(dim=1).values)
+
+    def _decided(self, x: Tensor, scores: Tensor, context: Context) -> Chosen | None:
+        """The tokens that are told to go through, each by itself; None where none is and nobody looks."""
+        through = self._logits(x, scores) > 0
+        if context.lengths is not None:
+            through = through & (torch.arange(x.shape[1], device=x.device) < context.lengths[:, None])
+        through = self.see("through", through)
+        lengths = through.sum(dim=1)
+        self._count(lengths.sum(), lengths.new_tensor(through.numel()))
+        most = max(int(lengths.max()), 0 if self._watch is None else 1)
+        if most == 0:
+            return None
+        return Chosen((~through).to(torch.uint8).argsort(dim=1, stable=True)[:, :most], lengths)
+
+    def _logits(self, x: Tensor, scores: Tensor) -> Tensor:
+        """Of the decision, ``(batch, time)``."""
+        return scores if self.predictor is None else self.predictor(x.detach())
+
+    def _count(self, through: Tensor, tokens: Tensor) -> None:
+        if self.passed is not None:
+            through, tokens = self.passed.through + through, self.passed.tokens + tokens
+        self.passed = Passed(through, tokens)
+
+    def take_passed(self) -> Passed | None:
+        """How many tokens went through in evaluation since this was last asked; None where none was read."""
+        passed, self.passed = self.passed, None
+        return passed
+
+    def new_state(self, of_all: LayerState) -> LayerState:
+        """What the layer keeps of earlier tokens, from what it would keep if all went through it."""
+        return ChosenKeyValues(of_all) if isinstance(of_all, KeyValues) else of_all
+
+
+class Exact(nn.Module):
+    """``x Wᵀ + b`` as the weights are: no ``nn.Linear``, because what rounds those must leave a choice alone."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+        nn.init.normal_(self.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., n_in)`` to ``(..., n_out)``, in the precision of ``x``."""
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Predictor(nn.Module):
+    """``w₂·GELU(W₁ x̂ + b₁) + b₂``: the logit of a token's being among its row's best, from the stream alone.
+
+    Raposo et al. 2024 (2404.02258), section 3.5, the second way, whose network is not specified. x̂ is the stream at a
+    root mean square of 1, so that what was learned early holds when the stream has grown.
+
+    Args:
+        dim: Width of the residual stream; the hidden width is an eighth of it, 8 at least.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = max(8, dim // 8)
+        self.expand = Exact(dim, hidden, bias=True, std=1 / math.sqrt(dim))
+        self.output = Exact(hidden, 1, bias=True, std=1 / math.sqrt(hidden))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(batch, time, dim)`` to ``(batch, time)``."""
+        logits: Tensor = self.output(F.gelu(self.expand(F.rms_norm(x, x.shape[-1:]))))
+        return logits.squeeze(-1)
+
+
+def token_routers(model: nn.Module) -> dict[str, TokenRouter]:
+    """The routers of a model by name, for example ``blocks.1.router``."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, TokenRouter)}

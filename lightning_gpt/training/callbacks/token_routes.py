@@ -1,0 +1,44 @@
+"""Mixture of depths while it trains: how many tokens go through each block that some pass by."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_gpt.models.mixture_of_depths import TokenRouter, token_routers
+from lightning_gpt.training.module import LanguageModule
+
+
+class TokenRoutes(Callback):
+    """Logs ``routing/share/layer_<i>`` at each validation: the share of its tokens that went through the block.
+
+    In training that share is the capacity; here each token was decided by itself, so the two are near where the
+    decision has been learned. Nothing for a model whose blocks all tokens go through.
+    """
+
+    def __init__(self) -> None:
+        self._routers: dict[int, TokenRouter] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if isinstance(pl_module, LanguageModule):
+            self._routers = {int(name.split(".")[1]): router for name, router in token_routers(pl_module.model).items()}
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for router in self._routers.values():  # samples and diagnostics have been read since the last one
+            router.take_passed()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        passed = [router.take_passed() for router in self._routers.values()]
+        if trainer.sanity_checking or not passed:
+            return
+        none = torch.zeros(2, device=pl_module.device)
+        counts = [none if p is None else torch.stack([p.through, p.tokens]).float() for p in passed]
+        total: Any = trainer.strategy.reduce(torch.stack(counts), reduce_op="sum")
+        shares = {
+            f"routing/share/layer_{layer:02}": float(through / tokens)
+            for layer, (through, tokens) in zip(self._routers, total, strict=True)
+            if tokens
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(shares, step=trainer.global_step)
