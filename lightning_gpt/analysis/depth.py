@@ -101,6 +101,22 @@ def logit_lens_loss(probe: Probe) -> Layers:
     return losses
 
 
+def logit_rms(probe: Probe) -> Layers:
+    """How large the logits are where the output head reads each layer of the stream: their root mean square.
+
+    Without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; at the last layer of the model's own logits.
+    """
+    model = probe.model
+    final_norm = model.final_norm if isinstance(model, GPT) else nn.Identity()
+    sizes: Layers = []
+    with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
+        gram = (model.unembedding.mT @ model.unembedding).cpu() / len(model.unembedding)
+        for stream in probe.streams:
+            hidden = final_norm(stream.to(model.unembedding)).to(gram)
+            sizes.append(((hidden @ gram) * hidden).sum(dim=-1).mean().sqrt())
+    return sizes
+
+
 # --- every diagnostic in one place -----------------------------------------------------------------------------
 
 
@@ -199,6 +215,14 @@ _ALL = (
         of="stream",
         meaning="the loss where the output head reads this layer",
         measure=logit_lens_loss,
+    ),
+    Diagnostic(
+        name="logit_rms",
+        title="logit-lens RMS",
+        theme="over-smoothing",
+        of="stream",
+        meaning="root mean square of the logits where the output head reads this layer",
+        measure=logit_rms,
     ),
     Diagnostic(
         name="attention_entropy",

@@ -57,7 +57,7 @@ def study(
         return
     chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
-    diagnostics = [options["diagnostic"] for name, options in read.report if name == "layers"]
+    diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
     sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it, and makes no folder

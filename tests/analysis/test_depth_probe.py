@@ -257,3 +257,15 @@ def test_the_documented_example_says_what_it_gives() -> None:
     assert {name: (of, bool(heads)) for name, of, heads in table} == {
         name: (diagnostic.of, diagnostic.by_head) for name, diagnostic in DIAGNOSTICS.items()
     }
+
+
+def test_logit_rms_is_that_of_the_logits_where_the_head_reads_a_layer(gpt: GPT, one_head: SingleHeadModel) -> None:
+    for model in (gpt, one_head):
+        probe = probe_of(model)
+        sizes = measure(probe)["logit_rms"]
+        logits = model.eval()(random_ids(11, 2, TIME))
+        assert sizes[-1] == pytest.approx(float(logits.square().mean().sqrt()), rel=1e-5)
+        first = probe.streams[0].double()
+        if isinstance(model, GPT):
+            first = model.final_norm(first)
+        assert sizes[0] == pytest.approx(float((first @ model.unembedding.T).square().mean().sqrt()), rel=1e-5)

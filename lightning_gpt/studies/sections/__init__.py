@@ -7,6 +7,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.sections.accounts import Accounts
 from lightning_gpt.studies.sections.base import Section
 from lightning_gpt.studies.sections.compare import Compare
+from lightning_gpt.studies.sections.coordinates import Coordinates
 from lightning_gpt.studies.sections.curves import Curves
 from lightning_gpt.studies.sections.fit import Fit
 from lightning_gpt.studies.sections.initialisation import Initialisation
@@ -21,6 +22,7 @@ SECTIONS: dict[str, type[Section]] = {
     "fit": Fit,
     "compare": Compare,
     "layers": Layers,
+    "coordinates": Coordinates,
     "initialisation": Initialisation,
     "accounts": Accounts,
 }
