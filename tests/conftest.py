@@ -1,5 +1,18 @@
-"""One thread for each test process: the tests run a process a core, and threads that wait for one only cost time."""
+"""One thread for each test process, and an order that leaves no core idle at the end."""
 
 import os
 
+import pytest
+
+# the tests run a process a core, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that train or run the command come first: they are the long ones, and the short fill up the end."""
+    items.sort(key=lambda item: not _runs_commands(item))
+
+
+def _runs_commands(item: pytest.Item) -> bool:
+    names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
+    return any(getattr(value, "__module__", None) == "tests.processes" for value in names)

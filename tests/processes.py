@@ -1,8 +1,13 @@
 """Running the real command in real processes, and reading what a run left behind."""
 
+import functools
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +22,75 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def run_command(*args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run ``lightning-gpt args`` to its end."""
+@functools.cache
+def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """This test process's own fork server, and the socket for its calls; it ends when the socket is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-m", "tests.fork_server"]
+    with theirs:
+        server = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment(), stdin=theirs.fileno())
+    return ours, server
+
+
+def run_forked(module: str, *args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module args`` as a fork of a process that has imported the package already.
+
+    Raises:
+        subprocess.TimeoutExpired: It took more than ``timeout`` seconds and was killed.
+    """
+    calls, _ = _fork_server()
+    call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment()}
+    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        calls.settimeout(240)
+        socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, out, errors)])
+        pid = _answer(calls)
+        calls.settimeout(timeout)
+        try:
+            status, in_time = _answer(calls), True
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            calls.settimeout(None)
+            status, in_time = _answer(calls), False
+        out.seek(0)
+        errors.seek(0)
+        done = subprocess.CompletedProcess([module, *args], status, out.read(), errors.read())
+    if not in_time:
+        raise subprocess.TimeoutExpired(done.args, timeout, done.stdout, done.stderr)
+    return done
+
+
+def _answer(calls: socket.socket) -> int:
+    answer = calls.recv(64)
+    assert answer, "the fork server has ended; its standard error says why"
+    return int(answer)
+
+
+def run_command(*args: str, cwd: Path, timeout: float = 240, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run ``lightning-gpt args`` to its end.
+
+    Args:
+        args: What is typed after ``lightning-gpt``.
+        cwd: The folder that it is typed in.
+        timeout: Seconds after which it is killed and the test fails.
+        fresh: In an interpreter of its own, with its seconds of imports, rather than a fork; each command is called
+            so at least once, since a fork does not show an import that is missing.
+    """
+    if not fresh:
+        return run_forked("lightning_gpt", *args, cwd=cwd, timeout=timeout)
     return subprocess.run(
         [*COMMAND, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def must_run(*args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def must_run(*args: str, cwd: Path, timeout: float = 240, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` and fail with its output where its exit status is not 0."""
-    done = run_command(*args, cwd=cwd, timeout=timeout)
+    done = run_command(*args, cwd=cwd, timeout=timeout, fresh=fresh)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def start_command(*args: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start ``lightning-gpt args`` and leave it running."""
+    """Start ``lightning-gpt args`` in an interpreter of its own and leave it running."""
     return subprocess.Popen(
         [*COMMAND, *args], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -3,9 +3,7 @@
 import bz2
 import json
 import re
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
@@ -150,17 +148,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def calls(folder: Path) -> dict[str, Future[CompletedProcess[str]]]:
-    """All calls, two at a time, each a process of its own."""
-    with ThreadPoolExecutor(2) as pool:
-        return {name: pool.submit(run_command, *args, cwd=folder) for name, (args, _, _) in CASES.items()}
+# called in fresh interpreters too: a command that is none, and the first, middle and last thing that commands look at
+FRESH = ("unknown command", "unknown option", "empty corpus", "other depth", "top_p above 1", "layer that is not there")
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_wrong_call(name: str, calls: dict[str, Future[CompletedProcess[str]]]) -> None:
-    _, status, pattern = CASES[name]
-    done = calls[name].result()
+@pytest.mark.parametrize(
+    ("name", "fresh"),
+    [
+        *(pytest.param(name, False, id=name) for name in CASES),
+        *(pytest.param(name, True, id=f"{name}, fresh") for name in FRESH),
+    ],
+)
+def test_wrong_call(name: str, fresh: bool, folder: Path) -> None:
+    args, status, pattern = CASES[name]
+    done = run_command(*args, cwd=folder, fresh=fresh)
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
@@ -168,11 +169,8 @@ def test_wrong_call(name: str, calls: dict[str, Future[CompletedProcess[str]]]) 
     assert re.search(pattern, errors[0]), errors[0]
     assert done.returncode == status, errors[0]
     assert len(errors[0]) < 400, "one line that a person can read"
-
-
-def test_wrong_calls_lose_nothing(folder: Path, calls: dict[str, Future[CompletedProcess[str]]]) -> None:
     original = (folder / "runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
-    assert (folder / "last.ckpt").read_bytes() == original
+    assert (folder / "last.ckpt").read_bytes() == original, "a wrong call loses nothing"
 
 
 def test_debug_shows_the_traceback(folder: Path) -> None:

@@ -20,7 +20,7 @@ def test_a_run_prints_each_row_and_writes_the_table(tmp_path: Path) -> None:
     (tmp_path / "clones/nanoGPT").mkdir(parents=True)
     (tmp_path / "clones/nanoGPT/model.py").write_text(NANO_GPT)
     flags = ("--peer_dir", "clones", "--rows", "step,depth", "--threads", "1", "--profile", "true")
-    done = must_run("bench", *SMALL, *flags, cwd=tmp_path)
+    done = must_run("bench", *SMALL, *flags, cwd=tmp_path, fresh=True)
     lines = done.stdout.splitlines()
     assert "threads: 1" in lines
     assert "rounds: 2" in lines

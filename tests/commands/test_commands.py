@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=40, val_check_interval=20)
     write_config(folder / "tiny.yaml", content)
-    done = must_run("fit", "--config", "tiny.yaml", cwd=folder)
+    done = must_run("fit", "--config", "tiny.yaml", cwd=folder, fresh=True)
     (folder / "fit.txt").write_text(done.stderr)
     return folder
 
@@ -33,7 +33,7 @@ def run(folder: Path) -> Path:
 
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
-    done = must_run("--help", cwd=tmp_path)
+    done = must_run("--help", cwd=tmp_path, fresh=True)
     for command in ("fit", "validate", "test", "predict", "generate", "inspect"):
         assert re.search(rf"^  {command} ", done.stdout, re.M)
 
@@ -120,7 +120,7 @@ def test_best_checkpoint_is_of_least_validation_loss(run: Path) -> None:
 
 
 def test_validate_gives_the_loss_that_training_saw(folder: Path, run: Path) -> None:
-    done = must_run("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), cwd=folder)
+    done = must_run("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), cwd=folder, fresh=True)
     loss = float(re.search(r"^val/loss ([\d.]+)$", done.stdout, re.M)[1])  # type: ignore[index]
     assert loss == pytest.approx(scalars(run)["val/loss", 40], abs=1e-5)
 
@@ -195,7 +195,7 @@ def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Pat
     expected = model.generate(ids, 40, temperature=0.0)[0].tolist()  # past block_size 32: the context slides
     if tokenizer.end_of_text in expected:
         expected = expected[: expected.index(tokenizer.end_of_text)]
-    said = must_run(*call, "--strategy", "greedy", cwd=folder).stdout
+    said = must_run(*call, "--strategy", "greedy", cwd=folder, fresh=True).stdout
     assert said == tokenizer.decode(expected) + "\n"
     assert must_run(*call, "--top_k", "1", cwd=folder).stdout == said
 
@@ -220,4 +220,4 @@ def test_a_closed_pipe_is_no_traceback(folder: Path, run: Path) -> None:
 
 
 def test_version(tmp_path: Path) -> None:
-    assert run_command("--version", cwd=tmp_path).stdout == f"lightning-gpt {lightning_gpt.__version__}\n"
+    assert run_command("--version", cwd=tmp_path, fresh=True).stdout == f"lightning-gpt {lightning_gpt.__version__}\n"

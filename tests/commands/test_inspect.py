@@ -52,7 +52,7 @@ def ids_of(tokenizer: Tokenizer) -> torch.Tensor:
 
 def test_it_shows_and_saves_the_three_matrices(model: GPT, tokenizer: Tokenizer, checkpoint: Path) -> None:
     call = ("--checkpoint", "last.ckpt", "--text", "abc def", "--layer", "1", "--head", "1", "--output", "look")
-    done = must_run("inspect", *call, cwd=checkpoint.parent)
+    done = must_run("inspect", *call, cwd=checkpoint.parent, fresh=True)
     for title in ("causal mask", "scaled scores", "softmax, layer 1, head 1"):
         assert title in done.stdout
     saved = np.load(checkpoint.parent / "look/attention.npz")

@@ -96,7 +96,7 @@ def call(output: str, jobs: int = 2) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(large: Path) -> dict[str, str]:
-    must_run(*call("undisturbed"), cwd=large)
+    must_run(*call("undisturbed"), cwd=large, fresh=True)
     assert not (large / "undisturbed.partial").exists()
     return contents(large / "undisturbed")
 
@@ -405,6 +405,6 @@ def test_wrong_call(name: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_wrong_call_of_the_real_command(tmp_path: Path) -> None:
-    done = run_command("prepare", "--config", "nope.yaml", "--output", "x", cwd=tmp_path)
+    done = run_command("prepare", "--config", "nope.yaml", "--output", "x", cwd=tmp_path, fresh=True)
     assert done.returncode == 2
     assert done.stderr == "error: config file 'nope.yaml' cannot be read: No such file or directory\n"

@@ -38,7 +38,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose study ran to its end, both cells at a time."""
     folder = tmp_path_factory.mktemp("study")
     write_study(folder)
-    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--jobs", "2", cwd=folder, timeout=600)
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--jobs", "2", cwd=folder, timeout=600, fresh=True)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_a_finished_study_runs_nothing_again(alone: Path) -> None:
 
 def test_report_only(alone: Path) -> None:
     (alone / "out/report.md").unlink()
-    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone)
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone, fresh=True)
     assert (alone / "out/report.md").is_file()
     done = run_command("study", "--config", "tiny.yaml", "--folder", "nothing", "--report_only", cwd=alone)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -146,7 +146,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
-    script = must_run("study", "--config", "tiny.yaml", "--folder", "array", "--slurm", cwd=alone).stdout
+    script = must_run("study", "--config", "tiny.yaml", "--folder", "array", "--slurm", cwd=alone, fresh=True).stdout
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert "#SBATCH --array=0-1\n" in script
     line = next(line for line in script.splitlines() if line.startswith("exec "))

@@ -33,7 +33,7 @@ def call(output: str, vocab_size: int | str = 300, config: str = "config.yaml") 
 
 
 def test_it_is_the_vocabulary_of_fit(folder: Path) -> None:
-    done = must_run(*call("vocabularies"), cwd=folder)
+    done = must_run(*call("vocabularies"), cwd=folder, fresh=True)
     written = Tokenizer.from_file(folder / "vocabularies/bpe-300.tiktoken")
     data = TextData([Files("corpus.jsonl")], tokenizer=300, val_share=0.1, test_share=0.1)
     data.setup("fit")

@@ -28,7 +28,7 @@ def test_a_resumed_run_leaves_out_what_the_run_left_alone_does(config: Path, tmp
     must_run("fit", "--config", str(config), cwd=tmp_path)
     must_run("fit", "--config", str(config), "--trainer.max_steps", "3", cwd=tmp_path)
     last = "runs/tiny/version_1/checkpoints/last.ckpt"
-    must_run("fit", "--config", str(config), "--ckpt_path", last, cwd=tmp_path)
+    must_run("fit", "--config", str(config), "--ckpt_path", last, cwd=tmp_path, fresh=True)
     alone, resumed = (weights(tmp_path / f"runs/tiny/version_{version}") for version in (0, 2))
     assert all(torch.equal(alone[name], resumed[name]) for name in alone)
 
