@@ -115,7 +115,7 @@ class Coordinates(Section):
             way = "grows" if slopes[most] > 0 else "shrinks"
             moving = sum(abs(slope) > _FLAT for slope in slopes.values())
             verdict = f"{way} with the width ({furthest}; beyond ±{_FLAT} in {moving} of {len(slopes)} layers)"
-        return [f"{capital(name)}: {what.title} after training {verdict}."]
+        return [f"{capital(what.title)} after training ({name}) {verdict}."]
 
     def _table(
         self,
