@@ -26,7 +26,7 @@ Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""
 
 attentions: Registry["CausalAttention"] = Registry(
-    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm", "layer", "positions"
+    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm", "layer", "positions", "vocab_size"
 )
 """Every attention layer: ``(batch, time, dim)`` to the same."""
 

@@ -25,6 +25,7 @@ class Context:
         lengths: ``(batch,)``, how many tokens of each row are real, where rows are padded at their end.
         layer: The layer that is being run.
         memo: What the layers of this pass have made for each other; None where one layer is run by itself.
+        ids: ``(batch, time)``, the tokens themselves; None where one layer is run by itself.
     """
 
     at: Tensor | None = None
@@ -34,6 +35,7 @@ class Context:
     lengths: Tensor | None = None
     layer: int = 0
     memo: dict[Any, Any] | None = None
+    ids: Tensor | None = None
 
     def layered(self, layer: int) -> "Context":
         """The same for another layer."""

@@ -4,16 +4,16 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.block import Block
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.registry import at_layer
 from lightning_gpt.models.residual import ReZero
 
 _IDENTITY_RULES = ("pre", "layerscale", "rezero", "parallel")
 """The residual rules under which a block whose branches give 0 passes the stream on as it is."""
-_MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop"}
+_MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop", "zero_projections"}
 """What no weight of a trained block depends on."""
 
 
@@ -50,7 +50,9 @@ def grow(shallow: GPT, deep: GPT) -> None:
             tensor.copy_(weights[name])
     for layer in range(was.n_layer, now.n_layer):
         block, below = deep.blocks[layer], layer - was.n_layer
-        if all(at_layer(part, layer) == at_layer(part, below) for part in (now.attention, now.ffn)):
+        assert isinstance(block, Block)
+        alike = all(at_layer(part, layer) == at_layer(part, below) for part in (now.attention, now.ffn))
+        if alike and (block.router is None) == (deep.blocks[below].router is None):
             block.load_state_dict(deep.blocks[below].state_dict())
         _add_nothing(block)
 
@@ -75,13 +77,12 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _add_nothing(block: nn.Module) -> None:
+def _add_nothing(block: Block) -> None:
     """Make the block the identity without cutting it off from its gradient."""
     if isinstance(block, ReZero):
         block.attention_scale.zero_()
         block.ffn_scale.zero_()
         return
-    for name, module in block.named_modules():
-        if name.endswith("projection") and isinstance(module, nn.Linear):
-            for parameter in module.parameters():
-                parameter.zero_()
+    for projection in block.projections():
+        for parameter in projection.parameters():
+            parameter.zero_()

@@ -222,3 +222,29 @@ class InitialResidual(Block):
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         return super().forward(self._with_initial(x, context), context)
+
+
+@blocks.register("embedding_skip")
+class EmbeddingSkip(Block):
+    """``H ← λ₁ H + λ₂ H⁰`` before each pre-LN block, H⁰ the embeddings, two learned numbers that start at 1 and 0.
+
+    Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs); ``initial`` with a share that is learned.
+    """
+
+    def __init__(
+        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
+    ) -> None:
+        super().__init__(attention, ffn, norm, dropout)
+        self.stream_shares = nn.Parameter(torch.tensor([1.0, 0.0]))
+
+    def _with_embeddings(self, x: Tensor, context: Context) -> Tensor:
+        own, embeddings = self.stream_shares
+        mixed: Tensor = own * x + embeddings * context.once("initial stream", lambda: x)
+        return mixed
+
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The norm of the stream and its share of the embeddings."""
+        return super().attention_input(self._with_embeddings(x, context), context)
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        return super().forward(self._with_embeddings(x, context), context)

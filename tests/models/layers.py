@@ -33,6 +33,9 @@ HEADS: dict[str, tuple[Choice, Callable[[State], plain.Head]]] = {
     "shaped": ("shaped", lambda state: remedies.shaped_head(state)),
     "attn_scale": ("attn_scale", lambda state: remedies.attn_scale_head(state["omega"])),
     "neutreno": ("neutreno", lambda state: plain.softmax_head()),  # alone it is the first layer
+    # alone they are the first layer, and one without tokens
+    "value_residual": ("value_residual", lambda state: remedies.scaled_values_head(state["value_shares"].sum())),
+    "value_embedding": ("value_embedding", lambda state: remedies.scaled_values_head(state["value_shares"][0])),
     **{name: (choice, lambda state, sees=sees: plain.softmax_head(sees)) for name, (choice, sees) in LOCAL.items()},
 }
 BACKENDS = ["sdpa", "manual"]
@@ -43,7 +46,7 @@ def make(choice: Choice, position: Choice = "none", **context: Any) -> CausalAtt
     given_to_all = {"dim": DIM, "n_head": N_HEAD, "bias": True, "dropout": 0.0, "backend": "sdpa", "qk_norm": "none"}
     scheme = position_schemes.make(position, dim=DIM, n_head=N_HEAD, block_size=8)
     return randomise(
-        attentions.make(choice, **{**given_to_all, "layer": LAYER, "positions": scheme, **context})
+        attentions.make(choice, **{**given_to_all, "layer": LAYER, "positions": scheme, "vocab_size": 17, **context})
     ).double()
 
 

@@ -85,7 +85,8 @@ def test_the_initial_residual_equals_the_formula_of_a_stack(share: float) -> Non
     with torch.no_grad(), model.record(["embedding", f"blocks.{N_LAYER - 1}.after_ffn"]) as trace:
         model(ids)
     states = [below(state, f"blocks.{layer}") for layer in range(N_LAYER)]
-    expected = remedies.initial_stack(trace["embedding"][0].numpy(), states, SIZES["n_head"], share)
+    shares = [(1 - share, share)] * N_LAYER
+    expected = remedies.mixed_stack(trace["embedding"][0].numpy(), states, SIZES["n_head"], shares)
     np.testing.assert_allclose(trace[f"blocks.{N_LAYER - 1}.after_ffn"][0].numpy(), expected, **CLOSE)
 
 

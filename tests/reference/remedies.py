@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tests.reference.attention_kinds import Head
+from tests.reference.attention_kinds import Head, softmax_head
 from tests.reference.formulas import (
     Array,
     State,
@@ -51,11 +51,40 @@ def attn_scale_head(omega: Array) -> Head:
     return head
 
 
-def initial_stack(h: Array, states: Sequence[State], n_head: int, share: float) -> Array:
-    """``H ← (1 − α) H + α H⁰``, then pre-LN, of one block after another: Chen et al. 2020 (2007.02133), eq. 5."""
+def scaled_values_head(scale: float) -> Head:
+    """Softmax attention over ``scale`` times the values."""
+    return lambda q, k, v, number: softmax_head()(q, k, float(scale) * v, number)
+
+
+def value_layers(
+    normed: Sequence[Array], states: Sequence[State], n_head: int, brought: Sequence[Array] | None
+) -> list[Array]:
+    """What each attention layer makes of its normed input with ``λ₁ V + λ₂ U`` for V.
+
+    U is ``brought`` ``(time, dim)`` for each layer, or where there is none the first layer's values: Zhou et al. 2024
+    (2410.17897), eq. 4.
+    """
+    made, first = [], None
+    for layer, (x, state) in enumerate(zip(normed, states, strict=True)):
+        dim, (own, share) = x.shape[1], state["value_shares"]
+        q, k, v = np.split(linear(x, state["qkv.weight"], state["qkv.bias"]), 3, axis=1)
+        first = v if first is None else first
+        v = own * v + share * (first if brought is None else brought[layer])
+        heads = [np.split(matrix, n_head, axis=1) for matrix in (q, k, v)]
+        mixed = [softmax_head()(*qkv, number) for number, qkv in enumerate(zip(*heads, strict=True))]
+        made.append(linear(np.concatenate(mixed, axis=1), state["projection.weight"], state["projection.bias"]))
+        assert made[-1].shape == (len(x), dim)
+    return made
+
+
+def mixed_stack(h: Array, states: Sequence[State], n_head: int, shares: Sequence[tuple[float, float]]) -> Array:
+    """``H ← λ₁ H + λ₂ H⁰`` of each layer's two ``shares``, then pre-LN, of one block after another.
+
+    With ``1 − α`` and ``α`` it is eq. 5 of Chen et al. 2020 (2007.02133).
+    """
     start = h
-    for state in states:
-        h = (1 - share) * h + share * start
+    for state, (own, embeddings) in zip(states, shares, strict=True):
+        h = own * h + embeddings * start
         for name in ("attention", "ffn"):
 
             def norm(x: Array, state: State = state, name: str = name) -> Array:
