@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_gpt.benchmark.subject import Subject
+from lightning_gpt.benchmark.subject import Generate, Subject
 from lightning_gpt.benchmark.workload import Spec
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel
+from lightning_gpt.models.quantization import int8
 from lightning_gpt.training.optim import adamw
 
 LR, WEIGHT_DECAY, BETAS = 3e-4, 0.1, (0.9, 0.95)
@@ -51,11 +53,20 @@ def missing(project: str, peer_dir: str | None) -> str | None:
 def ours(spec: Spec) -> Subject:
     """:class:`lightning_gpt.GPT` with the fused loss, AdamW as ``fit`` makes it, and the KV cache."""
     model = gpt(spec)
+    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), model.loss, _greedy(model))
 
-    def generate(prompts: Tensor, new_tokens: int) -> Tensor:
-        return model.generate(prompts, new_tokens, temperature=0)
 
-    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), model.loss, generate)
+def ours_rounded(spec: Spec, precision: Literal["bf16", "int8"]) -> Subject:
+    """Ours as ``lightning-gpt generate --precision`` runs it: for generation alone."""
+    torch.manual_seed(0)
+    with torch.device(spec.device):
+        model = gpt(spec)
+        rounded = int8(model) if precision == "int8" else model.bfloat16()
+    return Subject(spec, rounded, None, rounded.loss, _greedy(rounded))
+
+
+def _greedy(model: LanguageModel) -> Generate:
+    return lambda prompts, new_tokens: model.generate(prompts, new_tokens, temperature=0)
 
 
 def gpt(spec: Spec) -> GPT:

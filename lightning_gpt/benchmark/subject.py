@@ -29,7 +29,12 @@ class Subject:
     """
 
     def __init__(
-        self, spec: Spec, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, generate: Generate | None
+        self,
+        spec: Spec,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        loss: Loss,
+        generate: Generate | None,
     ) -> None:
         self.spec, self.model, self.optimizer = spec, model, optimizer
         self._loss, self._generate = loss, generate
@@ -41,6 +46,7 @@ class Subject:
 
     def step(self) -> None:
         """One training step."""
+        assert self.optimizer is not None, self.spec.project
         with torch.autocast(self.spec.device, torch.bfloat16, enabled=self.spec.bf16):
             loss = self._loss(self.ids, self.targets)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,7 +1,9 @@
 """Each row measures what it says: with the right contenders, targets and sizes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lightning_gpt.benchmark.report import Outcome
 from lightning_gpt.benchmark.result import Result, Skipped
 from lightning_gpt.benchmark.rounds import Spread
 from lightning_gpt.benchmark.rows import ROWS, attention, generation, memory, training
+from lightning_gpt.benchmark.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
 
 
@@ -63,13 +66,18 @@ def test_the_share_of_the_peak_is_flops_by_formula(measured: Bench) -> None:
     assert row.value.most == pytest.approx(100 * flops / depth / 1e9)
 
 
-def test_a_line_fits_times_that_grow_by_the_layer(measured: Bench) -> None:
-    (row,) = results(training.depth(measured))
-    assert row.value.median == pytest.approx(1)
-    measured._step_times[3, False][OURS] = [100.0, 100.0]
-    (row,) = results(training.depth(measured))
-    assert row.value.median < 0.9
-    assert row.verdict == "not reached"
+@pytest.mark.parametrize(("seconds_of", "is_line"), [({1: 1, 2: 2, 3: 3}, True), ({1: 1, 2: 2, 3: 100}, False)])
+def test_a_line_fits_times_that_grow_by_the_layer(
+    bench: Bench, seconds_of: dict[int, float], is_line: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fixed(specs: dict[str, Spec]) -> nullcontext[dict[str, Callable[[], float]]]:
+        return nullcontext({name: partial(seconds_of.__getitem__, spec.n_layer) for name, spec in specs.items()})
+
+    monkeypatch.setattr(bench, "steppers", fixed)
+    (row,) = results(training.depth(bench))
+    assert (row.value.median == pytest.approx(1)) == is_line
+    assert row.verdict == ("reached" if is_line else "not reached")
+    assert row.figures["L = 3"] == Spread.of([float(seconds_of[3])] * bench.rounds)
 
 
 def test_two_depths_make_any_line_fit_and_so_say_nothing(measured: Bench) -> None:
@@ -89,6 +97,10 @@ def test_generation_beside_who_can(bench: Bench) -> None:
     assert rows[0] == Skipped("generate", "beside Hugging Face", "left out of tests")
     assert isinstance(rows[1], Result)
     assert rows[1].what == "4 tokens after 3, L = 1, one prompt, beside nanoGPT"
+    assert rows[1].asked == "at least 4 x"
+    assert [row.what for row in rows[2:] if isinstance(row, Result) and row.asked == ""] == [
+        f"4 tokens after 3, L = 1, one prompt, ours in {precision}, beside nanoGPT" for precision in ("bf16", "int8")
+    ]
 
 
 def test_positions_stay_within_the_context(bench: Bench) -> None:

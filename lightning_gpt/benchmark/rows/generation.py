@@ -1,10 +1,10 @@
 """Generation with the KV cache: beside the other projects, and over the length of what has been read."""
 
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 
@@ -21,8 +21,11 @@ _EARLY, _LATE, _AROUND = 10, 250, 5
 
 
 def one_prompt(bench: Bench) -> Iterator[Outcome]:
-    """One prompt continued greedily, beside Hugging Face (with its cache) and nanoGPT (which has none and samples)."""
-    yield from _generation(bench, "generate", 1, {"Hugging Face": 2.0, "nanoGPT": 4.0})
+    """One prompt continued greedily, beside Hugging Face (with its cache) and nanoGPT (which has none and samples).
+
+    Also with our weights in bf16 and int8, theirs staying as they are published.
+    """
+    yield from _generation(bench, "generate", 1, {"Hugging Face": 2.0, "nanoGPT": 4.0}, ["bf16", "int8"])
 
 
 def batch(bench: Bench) -> Iterator[Outcome]:
@@ -30,22 +33,32 @@ def batch(bench: Bench) -> Iterator[Outcome]:
     yield from _generation(bench, "generate_batch", bench.workload.generate_batch, {"Hugging Face": 1.3})
 
 
-def _generation(bench: Bench, row: str, prompts: int, asked: dict[str, float]) -> Iterator[Outcome]:
+def _generation(
+    bench: Bench,
+    row: str,
+    prompts: int,
+    asked: dict[str, float],
+    rounded: Sequence[Literal["bf16", "int8"]] = (),
+) -> Iterator[Outcome]:
     work = bench.workload
     for peer in (name for name in asked if name in bench.missing):
         yield Skipped(row, f"beside {peer}", bench.missing[peer])
     names = [OURS, *(name for name in asked if name not in bench.missing)]
     subjects = {name: peers.build(bench.spec(name, work.generate_depth)) for name in names}
+    for precision in rounded:
+        subjects[f"{OURS} in {precision}"] = peers.ours_rounded(bench.spec(OURS, work.generate_depth), precision)
     times = interleaved({name: _generating(subject, prompts) for name, subject in subjects.items()}, bench.rounds)
-    del subjects
-    gc.collect()
     tokens = prompts * work.new_tokens
     what = f"{work.new_tokens} tokens after {work.prompt}, L = {work.generate_depth}, "
     what += "one prompt" if prompts == 1 else f"{prompts} prompts"
     for peer in names[1:]:
-        speeds = {name: Spread.of([tokens / t for t in times[name]]) for name in (OURS, peer)}
-        value, target = ratio(times[peer], times[OURS]), Target(asked[peer], "at least")
-        yield Result(row, f"{what}, beside {peer}", value, "x", target, speeds, "tokens/s")
+        for ours in (name for name in subjects if name.startswith(OURS)):
+            speeds = {name: Spread.of([tokens / t for t in times[name]]) for name in (ours, peer)}
+            said = what if ours == OURS else f"{what}, {ours}"
+            target = Target(asked[peer], "at least") if ours == OURS else None
+            yield Result(
+                row, f"{said}, beside {peer}", ratio(times[peer], times[ours]), "x", target, speeds, "tokens/s"
+            )
 
 
 def _generating(subject: Subject, prompts: int) -> Callable[[], float]:

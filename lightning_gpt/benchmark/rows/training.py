@@ -58,15 +58,14 @@ def peak(bench: Bench) -> Iterator[Outcome]:
 
 
 def depth(bench: Bench) -> Iterator[Outcome]:
-    """How well a line fits the time of a step over the number of layers."""
+    """How well a line fits the time of a step over the number of layers, all of them timed in each round."""
     depths = bench.workload.depths
     if len(set(depths)) < 3:
         yield Skipped("depth", "the row", f"a line through the depths {depths} says nothing; three are needed")
         return
-    times = {n_layer: bench.step_times(n_layer, bf16=False)[OURS] for n_layer in depths}
-    medians = [statistics.median(times[n_layer]) for n_layer in depths]
-    r_squared = statistics.correlation(depths, medians) ** 2
-    figures = {f"L = {n_layer}": Spread.of(times[n_layer]) for n_layer in depths}
+    with bench.steppers({f"L = {n_layer}": bench.spec(OURS, n_layer) for n_layer in depths}) as steps:
+        figures = {name: Spread.of(times) for name, times in interleaved(steps, bench.rounds).items()}
+    r_squared = statistics.correlation(depths, [spread.median for spread in figures.values()]) ** 2
     what = "step time over depth, R² of a line"
     yield Result("depth", what, Spread.of([r_squared]), "", Target(0.99, "at least"), figures, "s")
 
