@@ -135,6 +135,14 @@ class Tokenizer:
         split = "" if self.pattern == _GPT2_PATTERN else self.pattern
         return hashlib.sha256((self.table + split).encode()).hexdigest()[:16]
 
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of text each id stands for, ``(vocab_size,)`` int64; 0 for ``<|endoftext|>`` and unused ids."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, rank in self.ranks.items():
+            lengths[rank] = len(token)
+        return lengths
+
     def save(self, folder: Path) -> Path:
         """Write ``<folder>/<name>.tiktoken``, which :meth:`from_file` reads; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,7 @@ _MEASURES = {
     for measure in (
         Measure("val/loss", "validation loss", "nats"),
         Measure("val/perplexity", "validation perplexity"),
+        Measure("val/bits_per_byte", "validation bits per byte"),
         Measure("test/loss", "test loss", "nats"),
         Measure("test/perplexity", "test perplexity"),
         Measure("train/loss", "last training loss", "nats"),

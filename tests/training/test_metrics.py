@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.training.metrics import MeanLoss
+from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 
 
 @given(cuts=st.lists(st.integers(1, 99), max_size=6))
@@ -32,3 +32,14 @@ def test_many_tokens_do_not_lose_the_sum() -> None:
     for _ in range(30):
         metric.update(torch.full((1_000_000,), 1.1), torch.ones(1_000_000, dtype=torch.bool))
     assert float(metric.compute()) == pytest.approx(1.1, abs=1e-7)
+
+
+@given(cuts=st.lists(st.integers(1, 99), max_size=6))
+def test_bits_per_byte_are_all_bits_over_all_bytes(cuts: list[int]) -> None:
+    nll = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 12
+    n_bytes = torch.arange(100) % 5
+    metric = BitsPerByte()
+    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), 100], strict=True):
+        metric.update(nll[start:end], n_bytes[start:end])
+    expected = float((nll.double() / torch.tensor(2.0, dtype=torch.float64).log()).sum() / n_bytes.sum())
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-12)

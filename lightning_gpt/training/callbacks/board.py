@@ -18,7 +18,7 @@ from lightning_gpt.training.module import LanguageModule
 _MOST_TOKENS = 5000
 """The projector reads its points as text: more of them take long to write and longer to load."""
 
-_RESULTS = ("val/loss", "val/perplexity")
+_RESULTS = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
 def board_of(trainer: L.Trainer) -> SummaryWriter | None:
@@ -33,7 +33,7 @@ class Board(Callback):
     """Lays TensorBoard out for a run.
 
     - *Custom scalars*: training and validation loss in one chart, and each depth diagnostic with all its layers in one.
-    - *HParams*: the sizes and settings of the run beside its last validation loss and perplexity. They are written at
+    - *HParams*: the sizes and settings of the run beside its last validation results. They are written at
       the start, so that a run that is killed has them too.
     - *Projector*: at the end of fit the token table, with tokens, ids and how often each is in the training text; of a
       large vocabulary the first 5,000 ids, which byte-pair encodings give to the most frequent merges.
@@ -73,6 +73,7 @@ def layout() -> dict[str, dict[str, list[Any]]]:
         "loss": {
             "training and validation loss (nats)": ["Multiline", ["train/loss$", "val/loss$"]],
             "training and validation perplexity": ["Multiline", ["train/perplexity$", "val/perplexity$"]],
+            "validation bits per byte": ["Multiline", ["val/bits_per_byte$"]],
         }
     }
     for name, diagnostic in DIAGNOSTICS.items():

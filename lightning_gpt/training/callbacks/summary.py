@@ -108,6 +108,7 @@ class RunSummary(Callback):
             say(f"  {name:<34}{perplexity:>12,.2f}")
         if counts is not None:
             say(f"  the model is at {math.exp(loss) / unigram:.3f} x the unigram model's perplexity")
+        say(f"validation bits per byte {float(trainer.callback_metrics['val/bits_per_byte']):.4f}")
 
 
 def _say_what_was_drawn(data: TextData) -> None:
