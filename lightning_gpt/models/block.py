@@ -1,13 +1,15 @@
 """One transformer block: two branches, and the rule that joins them to the residual stream."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gpt.models.attention import CausalAttention
+from lightning_gpt.models.cache import LayerState
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.mixture_of_depths import TokenRouter
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.watch import Watched
 
@@ -43,12 +45,23 @@ class Block(Watched):
         self.ffn_norm = norm()
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
+        self.router: TokenRouter | None = None
 
     def initialise(self, n_layer: int) -> None:
         """Scale what is added to the stream by 1/√(2·n_layer): 2·n_layer branches vary as one (GPT-2, section 2.3)."""
+        for projection in self.projections():
+            nn.init.normal_(projection.weight, std=0.02 / math.sqrt(2 * n_layer))
+
+    def projections(self) -> Iterator[nn.Linear]:
+        """The last product of each branch (of each expert): what is added to the stream comes out of these."""
         for name, module in self.named_modules():
             if name.endswith("projection") and isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * n_layer))
+                yield module
+
+    def new_state(self, capacity: int) -> LayerState:
+        """What this block keeps of sequences of up to ``capacity`` tokens."""
+        state = self.attention.new_state(capacity)
+        return state if self.router is None else self.router.new_state(state)
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """What the attention reads of the stream: what its keys and values are made of."""

@@ -40,7 +40,7 @@ class EarlyExit:
         confidence: The softmax response to leave at, above 0 and at most 1.
 
     Raises:
-        CallError: Where the threshold is none, or a layer keeps something else than keys and values.
+        CallError: Where the threshold is none, or a layer keeps something else than keys and values of all tokens.
     """
 
     def __init__(self, model: GPT, confidence: float) -> None:
@@ -52,6 +52,11 @@ class EarlyExit:
                     f"exit_confidence needs attention that keeps keys and values, and layer {layer} is a "
                     f"{type(model.get_submodule(f'blocks.{layer}.attention')).__name__}"
                 )
+        if any(block.router is not None for block in model.blocks if isinstance(block, Block)):
+            raise CallError(
+                "exit_confidence needs every token in every layer, for later ones to look at, and this model's depth "
+                "lets tokens pass by: generate without it, or train with depth full"
+            )
         self.model = model
         self.config: Any = model.config
         self.confidence = confidence

@@ -23,6 +23,7 @@ from lightning_gpt.models import (  # noqa: F401  (their variants are known once
     recentred_attention,
     residual,
     sink_attention,
+    value_attention,
 )
 from lightning_gpt.models.attention import Backend, attentions
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
@@ -32,6 +33,7 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.diversity import TokenDiversity
 from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.mixture_of_depths import FullDepth, depths
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
 from lightning_gpt.models.registry import Choice, LayerChoice, at_layer
@@ -62,8 +64,11 @@ class GPTConfig:
         ffn: Which feed-forward network, or a list.
         qk_norm: Which norm each head's queries and keys go through.
         layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
+        depth: Which tokens go through which blocks, for example ``{kind: mixture, capacity: 0.125}``.
         n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
         diversity: Weight of the loss against token representations that are alike after the last block.
+        zero_projections: Whether the last product of each branch starts at 0, so that each block starts as no change
+            (Goyal et al. 2017, 1706.02677, section 5.1, for norms' gains; Yang et al. 2022, 2203.03466, appendix D.2).
         checkpointing: What is not kept for the gradient but computed again: ``none``, each ``block`` or ``attention``.
 
     A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``.
@@ -85,8 +90,10 @@ class GPTConfig:
     ffn: LayerChoice = "gelu"
     qk_norm: Choice = "none"
     layer_drop: Choice = "none"
+    depth: Choice = "full"
     n_unique: int | None = None
     diversity: float = 0.0
+    zero_projections: bool = False
     checkpointing: Checkpointing = "none"
 
     def __post_init__(self) -> None:
@@ -101,6 +108,7 @@ class GPTConfig:
         ffns.check(self.ffn)
         layer_drops.check(self.layer_drop)
         self._check_shared()
+        self.depths()
         if self.dim % self.n_head:
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
             raise CallError(
@@ -111,6 +119,21 @@ class GPTConfig:
             raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not 0 <= self.diversity < float("inf"):
             raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
+        if self.zero_projections and self.residual in ("none", "rezero"):
+            raise CallError(
+                f"zero_projections with residual {self.residual!r} gives every weight a gradient of 0 for good; "
+                f"leave one of them out"
+            )
+
+    def depths(self) -> FullDepth:
+        """Which tokens go through which blocks; refuses what does not go with the other choices."""
+        return depths.make(
+            self.depth,
+            n_layer=self.n_layer,
+            n_unique=self.n_unique,
+            residual=self.residual,
+            attention=self.attention,
+        )
 
     def _check_shared(self) -> None:
         """Blocks that serve several layers cannot be of another kind in each."""
@@ -172,11 +195,13 @@ class GPT(LanguageModel):
             qk_norm=c.qk_norm,
             layer=layer,
             positions=self.positions,
+            vocab_size=c.vocab_size,
         )
         ffn = ffns.make(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
         joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "n_layer": c.n_layer}
         block = blocks.make(c.residual, dropout=c.dropout, **joined)
         block.checkpoint_attention = c.checkpointing == "attention"
+        block.router = c.depths().router(layer, c.dim)
         return block
 
     def _stack(self) -> Iterator[Block]:
@@ -191,6 +216,9 @@ class GPT(LanguageModel):
                 nn.init.zeros_(module.bias)
         for block in dict.fromkeys(self._stack()):
             block.initialise(self.config.n_layer)
+            if self.config.zero_projections:
+                for projection in block.projections():
+                    nn.init.zeros_(projection.weight)
 
     @property
     def unembedding(self) -> Tensor:
@@ -198,7 +226,7 @@ class GPT(LanguageModel):
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""
-        return Cache([block.attention.new_state(capacity) for block in self._stack()])
+        return Cache([block.new_state(capacity) for block in self._stack()])
 
     def hidden(
         self,
@@ -219,17 +247,25 @@ class GPT(LanguageModel):
 
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
         """The residual stream ``(batch, time, dim)`` before and after one layer of this pass."""
-        block, within = self.blocks[layer], context.layered(layer)
+        block, within, name = self.blocks[layer], context.layered(layer), f"{self._prefix}blocks.{layer}"
+        assert isinstance(block, Block)
 
-        def run(x: Tensor) -> Tensor:
+        def run(x: Tensor, within: Context) -> Tensor:
             if self._watch is not None:
-                called(block, f"{self._prefix}blocks.{layer}")
+                called(block, name)
             return block(x, within)  # type: ignore[no-any-return]
 
-        def run_again(x: Tensor) -> Tensor:  # its gradient runs the block a second time, with the same dropout
-            return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
+        def run_again(x: Tensor, within: Context) -> Tensor:  # for its gradient a second time, with the same dropout
+            return checkpoint(run, x, within, use_reentrant=False)  # type: ignore[no-any-return]
 
-        if not self.training:
-            return run(x)
-        again = self.config.checkpointing == "block" and torch.is_grad_enabled()
-        return self.layer_drop.join(layer, block, x, run_again if again else run)
+        again = self.training and self.config.checkpointing == "block" and torch.is_grad_enabled()
+        go = run_again if again else run
+
+        def through(x: Tensor) -> Tensor:
+            if block.router is None:
+                return go(x, within)
+            if self._watch is not None:
+                called(block, name)
+            return block.see("after_ffn", block.router(x, within, block, go))
+
+        return self.layer_drop.join(layer, block, x, through) if self.training else through(x)

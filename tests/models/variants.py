@@ -8,6 +8,7 @@ from lightning_gpt.models.attention import attentions
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.mixture_of_depths import depths
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
 from lightning_gpt.models.registry import Choice, Registry
@@ -18,6 +19,7 @@ OPTIONS: dict[str, Any] = {"n_kv_head": 2, "window": 5, "stride": 4, "n_global":
 """What a variant is given where it cannot do without: small, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
+    "depth": depths,
     "ffn": ffns,
     "layer_drop": layer_drops,
     "norm": norms,
@@ -25,6 +27,7 @@ PARTS: dict[str, Registry[Any]] = {
     "qk_norm": norms,
     "residual": blocks,
 }
+
 
 
 def choices(registry: Registry[Any]) -> Iterator[Choice]:
@@ -37,6 +40,8 @@ def choices(registry: Registry[Any]) -> Iterator[Choice]:
         yield {"kind": name, **options} if options else name
 
 
+ROUTED = {"kind": "mixture", "every": 1, "capacity": 0.5, "decision": "router"}
+"""A choice of tokens in every block, so that each meets what the one before has made of a few."""
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
@@ -46,6 +51,11 @@ EXTENDED: list[dict[str, Any]] = [
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "capacity_factor": 1.5, "balance": "none"}},
+    {"depth": ROUTED, "position": "rotary"},
+    {"depth": ROUTED, "position": "alibi", "attention": {"kind": "window", "window": 5}},
+    {"depth": ROUTED, "position": "t5", "ffn": {"kind": "moe", "n_expert": 4}},
+    {"depth": ROUTED, "attention": "linear"},
+    {"depth": {"kind": "mixture", "layers": [1, 2]}, "n_layer": 4, "layer_drop": {"kind": "linear", "rate": 0.2}},
 ]
 CONFIGS: list[dict[str, Any]] = [
     {part: choice} for part, registry in PARTS.items() for choice in choices(registry)
