@@ -25,6 +25,11 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__(dim, eps=eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to the same; the gain in the precision of ``x``, which torch's fused kernel asks for."""
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
 
 @norms.register("scale")
 class ScaleNorm(nn.Module):
