@@ -68,6 +68,7 @@ _MEASURES = {
         Measure("val/bits_per_byte", "validation bits per byte"),
         Measure("test/loss", "test loss", "nats"),
         Measure("test/perplexity", "test perplexity"),
+        Measure("test/bits_per_byte", "test bits per byte"),
         Measure("train/loss", "last training loss", "nats"),
         Measure("train/perplexity", "last training perplexity"),
         Measure("train/grad_norm", "last gradient norm"),
