@@ -218,5 +218,5 @@ def side_by_side(documents: Sequence[np.ndarray], lanes: int, block_size: int, e
     rows = np.full((steps, lanes, block_size + 1), PADDING, dtype=np.int64)
     for begin, lane, packed in pieces:
         real = np.arange(block_size + 1) < packed.lengths[:, np.newaxis]
-        rows[begin : begin + len(packed.rows), lane] = np.where(real, packed.rows, PADDING)
+        rows[begin : begin + len(packed.rows), lane] = np.where(real, packed.rows.astype(np.int64), PADDING)
     return rows

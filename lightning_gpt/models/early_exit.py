@@ -46,6 +46,8 @@ class EarlyExit:
     def __init__(self, model: GPT, confidence: float) -> None:
         if not 0 < confidence <= 1:
             raise CallError(f"exit_confidence is {confidence}; it must be above 0 and at most 1")
+        if model.memory.segment is not None:
+            raise CallError("exit_confidence does not go with memory: what a segment leaves is made by all layers")
         for layer, state in enumerate(model.new_cache(1).layers):
             if not isinstance(state, KeyValues):
                 raise CallError(

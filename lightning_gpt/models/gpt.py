@@ -18,10 +18,12 @@ from lightning_gpt.models import (  # noqa: F401  (their variants are known once
     differential_attention,
     linear_attention,
     local_attention,
+    memory_tokens,
     moe,
     neutreno,
     recentred_attention,
     residual,
+    segment_memory,
     sink_attention,
     value_attention,
 )
@@ -33,6 +35,7 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.diversity import TokenDiversity
 from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.memory import Memory, check_memory, memories
 from lightning_gpt.models.mixture_of_depths import FullDepth, depths
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
@@ -64,6 +67,7 @@ class GPTConfig:
         ffn: Which feed-forward network, or a list.
         qk_norm: Which norm each head's queries and keys go through.
         layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
+        memory: What goes on from segment to segment of a text, for example ``{kind: segment, length: 128}``.
         depth: Which tokens go through which blocks, for example ``{kind: mixture, capacity: 0.125}``.
         n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
         diversity: Weight of the loss against token representations that are alike after the last block.
@@ -90,6 +94,7 @@ class GPTConfig:
     ffn: LayerChoice = "gelu"
     qk_norm: Choice = "none"
     layer_drop: Choice = "none"
+    memory: Choice = "none"
     depth: Choice = "full"
     n_unique: int | None = None
     diversity: float = 0.0
@@ -107,6 +112,7 @@ class GPTConfig:
         attentions.check(self.attention)
         ffns.check(self.ffn)
         layer_drops.check(self.layer_drop)
+        check_memory(self.memory, self.position, self.layer_drop)
         self._check_shared()
         self.depths()
         if self.dim % self.n_head:
@@ -174,6 +180,8 @@ class GPT(LanguageModel):
         own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
         self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
         self.layer_drop = layer_drops.make(config.layer_drop, n_layer=config.n_layer)
+        self.memory = memories.make(config.memory, dim=config.dim, n_layer=config.n_layer, block_size=config.block_size)
+        self.memory.check(self._stack())
         normed = all(block.ends_normed for block in self._stack())
         self.diversity = TokenDiversity(config.diversity)
         self.final_norm = nn.Identity() if normed else self._norm()
@@ -224,8 +232,20 @@ class GPT(LanguageModel):
     def unembedding(self) -> Tensor:
         return self.token_embedding.weight if self.head is None else self.head.weight
 
+    @property
+    def context_limit(self) -> int | None:
+        """The longest sequence that the model can read; with memory any, for positions are of one segment."""
+        return None if isinstance(self.memory, Memory) else super().context_limit
+
+    @property
+    def trace_limit(self) -> int | None:
+        """With memory, a segment."""
+        return self.memory.segment
+
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""
+        if isinstance(self.memory, Memory):
+            return self.memory.new_cache(self, capacity)
         return Cache([block.new_state(capacity) for block in self._stack()])
 
     def hidden(
@@ -237,11 +257,23 @@ class GPT(LanguageModel):
     ) -> Tensor:
         """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
         context = self.context(ids, documents, cache, lengths)
-        x = self.dropout(self.embed(ids, context))  # (B, T, d)
-        for layer in range(self.config.n_layer):
-            x = self.layer(layer, x, context)
+        if isinstance(self.memory, Memory):
+            return self.memory.hidden(self, ids, documents, cache, lengths)
+        hidden = self.run(self.embedded(ids, context), context)
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
+        return hidden
+
+    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+        """Token ids ``(batch, time)`` to the stream ``(batch, time, dim)`` before the first layer, dropout included."""
+        return self.dropout(self.embed(ids, context))  # type: ignore[no-any-return]
+
+    def run(self, x: Tensor, context: Context, inputs: list[Tensor] | None = None) -> Tensor:
+        """The stream before the first layer to the final norm's output; ``inputs`` gets what each layer is given."""
+        for layer in range(self.config.n_layer):
+            if inputs is not None:
+                inputs.append(x)
+            x = self.layer(layer, x, context)
         self.diversity(x)
         return self.see("final_norm", self.final_norm(x))
 

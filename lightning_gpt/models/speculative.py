@@ -81,7 +81,9 @@ def sample_speculatively(
     capacity = end + n_guess + 1
     large, small = _Reading(model, capacity), _Reading(draft, capacity)
     if not (large.cache.can_truncate and small.cache.can_truncate):
-        raise CallError("speculative decoding takes tokens back, which the state of linear attention cannot")
+        raise CallError(
+            "speculative decoding takes tokens back, which linear attention cannot, nor memory tokens; use no draft"
+        )
     left = max_new_tokens
     while left and ids.shape[1] + n_guess < end:
         guesses, guessed_by = _guess(small, ids, n_guess, sampling, generator)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -17,11 +17,16 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.loss import IGNORED
+from lightning_gpt.models.memory import Memory
 from lightning_gpt.training.compiling import CompiledBlocks
-from lightning_gpt.training.metrics import MeanLoss
+from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 from lightning_gpt.training.mup import rescale
 from lightning_gpt.training.optim import Optimization, optimizer, schedule
+from lightning_gpt.training.recurrence import LaneStates
 from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
+
+_MEMORY_KEY = "lightning_gpt_memory"
+"""The entry of a checkpoint that holds what each lane remembers."""
 
 
 class LanguageModule(L.LightningModule):
@@ -38,9 +43,15 @@ class LanguageModule(L.LightningModule):
         self.model = model
         self.optimization = optimization
         self.eval_loss = MeanLoss()
+        self.eval_bits = BitsPerByte()
         self._cursor: dict[str, Any] | None = None
         self._stages: tuple[Stage, ...] = ()
         self._compiled = CompiledBlocks(model) if compile_blocks else None
+        remembering = model if isinstance(model, GPT) and isinstance(model.memory, Memory) else None
+        if remembering and compile_blocks:
+            raise CallError("compile_blocks does not go with memory: leave one of them out")
+        self._lanes = LaneStates(remembering) if remembering else None
+        self._eval_lanes = LaneStates(remembering) if remembering else None
         if optimization.mup is not None:
             rescale(model, optimization.mup)
 
@@ -53,8 +64,29 @@ class LanguageModule(L.LightningModule):
         seed_step = torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed
         seed_step(hash((seed, self._cursor["rows"], self.global_rank)))
         z_loss = self.optimization.z_loss
-        with nullcontext() if self._compiled is None else self._compiled.training():
+        micro_batch = self._micro_batch(len(batch["ids"]))
+        with self._going_on(self._lanes, batch, micro_batch), self._compiled_blocks():
             return self.model.loss(batch["ids"], batch["targets"], batch.get("documents"), z_loss=z_loss)
+
+    def _compiled_blocks(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._compiled is None else self._compiled.training()
+
+    def _micro_batch(self, rows: int) -> int:
+        """Which of the optimizer step's micro-batches was just drawn, where rows are lanes; 0 where they are not."""
+        assert self._cursor is not None
+        if "lanes" not in self._cursor:
+            return 0
+        of_all = rows * self.trainer.world_size
+        return int((self._cursor["rows"] - of_all) % len(self._cursor["lanes"]) // of_all)
+
+    def _going_on(
+        self, lanes: LaneStates | None, batch: Batch, micro_batch: int = 0, row: int | None = None
+    ) -> AbstractContextManager[None]:
+        """Inside, the model goes on from what the batch's lanes remember; one ``row`` alone leaves that as it was."""
+        if lanes is None or "starts" not in batch:
+            return nullcontext()
+        state = lanes.of(batch, micro_batch)
+        return lanes.memory.carried(state if row is None else state.row(row))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself; then the rows of this step, and no earlier, count as trained on."""
@@ -73,34 +105,63 @@ class LanguageModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Negative log-likelihood in nats and most likely token at each position, ``(rows, block_size)`` both."""
-        return {
-            "targets": batch["targets"],
-            "nll": self.model.token_nll(batch["ids"], batch["targets"], batch.get("documents")),
-            "predicted": self._predicted(batch["ids"], batch.get("documents")),
-        }
+        predicted = self._predicted(batch)  # before the lanes go on
+        return {"targets": batch["targets"], "nll": self._nll(batch), "predicted": predicted}
 
-    def _predicted(self, ids: Tensor, documents: Tensor | None) -> Tensor:
+    def _predicted(self, batch: Batch) -> Tensor:
         """The likeliest token at each position, a row at a time: logits of a whole batch can be large."""
-        rows = [slice(row, row + 1) for row in range(len(ids))]
-        likeliest = [self.model(ids[row], None if documents is None else documents[row]).argmax(dim=-1) for row in rows]
+        likeliest, documents = [], batch.get("documents")
+        for row in range(len(batch["ids"])):
+            one = slice(row, row + 1)
+            with self._going_on(self._eval_lanes, batch, row=row):
+                logits = self.model(batch["ids"][one], None if documents is None else documents[one])
+            likeliest.append(logits.argmax(dim=-1))
         return torch.cat(likeliest)
 
+    def _nll(self, batch: Batch) -> Tensor:
+        with self._going_on(self._eval_lanes, batch):
+            return self.model.token_nll(batch["ids"], batch["targets"], batch.get("documents"))
+
     def _evaluate(self, batch: Batch) -> None:
-        nll = self.model.token_nll(batch["ids"], batch["targets"], batch.get("documents"))
-        self.eval_loss.update(nll, batch["targets"] != IGNORED)
+        nll = self._nll(batch)
+        counted = batch["targets"] != IGNORED
+        self.eval_loss.update(nll, counted)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TextData):
+            lengths = torch.from_numpy(data.tokenizer.byte_lengths).to(nll.device)
+            self.eval_bits.update(nll, lengths[batch["targets"].clamp(min=0)] * counted)
+
+    def _forget(self) -> None:
+        if self._eval_lanes is not None:
+            self._eval_lanes.clear()
+
+    def on_validation_epoch_start(self) -> None:
+        """Evaluation begins with nothing remembered, and leaves what training remembers alone."""
+        self._forget()
+
+    def on_test_epoch_start(self) -> None:
+        """As validation."""
+        self._forget()
+
+    def on_predict_epoch_start(self) -> None:
+        """As validation."""
+        self._forget()
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/loss`` and ``val/perplexity`` over the optimizer step."""
+        """Log ``val/loss``, ``val/perplexity`` and, of text, ``val/bits_per_byte`` over the optimizer step."""
         self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test/loss`` and ``test/perplexity``."""
+        """Log the same of the test split."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, split: str) -> None:
         loss = self.eval_loss.compute().float()
         self.eval_loss.reset()
         values = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+        if isinstance(self.trainer.datamodule, TextData):  # type: ignore[attr-defined]
+            values[f"{split}/bits_per_byte"] = self.eval_bits.compute().float()
+        self.eval_bits.reset()
         # the value is the same on every process already; Lightning wants to be told so
         self.log_dict(values, logger=False, sync_dist=True)
         if self.logger is not None and not self.trainer.sanity_checking:
@@ -150,6 +211,23 @@ class LanguageModule(L.LightningModule):
         elif gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def on_fit_start(self) -> None:
+        """Refuse data that a memory has nothing of, and lanes whose number changes."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TextData):
+            return
+        if data.packing == "lanes" and self.optimization.batch_warmup:
+            raise CallError(
+                "packing lanes has as many lanes as a step has rows, and batch_warmup changes that: use one"
+            )
+        if self._lanes is not None and data.separate_documents:
+            raise CallError("memory goes on within a document, so set data.packing lanes instead of separate_documents")
+        if self._lanes is not None and data.packing != "lanes" and self._lanes.memory.segment == data.block_size:
+            raise CallError(
+                f"memory goes from row to row only where data.packing is lanes, and it is {data.packing}: set that, or "
+                f"a memory segment below block_size, {data.block_size}, to remember within a row"
+            )
+
     def on_train_start(self) -> None:
         """Refuse to validate in the middle of an accumulated step: its checkpoint could not be resumed exactly."""
         every, accumulate = self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
@@ -160,8 +238,12 @@ class LanguageModule(L.LightningModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the micro-batches done before in this run's size, where processes or batch size have changed."""
+        """Remember what each lane did; count micro-batches in this run's size, where that has changed."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, TextData) and self._lanes is not None and self.trainer.state.fn == "fit":
+            states, micro_batches = checkpoint.get(_MEMORY_KEY, {}), self.trainer.accumulate_grad_batches
+            if all(len(tensor) == data.micro_batch_rows * micro_batches for tensor in states.values()):
+                self._lanes.load(states, micro_batches, self.global_rank, self.trainer.world_size)
         if not isinstance(data, TextData) or TextData.__qualname__ not in checkpoint or "loops" not in checkpoint:
             return
         was, now = checkpoint[TextData.__qualname__].get("micro_batch_rows"), data.micro_batch_rows
@@ -171,8 +253,16 @@ class LanguageModule(L.LightningModule):
                 counts[stage] = counts[stage] * was // now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which model the weights are of, so that :func:`lightning_gpt.load` can rebuild it."""
+        """Say which model the weights are of, so that :func:`lightning_gpt.load` can rebuild it; keep its memory."""
         checkpoint[MODEL_KEY] = self.model.describe()
+        if self._lanes is not None:
+            checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_processes)
+
+    def _of_all_processes(self, tensor: Tensor) -> Tensor:
+        """``(processes, ...)``; Lightning adds no dimension where there is one process."""
+        gathered = self.all_gather(tensor)
+        assert isinstance(gathered, Tensor)
+        return gathered if self.trainer.world_size > 1 else gathered[None]
 
 
 class GPTModule(LanguageModule):

@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import EvalLanes, SizedTrainBatches
@@ -16,6 +16,7 @@ from lightning_gpt.data.stream import PADDING, Reader, count
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.loss import IGNORED
 from tests.data.test_stream import BYTES, EVERYTHING, Listed, batches, tokens_of
+from tests.models.helpers import property_test
 
 END = BYTES.end_of_text
 texts = st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=40), min_size=1, max_size=12, unique=True)
@@ -42,7 +43,7 @@ def documents_read(rows: np.ndarray, lanes: int) -> list[list[int]]:
     return [document for _, document in sorted(found) if document[-1] == END]
 
 
-@settings(max_examples=60)
+@property_test
 @given(texts=texts, lanes=st.integers(1, 5), block_size=st.integers(1, 9), window=st.integers(1, 12))
 def test_lanes_read_every_document_of_a_pass_once(texts: list[str], lanes: int, block_size: int, window: int) -> None:
     stream = lanes_of([texts], lanes, block_size, window)
@@ -68,7 +69,7 @@ def test_passes_and_windows_are_put_in_orders_of_their_own() -> None:
     assert read[:8] != [tokens_of([text]) for text in documents[:8]]
 
 
-@settings(max_examples=60)
+@property_test
 @given(
     corpora=st.lists(texts, min_size=1, max_size=3),
     lanes=st.integers(1, 5),
@@ -164,6 +165,7 @@ def test_a_limited_source_is_cut_in_a_lane_too() -> None:
     assert sorted(targets[:20]) == sorted(tokens_of(["a" * 8]) + [ord("b")] * 11)
 
 
+@property_test
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12),
     block_size=st.integers(1, 9),
@@ -173,8 +175,8 @@ def test_a_limited_source_is_cut_in_a_lane_too() -> None:
 def test_evaluation_predicts_every_token_once_from_its_documents_beginning(
     lengths: list[int], block_size: int, batch: int, world: int
 ) -> None:
-    ids = iter(range(1000, 10**6))
-    documents = [np.array([*(next(ids) for _ in range(length - 1)), END]) for length in lengths]
+    ids = iter(range(1000, 60000))
+    documents = [np.array([*(next(ids) for _ in range(length - 1)), END], dtype=np.uint16) for length in lengths]
     shares = [list(EvalLanes(documents, block_size, batch, rank, world, END)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1, "every process must take as many batches"
     read: list[list[int]] = []

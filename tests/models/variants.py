@@ -8,6 +8,7 @@ from lightning_gpt.models.attention import attentions
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.feedforward import ffns
+from lightning_gpt.models.memory import memories
 from lightning_gpt.models.mixture_of_depths import depths
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import position_schemes
@@ -15,19 +16,31 @@ from lightning_gpt.models.registry import Choice, Registry
 from tests.models.helpers import randomise
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
-OPTIONS: dict[str, Any] = {"n_kv_head": 2, "window": 5, "stride": 4, "n_global": 2, "rate": 0.2}
+OPTIONS: dict[str, Any] = {
+    "n_kv_head": 2,
+    "window": 5,
+    "stride": 4,
+    "n_global": 2,
+    "rate": 0.2,
+    "segment": 4,
+    "length": 6,
+    "n_memory": 2,
+}
 """What a variant is given where it cannot do without: small, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
     "depth": depths,
     "ffn": ffns,
     "layer_drop": layer_drops,
+    "memory": memories,
     "norm": norms,
     "position": position_schemes,
     "qk_norm": norms,
     "residual": blocks,
 }
 
+ALONGSIDE: dict[str, dict[str, Any]] = {"memory": {"position": "rotary"}}
+"""What else the variants of a part need, some of them, to work."""
 
 
 def choices(registry: Registry[Any]) -> Iterator[Choice]:
@@ -42,6 +55,7 @@ def choices(registry: Registry[Any]) -> Iterator[Choice]:
 
 ROUTED = {"kind": "mixture", "every": 1, "capacity": 0.5, "decision": "router"}
 """A choice of tokens in every block, so that each meets what the one before has made of a few."""
+SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tokens", "segment": 4, "n_memory": 2}
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
@@ -56,9 +70,14 @@ EXTENDED: list[dict[str, Any]] = [
     {"depth": ROUTED, "position": "t5", "ffn": {"kind": "moe", "n_expert": 4}},
     {"depth": ROUTED, "attention": "linear"},
     {"depth": {"kind": "mixture", "layers": [1, 2]}, "n_layer": 4, "layer_drop": {"kind": "linear", "rate": 0.2}},
+    {"memory": SEGMENTS, "position": "t5", "attention": {"kind": "strided", "stride": 4}, "residual": "initial"},
+    {"memory": SEGMENTS, "position": "alibi", "attention": [{"kind": "window", "window": 5}, "value_embedding"]},
+    {"memory": SEGMENTS, "position": "none", "attention": "value_residual", "ffn": {"kind": "moe", "n_expert": 4}},
+    {"memory": TOKENS, "diversity": 0.1},
+    {"memory": TOKENS, "position": "alibi", "attention": ["shaped", {"kind": "window", "window": 5}]},
 ]
 CONFIGS: list[dict[str, Any]] = [
-    {part: choice} for part, registry in PARTS.items() for choice in choices(registry)
+    {part: choice, **ALONGSIDE.get(part, {})} for part, registry in PARTS.items() for choice in choices(registry)
 ] + EXTENDED
 
 

@@ -134,7 +134,8 @@ class DepthDiagnostics(Callback):
             return None
         targets = data.evaluation("val").all_targets
         text = targets[targets != IGNORED]
-        time_ = min(data.block_size, _ROW_TOKENS, self.tokens, len(text) - 1)
+        longest = pl_module.model.trace_limit or data.block_size
+        time_ = min(longest, _ROW_TOKENS, self.tokens, len(text) - 1)
         if time_ < 2:
             return None
         rows = max(1, min(self.tokens // time_, data.micro_batch_rows, (len(text) - 1) // time_))

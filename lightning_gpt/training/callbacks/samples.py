@@ -54,7 +54,8 @@ class Samples(Callback):
             ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
             text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))
             board.experiment.add_text(f"samples/{number}", f"**{_plain(prompt.strip())}**{_plain(text)}", step)
-        ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[: model.config.block_size]
+        shown = model.trace_limit or model.config.block_size
+        ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[:shown]
         maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
         board.experiment.add_figure("attention/pattern", heads_grid(maps, f"step {step:,}"), step)
 

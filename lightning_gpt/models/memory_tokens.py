@@ -1,0 +1,96 @@
+"""A few vectors that carry a text from one segment to the next: the recurrent memory transformer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.models.cache import Cache, KeyValues, LayerState
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.memory import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+
+
+@memories.register("tokens")
+class MemoryTokens(Memory):
+    """``n_memory`` vectors are read before a segment and written after it, by the layers that read its tokens: RMT.
+
+    Bulatov et al. 2022 (2207.06881), section 3.2: ``[H_mem ∘ H_τ ∘ H_mem]`` goes through the layers, causally; the
+    tokens see the first, which are read, and the last, which are written, see all; the last's output after the final
+    norm is the next segment's ``H_mem``, the first's is learned. A training row of several segments is learnt from end
+    to end through the memory; the gradient stops at the row's beginning. Positions are counted within a segment, so
+    that every scheme will do; memory tokens stand before and after its tokens, and no position is added to them.
+
+    Args:
+        dim: Width of the stream.
+        block_size: Length of a row in training.
+        n_memory: Number of memory tokens.
+        segment: Length of a segment, which divides ``block_size``; that when None, and then what is written is never
+            learnt, for no loss comes after it.
+    """
+
+    needs_every_layer = True
+
+    def __init__(self, dim: int, block_size: int, n_memory: int, segment: int | None = None) -> None:
+        super().__init__(block_size, segment)
+        require_whole("n_memory", n_memory)
+        self.initial = nn.Parameter(0.02 * torch.randn(n_memory, dim))
+
+    @property
+    def n_memory(self) -> int:
+        """How many memory tokens there are."""
+        return len(self.initial)
+
+    def new_state(self, rows: int, like: Tensor) -> State:
+        counts: dict[str, Any] = {"dtype": torch.long, "device": like.device}
+        return State(
+            like.new_zeros(rows, *self.initial.shape), torch.zeros(rows, 0, **counts), torch.zeros(rows, **counts)
+        )
+
+    def new_cache(self, model: Layers, capacity: int) -> MemoryCache:
+        return MemoryCache([], capacity, takes_back=False)
+
+    def _read(self, model: Layers, pieces: tuple[Tensor, ...]) -> list[Tensor]:
+        state, hidden = self._state, []
+        memory = self.initial.expand(len(pieces[0]), -1, -1)
+        if state is not None:
+            memory = torch.where((state.read == 0)[:, None, None], memory, state.memory.to(memory.dtype))
+        for number, piece in enumerate(pieces):
+            layers = [Recalled() for _ in model.blocks]
+            self._through(model, memory, layers, 0)
+            layers = [layer.after() for layer in layers]
+            hidden.append(self._tokens(model, piece, Cache([*layers]), 0))
+            is_last = number + 1 == len(pieces)
+            if is_last and state is None:
+                break
+            # what the next row goes on from has no part in this one's loss
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not is_last):
+                layers = [layer.after() for layer in layers]
+                memory = self._through(model, memory, layers, self.n_memory + piece.shape[1])
+        if state is not None:
+            state.memory, state.read = memory.detach(), state.read + sum(piece.shape[1] for piece in pieces)
+        return hidden
+
+    def _go_on(self, model: Layers, piece: Tensor, cache: MemoryCache) -> Tensor:
+        within = cache.length % self.segment
+        if within == 0:
+            if cache.memory is None:
+                cache.memory = self.initial.expand(len(piece), -1, -1)
+            else:
+                cache.memory = self._through(model, cache.memory, cache.layers, self.n_memory + self.segment)
+            cache.layers = [KeyValues(2 * self.n_memory + self.segment) for _ in model.blocks]
+            self._through(model, cache.memory, cache.layers, 0)
+        return self._tokens(model, piece, cache, within)
+
+    def _tokens(self, model: Layers, piece: Tensor, cache: Cache, within: int) -> Tensor:
+        """Hidden states of tokens that stand at ``within`` and on in their segment."""
+        place = torch.arange(within, within + piece.shape[1], device=piece.device)
+        x = model.embedded(piece, Context(at=place, scheme=model.positions))
+        at = self.n_memory + place
+        return model.run(x, Context(at=at, scheme=model.positions, cache=cache, memo={}, ids=piece))
+
+    def _through(self, model: Layers, memory: Tensor, layers: Sequence[LayerState], begin: int) -> Tensor:
+        """Memory tokens at the place ``begin`` and on, through all layers."""
+        at = torch.arange(begin, begin + self.n_memory, device=memory.device) if begin else None
+        with self._counting(0):
+            return model.run(memory, Context(at=at, scheme=model.positions, cache=Cache([*layers]), memo={}))

@@ -1,0 +1,114 @@
+"""What each layer was given of the last tokens, attended to from the next segment: Transformer-XL."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.block import Block
+from lightning_gpt.models.cache import LOOKAHEAD, Cache, KeyValues
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.memory import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+
+
+@memories.register("segment")
+class SegmentMemory(Memory):
+    """Each layer also attends to what it was given of the ``length`` tokens before the segment: Transformer-XL.
+
+    Dai et al. 2019 (1901.02860), section 3.2: ``h̃ = [SG(h_τ) ∘ h_{τ+1}]``, queries of ``h_{τ+1}``, keys and values of
+    ``h̃``. The streams of earlier segments are kept, not their keys, so that keys and values are made of them by the
+    present weights, which get a gradient through them; SG lets none flow further back. After L layers a token has heard
+    of up to ``L · length`` tokens before its segment. Positions must be relative (section 3.3), any of the schemes here
+    that add nothing to embeddings; tokens have their true distances, and an attention that names its tokens by their
+    place, such as ``global_window``, sees them while the memory holds them.
+
+    Args:
+        n_layer: Number of layers.
+        dim: Width of the stream.
+        block_size: Length of a row in training.
+        length: Tokens that are remembered; as many as a segment has when None.
+        segment: Length of a segment, which divides ``block_size``; that when None.
+    """
+
+    is_relative = True
+
+    def __init__(
+        self, n_layer: int, dim: int, block_size: int, length: int | None = None, segment: int | None = None
+    ) -> None:
+        super().__init__(block_size, segment)
+        require_whole("length", length, optional=True)
+        self.length = length or self.segment
+        self.n_layer, self.dim = n_layer, dim
+
+    def new_state(self, rows: int, like: Tensor) -> State:
+        counts: dict[str, Any] = {"dtype": torch.long, "device": like.device}
+        return State(
+            like.new_zeros(rows, self.n_layer, self.length, self.dim),
+            torch.zeros(rows, self.length, **counts),
+            torch.zeros(rows, **counts),
+        )
+
+    def new_cache(self, model: Layers, capacity: int) -> MemoryCache:
+        layers: list[KeyValues] = [_SegmentKeys(self, capacity) for _ in model.blocks]
+        return MemoryCache(layers, capacity, takes_back=True)
+
+    def _read(self, model: Layers, pieces: tuple[Tensor, ...]) -> list[Tensor]:
+        state, hidden = self._state, []
+        # of every row alike, from the beginning; or of each row its own
+        begin = torch.zeros((), dtype=torch.long) if state is None else state.read[:, None]
+        begin = begin.to(pieces[0].device)
+        memory: list[Tensor] = [] if state is None else list(state.memory.unbind(dim=1))
+        ids = pieces[0][:, :0] if state is None else state.ids
+        for piece in pieces:
+            context = Context(scheme=model.positions, memo={}, ids=piece)
+            if memory:
+                context = self._after(model, memory, ids, begin, piece)
+            inputs: list[Tensor] = []
+            hidden.append(model.run(model.embedded(piece, context), context, inputs))
+            given = [x.detach() for x in inputs]
+            memory = [torch.cat(both, dim=1) for both in zip(memory, given, strict=True)] if memory else given
+            memory = [x[:, -self.length :] for x in memory]
+            ids = torch.cat([ids, piece], dim=1)[:, -self.length :]
+            begin = begin + piece.shape[1]
+        if state is not None:
+            state.memory, state.ids, state.read = torch.stack(memory, dim=1), ids, begin[:, 0]
+        return hidden
+
+    def _after(self, model: Layers, memory: list[Tensor], ids: Tensor, begin: Tensor, piece: Tensor) -> Context:
+        """The context of a segment whose layers remember ``memory``: places before a document's begin are negative."""
+        kept, time = ids.shape[1], piece.shape[1]
+        place = torch.arange(-kept, time, device=piece.device) + begin
+        before = Context(at=place[..., :kept], scheme=model.positions, memo={}, ids=ids)
+        layers: list[KeyValues] = []
+        for block, x in zip(model.blocks, memory, strict=True):
+            assert isinstance(block, Block)
+            assert isinstance(block.attention, MultiHeadAttention)
+            _, k, v = block.attention.heads(block.attention_input(x, before), before)
+            layers.append(Recalled(k, v, place[..., :kept]))
+        return Context(at=place[..., kept:], scheme=model.positions, cache=Cache([*layers]), memo={}, ids=piece)
+
+    def _go_on(self, model: Layers, piece: Tensor, cache: MemoryCache) -> Tensor:
+        at = cache.positions(piece.shape[1], piece.device)
+        context = Context(at=at, scheme=model.positions, cache=cache, memo={}, ids=piece)
+        return model.run(model.embedded(piece, context), context)
+
+
+class _SegmentKeys(KeyValues):
+    """Keys and values of the segment that is being read and of the tokens that it remembers."""
+
+    def __init__(self, memory: SegmentMemory, capacity: int) -> None:
+        super().__init__(min(capacity, memory.segment + memory.length + LOOKAHEAD))
+        self._memory = memory
+
+    def append(
+        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As in the base class, for tokens of one segment: what lies too far before it counts as no place."""
+        begin = self.seen - self.seen % self._memory.segment
+        k, v, places = super().append(k, v, at, lengths)
+        forgotten = begin - self._memory.length
+        if forgotten <= 0:
+            return k, v, places
+        places = torch.arange(k.shape[-2], device=k.device) if places is None else places
+        return k, v, places.masked_fill(places < forgotten, -1)
