@@ -226,6 +226,7 @@ def test_a_compressed_file_cut_short_anywhere_is_named(compress: Callable[[bytes
         ("x.xml.bz2", bz2.compress(b"<mediawiki><page>"), r"x.xml.bz2 cannot be read as a Wikipedia dump"),
         ("x.xml.bz2", dump_of(["One"])[:-20], r"x.xml.bz2 cannot be read as a Wikipedia dump"),
     ],
+    ids=lambda value: "content" if isinstance(value, bytes) else value,  # a compressor's bytes are no name
 )
 def test_a_broken_file_is_named(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
