@@ -20,6 +20,10 @@ from lightning_gpt.models.positions import Positions, positions_within
 from lightning_gpt.models.watch import Edit, Trace, Watched, record
 
 
+_CACHED = 16 << 20
+"""Bytes of a matrix that a processor's cache may hold from token to token."""
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Refuse a config whose named fields are not all positive whole numbers."""
     for name in names:
@@ -128,6 +132,11 @@ class LanguageModel(Watched, ABC):
         """The longest sequence that the model can read, in tokens: the end of learned positions; None where any."""
         return self.positions.limit
 
+    @property
+    def trace_limit(self) -> int | None:
+        """The longest text whose intermediates one pass can record, in tokens; None where any."""
+        return None
+
     def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits ``(batch, vocab_size)`` of the token after ``ids``, or after the first ``lengths`` of each row.
 
@@ -143,8 +152,13 @@ class LanguageModel(Watched, ABC):
         """Scores of all tokens for a few hidden states ``(rows, dim)``: ``(rows, vocab_size)``."""
         if self.int8_unembedding is not None:
             return self.int8_unembedding(hidden)  # type: ignore[no-any-return]
-        # for few rows the product is twice as fast on CPU this way round, where the matrix is read in its order
-        return (self.unembedding @ hidden.T).T
+        # for few rows the product is twice as fast on CPU this way round, where the matrix is read in its order; and for
+        # one row and a matrix that no cache holds, a product with two is, for MKL's product with a single vector reads
+        # memory at a quarter of its speed (6.4 against 2.6 ms for 50,257 x 256 on one thread)
+        matrix, rows = self.unembedding, len(hidden)
+        if rows == 1 and hidden.device.type == "cpu" and matrix.nbytes > _CACHED:
+            hidden = hidden.expand(2, -1).contiguous()
+        return (matrix @ hidden.T).T[:rows]
 
     def record(
         self, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
@@ -194,7 +208,7 @@ class LanguageModel(Watched, ABC):
         at = cache.positions(ids.shape[1], ids.device) if cache else None
         if documents is not None:
             at = positions_within(documents)
-        return Context(at=at, documents=documents, scheme=self.positions, cache=cache, lengths=lengths, memo={})
+        return Context(at, documents, self.positions, cache, lengths, memo={}, ids=ids)
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
         """Token embeddings and what the position scheme adds, ``(batch, time, dim)``, both parts and the sum seen."""
