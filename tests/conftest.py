@@ -1,11 +1,16 @@
-"""One thread for each test process, and an order that leaves no core idle at the end."""
+"""What holds for every test: one thread, no deadlines, and an order that leaves no core idle at the end."""
 
 import os
 
+import hypothesis
 import pytest
 
 # the tests run a process a core, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a busy machine is no failure
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
