@@ -18,7 +18,7 @@ from lightning_gpt.studies.spec import Study
 _WIDTH = "model.init_args.dim"
 _MUP = "model.init_args.optimization.mup"
 _FLAT = 0.25
-"""A slope up to this, either way, is called none: over a width four times as wide it is a factor of 1.41."""
+"""A slope up to this, either way, is called none: what μP prevents grows as the root of the width or faster."""
 
 _Wide = dict[int, list[Result]]
 """Finished cells by their width."""
