@@ -1,5 +1,6 @@
 """Running the real command in real processes, and reading what a run left behind."""
 
+import contextlib
 import functools
 import json
 import os
@@ -32,7 +33,7 @@ def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, server
 
 
-def run_forked(module: str, *args: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run_forked(module: str, *args: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module args`` as a fork of a process that has imported the package already.
 
     Raises:
@@ -41,14 +42,15 @@ def run_forked(module: str, *args: str, cwd: Path, timeout: float = 240) -> subp
     calls, _ = _fork_server()
     call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment()}
     with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        calls.settimeout(240)
+        calls.settimeout(600)
         socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, out, errors)])
         pid = _answer(calls)
         calls.settimeout(timeout)
         try:
             status, in_time = _answer(calls), True
         except TimeoutError:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
             calls.settimeout(None)
             status, in_time = _answer(calls), False
         out.seek(0)
@@ -65,7 +67,7 @@ def _answer(calls: socket.socket) -> int:
     return int(answer)
 
 
-def run_command(*args: str, cwd: Path, timeout: float = 240, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def run_command(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` to its end.
 
     Args:
@@ -82,7 +84,7 @@ def run_command(*args: str, cwd: Path, timeout: float = 240, fresh: bool = False
     )
 
 
-def must_run(*args: str, cwd: Path, timeout: float = 240, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def must_run(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` and fail with its output where its exit status is not 0."""
     done = run_command(*args, cwd=cwd, timeout=timeout, fresh=fresh)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
