@@ -22,7 +22,8 @@ def test_the_coordinate_check_runs_and_reports_slopes(tmp_path: Path) -> None:
         variants[f"μP {width}"] = {**sizes, "model.init_args.optimization.mup": {"base_dim": 8}}
     study["presets"] = {"tiny": {"base": ["tiny.yaml"], "seeds": [0], "variants": variants}}
     write_config(tmp_path / "mup.yaml", study)
-    must_run("study", "--config", "mup.yaml", "--preset", "tiny", "--folder", "out", "--jobs", "2", cwd=tmp_path)
+    call = ("study", "--config", "mup.yaml", "--preset", "tiny", "--folder", "out", "--jobs", "2")
+    must_run(*call, cwd=tmp_path, timeout=900)
     report = (tmp_path / "out/report.md").read_text()
     assert "| parametrisation, layer | width 8 | width 16 | width 32 | slope | slope before training |" in report
     for row in ("standard, embedding", "standard, layer 1", "μP, base 8, layer 1"):
