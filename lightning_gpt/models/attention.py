@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.linear import Linear
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions import Positions
 from lightning_gpt.models.registry import Choice, Registry
@@ -278,10 +279,10 @@ class MultiHeadAttention(CausalAttention):
         self.head_dim = dim // n_head
         if n_head % self.n_kv_head:
             raise CallError(f"n_kv_head is {n_kv_head} and must divide n_head, which is {n_head}")
-        self.qkv = nn.Linear(dim, (n_head + 2 * self.n_kv_head) * self.head_dim, bias=bias)
+        self.qkv = Linear(dim, (n_head + 2 * self.n_kv_head) * self.head_dim, bias=bias)
         self.q_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         self.k_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
-        self.projection = nn.Linear(dim, dim, bias=bias)
+        self.projection = Linear(dim, dim, bias=bias)
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """``(batch, time, dim)`` to the same."""

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.linear import Linear
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.watch import Watched
 
@@ -34,8 +35,8 @@ class FeedForward(Watched):
         hidden = self.default_hidden(dim) if hidden is None else hidden
         if hidden < 1:
             raise CallError(f"ffn hidden is {hidden}; it must be at least 1")
-        self.expand = nn.Linear(dim, self.inputs * hidden, bias=bias)
-        self.projection = nn.Linear(hidden, dim, bias=bias)
+        self.expand = Linear(dim, self.inputs * hidden, bias=bias)
+        self.projection = Linear(hidden, dim, bias=bias)
 
     @staticmethod
     def default_hidden(dim: int) -> int:

@@ -15,7 +15,6 @@ from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig
 from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.generation import Decoder, Sampling, sample
 from tests.models.helpers import property_test, random_ids, randomise
-from tests.models.variants import SIZES, build
 from tests.reference import formulas
 
 VOCAB, BLOCK = 13, 6
@@ -344,12 +343,3 @@ CALLS: list[Callable[[LanguageModel, Tensor], Tensor]] = [
 def test_a_prompt_outside_the_vocabulary_is_refused(call: Callable[[LanguageModel, Tensor], Tensor]) -> None:
     with pytest.raises(CallError, match=rf"token id {VOCAB} is outside the vocabulary of {VOCAB}"):
         call(MODELS["gpt"], torch.tensor([[1, VOCAB]]))
-
-
-def test_one_row_over_a_matrix_that_no_cache_holds_has_the_logits_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, hidden = build({}), torch.randn(3, SIZES["dim"], dtype=torch.float64)
-    expected = hidden @ model.unembedding.T
-    monkeypatch.setattr("lightning_gpt.models.base._CACHED", 0)
-    for row in range(3):
-        torch.testing.assert_close(model.logits(hidden[row : row + 1]), expected[row : row + 1])
-    torch.testing.assert_close(model.logits(hidden), expected)
