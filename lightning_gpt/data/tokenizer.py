@@ -137,7 +137,7 @@ class Tokenizer:
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each id stands for, ``(vocab_size,)`` int64; 0 for ``<|endoftext|>`` and unused ids."""
+        """Bytes of text of each id, ``(vocab_size,)`` int64; 0 for ``<|endoftext|>`` and unused ids."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, rank in self.ranks.items():
             lengths[rank] = len(token)
