@@ -55,6 +55,11 @@ class LaneStates:
     def load(self, states: dict[str, Tensor], micro_batches: int, rank: int, world_size: int) -> None:
         """Take this process's part of the states of all lanes."""
         self.clear()
-        own = {name: tensor.view(micro_batches, world_size, -1, *tensor.shape[1:])[:, rank] for name, tensor in states.items()}
+        own = {
+            name: tensor.view(
+                micro_batches, world_size, len(tensor) // (micro_batches * world_size), *tensor.shape[1:]
+            )[:, rank]
+            for name, tensor in states.items()
+        }
         for number in range(micro_batches if own else 0):
             self._states[number] = State(**{name: tensor[number] for name, tensor in own.items()})
