@@ -232,7 +232,7 @@ OF_THEIR_OWN = [c for c in CONFIGS if "n_unique" not in c and "neutreno" not in 
 def test_every_variant_loses_the_same_by_its_edited_output_projection(changes: dict[str, Any]) -> None:
     """Each part of layer 1 by itself: its head's columns of the projection at 0, or its FFN's output."""
     model = build(changes)
-    ids, width = random_ids(17, 2, 8), 4
+    ids, width = random_ids(17, 2, model.trace_limit or 8), 4
     for part in (part for part in all_parts(model) if part.layer == 1):
         without = copy.deepcopy(model)
         if part.head is None:

@@ -44,7 +44,8 @@ def test_the_last_depth_is_the_models_own_output(model: LanguageModel) -> None:
 
 @pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
 def test_the_last_depth_of_every_variant_is_its_own_output(changes: dict[str, Any]) -> None:
-    model, ids = build(changes), random_ids(17, 8)
+    model = build(changes)
+    ids = random_ids(17, model.trace_limit or 8)
     lens = logit_lens(model, ids, k=17)
     with torch.no_grad():
         probabilities = model(ids[None])[0].softmax(-1).numpy()
