@@ -126,10 +126,16 @@ class LanguageModule(L.LightningModule):
         nll = self._nll(batch)
         counted = batch["targets"] != IGNORED
         self.eval_loss.update(nll, counted)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, TextData):
+        data = self._text
+        if data is not None:
             lengths = torch.from_numpy(data.tokenizer.byte_lengths).to(nll.device)
             self.eval_bits.update(nll, lengths[batch["targets"].clamp(min=0)] * counted)
+
+    @property
+    def _text(self) -> TextData | None:
+        """The data, where a trainer runs this module over text; its tokens are of so many bytes each."""
+        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
+        return data if isinstance(data, TextData) else None
 
     def _forget(self) -> None:
         if self._eval_lanes is not None:
@@ -159,7 +165,7 @@ class LanguageModule(L.LightningModule):
         loss = self.eval_loss.compute().float()
         self.eval_loss.reset()
         values = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
-        if isinstance(self.trainer.datamodule, TextData):  # type: ignore[attr-defined]
+        if self._text is not None:
             values[f"{split}/bits_per_byte"] = self.eval_bits.compute().float()
         self.eval_bits.reset()
         # the value is the same on every process already; Lightning wants to be told so

@@ -96,7 +96,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
     assert [category.title for category in layout.category] == [
         *("loss", "depth: over-smoothing", "depth: attention", "depth: spectra", "depth: training")
     ]
-    assert len(charts) == 2 + len(DIAGNOSTICS)
+    assert len(charts) == 3 + len(DIAGNOSTICS)
     tags = events.Tags()["scalars"]
 
     def shown(patterns: Iterable[str]) -> set[str]:  # the plugin matches from a tag's start
@@ -104,6 +104,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
 
     assert shown(charts["training and validation loss (nats)"]) == {"train/loss", "val/loss"}
     assert shown(charts["training and validation perplexity"]) == {"train/perplexity", "val/perplexity"}
+    assert shown(charts["validation bits per byte"]) == {"val/bits_per_byte"}
     for name, diagnostic in DIAGNOSTICS.items():
         found = shown(charts[diagnostic.title])
         assert len(found) == N_LAYER + (diagnostic.of == "stream")
@@ -118,7 +119,8 @@ def test_hyper_parameters_are_in_the_runs_own_event_file_with_its_results(run: P
                 "precision": "32-true"}  # fmt: skip
     assert {key: settings[key] for key in expected} == expected
     experiment = plugin_data(events, "_hparams_/experiment").experiment
-    assert [metric.name.tag for metric in experiment.metric_infos] == ["val/loss", "val/perplexity"]
+    results = ["val/loss", "val/perplexity", "val/bits_per_byte"]
+    assert [metric.name.tag for metric in experiment.metric_infos] == results
     assert {info.name for info in experiment.hparam_infos} == set(settings)
     assert plugin_data(events, "_hparams_/session_end_info").session_end_info.status == 1  # STATUS_SUCCESS
     assert ("val/loss", STEPS) in scalars(run), "what the page shows beside them"
