@@ -64,6 +64,8 @@ class CausalAttention(Watched):
 
     span: int | None = None
     """How many positions back a token can see, itself included; None for all."""
+    mixes_first_layer = False
+    """Whether it mixes in what the first layer made of each token, so that every token must go through both."""
 
     def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention import attentions
 from lightning_gpt.models.cache import KeyValues, LayerState
 from lightning_gpt.models.chosen import Chosen, ChosenKeyValues, shown_whole
 from lightning_gpt.models.context import Context
@@ -28,8 +29,6 @@ depths: Registry["FullDepth"] = Registry("depth", "n_layer", "n_unique", "residu
 
 _RESIDUALS = ("pre", "sandwich", "layerscale", "rezero", "parallel")
 """The residual rules under which a block gives the stream and something more, so that a token may do without."""
-_LOOK_BACK = ("neutreno", "value_residual")
-"""Attention that needs what the first layer made of each token."""
 
 
 @depths.register("full")
@@ -127,8 +126,8 @@ def _check_parts(layers: list[int], residual: Choice, attention: LayerChoice) ->
         )
     for layer in layers:
         choice = at_layer(attention, layer)
-        kind = choice if isinstance(choice, str) else choice["kind"]
-        if kind in _LOOK_BACK:
+        if attentions.get(choice).mixes_first_layer:
+            kind = choice if isinstance(choice, str) else choice["kind"]
             raise CallError(
                 f"attention {kind!r} mixes in what the first layer made of every token, and with depth mixture layer "
                 f"{layer} meets some of them only; use another attention there, or depth full"

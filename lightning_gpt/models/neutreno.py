@@ -23,6 +23,8 @@ class NeutrenoAttention(MultiHeadAttention):
         shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
+    mixes_first_layer = True
+
     def __init__(self, *, strength: float = 0.4, **shared: Any) -> None:
         super().__init__(**shared)
         self.strength = strength

@@ -4,6 +4,7 @@
 network. What the rules see is named as in :class:`~lightning_gpt.models.block.Block`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -185,8 +186,26 @@ class Parallel(Block):
         return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", normed)))
 
 
+class FromEmbeddings(Block, ABC):
+    """Pre-LN on the stream with something of the embeddings in it: a variant says how the two are mixed."""
+
+    @abstractmethod
+    def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        """What the block works on, of the stream and the embeddings, all ``(batch, time, dim)``."""
+
+    def _mixed(self, x: Tensor, context: Context) -> Tensor:
+        return self.mixed(x, context.once("initial stream", lambda: x))
+
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The norm of the mixture."""
+        return super().attention_input(self._mixed(x, context), context)
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        return super().forward(self._mixed(x, context), context)
+
+
 @blocks.register("initial")
-class InitialResidual(Block):
+class InitialResidual(FromEmbeddings):
     """``H ← (1 − α) H + α H⁰`` before each pre-LN block, H⁰ the embeddings: no layer is far from what went in.
 
     The initial residual of GCNII, Chen et al. 2020 (2007.02133), eq. 5, which is for graphs what over-smoothing in
@@ -213,19 +232,12 @@ class InitialResidual(Block):
             raise CallError(f"residual share is {share}; it must be 0 to 1")
         self.share = share
 
-    def _with_initial(self, x: Tensor, context: Context) -> Tensor:
-        return torch.lerp(x, context.once("initial stream", lambda: x), self.share)
-
-    def attention_input(self, x: Tensor, context: Context) -> Tensor:
-        """The norm of the stream and its share of the embeddings."""
-        return super().attention_input(self._with_initial(x, context), context)
-
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        return super().forward(self._with_initial(x, context), context)
+    def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        return torch.lerp(x, embeddings, self.share)
 
 
 @blocks.register("embedding_skip")
-class EmbeddingSkip(Block):
+class EmbeddingSkip(FromEmbeddings):
     """``H ← λ₁ H + λ₂ H⁰`` before each pre-LN block, H⁰ the embeddings, two learned numbers that start at 1 and 0.
 
     Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs); ``initial`` with a share that is learned.
@@ -237,14 +249,6 @@ class EmbeddingSkip(Block):
         super().__init__(attention, ffn, norm, dropout)
         self.stream_shares = nn.Parameter(torch.tensor([1.0, 0.0]))
 
-    def _with_embeddings(self, x: Tensor, context: Context) -> Tensor:
-        own, embeddings = self.stream_shares
-        mixed: Tensor = own * x + embeddings * context.once("initial stream", lambda: x)
-        return mixed
-
-    def attention_input(self, x: Tensor, context: Context) -> Tensor:
-        """The norm of the stream and its share of the embeddings."""
-        return super().attention_input(self._with_embeddings(x, context), context)
-
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        return super().forward(self._with_embeddings(x, context), context)
+    def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        own, share = self.stream_shares
+        return own * x + share * embeddings  # type: ignore[no-any-return]

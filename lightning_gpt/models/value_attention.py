@@ -43,6 +43,8 @@ class ValueResidualAttention(MixedValueAttention):
         shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
     """
 
+    mixes_first_layer = True
+
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
         return context.once(("values brought along", self.n_kv_head), lambda: v)
 

@@ -18,47 +18,30 @@ class MeanLoss(Metric):
     full_state_update = False
 
     total_nll: Tensor
-    tokens: Tensor
+    total_counted: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total_nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total_counted", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, counted: Tensor) -> None:
-        """Add tokens: ``nll`` and the boolean ``counted`` have one shape; what is not counted must be 0."""
+        """Add tokens: their ``nll`` and what each is ``counted`` as, of one shape; what is not counted is 0 in both."""
         self.total_nll += nll.double().sum()
-        self.tokens += counted.sum()
+        self.total_counted += counted.sum()
 
     def compute(self) -> Tensor:
         """The mean in nats; nan where no token was counted."""
-        return self.total_nll / self.tokens
+        return self.total_nll / self.total_counted
 
 
-class BitsPerByte(Metric):
+class BitsPerByte(MeanLoss):
     """Total negative log-likelihood in bits / total bytes of text, over all batches and all processes.
 
     What compares models of different vocabularies: a byte is the same whatever it was split into. The tokens that end
-    documents cost bits and are no bytes of text.
+    documents cost bits and are no bytes of text. :meth:`update` is given how many bytes each token stands for.
     """
-
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
-    total_nll: Tensor
-    bytes: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total_nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, nll: Tensor, n_bytes: Tensor) -> None:
-        """Add tokens: their ``nll`` in nats and how many bytes each stands for; what is not counted is 0 in both."""
-        self.total_nll += nll.double().sum()
-        self.bytes += n_bytes.sum()
 
     def compute(self) -> Tensor:
         """Bits a byte; nan where no byte was counted."""
-        return self.total_nll / (math.log(2) * self.bytes.double())
+        return super().compute() / math.log(2)

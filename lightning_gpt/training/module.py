@@ -91,8 +91,8 @@ class LanguageModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself; then the rows of this step, and no earlier, count as trained on."""
         super().optimizer_step(*args, **kwargs)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, TextData) and self._cursor is not None:
+        data = self._text
+        if data is not None and self._cursor is not None:
             data.trained_on(self._cursor)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -219,8 +219,8 @@ class LanguageModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse data that a memory has nothing of, and lanes whose number changes."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, TextData):
+        data = self._text
+        if data is None:
             return
         if data.packing == "lanes" and self.optimization.batch_warmup:
             raise CallError(

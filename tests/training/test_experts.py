@@ -26,14 +26,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder / "moe.yaml", content)
 
 
-@pytest.fixture(scope="module")
-def alone(config: Path) -> Path:
-    folder = config.parent / "alone"
-    folder.mkdir()
-    must_run("fit", "--config", str(config), cwd=folder)
-    return folder / "runs/tiny/version_0"
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 

@@ -31,15 +31,6 @@ def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return config_of(tmp_path_factory.mktemp("memory"), request.param)
 
 
-@pytest.fixture(scope="module")
-def alone(config: Path) -> Path:
-    """The run that was left alone."""
-    folder = config.parent / "alone"
-    folder.mkdir()
-    must_run("fit", "--config", str(config), cwd=folder)
-    return folder / "runs/tiny/version_0"
-
-
 def checkpoint(run: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     return loaded
