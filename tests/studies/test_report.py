@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.studies.document import Findings, Table
 from lightning_gpt.studies.measures import measure
 from lightning_gpt.studies.report import report_blocks, write_report
@@ -27,6 +28,7 @@ SECTIONS = [
     {"fit": {"x": "cost/parameters", "y": "val/loss", "kind": "power"}},
     {"compare": {"measure": "val/loss"}},
     {"layers": {"diagnostic": "token_cosine"}},
+    {"flow": {"diagnostic": "grad_norm"}},
     "initialisation",
     "accounts",
 ]
@@ -126,9 +128,54 @@ def test_trend_is_held_against_the_reference(tmp_path: Path) -> None:
 
 def test_layers_say_which_way_they_go(tmp_path: Path) -> None:
     said = sentences(results(tmp_path), "layers", diagnostic="token_cosine")
-    assert "rises in 6 and falls in 0 of 6 trained runs" in said
+    assert "rises in 6 and falls in 0 of 6 runs" in said
     assert "over-smoothing would have it rise, as it does in 6 of 6" in said
+    assert "of the last layer after training: n_layer 1: 0.2000" in said
     assert "n_layer 4: 0.5000" in said
+
+
+def test_layers_before_training_and_changes_of_a_hundredth(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    last = {1: 1.009, 2: 1.02, 4: 0.9}
+    entries = {depth: [1.0] * depth + [end] for depth, end in last.items()}
+    found = [
+        finished(cell, layers=[{"step": 0, "rms": entries[depth]}, {"step": 9, "rms": [9.0] * (depth + 1)}])
+        for cell in made.cells
+        if (depth := cell.settings[LAYERS])
+    ]
+    said = sentences(StudyResults(made, found), "layers", diagnostic="rms", when="first")
+    assert "before training, activation RMS (root mean square of the residual stream) rises in 2 and falls in 2" in said
+    assert "and stays within 1% in 2, of 6 runs" in said
+    assert "of the last layer before training: n_layer 1: 1.009" in said
+    with pytest.raises(CallError, match="when 'middle'; it must be first or last"):
+        make_section("layers", {"diagnostic": "rms", "when": "middle"}).check(made)
+
+
+def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    norms = {1: [1.0], 2: [0.5, 1.0], 4: [0.001, 0.01, 0.1, 1.0]}
+    found = [
+        finished(cell, layers=[{"step": 9, "grad_norm": [(1 + cell.seed) * each for each in norms[depth]]}])
+        for cell in made.cells
+        if (depth := cell.settings[LAYERS])
+    ]
+    blocks = make_section("flow", {"diagnostic": "grad_norm"}).blocks(StudyResults(made, found))
+    (table,) = (block for block in blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows] == ["n_layer 2", "n_layer 4"]  # one block has no way to go
+    assert [row[-2:] for row in table.rows] == [["0.5000", "0.5000"], ["0.001000", "0.1000"]]
+    (said,) = (block.sentences for block in blocks if isinstance(block, Findings))
+    assert said == [
+        "First and last block are within a factor of 10 in gradient norm with: n_layer 2.",
+        "Gradient norm vanishes toward the first block with n_layer 4: there it is 0.001000 of the last block's, a "
+        "factor of 0.1000 a block.",
+    ]
+    gone = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.0, 1.0]}]) for each in found[2:]]
+    said = sentences(StudyResults(made, [*found[:2], *gone]), "flow", diagnostic="grad_norm")
+    assert said == ""
+    said = sentences(StudyResults(made, [*found[:-1], gone[-1]]), "flow", diagnostic="grad_norm")
+    assert "Gradient norm of an end is 0 in a run with n_layer 4, which is left out here." in said
+    with pytest.raises(CallError, match="rms is of the stream"):
+        make_section("flow", {"diagnostic": "rms"}).check(made)
 
 
 def smoothing_results(folder: Path, bare: float, positive: bool) -> StudyResults:

@@ -10,6 +10,7 @@ from lightning_gpt.studies.sections.compare import Compare
 from lightning_gpt.studies.sections.coordinates import Coordinates
 from lightning_gpt.studies.sections.curves import Curves
 from lightning_gpt.studies.sections.fit import Fit
+from lightning_gpt.studies.sections.flow import Flow
 from lightning_gpt.studies.sections.initialisation import Initialisation
 from lightning_gpt.studies.sections.layers import Layers
 from lightning_gpt.studies.sections.table import SettingsTable
@@ -22,6 +23,7 @@ SECTIONS: dict[str, type[Section]] = {
     "fit": Fit,
     "compare": Compare,
     "layers": Layers,
+    "flow": Flow,
     "coordinates": Coordinates,
     "initialisation": Initialisation,
     "accounts": Accounts,

@@ -5,17 +5,22 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.studies import plots
 from lightning_gpt.studies.diagnostics import diagnostic
 from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.groups import Group, groups, layer_values
+from lightning_gpt.studies.groups import Group, Spread, groups, layer_values
 from lightning_gpt.studies.measures import measure, number_text
 from lightning_gpt.studies.results import StudyResults
 from lightning_gpt.studies.sections.base import Section, capital, file_name
 from lightning_gpt.studies.sections.trend import direction
+from lightning_gpt.studies.spec import Study
 
 _DEPTH = "model.init_args.n_layer"
 _LOG_FROM = 20.0
+_ALIKE = 0.01
+"""A change from end to end up to this share of the larger end is called none."""
+_WHEN = {"first": "before training", "last": "after training"}
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,16 @@ class Layers(Section):
 
     Args:
         diagnostic: Its name in ``depth.json``, such as ``token_cosine``.
+        when: Which of the two the words and the table are of: ``first`` or ``last``.
     """
 
     diagnostic: str
+    when: str = "last"
+
+    def check(self, study: Study) -> None:
+        diagnostic(self.diagnostic)
+        if self.when not in _WHEN:
+            raise CallError(f"report: layers has when {self.when!r}; it must be {' or '.join(_WHEN)}")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         shown = [group for group in groups(results) if group.layers(self.diagnostic)]
@@ -57,46 +69,56 @@ class Layers(Section):
         ]
 
     def _ends(self, group: Group) -> list[tuple[float, float]]:
-        series = [layer_values(result, self.diagnostic) for result in group.results]
+        first = self.when == "first"
+        series = [layer_values(result, self.diagnostic, first=first) for result in group.results]
         return [(each[0], each[-1]) for each in series if each and each[0] is not None and each[-1] is not None]
 
+    def _spreads(self, group: Group) -> list[Spread]:
+        return group.layers(self.diagnostic, first=self.when == "first")
+
     def _steadiness(self, shown: Sequence[Group]) -> str:
-        ends = [pair for group in shown for pair in self._ends(group) if len(group.layers(self.diagnostic)) > 1]
+        ends = [pair for group in shown for pair in self._ends(group) if len(self._spreads(group)) > 1]
         if not ends:
             return ""
-        up = sum(last > first for first, last in ends)
+        moved = [last - first for first, last in ends if abs(last - first) > _ALIKE * max(abs(first), abs(last))]
+        up, down = sum(change > 0 for change in moved), sum(change < 0 for change in moved)
         what = diagnostic(self.diagnostic)
-        start = "the embedding" if what.of == "stream" else "the first block"
-        down = sum(last < first for first, last in ends)
+        start, end = ("the embedding", "layer") if what.of == "stream" else ("the first block", "block")
+        alike = f", and stays within {_ALIKE:.0%} in {len(ends) - len(moved)}," if len(moved) < len(ends) else ""
         smoothing = ""
         if what.smoothing is not None:
             agree = up if what.smoothing == "higher" else down
             smoothing = f"; over-smoothing would have it {'rise' if what.smoothing == 'higher' else 'fall'}"
             smoothing += f", as it does in {agree} of {len(ends)}"
         return (
-            f"From {start} to the last layer, {what.title} ({what.meaning}) rises in {up} and falls in {down} of "
-            f"{len(ends)} trained runs{smoothing}."
+            f"From {start} to the last {end} {_WHEN[self.when]}, {what.title} ({what.meaning}) rises in {up} and falls "
+            f"in {down}{alike} of {len(ends)} runs{smoothing}."
         )
 
     def _depths(self, shown: Sequence[Group]) -> list[str]:
-        figures = measure("scalar:any")
-        lasts = [(group.label, group.layers(self.diagnostic)[-1]) for group in shown]
+        figures, what = measure("scalar:any"), diagnostic(self.diagnostic)
+        lasts = [(group.label, self._spreads(group)[-1]) for group in shown]
         each = ", ".join(f"{label}: {figures.text(last.mean, last.deviation)}" for label, last in lasts)
         depths = [group.settings.get(_DEPTH) for group in shown]
         if all(isinstance(depth, int) for depth in depths) and len(set(depths)) == len(depths) > 1:
             way = direction([last.mean for _, last in lasts]).rstrip(",")
             each += f"; with depth it {way}"
-        return [f"{capital(diagnostic(self.diagnostic).title)} of the last layer after training: {each}."]
+        end = "layer" if what.of == "stream" else "block"
+        return [f"{capital(what.title)} of the last {end} {_WHEN[self.when]}: {each}."]
 
     def _table(self, shown: Sequence[Group]) -> Table:
-        layers = max(len(group.layers(self.diagnostic)) for group in shown)
+        layers = max(len(self._spreads(group)) for group in shown)
         rows = []
         for group in shown:
-            values = [number_text(round(each.mean, 10)) for each in group.layers(self.diagnostic)]
+            values = [number_text(round(each.mean, 10)) for each in self._spreads(group)]
             rows.append([group.label, *values, *[""] * (layers - len(values))])
-        first = "embedding" if diagnostic(self.diagnostic).of == "stream" else "block 0"
-        header = ["setting", first, *(str(layer) for layer in range(1, layers))]
-        return Table(header, rows, f"{capital(diagnostic(self.diagnostic).title)} after training, mean over seeds.")
+        what = diagnostic(self.diagnostic)
+        header = [
+            "setting",
+            "embedding" if what.of == "stream" else "block 0",
+            *(str(each) for each in range(1, layers)),
+        ]
+        return Table(header, rows, f"{capital(what.title)} {_WHEN[self.when]}, mean over seeds.")
 
 
 def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
