@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_gpt.analysis.depth import Diagnostic, Value, layer_value
@@ -11,25 +12,45 @@ from lightning_gpt.analysis.depth import Diagnostic, Value, layer_value
 _MOST_LABELS = 9
 
 
-def heatmap(diagnostic: Diagnostic, steps: list[int], figures: list[list[Value]]) -> Figure:
-    """A diagnostic over training: a column a validation, a row a layer, the first at the bottom.
+class Heatmaps:
+    """Diagnostics over training: a column a validation, a row a layer, the first at the bottom.
 
-    Args:
-        diagnostic: What it is of.
-        steps: The optimizer step of each column, rising.
-        figures: For each of them the value of each layer; what is missing is grey.
+    Pictures of the same layers and steps share their axes, which take as long to make as to draw.
     """
-    grid = np.array([[layer_value(value) for value in layers] for layers in figures], dtype=float).T
-    figure, ax = _figure(5.4, max(1.9, 0.9 + 0.24 * len(grid)))
-    ax.set_facecolor("lightgrey")
-    image = ax.imshow(grid, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis")
-    shown = _spread(len(steps))
-    ax.set_xticks(shown, [f"{steps[column]:,}" for column in shown], fontsize=8)
-    _label_layers(ax, len(grid), diagnostic.of == "stream", axis="y")
-    ax.set_xlabel("optimizer step", fontsize=8)
-    ax.set_title(diagnostic.title, fontsize=10)
-    _colour_bar(figure, ax, image)
-    return figure
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[bool, int, tuple[int, ...]], tuple[Figure, Axes, AxesImage]] = {}
+
+    def draw(self, diagnostic: Diagnostic, steps: list[int], figures: list[list[Value]]) -> Figure:
+        """The picture of one diagnostic, which is good until the next one is drawn.
+
+        Args:
+            diagnostic: What it is of.
+            steps: The optimizer step of each column, rising.
+            figures: For each of them the value of each layer; what is missing is grey.
+        """
+        grid = np.array([[layer_value(value) for value in layers] for layers in figures], dtype=float).T
+        key = (diagnostic.of == "stream", len(grid), tuple(steps))
+        if key not in self._made:
+            self._made[key] = self._axes(grid, steps, stream=diagnostic.of == "stream")
+        figure, ax, image = self._made[key]
+        image.set_data(np.ma.masked_invalid(grid))
+        image.autoscale()
+        ax.set_title(diagnostic.title, fontsize=10)
+        for old in [*figure.texts, *figure.images]:
+            old.remove()
+        _colour_bar(figure, ax, image)
+        return figure
+
+    def _axes(self, grid: NDArray[np.float64], steps: list[int], *, stream: bool) -> tuple[Figure, Axes, AxesImage]:
+        figure, ax = _figure(5.4, max(1.9, 0.9 + 0.24 * len(grid)))
+        ax.set_facecolor("lightgrey")
+        image = ax.imshow(grid, origin="lower", aspect="auto", interpolation="nearest", cmap="viridis")
+        shown = _spread(len(steps))
+        ax.set_xticks(shown, [f"{steps[column]:,}" for column in shown], fontsize=8)
+        _label_layers(ax, len(grid), stream, axis="y")
+        ax.set_xlabel("optimizer step", fontsize=8)
+        return figure, ax, image
 
 
 def cka_heatmap(matrix: Tensor, step: int) -> Figure:

@@ -5,8 +5,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS
-from lightning_gpt.analysis.depth_plots import cka_heatmap, heatmap, value_spectrum
+from lightning_gpt.analysis.depth import DIAGNOSTICS, Value
+from lightning_gpt.analysis.depth_plots import Heatmaps, cka_heatmap, value_spectrum
 
 
 def drawn(figure: Figure) -> Figure:
@@ -18,7 +18,7 @@ def drawn(figure: Figure) -> Figure:
 def test_heatmap_has_a_row_a_layer_and_a_column_a_step(layers: int) -> None:
     steps = list(range(0, 230, 10))
     figures = [[step + 0.5 * layer for layer in range(layers)] for step in steps]
-    figure = drawn(heatmap(DIAGNOSTICS["token_cosine"], steps, figures))
+    figure = drawn(Heatmaps().draw(DIAGNOSTICS["token_cosine"], steps, figures))
     (ax,) = figure.axes
     (image,) = ax.images
     shown = image.get_array()
@@ -31,15 +31,33 @@ def test_heatmap_has_a_row_a_layer_and_a_column_a_step(layers: int) -> None:
 
 
 def test_heads_are_averaged_and_missing_layers_left_out() -> None:
-    figure = drawn(heatmap(DIAGNOSTICS["attention_entropy"], [0, 5], [[[1.0, 3.0], None], [[2.0, 2.0], [None, 1.0]]]))
+    figure = drawn(
+        Heatmaps().draw(DIAGNOSTICS["attention_entropy"], [0, 5], [[[1.0, 3.0], None], [[2.0, 2.0], [None, 1.0]]])
+    )
     shown = figure.axes[0].images[0].get_array()
     assert shown[0].tolist() == [2.0, 2.0]
     assert bool(shown.mask[1].all())
     assert figure.axes[0].get_yticklabels()[0].get_text() == "block 0"
 
 
+def test_a_picture_on_shared_axes_is_the_picture_alone() -> None:
+    steps, shared = [0, 5, 9], Heatmaps()
+    figures: dict[str, list[list[Value]]] = {
+        "rms": [[1.0, 2.0], [3.0, None], [0.5, 7.0]],
+        "token_cosine": [[0.1, 0.2], [None, 0.3], [0.4, 0.5]],
+        "grad_norm": [[5.0, 6.0], [7.0, 8.0], [9.0, 9.5]],  # of blocks: other labels
+        "effective_rank": [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]],
+    }
+    for name, values in figures.items():
+        together = FigureCanvasAgg(shared.draw(DIAGNOSTICS[name], steps, values))
+        alone = FigureCanvasAgg(Heatmaps().draw(DIAGNOSTICS[name], steps, values))
+        together.draw()
+        alone.draw()
+        assert bytes(together.buffer_rgba()) == bytes(alone.buffer_rgba())
+
+
 def test_nothing_but_missing_values_is_drawn_too() -> None:
-    drawn(heatmap(DIAGNOSTICS["rms"], [0], [[None, None]]))
+    drawn(Heatmaps().draw(DIAGNOSTICS["rms"], [0], [[None, None]]))
     drawn(value_spectrum([None, torch.full((2, 3), torch.nan, dtype=torch.complex64)], 5))
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_gpt.analysis.depth import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
-from lightning_gpt.analysis.depth_plots import cka_heatmap, heatmap, value_spectrum
+from lightning_gpt.analysis.depth_plots import Heatmaps, cka_heatmap, value_spectrum
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
@@ -173,12 +173,12 @@ class DepthDiagnostics(Callback):
         board = board_of(trainer)
         if board is None:
             return
-        step = trainer.global_step
+        step, heatmaps = trainer.global_step, Heatmaps()
         for name, diagnostic in DIAGNOSTICS.items():
             columns = [entry for entry in self._history if name in entry]
             if columns:
-                picture = heatmap(diagnostic, [entry["step"] for entry in columns], [entry[name] for entry in columns])
-                board.add_figure(f"depth/{name}", picture, step)
+                steps, figures = [entry["step"] for entry in columns], [entry[name] for entry in columns]
+                board.add_figure(f"depth/{name}", heatmaps.draw(diagnostic, steps, figures), step)
         if self._probe is not None:
             last = self._history[-1]["step"]
             board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)

@@ -1,0 +1,75 @@
+"""What early exit saves in generation, and what it costs in loss.
+
+    python benchmarks/early_exit.py runs/quickstart/version_0/checkpoints/last.ckpt
+
+Reads held-out rows of the embedded corpus token by token through a cache, as generation does, with all layers and with
+each threshold in turn, on one thread. Prints a line a threshold: layers a token ran through, time a token over that
+with all layers (median over the rows, least and most), and the loss of the tokens that follow. Nothing passes or fails.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.checkpoint import load
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.models import GPT
+from lightning_gpt.models.early_exit import EarlyExit
+from lightning_gpt.models.loss import IGNORED
+
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@torch.no_grad()
+def read(model: GPT | EarlyExit, row: Tensor, prompt: int) -> tuple[float, float]:
+    """Seconds a token, and the mean loss in nats, of ``row`` ``(time,)`` after its first ``prompt`` tokens."""
+    cache = model.new_cache(len(row))
+    logits = [model.next_logits(row[None, :prompt], cache=cache)]
+    start = time.perf_counter()
+    logits += [model.next_logits(row[None, place : place + 1], cache=cache) for place in range(prompt, len(row) - 1)]
+    seconds = (time.perf_counter() - start) / (len(row) - 1 - prompt)
+    return seconds, nn.functional.cross_entropy(torch.cat(logits), row[prompt:]).item()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument(
+        "--tokenizer", type=int, default=4096, help="size of the vocabulary that the model was trained on"
+    )
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--prompt", type=int, default=16, help="tokens of a row that are read at once")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load(asked.checkpoint).eval()
+    assert isinstance(model, GPT)
+    data = TextData(tokenizer=asked.tokenizer, block_size=model.config.block_size)
+    data.setup("validate")
+    targets = data.evaluation("val").all_targets
+    rows = targets[targets != IGNORED][: asked.rows * data.block_size].view(asked.rows, -1)
+    exits = {threshold: EarlyExit(model, threshold) for threshold in THRESHOLDS}
+    read(model, rows[0], asked.prompt)
+    ratios: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
+    losses: dict[float, list[float]] = {threshold: [] for threshold in (*THRESHOLDS, 0.0)}
+    for row in rows:
+        whole, loss = read(model, row, asked.prompt)
+        losses[0.0].append(loss)
+        for threshold, leaving in exits.items():
+            seconds, loss = read(leaving, row, asked.prompt)
+            ratios[threshold].append(seconds / whole)
+            losses[threshold].append(loss)
+    print(f"all {model.config.n_layer} layers: loss {statistics.mean(losses[0.0]):.3f} nats")
+    for threshold, leaving in exits.items():
+        print(
+            f"confidence {threshold}: {leaving.layers_per_token:.2f} layers a token, time "
+            f"{statistics.median(ratios[threshold]):.2f} x ({min(ratios[threshold]):.2f} to "
+            f"{max(ratios[threshold]):.2f}), loss {statistics.mean(losses[threshold]):.3f} nats"
+        )
+
+
+if __name__ == "__main__":
+    main()
