@@ -29,6 +29,13 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
 
 
+def pooled_deviation(spreads: Iterable[Spread]) -> float | None:
+    """The standard deviation between seeds, over all settings that have one."""
+    squares = [(each.deviation**2, each.n - 1) for each in spreads if each.deviation is not None]
+    weight = sum(n for _, n in squares)
+    return math.sqrt(sum(square * n for square, n in squares) / weight) if weight else None
+
+
 @dataclass(frozen=True)
 class Group:
     """The finished cells of one setting, one a seed.

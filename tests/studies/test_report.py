@@ -151,6 +151,24 @@ def test_layers_before_training_and_changes_of_a_hundredth(tmp_path: Path) -> No
         make_section("layers", {"diagnostic": "rms", "when": "middle"}).check(made)
 
 
+def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
+    found = changed(results(tmp_path), "val/loss", lambda depth, seed: {1: 5.0, 2: 5.2, 4: 4.0}[depth] + 0.2 * seed)
+    said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")  # sd of 0 and 0.2: 0.141
+    assert "Validation loss is least with n_layer 4" in said
+    assert "Validation loss is lower than that of n_layer 1 with: n_layer 4." in said
+    assert "higher than" not in said
+    assert (
+        "1 of 2 settings differ from n_layer 1 by less than twice the standard deviation between seeds, which is"
+        in said
+    )
+    assert "0.1414 nats" in said
+    assert "higher than that of n_layer 4 with: n_layer 2; n_layer 1." in sentences(
+        found, "compare", measure="val/loss", beside="n_layer 4"
+    )
+    with pytest.raises(CallError, match="beside 'GPT'; the settings are n_layer 1; n_layer 2; n_layer 4"):
+        make_section("compare", {"measure": "val/loss", "beside": "GPT"}).check(found.study)
+
+
 def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
     made = study(tmp_path)
     norms = {1: [1.0], 2: [0.5, 1.0], 4: [0.001, 0.01, 0.1, 1.0]}

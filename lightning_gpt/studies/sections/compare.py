@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.studies import plots
 from lightning_gpt.studies.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.groups import groups
-from lightning_gpt.studies.measures import measure
+from lightning_gpt.studies.groups import Spread, groups, label_of, pooled_deviation
+from lightning_gpt.studies.measures import measure, number_text
 from lightning_gpt.studies.results import StudyResults
 from lightning_gpt.studies.sections.base import Section, capital, file_name
 from lightning_gpt.studies.spec import Study
@@ -17,12 +18,18 @@ class Compare(Section):
 
     Args:
         measure: What is compared.
+        beside: The setting that the others are held against, as the report calls it; none when empty. A difference is
+            called one from twice the standard deviation between seeds on.
     """
 
     measure: str
+    beside: str = ""
 
     def check(self, study: Study) -> None:
         measure(self.measure)
+        labels = list(dict.fromkeys(label_of(cell.settings, study.axes) for cell in study.cells))
+        if self.beside and self.beside not in labels:
+            raise CallError(f"report: compare has beside {self.beside!r}; the settings are {'; '.join(labels)}")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         what = measure(self.measure)
@@ -46,6 +53,7 @@ class Compare(Section):
                 f"{capital(what.label)} is least with {best[0].label} ({low}{unit}) and most with "
                 f"{worst[0].label} ({high}{unit})."
             ]
+            sentences += self._differences({group.label: found for group, found in shown})
         counts = sorted({found.n for _, found in shown})
         seeds = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         caption = f"{capital(what.label)}: a dot a seed (n = {seeds}), a bar at the mean."
@@ -53,4 +61,25 @@ class Compare(Section):
             Heading(f"{capital(what.label)} by setting"),
             Findings(sentences),
             Picture(file_name("compare", self.measure), figure, caption),
+        ]
+
+    def _differences(self, found: dict[str, Spread]) -> list[str]:
+        base, noise = found.get(self.beside), pooled_deviation(found.values())
+        if base is None or not noise:
+            return []
+        what = measure(self.measure)
+        others = {label: each.mean - base.mean for label, each in found.items() if label != self.beside}
+        below = sorted((label for label, change in others.items() if change <= -2 * noise), key=others.__getitem__)
+        above = sorted((label for label, change in others.items() if change >= 2 * noise), key=others.__getitem__)
+        unit = f" {what.unit}" if what.unit else ""
+        said = [
+            f"{capital(what.label)} is {way} than that of {self.beside} with: {'; '.join(labels)}."
+            for way, labels in (("lower", below), ("higher", above[::-1]))
+            if labels
+        ]
+        return [
+            *said,
+            f"{len(others) - len(below) - len(above)} of {len(others)} settings differ from {self.beside} by less than "
+            f"twice the standard deviation between seeds, which is {number_text(noise * what.scale)}{unit} over all "
+            f"settings.",
         ]

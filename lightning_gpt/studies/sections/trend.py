@@ -1,6 +1,5 @@
 """A quantity along an axis of the grid, and whether it goes the way that somebody else's figures go."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies import plots
 from lightning_gpt.studies.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.groups import Spread, groups, label_of, spread
+from lightning_gpt.studies.groups import Spread, groups, label_of, pooled_deviation, spread
 from lightning_gpt.studies.measures import measure, number_text
 from lightning_gpt.studies.quantity import Quantity
 from lightning_gpt.studies.results import StudyResults
@@ -87,7 +86,7 @@ class Trend(Section):
         steps = ", ".join(f"{number_text(x)}: {_with_deviation(points[x])}" for x in xs)
         of = f" ({label})" if label else ""
         sentence = f"{capital(what.label)}{of} {direction(means)} with {self.x} ({steps}{_unit(what.unit)})."
-        noise = _pooled(list(points.values()))
+        noise = pooled_deviation(points.values())
         if noise is None:
             return sentence + " One seed each: the spread between seeds is not known."
         change = abs(means[-1] - means[0])
@@ -160,10 +159,3 @@ def _unit(unit: str) -> str:
 def _counts(lines: dict[str, dict[float, Spread]]) -> str:
     counts = sorted({point.n for points in lines.values() for point in points.values()})
     return "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-
-
-def _pooled(points: Sequence[Spread]) -> float | None:
-    """The standard deviation between seeds, over all settings that have one."""
-    squares = [(each.deviation**2, each.n - 1) for each in points if each.deviation is not None]
-    weight = sum(n for _, n in squares)
-    return math.sqrt(sum(square * n for square, n in squares) / weight) if weight else None
