@@ -184,7 +184,7 @@ def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
     (said,) = (block.sentences for block in blocks if isinstance(block, Findings))
     assert said == [
         "First and last block are within a factor of 10 in gradient norm with: n_layer 2.",
-        "Gradient norm vanishes toward the first block with n_layer 4: there it is 0.001000 of the last block's, a "
+        "Gradient norm vanishes toward the first block with n_layer 4: there it is 0.001000 times the last block's, a "
         "factor of 0.1000 a block.",
     ]
     gone = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.0, 1.0]}]) for each in found[2:]]

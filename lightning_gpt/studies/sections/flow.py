@@ -83,9 +83,9 @@ class Flow(Section):
         for group, found in shown:
             if abs(found.mean) > math.log(_EVEN):
                 sentences.append(
-                    f"{capital(title)} {'vanishes' if found.mean < 0 else 'explodes'} toward the first block with "
-                    f"{group.label}: there it is {number_text(math.exp(found.mean))} of the last block's, a factor of "
-                    f"{number_text(_a_block(group, found, self.diagnostic))} a block."
+                    f"{capital(title)} {'vanishes' if found.mean < 0 else 'grows'} toward the first block with "
+                    f"{group.label}: there it is {number_text(math.exp(found.mean))} times the last block's, a "
+                    f"factor of {number_text(_a_block(group, found, self.diagnostic))} a block."
                 )
         return sentences
 
