@@ -1,0 +1,72 @@
+"""What a token costs under the speed run's recipe beside the plain one's, each with its config's batch and optimizer.
+
+    python benchmarks/speedrun.py
+
+Takes a training step of each in turn, in one process, on random tokens under bf16 autocast, and prints the ratio of
+their times for a token: median over the rounds, least and most. Nothing passes or fails.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.muon import MuonOptions
+from lightning_gpt.training.optim import Optimization, optimizer
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+VOCABULARY = 4096
+
+
+def step_of(name: str, batch_size: int | None = None) -> Callable[[], float]:
+    """A function that takes a step of configs/NAME.yaml and returns its seconds a token."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    parts: dict[str, Any] = config["model"]["init_args"]
+    options: dict[str, Any] = parts.pop("optimization")
+    muon, betas = MuonOptions(**options.pop("muon", {})), tuple(options.pop("betas"))
+    optimization = Optimization(muon=muon, betas=betas, **options)
+    model = GPT(GPTConfig(**parts, vocab_size=VOCABULARY))
+    chosen = optimizer(model, optimization, dtype=torch.bfloat16)
+    ids = torch.randint(VOCABULARY, (batch_size or config["data"]["batch_size"], parts["block_size"] + 1))
+
+    def step() -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.loss(ids[:, :-1], ids[:, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        chosen.step()
+        chosen.zero_grad()
+        return (time.perf_counter() - start) / (ids.numel() - len(ids))
+
+    return step
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch_size", type=int, default=None, help="rows of the new recipe in place of its config's")
+    asked = parser.parse_args()
+    torch.manual_seed(0)
+    plain, new = step_of("quickstart"), step_of("speedrun", asked.batch_size)
+    plain(), new()
+    ratios = []
+    for number in range(asked.rounds):
+        order = [plain, new] if number % 2 else [new, plain]
+        seconds = {step: step() for step in order}
+        ratios.append(seconds[new] / seconds[plain])
+    print(
+        f"a token costs {statistics.median(ratios):.2f} x the plain recipe's time ({asked.rounds} rounds on "
+        f"{torch.get_num_threads()} threads: {min(ratios):.2f} to {max(ratios):.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
