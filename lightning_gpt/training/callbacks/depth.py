@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.whole_file import write_file
 
+_RATIO_EVERY = 5
+"""Of the logged steps, those whose update is measured: a copy of the weights costs more than all norms."""
 _ROW_TOKENS = 128
 """Length of a probe row at most: the spectra of attention cost time³."""
 
@@ -34,8 +36,9 @@ class DepthDiagnostics(Callback):
 
     Scalars ``depth/<diagnostic>/layer_<i>``, heatmaps of layer and step at the end of fit, and ``depth.json`` in the
     run's folder: a list of ``{"step": n, diagnostic: [value of each layer], ...}``, a value of several heads being a
-    list. A resumed run goes on from the file beside its checkpoint. Gradient norm and update-to-weight ratio are those
-    of the logged optimizer steps; in the file, of the last one before. All of it is done by the first process.
+    list. A resumed run goes on from the file beside its checkpoint. Gradient norms are those of the logged optimizer
+    steps, update-to-weight ratios of the first of them and every fifth from there; in the file, of the last one before.
+    All of it is done by the first process.
 
     Args:
         enabled: Whether to measure at all.
@@ -50,6 +53,7 @@ class DepthDiagnostics(Callback):
         self._folder = Path()
         self._history: list[dict[str, Any]] = []
         self._of_step: dict[str, list[Value]] = {}
+        self._now: dict[str, list[Value]] = {}
         self._weights_before: list[list[Tensor]] | None = None
         self._probe: Probe | None = None
         self._batch: Batch | None = None
@@ -58,9 +62,17 @@ class DepthDiagnostics(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking is a broadcast: every process must
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"of_step": self._of_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._of_step = state_dict["of_step"]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._seconds = time.perf_counter(), 0.0
-        self._history, self._of_step, self._probe, self._weights_before = [], {}, None, None
+        self._history, self._now, self._probe, self._weights_before = [], {}, None, None
+        if trainer.ckpt_path is None:
+            self._of_step = {}
         with self._timed():
             self._batch = self._probe_batch(trainer, pl_module)
             if self._batch is None:
@@ -85,25 +97,22 @@ class DepthDiagnostics(Callback):
         with self._timed(), torch.no_grad():
             parameters = block_parameters(pl_module.model)
             gradients = [norm(p.grad for p in part if p.grad is not None) for part in parameters]
-            self._of_step = {"grad_norm": list(gradients)}
-            self._weights_before = [[p.clone() for p in part] for part in parameters]
+            self._now = {"grad_norm": list(gradients)}
+            if (trainer.global_step + 1) // every % _RATIO_EVERY == 1:
+                self._weights_before = [[p.clone() for p in part] for part in parameters]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if self._weights_before is None:
+        if not self._now:
             return
         assert isinstance(pl_module, LanguageModule)
         with self._timed(), torch.no_grad():
-            ratios: list[Value] = []
-            for before, after in zip(self._weights_before, block_parameters(pl_module.model), strict=True):
-                size = norm(before)
-                for old, new in zip(before, after, strict=True):
-                    old -= new
-                ratios.append(norm(before) / size if size else None)
-            self._of_step["update_ratio"] = ratios
-            self._weights_before = None
-            self._log(trainer, self._of_step)
+            if self._weights_before is not None:
+                self._now["update_ratio"] = _ratios(self._weights_before, block_parameters(pl_module.model))
+            self._log(trainer, self._now)
+            self._of_step |= self._now
+            self._now, self._weights_before = {}, None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batch is None:
@@ -183,6 +192,17 @@ class DepthDiagnostics(Callback):
             last = self._history[-1]["step"]
             board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
             board.add_figure("depth/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
+
+
+def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> list[Value]:
+    """‖W_new − W‖/‖W‖ of each block; ``before`` is written over."""
+    ratios: list[Value] = []
+    for old, new in zip(before, after, strict=True):
+        size = norm(old)
+        for weight, now in zip(old, new, strict=True):
+            weight -= now
+        ratios.append(norm(old) / size if size else None)
+    return ratios
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
