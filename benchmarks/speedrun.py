@@ -24,14 +24,14 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 VOCABULARY = 4096
 
 
-def step_of(name: str, batch_size: int | None = None) -> Callable[[], float]:
-    """A function that takes a step of configs/NAME.yaml and returns its seconds a token."""
+def step_of(name: str, batch_size: int | None = None, **changed: Any) -> Callable[[], float]:
+    """A function that takes a step of configs/NAME.yaml, its model ``changed``, and returns its seconds a token."""
     config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     parts: dict[str, Any] = config["model"]["init_args"]
     options: dict[str, Any] = parts.pop("optimization")
     muon, betas = MuonOptions(**options.pop("muon", {})), tuple(options.pop("betas"))
     optimization = Optimization(muon=muon, betas=betas, **options)
-    model = GPT(GPTConfig(**parts, vocab_size=VOCABULARY))
+    model = GPT(GPTConfig(**parts | changed, vocab_size=VOCABULARY))
     chosen = optimizer(model, optimization, dtype=torch.bfloat16)
     ids = torch.randint(VOCABULARY, (batch_size or config["data"]["batch_size"], parts["block_size"] + 1))
 
@@ -53,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batch_size", type=int, default=None, help="rows of the new recipe in place of its config's")
+    parser.add_argument("--untied", action="store_true", help="the new recipe with an output head of its own")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    plain, new = step_of("quickstart"), step_of("speedrun", asked.batch_size)
+    plain, new = step_of("quickstart"), step_of("speedrun", asked.batch_size, tie_embeddings=not asked.untied)
     plain(), new()
     ratios = []
     for number in range(asked.rounds):
