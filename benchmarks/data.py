@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
+from lightning_gpt.benchmark.rounds import interleaved, ratio
 from lightning_gpt.data.batches import TrainBatches
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.files import Files
@@ -34,15 +34,11 @@ from lightning_gpt.training.optim import adamw
 ROUNDS = 7
 
 
-def ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
+def say_ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
     """Print ours / theirs, each a cost, over interleaved rounds: median, least and most."""
-    ours(), theirs()
-    ratios = []
-    for round_number in range(ROUNDS):
-        pair = [ours, theirs] if round_number % 2 else [theirs, ours]
-        costs = {function: function() for function in pair}
-        ratios.append(costs[ours] / costs[theirs])
-    print(f"{name}: {statistics.median(ratios):.3f} (of {ROUNDS} rounds: {min(ratios):.3f} to {max(ratios):.3f})")
+    costs = interleaved({"ours": ours, "theirs": theirs}, ROUNDS)
+    found = ratio(costs["ours"], costs["theirs"])
+    print(f"{name}: {found.median:.3f} (of {ROUNDS} rounds: {found.least:.3f} to {found.most:.3f})")
 
 
 def write_corpus(path: Path, megabytes: float) -> None:
@@ -83,7 +79,7 @@ def tokens_per_second(folder: Path) -> None:
             next(batches)
         return time.process_time() - start
 
-    ratio("CPU time per token from text on disk to batches / bare tiktoken", packed, bare)
+    say_ratio("CPU time per token from text on disk to batches / bare tiktoken", packed, bare)
 
 
 def step_with_loader() -> None:
@@ -112,7 +108,7 @@ def step_with_loader() -> None:
             step(fixed)  # type: ignore[arg-type]
         return time.perf_counter() - start
 
-    ratio("training step with the loader / with one fixed batch", loaded, in_memory)
+    say_ratio("training step with the loader / with one fixed batch", loaded, in_memory)
 
 
 def memory(folder: Path, megabytes: tuple[float, float]) -> None:

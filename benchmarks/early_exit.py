@@ -14,6 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from lightning_gpt.benchmark.rounds import ratio
 from lightning_gpt.checkpoint import load
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import GPT
@@ -51,23 +52,18 @@ def main() -> None:
     data.setup("validate")
     targets = data.evaluation("val").all_targets
     rows = targets[targets != IGNORED][: asked.rows * data.block_size].view(asked.rows, -1)
-    exits = {threshold: EarlyExit(model, threshold) for threshold in THRESHOLDS}
     read(model, rows[0], asked.prompt)
-    ratios: dict[float, list[float]] = {threshold: [] for threshold in THRESHOLDS}
-    losses: dict[float, list[float]] = {threshold: [] for threshold in (*THRESHOLDS, 0.0)}
-    for row in rows:
-        whole, loss = read(model, row, asked.prompt)
-        losses[0.0].append(loss)
-        for threshold, leaving in exits.items():
-            seconds, loss = read(leaving, row, asked.prompt)
-            ratios[threshold].append(seconds / whole)
-            losses[threshold].append(loss)
-    print(f"all {model.config.n_layer} layers: loss {statistics.mean(losses[0.0]):.3f} nats")
-    for threshold, leaving in exits.items():
+    exits = [EarlyExit(model, threshold) for threshold in THRESHOLDS]
+    readers: list[GPT | EarlyExit] = [model, *exits]
+    readings = [[read(reader, row, asked.prompt) for reader in readers] for row in rows]
+    (whole, loss), *found = [tuple(zip(*of_reader, strict=True)) for of_reader in zip(*readings, strict=True)]
+    print(f"all {model.config.n_layer} layers: loss {statistics.mean(loss):.3f} nats")
+    for leaving, (seconds, loss) in zip(exits, found, strict=True):
+        time_ratio = ratio(seconds, whole)
         print(
-            f"confidence {threshold}: {leaving.layers_per_token:.2f} layers a token, time "
-            f"{statistics.median(ratios[threshold]):.2f} x ({min(ratios[threshold]):.2f} to "
-            f"{max(ratios[threshold]):.2f}), loss {statistics.mean(losses[threshold]):.3f} nats"
+            f"confidence {leaving.confidence}: {leaving.layers_per_token:.2f} layers a token, time "
+            f"{time_ratio.median:.2f} x ({time_ratio.least:.2f} to {time_ratio.most:.2f}), "
+            f"loss {statistics.mean(loss):.3f} nats"
         )
 
 

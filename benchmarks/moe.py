@@ -6,13 +6,13 @@ Prints a line a mixture: the ratio of the two times over interleaved rounds in o
 processor seconds, which other work on the machine lengthens less than the clock's. Nothing passes or fails.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lightning_gpt.benchmark.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.moe import active_parameters
 from lightning_gpt.training.optim import adamw
@@ -48,16 +48,12 @@ def compare(options: dict[str, Any], vocab_size: int) -> None:
     dense = GPT(GPTConfig(**SIZES, vocab_size=vocab_size, ffn=options.get("expert", "gelu")))
     sparse = GPT(GPTConfig(**SIZES, vocab_size=vocab_size, ffn={"kind": "moe", **options}))
     dense_step, sparse_step = step_of(dense, ids), step_of(sparse, ids)
-    dense_step(), sparse_step()
-    ratios = []
-    for number in range(ROUNDS):
-        order = [dense_step, sparse_step] if number % 2 else [sparse_step, dense_step]
-        seconds = {step: step() for step in order}
-        ratios.append(seconds[sparse_step] / seconds[dense_step])
+    costs = interleaved({"dense": dense_step, "sparse": sparse_step}, ROUNDS)
+    found = ratio(costs["sparse"], costs["dense"])
     total = sum(parameter.numel() for parameter in sparse.parameters())
     print(
         f"{', '.join(f'{name} {value}' for name, value in options.items())}; vocabulary {vocab_size:,}: "
-        f"{statistics.median(ratios):.2f} x the dense step ({ROUNDS} rounds: {min(ratios):.2f} to {max(ratios):.2f}); "
+        f"{found.median:.2f} x the dense step ({ROUNDS} rounds: {found.least:.2f} to {found.most:.2f}); "
         f"{active_parameters(sparse):,} of {total:,} parameters active, dense {active_parameters(dense):,}",
         flush=True,
     )

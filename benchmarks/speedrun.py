@@ -7,7 +7,6 @@ their times for a token: median over the rounds, least and most. Nothing passes 
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from lightning_gpt.benchmark.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.muon import MuonOptions
 from lightning_gpt.training.optim import Optimization, optimizer
@@ -56,16 +56,12 @@ def main() -> None:
     parser.add_argument("--untied", action="store_true", help="the new recipe with an output head of its own")
     asked = parser.parse_args()
     torch.manual_seed(0)
-    plain, new = step_of("quickstart"), step_of("speedrun", asked.batch_size, tie_embeddings=not asked.untied)
-    plain(), new()
-    ratios = []
-    for number in range(asked.rounds):
-        order = [plain, new] if number % 2 else [new, plain]
-        seconds = {step: step() for step in order}
-        ratios.append(seconds[new] / seconds[plain])
+    new = step_of("speedrun", asked.batch_size, tie_embeddings=not asked.untied)
+    costs = interleaved({"plain": step_of("quickstart"), "new": new}, asked.rounds)
+    found = ratio(costs["new"], costs["plain"])
     print(
-        f"a token costs {statistics.median(ratios):.2f} x the plain recipe's time ({asked.rounds} rounds on "
-        f"{torch.get_num_threads()} threads: {min(ratios):.2f} to {max(ratios):.2f})"
+        f"a token costs {found.median:.2f} x the plain recipe's time ({asked.rounds} rounds on "
+        f"{torch.get_num_threads()} threads: {found.least:.2f} to {found.most:.2f})"
     )
 
 

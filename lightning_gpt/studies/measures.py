@@ -32,6 +32,11 @@ class Measure:
         """Label and unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
+    @property
+    def suffix(self) -> str:
+        """The unit as it stands behind a figure."""
+        return f" {self.unit}" if self.unit else ""
+
     def text(self, value: float | None, deviation: float | None = None) -> str:
         """``value`` to four significant digits, ± ``deviation`` where there is any; a dash for no value."""
         if value is None:

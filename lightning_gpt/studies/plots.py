@@ -1,7 +1,7 @@
 """The plots of a report: dark text on white, colours that the colour-blind can tell apart, markers that differ too."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,16 @@ def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Loo
     ax.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
     style = {"marker": look.marker, "linestyle": look.dash, "markersize": 4, "linewidth": 1.7}
     ax.plot(x, means, color=look.color, label=label, **style)  # type: ignore[arg-type]
+
+
+def new_dot_rows(rows: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
+    """A figure with a row a label, the first at the top, and a dot a value."""
+    figure, (ax,) = new_figure(height=1.2 + 0.42 * len(rows), width=7.2)
+    for row, values in enumerate(rows.values()):
+        ax.plot(values, [row] * len(values), "o", color=_DISTINCT[0], alpha=0.7, markersize=6)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    return figure, ax
 
 
 def whole_numbers(ax: Axes) -> None:

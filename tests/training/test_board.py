@@ -56,9 +56,8 @@ def test_every_layer_of_every_diagnostic_is_a_curve(events: EventAccumulator) ->
         layers = N_LAYER + (diagnostic.of == "stream")
         tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"depth/{name}/"))
         assert tags == [f"depth/{name}/layer_{layer:02}" for layer in range(layers)]
-        of_steps = list(
-            range(5, STEPS + 1, 5 if name == "grad_norm" else 25)
-        )  # of those logged, of every fifth of them
+        every = 5 if name == "grad_norm" else 25  # the logged steps, and every fifth of them
+        of_steps = list(range(5, STEPS + 1, every))
         expected = [0, *VALIDATIONS] if diagnostic.measure else of_steps
         for tag in tags:
             assert [event.step for event in events.Scalars(tag)] == expected, tag

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies import plots
 from lightning_gpt.studies.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.groups import Spread, groups, label_of, pooled_deviation
+from lightning_gpt.studies.groups import Group, Spread, groups, label_of, pooled_deviation
 from lightning_gpt.studies.measures import measure, number_text
 from lightning_gpt.studies.results import StudyResults
 from lightning_gpt.studies.sections.base import Section, capital, file_name
@@ -36,22 +36,17 @@ class Compare(Section):
         shown = [(group, found) for group in groups(results) if (found := group.spread(self.measure))]
         if not shown:
             return []
-        figure, (ax,) = plots.new_figure(height=1.2 + 0.42 * len(shown), width=7.2)
-        for row, (group, found) in enumerate(shown):
-            values = [value * what.scale for each in group.results if (value := each.value(self.measure)) is not None]
-            ax.plot(values, [row] * len(values), "o", color="#0072B2", alpha=0.7, markersize=6)
-            ax.plot([found.mean * what.scale], [row], "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
-        ax.set_yticks(range(len(shown)), [group.label for group, _ in shown])
-        ax.set_ylim(len(shown) - 0.5, -0.5)
+        figure, ax = plots.new_dot_rows({group.label: self._shown_values(group) for group, _ in shown})
+        means = [found.mean * what.scale for _, found in shown]
+        ax.plot(means, range(len(means)), "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
         ax.set_xlabel(what.title)
         best, worst = min(shown, key=lambda pair: pair[1].mean), max(shown, key=lambda pair: pair[1].mean)
         sentences = []
         if len(shown) > 1:
             low, high = (what.text(pair[1].mean, pair[1].deviation) for pair in (best, worst))
-            unit = f" {what.unit}" if what.unit else ""
             sentences = [
-                f"{capital(what.label)} is least with {best[0].label} ({low}{unit}) and most with "
-                f"{worst[0].label} ({high}{unit})."
+                f"{capital(what.label)} is least with {best[0].label} ({low}{what.suffix}) and most with "
+                f"{worst[0].label} ({high}{what.suffix})."
             ]
             sentences += self._differences({group.label: found for group, found in shown})
         counts = sorted({found.n for _, found in shown})
@@ -63,6 +58,10 @@ class Compare(Section):
             Picture(file_name("compare", self.measure), figure, caption),
         ]
 
+    def _shown_values(self, group: Group) -> list[float]:
+        values = (result.value(self.measure) for result in group.results)
+        return [value * measure(self.measure).scale for value in values if value is not None]
+
     def _differences(self, found: dict[str, Spread]) -> list[str]:
         base, noise = found.get(self.beside), pooled_deviation(found.values())
         if base is None or not noise:
@@ -71,7 +70,6 @@ class Compare(Section):
         others = {label: each.mean - base.mean for label, each in found.items() if label != self.beside}
         below = sorted((label for label, change in others.items() if change <= -2 * noise), key=others.__getitem__)
         above = sorted((label for label, change in others.items() if change >= 2 * noise), key=others.__getitem__)
-        unit = f" {what.unit}" if what.unit else ""
         said = [
             f"{capital(what.label)} is {way} than that of {self.beside} with: {'; '.join(labels)}."
             for way, labels in (("lower", below), ("higher", above[::-1]))
@@ -80,6 +78,6 @@ class Compare(Section):
         return [
             *said,
             f"{len(others) - len(below) - len(above)} of {len(others)} settings differ from {self.beside} by less than "
-            f"twice the standard deviation between seeds, which is {number_text(noise * what.scale)}{unit} over all "
-            f"settings.",
+            f"twice the standard deviation between seeds, which is {number_text(noise * what.scale)}{what.suffix} over "
+            f"all settings.",
         ]

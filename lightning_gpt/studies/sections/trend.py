@@ -85,7 +85,7 @@ class Trend(Section):
         means = [each.mean for each in points.values()]
         steps = ", ".join(f"{number_text(x)}: {_with_deviation(points[x])}" for x in xs)
         of = f" ({label})" if label else ""
-        sentence = f"{capital(what.label)}{of} {direction(means)} with {self.x} ({steps}{_unit(what.unit)})."
+        sentence = f"{capital(what.label)}{of} {direction(means)} with {self.x} ({steps}{what.suffix})."
         noise = pooled_deviation(points.values())
         if noise is None:
             return sentence + " One seed each: the spread between seeds is not known."
@@ -150,10 +150,6 @@ def _with_deviation(point: Spread) -> str:
     if point.deviation is None:
         return number_text(point.mean)
     return measure("scalar:any").text(point.mean, point.deviation)
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
 
 
 def _counts(lines: dict[str, dict[float, Spread]]) -> str:
