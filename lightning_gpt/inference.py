@@ -9,9 +9,9 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import evaluating
-from lightning_gpt.models.early_exit import EarlyExit
-from lightning_gpt.models.generation import Decoder, Sampling, sample
-from lightning_gpt.models.speculative import sample_speculatively
+from lightning_gpt.models.decoding.early_exit import EarlyExit
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.decoding.speculative import sample_speculatively
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import CausalAttention
+from lightning_gpt.models.attention.linear import LinearAttention
+from lightning_gpt.models.attention.multi_head import CausalAttention
 from lightning_gpt.models.base import LanguageModel
-from lightning_gpt.models.linear_attention import LinearAttention
-from lightning_gpt.models.mixture_of_depths import Exact, token_routers
-from lightning_gpt.models.moe import MixtureOfExperts
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
+from lightning_gpt.models.wrappers.token_routing import Exact, token_routers
 
 BACKWARD = 2
 """FLOPs of the backward pass for one of the forward: a gradient for each of the two factors of a product."""

@@ -28,7 +28,7 @@ from lightning_gpt.analysis.spectral import (
 )
 from lightning_gpt.models import GPT
 from lightning_gpt.models.base import evaluating
-from lightning_gpt.models.loss import IGNORED, token_nll
+from lightning_gpt.models.fused_loss import IGNORED, token_nll
 
 Value = float | list[float | None] | None
 """A layer's figure: a number, one for each head, or None where the layer has none or it is not finite."""

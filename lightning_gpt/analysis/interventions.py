@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.base import evaluating
-from lightning_gpt.models.watch import Edit
+from lightning_gpt.models.record import Edit
 
 Ablation = Literal["zero", "mean"]
 """``zero``: the output becomes 0. ``mean``: it becomes its mean over batch and positions in the untouched run."""

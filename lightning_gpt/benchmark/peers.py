@@ -20,7 +20,7 @@ from lightning_gpt.benchmark.subject import Generate, Subject
 from lightning_gpt.benchmark.workload import Spec
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
-from lightning_gpt.models.quantization import int8
+from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.training.optim import adamw
 
 LR, WEIGHT_DECAY, BETAS = 3e-4, 0.1, (0.9, 0.95)

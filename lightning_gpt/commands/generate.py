@@ -11,9 +11,9 @@ from lightning_gpt.console import say
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids, stream_text
 from lightning_gpt.models import GPT, LanguageModel
-from lightning_gpt.models.early_exit import EarlyExit
-from lightning_gpt.models.generation import Sampling
-from lightning_gpt.models.quantization import int8
+from lightning_gpt.models.decoding.early_exit import EarlyExit
+from lightning_gpt.models.decoding.int8 import int8
+from lightning_gpt.models.decoding.sampling import Sampling
 
 
 def generate(

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.generation import Decoder, Sampling, sample
-from lightning_gpt.models.linear import is_one_vector, times_vector
-from lightning_gpt.models.loss import linear_cross_entropy, token_nll
-from lightning_gpt.models.penalties import penalised, penalties
-from lightning_gpt.models.positions import Positions, positions_within
-from lightning_gpt.models.watch import Edit, Trace, Watched, record
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.fused_loss import linear_cross_entropy, token_nll
+from lightning_gpt.models.kv_cache import Cache
+from lightning_gpt.models.layer import is_one_vector, times_vector
+from lightning_gpt.models.part_losses import penalised, penalties
+from lightning_gpt.models.positions.scheme import Positions, positions_within
+from lightning_gpt.models.record import Edit, Trace, Watched, record
 
 
 def require_positive(config: Any, *names: str) -> None:
@@ -111,9 +111,9 @@ class LanguageModel(Watched, ABC):
     ) -> Tensor:
         """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits.
 
-        ``label_smoothing`` and ``z_loss`` are those of :func:`~lightning_gpt.models.loss.linear_cross_entropy`. While
+        ``label_smoothing`` and ``z_loss`` are those of :func:`~lightning_gpt.models.fused_loss.linear_cross_entropy`. While
         training, the loss's gradient has that of the parts' own losses added
-        (:class:`~lightning_gpt.models.penalties.Penalised`); its value has not.
+        (:class:`~lightning_gpt.models.part_losses.Penalised`); its value has not.
         """
         with penalties(self) as terms:
             hidden = self.hidden(ids, documents)
@@ -157,7 +157,7 @@ class LanguageModel(Watched, ABC):
     def record(
         self, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
     ) -> AbstractContextManager[Trace]:
-        """Record (and edit) named intermediates; see :func:`lightning_gpt.models.watch.record`."""
+        """Record (and edit) named intermediates; see :func:`lightning_gpt.models.record.record`."""
         return record(self, names, edits)
 
     def generate(

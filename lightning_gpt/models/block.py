@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_gpt.models.attention import CausalAttention
-from lightning_gpt.models.cache import LayerState
+from lightning_gpt.models.attention.multi_head import CausalAttention
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.mixture_of_depths import TokenRouter
+from lightning_gpt.models.kv_cache import LayerState
+from lightning_gpt.models.record import Watched
 from lightning_gpt.models.registry import Registry
-from lightning_gpt.models.watch import Watched
+from lightning_gpt.models.wrappers.token_routing import TokenRouter
 
 blocks: Registry["Block"] = Registry("residual", "attention", "ffn", "norm", "dim", "dropout", "n_layer")
 

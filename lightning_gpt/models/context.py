@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.cache import Cache, LayerState
-from lightning_gpt.models.positions import Positions
+from lightning_gpt.models.kv_cache import Cache, LayerState
+from lightning_gpt.models.positions.scheme import Positions
 
 T = TypeVar("T")
 

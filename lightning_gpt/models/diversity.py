@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gpt.models.penalties import Penalised
+from lightning_gpt.models.part_losses import Penalised
 
 
 class TokenDiversity(Penalised):

@@ -14,33 +14,31 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import (  # noqa: F401  (their variants are known once they are imported)
-    differential_attention,
-    linear_attention,
-    local_attention,
-    memory_tokens,
-    moe,
+from lightning_gpt.models import residual  # noqa: F401
+from lightning_gpt.models.attention import (  # noqa: F401  (their variants are known once they are imported)
+    differential,
+    linear,
+    local,
     neutreno,
-    recentred_attention,
-    residual,
-    segment_memory,
-    sink_attention,
-    value_attention,
+    recentred,
+    sink,
+    value,
 )
-from lightning_gpt.models.attention import Backend, attentions
+from lightning_gpt.models.attention.multi_head import Backend, attentions
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
 from lightning_gpt.models.block import Block, blocks
-from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.depth import layer_drops
 from lightning_gpt.models.diversity import TokenDiversity
-from lightning_gpt.models.feedforward import ffns
-from lightning_gpt.models.memory import Memory, check_memory, memories
-from lightning_gpt.models.mixture_of_depths import FullDepth, depths
+from lightning_gpt.models.ffn.dense import ffns
+from lightning_gpt.models.kv_cache import Cache
+from lightning_gpt.models.memory import segment, tokens  # noqa: F401
+from lightning_gpt.models.memory.base import Memory, check_memory, memories
 from lightning_gpt.models.norms import norms
-from lightning_gpt.models.positions import position_schemes
+from lightning_gpt.models.positions.scheme import position_schemes
+from lightning_gpt.models.record import called
 from lightning_gpt.models.registry import Choice, LayerChoice, at_layer
-from lightning_gpt.models.watch import called
+from lightning_gpt.models.wrappers.layer_drop import layer_drops
+from lightning_gpt.models.wrappers.token_routing import FullDepth, depths
 
 Checkpointing = Literal["none", "block", "attention"]
 """What is run again for its gradient instead of keeping its activations (Chen et al. 2016, 1604.06174)."""
@@ -160,8 +158,8 @@ class GPT(LanguageModel):
 
     Intermediates: ``token_embedding``, ``position_embedding``, ``embedding``; under ``blocks.{i}.`` those of
     :class:`~lightning_gpt.models.block.Block`, under ``blocks.{i}.attention.`` those of
-    :class:`~lightning_gpt.models.attention.MultiHeadAttention`, under ``blocks.{i}.ffn.`` those of
-    :class:`~lightning_gpt.models.feedforward.FeedForward`; ``final_norm`` and ``logits``. ``i`` counts the layers that
+    :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`, under ``blocks.{i}.ffn.`` those of
+    :class:`~lightning_gpt.models.ffn.dense.FeedForward`; ``final_norm`` and ``logits``. ``i`` counts the layers that
     are run: with ``n_unique``, one block is seen under the name of each layer that it serves, ``blocks`` holds it as
     often, and the state dict has its weights under each of those names. Sharing all layers is the Universal
     Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; ALBERT (1909.11942).

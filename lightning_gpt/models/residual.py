@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import CausalAttention, MultiHeadAttention
+from lightning_gpt.models.attention.multi_head import CausalAttention, MultiHeadAttention
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 

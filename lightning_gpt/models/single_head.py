@@ -14,11 +14,11 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import Backend, CausalAttention
+from lightning_gpt.models.attention.multi_head import Backend, CausalAttention
 from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
-from lightning_gpt.models.cache import Cache
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions import LearnedPositions
+from lightning_gpt.models.kv_cache import Cache
+from lightning_gpt.models.positions.scheme import LearnedPositions
 
 
 @dataclass(frozen=True, kw_only=True)

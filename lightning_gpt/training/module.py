@@ -16,8 +16,8 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.loss import IGNORED
-from lightning_gpt.models.memory import Memory
+from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.memory.base import Memory
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 from lightning_gpt.training.mup import rescale

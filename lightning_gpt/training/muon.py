@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
-from lightning_gpt.models.attention import MultiHeadAttention
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
+from lightning_gpt.models.ffn.dense import FeedForward
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic: steep at 0, so that small singular values grow fast, and in the end about 1 rather than 1."""

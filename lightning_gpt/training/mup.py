@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
-from lightning_gpt.models.attention import MultiHeadAttention
-from lightning_gpt.models.mixture_of_depths import Exact
-from lightning_gpt.models.routing import Router
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
+from lightning_gpt.models.ffn.moe.router import Router
+from lightning_gpt.models.wrappers.token_routing import Exact
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.models import GPT
-from lightning_gpt.models.memory import Memory, State
+from lightning_gpt.models.memory.base import Memory, State
 
 Gather = Callable[[Tensor], Tensor]
 """A tensor of this process to those of all, ``(processes, ...)``."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.models.attention import CausalAttention, attentions
+from lightning_gpt.models.attention.multi_head import CausalAttention, attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions import position_schemes, positions_within
+from lightning_gpt.models.positions.scheme import position_schemes, positions_within
 from lightning_gpt.models.registry import Choice
 from tests.models.helpers import randomise
 from tests.models.slopes import Array

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.cache import LOOKAHEAD
-from lightning_gpt.models.linear_attention import Sums
+from lightning_gpt.models.attention.linear import Sums
+from lightning_gpt.models.kv_cache import LOOKAHEAD
+from lightning_gpt.models.record import record
 from lightning_gpt.models.registry import Choice
-from lightning_gpt.models.watch import record
 from tests.models.helpers import TensorSizes, random_ids
 from tests.models.layers import CLOSE, DIM, HEADS, make, normal
 from tests.models.variants import build

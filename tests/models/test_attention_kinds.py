@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.attention.linear import CHUNK
+from lightning_gpt.models.attention.multi_head import attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.linear_attention import CHUNK
-from lightning_gpt.models.positions import NoPositions, RotaryPositions, position_schemes
+from lightning_gpt.models.positions.scheme import NoPositions, RotaryPositions, position_schemes
+from lightning_gpt.models.record import record
 from lightning_gpt.models.registry import Choice
-from lightning_gpt.models.watch import record
 from tests.models.helpers import property_test, random_ids, randomise
 from tests.models.layers import BACKENDS, CLOSE, DIM, HEADS, LAYER, N_HEAD, State, make, normal, of_documents
 from tests.models.slopes import Array, assert_equals_reference

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.depth import layer_drops
+from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from tests.models.helpers import random_ids
 from tests.models.variants import SIZES, build
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT
-from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.attention.multi_head import attentions
 from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.block import blocks
-from lightning_gpt.models.early_exit import EarlyExit, confidence_of
-from lightning_gpt.models.generation import Decoder, Sampling, sample
+from lightning_gpt.models.decoding.early_exit import EarlyExit, confidence_of
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 from tests.models.helpers import random_ids
 from tests.models.variants import build, choices, name_of
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig, feedforward
-from lightning_gpt.models.feedforward import FeedForward, ffns
+from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.ffn import dense
+from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from tests.models.helpers import arrays, randomise
 from tests.reference import experts as reference
 
@@ -21,8 +22,8 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 def test_the_reference_has_every_dense_network_of_the_package() -> None:
     ours = [ffns.get(name) for name in KINDS]
     assert {kind.__module__ for kind in ours} == {FeedForward.__module__}
-    defined = [kind for kind in vars(feedforward).values() if isinstance(kind, type) and issubclass(kind, FeedForward)]
-    assert set(defined) == {*ours, feedforward.GatedFeedForward}
+    defined = [kind for kind in vars(dense).values() if isinstance(kind, type) and issubclass(kind, FeedForward)]
+    assert set(defined) == {*ours, dense.GatedFeedForward}
 
 
 @pytest.mark.parametrize("bias", [True, False])

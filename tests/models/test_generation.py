@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.cache import Cache
-from lightning_gpt.models.generation import Decoder, Sampling, sample
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.kv_cache import Cache
 from tests.models.helpers import property_test, random_ids, randomise
 from tests.reference import formulas
 

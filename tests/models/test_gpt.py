@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import Backend
+from lightning_gpt.models.attention.multi_head import Backend
 from tests.models.helpers import (
     arrays,
     assert_only_later_logits_change,

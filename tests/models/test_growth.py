@@ -7,7 +7,7 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.growth import deepen, grow
+from lightning_gpt.models.from_trained.growth import deepen, grow
 from lightning_gpt.training.optim import adamw
 from tests.models.helpers import random_ids
 from tests.models.variants import SIZES, build, name_of

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.linear import Linear, is_one_vector, times_vector
+from lightning_gpt.models.layer import Linear, is_one_vector, times_vector
 from tests.models.helpers import random_ids
 
 

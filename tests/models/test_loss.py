@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models import loss as loss_module
+from lightning_gpt.models import fused_loss as loss_module
 from lightning_gpt.models.chunked_softmax import Chunks, TokensFirst, VocabularyFirst
-from lightning_gpt.models.loss import IGNORED, linear_cross_entropy, token_nll
+from lightning_gpt.models.fused_loss import IGNORED, linear_cross_entropy, token_nll
 from tests.models.helpers import TensorSizes, property_test, random_ids, randomise
 from tests.reference import formulas
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.early_exit import EarlyExit
-from lightning_gpt.models.generation import Sampling
-from lightning_gpt.models.memory import Memory, State
-from lightning_gpt.models.speculative import sample_speculatively
+from lightning_gpt.models.decoding.early_exit import EarlyExit
+from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.speculative import sample_speculatively
+from lightning_gpt.models.memory.base import Memory, State
 from tests.models.helpers import random_ids
 from tests.models.slopes import Array, assert_equals_reference
 from tests.models.variants import SEGMENTS, SIZES, TOKENS, build

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import CausalAttention
-from lightning_gpt.models.chosen import ChosenKeyValues
-from lightning_gpt.models.early_exit import EarlyExit
-from lightning_gpt.models.growth import deepen
-from lightning_gpt.models.penalties import penalties
+from lightning_gpt.models.attention.multi_head import CausalAttention
+from lightning_gpt.models.decoding.early_exit import EarlyExit
+from lightning_gpt.models.from_trained.growth import deepen
+from lightning_gpt.models.part_losses import penalties
+from lightning_gpt.models.wrappers.chosen_tokens import ChosenKeyValues
 from lightning_gpt.planning import flops_per_token, training_flops_per_token
 from lightning_gpt.training.mup import Factors, MuP, factors
 from lightning_gpt.training.optim import adamw

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.feedforward import FeedForward, ffns
-from lightning_gpt.models.moe import MixtureOfExperts, active_parameters, grouped, mixtures
-from lightning_gpt.models.penalties import penalties
-from lightning_gpt.models.quantization import int8
+from lightning_gpt.models.decoding.int8 import int8
+from lightning_gpt.models.ffn.dense import FeedForward, ffns
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, active_parameters, grouped, mixtures
+from lightning_gpt.models.part_losses import penalties
 from tests.models.helpers import arrays, property_test, random_ids, randomise
 from tests.reference import experts as reference
 

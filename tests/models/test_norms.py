@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.attention.multi_head import attentions
 from lightning_gpt.models.norms import ScaleNorm, norms
-from lightning_gpt.models.positions import NoPositions
+from lightning_gpt.models.positions.scheme import NoPositions
 from lightning_gpt.models.registry import Choice
 from tests.models.helpers import property_test, randomise
 from tests.models.slopes import Array, assert_equals_reference

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_gpt.models.attention import (
+from lightning_gpt.models.attention.multi_head import (
     Backend,
     CausalAttention,
     MultiHeadAttention,
@@ -18,7 +18,7 @@ from lightning_gpt.models.attention import (
     scaled_scores,
 )
 from lightning_gpt.models.block import Block
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.ffn.dense import FeedForward
 from tests.models.helpers import arrays, property_test, randomise
 from tests.reference import formulas
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions import AlibiPositions, RotaryPositions, T5Positions, position_schemes
+from lightning_gpt.models.positions.scheme import AlibiPositions, RotaryPositions, T5Positions, position_schemes
 from lightning_gpt.models.registry import Choice
 from lightning_gpt.training.optim import adamw
 from tests.models.helpers import property_test, randomise

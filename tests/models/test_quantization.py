@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.quantization import Int8Linear, int8
+from lightning_gpt.models.decoding.int8 import Int8Linear, int8
 from tests.models.helpers import random_ids, randomise
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import CausalAttention, attentions
+from lightning_gpt.models.attention.multi_head import CausalAttention, attentions
 from lightning_gpt.models.block import Block, blocks
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.ffn.dense import FeedForward
 from lightning_gpt.models.norms import LayerNorm
-from lightning_gpt.models.positions import NoPositions
+from lightning_gpt.models.positions.scheme import NoPositions
 from lightning_gpt.models.registry import Choice
 from tests.models.helpers import randomise
 from tests.models.slopes import Array, assert_equals_reference

@@ -7,7 +7,7 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.upcycling import upcycle
+from lightning_gpt.models.from_trained.upcycling import upcycle
 from tests.models.helpers import random_ids, randomise
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 2, "dim": 16, "block_size": 12, "vocab_size": 23}

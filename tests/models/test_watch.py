@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models import attention as attention_module
-from lightning_gpt.models.attention import Backend
-from lightning_gpt.models.watch import Edit, Watched, record, zero_heads
+from lightning_gpt.models.attention import multi_head as attention_module
+from lightning_gpt.models.attention.multi_head import Backend
+from lightning_gpt.models.record import Edit, Watched, record, zero_heads
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.reference import formulas
 

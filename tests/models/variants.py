@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention import attentions
+from lightning_gpt.models.attention.multi_head import attentions
 from lightning_gpt.models.block import blocks
-from lightning_gpt.models.depth import layer_drops
-from lightning_gpt.models.feedforward import ffns
-from lightning_gpt.models.memory import memories
-from lightning_gpt.models.mixture_of_depths import depths
+from lightning_gpt.models.ffn.dense import ffns
+from lightning_gpt.models.memory.base import memories
 from lightning_gpt.models.norms import norms
-from lightning_gpt.models.positions import position_schemes
+from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.registry import Choice, Registry
+from lightning_gpt.models.wrappers.layer_drop import layer_drops
+from lightning_gpt.models.wrappers.token_routing import depths
 from tests.models.helpers import randomise
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_gpt.analysis.expert_plots import expert_heatmap
-from lightning_gpt.models.moe import MixtureOfExperts, mixtures
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.module import LanguageModule
 

@@ -12,7 +12,7 @@ from lightning_gpt.analysis.attention import attention_maps, readable_tokens
 from lightning_gpt.analysis.plots import heads_grid
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
-from lightning_gpt.models.generation import Sampling
+from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.training.module import LanguageModule
 
 

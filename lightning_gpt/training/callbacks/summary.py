@@ -15,9 +15,9 @@ from lightning_gpt.analysis.baseline import unigram_loss
 from lightning_gpt.console import console, say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
-from lightning_gpt.models.generation import Sampling
-from lightning_gpt.models.loss import IGNORED
-from lightning_gpt.models.moe import active_parameters
+from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.ffn.moe.mixture import active_parameters
+from lightning_gpt.models.fused_loss import IGNORED
 from lightning_gpt.training.module import LanguageModule
 
 _SAMPLE_PROMPT = "The"

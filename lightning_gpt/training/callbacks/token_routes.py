@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_gpt.models.mixture_of_depths import TokenRouter, token_routers
+from lightning_gpt.models.wrappers.token_routing import TokenRouter, token_routers
 from lightning_gpt.training.module import LanguageModule
 
 

@@ -1,7 +1,7 @@
 """Starting a mixture of experts from a trained dense model."""
 
 from lightning_gpt.models import GPT
-from lightning_gpt.models.upcycling import upcycle
+from lightning_gpt.models.from_trained.upcycling import upcycle
 from lightning_gpt.training.callbacks.trained_start import TrainedStart
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.cache import Cache
+from lightning_gpt.models.kv_cache import Cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.block import Block
-from lightning_gpt.models.cache import Cache, KeyValues
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.penalties import Penalised
-from lightning_gpt.models.positions import Positions, position_schemes, positions_within
+from lightning_gpt.models.kv_cache import Cache, KeyValues
+from lightning_gpt.models.part_losses import Penalised
+from lightning_gpt.models.positions.scheme import Positions, position_schemes, positions_within
+from lightning_gpt.models.record import Watched
 from lightning_gpt.models.registry import Choice, Registry
-from lightning_gpt.models.watch import Watched
 
 memories: Registry["NoMemory"] = Registry("memory", "dim", "n_layer", "block_size")
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.feedforward import FeedForward, ffns
-from lightning_gpt.models.routing import Balance, Router, Score, Use
-from lightning_gpt.models.watch import Watched
+from lightning_gpt.models.ffn.dense import FeedForward, ffns
+from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
+from lightning_gpt.models.record import Watched
 
 
 @ffns.register("moe")

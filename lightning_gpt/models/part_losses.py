@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.watch import Watched
+from lightning_gpt.models.record import Watched
 
 
 class Penalised(Watched):

@@ -1,12 +1,12 @@
-"""The position-wise feed-forward networks of a block; a mixture of several is in :mod:`lightning_gpt.models.moe`."""
+"""The position-wise feed-forward networks of a block; a mixture of several is in :mod:`lightning_gpt.models.ffn.moe.mixture`."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.linear import Linear
+from lightning_gpt.models.layer import Linear
+from lightning_gpt.models.record import Watched
 from lightning_gpt.models.registry import Registry
-from lightning_gpt.models.watch import Watched
 
 ffns: Registry[nn.Module] = Registry("ffn", "dim", "bias")
 """Every feed-forward network: ``(batch, time, dim)`` to the same."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.cache import Cache, KeyValues, LayerState
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.memory import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState
+from lightning_gpt.models.memory.base import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
 
 
 @memories.register("tokens")

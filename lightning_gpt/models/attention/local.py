@@ -2,7 +2,7 @@
 
 The fast path goes by blocks: the queries of a block meet the keys of their own block, of the one before it, and of the
 few *far* tokens that a kind names. What of these each query sees is still decided by the kind's one definition,
-:meth:`~lightning_gpt.models.attention.CausalAttention.visible`.
+:meth:`~lightning_gpt.models.attention.multi_head.CausalAttention.visible`.
 """
 
 from collections.abc import Hashable
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
-from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
-from lightning_gpt.models.positions import positions_within
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
+from lightning_gpt.models.positions.scheme import positions_within
 
 
 class LocalAttention(MultiHeadAttention):
@@ -143,7 +143,7 @@ class WindowAttention(LocalAttention):
 
     Args:
         window: How many tokens are seen.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class GlobalWindowAttention(LocalAttention):
     Args:
         window: How many tokens are seen, the token itself included.
         n_global: How many of the first tokens all later ones see.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class StridedAttention(LocalAttention):
     Args:
         stride: Length ℓ of a segment, in tokens.
         n_summary: How many tokens c at a segment's end all later ones see; the paper takes 8 to 32 of 128 to 256.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.penalties import Penalised
+from lightning_gpt.models.part_losses import Penalised
 
 Score = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]

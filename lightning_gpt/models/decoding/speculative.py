@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
-from lightning_gpt.models.cache import LOOKAHEAD, Cache
-from lightning_gpt.models.generation import Decoder, Sampling, sample
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache
 
 
 @dataclass

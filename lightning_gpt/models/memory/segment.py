@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.block import Block
-from lightning_gpt.models.cache import LOOKAHEAD, Cache, KeyValues
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.memory import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache, KeyValues
+from lightning_gpt.models.memory.base import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
 
 
 @memories.register("segment")

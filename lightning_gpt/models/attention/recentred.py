@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
 
 
 class RecentredAttention(MultiHeadAttention, ABC):
@@ -73,7 +73,7 @@ class ShapedAttention(RecentredAttention):
     Here they start small, like all weights, and A near C.
 
     Args:
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(self, **shared: Any) -> None:
@@ -94,7 +94,7 @@ class AttnScale(RecentredAttention):
     Wang et al. 2022 (2203.05962), section 4, AttnScale, whose C is ``11ᵀ/n``; here the causal average.
 
     Args:
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(self, **shared: Any) -> None:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import MultiHeadAttention
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.block import Block
-from lightning_gpt.models.cache import Cache, KeyValues
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.gpt import GPT
+from lightning_gpt.models.kv_cache import Cache, KeyValues
 
 
 def confidence_of(logits: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.feedforward import FeedForward
+from lightning_gpt.models.ffn.dense import FeedForward
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
 from lightning_gpt.models.gpt import GPT
-from lightning_gpt.models.moe import MixtureOfExperts
 
 _MAY_DIFFER = {"ffn", "dropout", "attention_backend", "checkpointing"}
 """What no weight but those of the feed-forward networks depends on."""

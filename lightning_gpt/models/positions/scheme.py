@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.record import Watched
 from lightning_gpt.models.registry import Registry
-from lightning_gpt.models.watch import Watched
 
 position_schemes: Registry["Positions"] = Registry("position", "dim", "n_head", "block_size")
 

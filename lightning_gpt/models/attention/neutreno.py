@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_gpt.models.attention import MultiHeadAttention, attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, attentions
 from lightning_gpt.models.context import Context
 
 
@@ -20,7 +20,7 @@ class NeutrenoAttention(MultiHeadAttention):
 
     Args:
         strength: λ; 0 is plain attention.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     mixes_first_layer = True

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import attentions
-from lightning_gpt.models.cache import KeyValues, LayerState
-from lightning_gpt.models.chosen import Chosen, ChosenKeyValues, shown_whole
+from lightning_gpt.models.attention.multi_head import attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.penalties import Penalised
+from lightning_gpt.models.kv_cache import KeyValues, LayerState
+from lightning_gpt.models.part_losses import Penalised
 from lightning_gpt.models.registry import Choice, LayerChoice, Registry, at_layer
+from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
 
 Decision = Literal["predictor", "router"]
 """What decides, where later tokens may not be looked at, whether a token is among a row's best."""

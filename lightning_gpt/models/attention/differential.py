@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.norms import norms
-from lightning_gpt.models.positions import Positions, RotaryPositions
+from lightning_gpt.models.positions.scheme import Positions, RotaryPositions
 from lightning_gpt.models.registry import Choice
 
 
@@ -32,7 +32,7 @@ class DifferentialAttention(MultiHeadAttention):
         layer: Which layer this is, from 0.
         positions: How the model knows where a token stands.
         qk_norm: The norm of each half of the queries and keys.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`; a head's width must be even, and a
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; a head's width must be even, and a
             multiple of 4 with rotary positions.
     """
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.linear import Linear
+from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
+from lightning_gpt.models.layer import Linear
 from lightning_gpt.models.norms import norms
-from lightning_gpt.models.positions import Positions
+from lightning_gpt.models.positions.scheme import Positions
+from lightning_gpt.models.record import Watched
 from lightning_gpt.models.registry import Choice, Registry
-from lightning_gpt.models.watch import Watched
 
 Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""

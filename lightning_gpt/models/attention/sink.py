@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import MultiHeadAttention, Sight, attention_pattern, attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attention_pattern, attentions
 
 
 @attentions.register("sink")
@@ -20,7 +20,7 @@ class SinkAttention(MultiHeadAttention):
     went to the sink.
 
     Args:
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(self, **shared: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention import MultiHeadAttention, attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, attentions
 from lightning_gpt.models.context import Context
 
 
@@ -16,7 +16,7 @@ class MixedValueAttention(MultiHeadAttention, ABC):
     Intermediates: ``v`` is the mixture, as it is attended to and cached.
 
     Args:
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(self, **shared: Any) -> None:
@@ -40,7 +40,7 @@ class ValueResidualAttention(MixedValueAttention):
     The first layer of this kind that a pass runs gives u: there λ₁ + λ₂ is one factor.
 
     Args:
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     mixes_first_layer = True
@@ -59,7 +59,7 @@ class ValueEmbeddingAttention(MixedValueAttention):
 
     Args:
         vocab_size: Number of token ids.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     def __init__(self, *, vocab_size: int, **shared: Any) -> None:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention import MultiHeadAttention, Sight, attentions, causal_mask
-from lightning_gpt.models.cache import LayerState
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions, causal_mask
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions import Positions
+from lightning_gpt.models.kv_cache import LayerState
+from lightning_gpt.models.positions.scheme import Positions
 
 CHUNK = 64
 """Tokens that are computed as a matrix; what was before them comes as one sum."""
@@ -59,7 +59,7 @@ class LinearAttention(MultiHeadAttention):
 
     Args:
         positions: How the model knows where a token stands.
-        shared: As in :class:`~lightning_gpt.models.attention.MultiHeadAttention`; ``dropout`` has no effect on the
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; ``dropout`` has no effect on the
             weights, of the backends ``sdpa`` goes by chunks and ``manual`` makes the matrix of all weights, and
             ``qk_norm`` comes before φ.
     """

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.cache import KeyValues
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.watch import Watch, Watched
+from lightning_gpt.models.kv_cache import KeyValues
+from lightning_gpt.models.record import Watch, Watched
 
 _MATRICES = ("mask", "pattern", "scores", "second_scores")
 """The intermediates of attention that have a column for each token, as well as a row."""

@@ -1,0 +1,1 @@
+"""New models from trained ones."""

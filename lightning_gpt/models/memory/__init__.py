@@ -1,0 +1,1 @@
+"""Memory from segment to segment of a text."""
