@@ -9,12 +9,11 @@ import torch
 
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.base import models
 
 MODEL_KEY = "lightning_gpt_model"
-"""The entry of a checkpoint that names the model's class and config."""
-
-_MODELS: dict[str, tuple[Any, Any]] = {"GPT": (GPT, GPTConfig), "SingleHeadModel": (SingleHeadModel, SingleHeadConfig)}
+"""The entry of a checkpoint that holds the model's name and config."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,13 @@ class Checkpoint:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model's class and config, as :meth:`~lightning_gpt.models.LanguageModel.describe` gave them."""
+        """The model's name and config, as :meth:`~lightning_gpt.models.LanguageModel.describe` gave them."""
         described: dict[str, Any] = self.content[MODEL_KEY]
         return described
 
     def build(self) -> LanguageModel:
         """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
-        model_class, config_class = _MODELS[self.model["class"]]
-        model: LanguageModel = model_class(config_class(**self.model["config"]))
+        model = models.build(self.model)
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
         model.load_state_dict(weights)
@@ -68,12 +66,10 @@ class Checkpoint:
         return Tokenizer.from_state_dict(state)
 
     def require_same_model(self, model: LanguageModel) -> None:
-        """Refuse to load these weights into a model of another class or config, naming what differs."""
+        """Refuse to load these weights into a model of another kind or config, naming what differs."""
         was, now = self.model, model.describe()
-        if was["class"] != now["class"]:
-            raise CallError(
-                f"checkpoint {str(self.path)!r} holds a {was['class']} and the config builds a {now['class']}"
-            )
+        if was["name"] != now["name"]:
+            raise CallError(f"checkpoint {str(self.path)!r} holds a {was['name']} and the config builds a {now['name']}")
         free = {"dropout", "attention_backend", "checkpointing"}  # these change no weight's shape or meaning
         keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
         if keys:

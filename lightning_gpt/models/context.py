@@ -1,16 +1,61 @@
 """What the layers of one forward pass share besides the residual stream."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.models.kv_cache import Cache, LayerState
+from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import Positions
 
 T = TypeVar("T")
+
+
+class Once(Generic[T]):
+    """Values that the first layer of a pass that needs them makes, by key; made each time where nothing is kept."""
+
+    def __init__(self, keeps: bool) -> None:
+        self._made: dict[Hashable, T] | None = {} if keeps else None
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value under ``key``, from ``make`` where there is none yet."""
+        if self._made is None:
+            return make()
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+class Shared:
+    """What the layers of a pass have made for each other.
+
+    Masks, biases, rotations and layouts are made of where the tokens stand; any device can make its own. What is
+    *carried* is made of the residual stream by one layer for later ones, so a pipeline has to send it along.
+
+    Args:
+        keeps: Whether there is a pass to share it in; False for a layer that is run by itself.
+    """
+
+    def __init__(self, keeps: bool = True) -> None:
+        self.masks: Once[Tensor] = Once(keeps)
+        self.biases: Once[Tensor] = Once(keeps)
+        self.rotations: Once[tuple[Tensor, Tensor]] = Once(keeps)
+        self.layouts: Once[Any] = Once(keeps)  # a kind's own cut of the sequence into blocks or chunks
+        self.carried: Once[Tensor] = Once(keeps)
+
+    def initial_stream(self, x: Tensor) -> Tensor:
+        """The stream ``(batch, time, dim)`` that the first layer was given: ``x``, where that is this one."""
+        return self.carried.get("initial stream", lambda: x)
+
+    def first_values(self, who: Hashable, v: Tensor) -> Tensor:
+        """The values of the first layer that asks as ``who``: ``v``, where that is this one."""
+        return self.carried.get(("first values", who), lambda: v)
+
+
+_ALONE = Shared(keeps=False)
 
 
 @dataclass(frozen=True)
@@ -18,47 +63,43 @@ class Context:
     """Where the tokens of a pass stand, and what they may look back on.
 
     Args:
-        at: Positions of the tokens, ``(time,)`` or ``(batch, time)``; 0 to time − 1 when None.
-        documents: ``(batch, time)``, the document that each token is of, where documents are kept apart.
+        positions: Of the tokens, ``(time,)`` or ``(batch, time)``; 0 to time − 1 when None.
+        documents: ``(batch, time)``, the document of each token, where documents are kept apart.
         scheme: How positions act.
         cache: The states of the layers, where earlier tokens were read before.
+        state: That of the layer that is being run.
         lengths: ``(batch,)``, how many tokens of each row are real, where rows are padded at their end.
-        layer: The layer that is being run.
-        memo: What the layers of this pass have made for each other; None where one layer is run by itself.
         ids: ``(batch, time)``, the tokens themselves; None where one layer is run by itself.
+        losses: What parts attach their losses with; None where no training loss is made of the pass.
+        shared: What the layers have made for each other.
     """
 
-    at: Tensor | None = None
+    positions: Tensor | None = None
     documents: Tensor | None = None
     scheme: Positions | None = None
     cache: Cache | None = None
+    state: LayerState | None = None
     lengths: Tensor | None = None
-    layer: int = 0
-    memo: dict[Any, Any] | None = None
     ids: Tensor | None = None
+    losses: PartLosses | None = None
+    shared: Shared = field(default=_ALONE)
 
-    def layered(self, layer: int) -> "Context":
-        """The same for another layer."""
-        return self if self.cache is None else replace(self, layer=layer)
+    def at_layer(self, layer: int) -> "Context":
+        """The same for one layer of a pass that reads on from a cache."""
+        return self if self.cache is None else replace(self, state=self.cache.layers[layer])
 
-    @property
-    def state(self) -> LayerState | None:
-        """What the layer that is run keeps of earlier tokens."""
-        return None if self.cache is None else self.cache.layers[self.layer]
+    def numbered(self, time: int, device: torch.device) -> Tensor:
+        """The positions as numbers, also where they are 0, 1, 2, ..."""
+        return torch.arange(time, device=device) if self.positions is None else self.positions
 
-    def positions(self, time: int, device: torch.device) -> Tensor:
-        """The positions of the tokens as numbers, also where they are plain."""
-        return torch.arange(time, device=device) if self.at is None else self.at
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Queries or keys as the position scheme turns them."""
-        return x if self.scheme is None else self.scheme.turn(x, self.at)
-
-    def once(self, key: Any, make: Callable[[], T]) -> T:
-        """What ``make`` gives, made by the first layer of the pass that asks under this key."""
-        if self.memo is None:
-            return make()
-        if key not in self.memo:
-            self.memo[key] = make()
-        made: T = self.memo[key]
-        return made
+    def rotate(self, x: Tensor) -> Tensor:
+        """Queries or keys ``(batch, n_head, time, head_dim)``, rotated as the position scheme has it."""
+        scheme = self.scheme
+        if scheme is None or not scheme.rotates:
+            return x
+        time, width = x.shape[-2:]
+        dtype = torch.promote_types(x.dtype, torch.float32)  # bf16 holds no whole number above 256 exactly
+        rotation = self.shared.rotations.get(
+            (width, time, dtype), lambda: scheme.rotation(width, self.numbered(time, x.device), dtype)
+        )
+        return scheme.rotate(x, *rotation)

@@ -42,14 +42,14 @@ class KeyValues:
         self.seen = 0  # positions that any row has reached
 
     def append(
-        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+        self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keep the keys and values ``(batch, ..., time, head_dim)`` of new tokens; returns those that these may see.
 
         Args:
             k: Keys of the new tokens.
             v: Values of the new tokens.
-            at: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when None.
+            positions: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when None.
             lengths: How many of the tokens of each row are real, where some are padding at the row's end.
 
         Returns:
@@ -59,8 +59,7 @@ class KeyValues:
         if self.k is None:
             self._allocate(k)
         time = k.shape[-2]
-        if at is None:
-            at = torch.arange(time, device=k.device)
+        at = torch.arange(time, device=k.device) if positions is None else positions
         if at.ndim == 2:
             return self._append_apart(k, v, at)
         start = self.seen

@@ -4,23 +4,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.registry import Registry
 
-norms: Registry[nn.Module] = Registry("norm", "dim", "bias")
+norms: Registry["Norm"] = Registry("norm", "dim", "bias")
 """Every norm: ``(..., dim)`` to ``(..., dim)``."""
 
 
+class Norm(Layer):
+    """What a norm says of itself."""
+
+    has_gain = False
+    """Whether its own parameters scale all that it gives, so that a factor on the output can be folded into them."""
+
+
 @norms.register("layer")
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.LayerNorm, Norm):
     """``g ⊙ (x − mean x) / √(var x + ε) + b``, Ba et al. 2016 (1607.06450), eq. 4; ``b`` where the model has biases."""
+
+    has_gain = True
 
     def __init__(self, dim: int, bias: bool = True, eps: float = 1e-5) -> None:
         super().__init__(dim, bias=bias, eps=eps)
 
 
 @norms.register("rms")
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm, Norm):
     """``g ⊙ x / √(mean x² + ε)``, Zhang & Sennrich 2019 (1910.07467), eq. 4: no mean is taken off, no bias added."""
+
+    has_gain = True
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__(dim, eps=eps)
@@ -32,13 +44,18 @@ class RMSNorm(nn.RMSNorm):
 
 
 @norms.register("scale")
-class ScaleNorm(nn.Module):
+class ScaleNorm(Norm):
     """``g x / max(‖x‖, ε)`` with one number ``g``, at first √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.tensor(float(dim) ** 0.5))
-        self.eps = eps
+        self.dim, self.eps = dim, eps
+        self.gain = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """√dim: the length of a vector whose entries have variance 1."""
+        nn.init.constant_(self.gain, float(self.dim) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to the same, each vector of length ``|g|``."""
@@ -46,7 +63,7 @@ class ScaleNorm(nn.Module):
 
 
 @norms.register("none")
-class NoNorm(nn.Identity):
+class NoNorm(nn.Identity, Norm):
     """The vector as it is."""
 
     def __init__(self) -> None:

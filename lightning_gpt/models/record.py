@@ -1,8 +1,8 @@
 """Looking inside a model while it runs: named intermediates that can be recorded and edited.
 
-A module that has intermediates worth a name derives from :class:`Watched` and passes each of them
-through ``self.see(name, value)``. While nobody looks, that call is one comparison with ``None``;
-:func:`record` opens the eyes of every watched module of a model and closes them again.
+A :class:`~lightning_gpt.models.layer.Layer` passes each intermediate that is worth a name through
+``self.see(name, value)``. While nobody records, that call is one comparison with ``None``; :func:`record` attaches an
+observer to every layer of a model and removes it again.
 """
 
 import re
@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+
+from lightning_gpt.models.layer import Layer
 
 Edit = Callable[[Tensor], Tensor] | Tensor
 """What may stand for an intermediate: a function of it, or the tensor to put in its place."""
@@ -72,6 +74,12 @@ class Watch:
     def edited(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.edits)
 
+    def wants(self, names: Iterable[str]) -> bool:
+        """Whether one of these intermediates is recorded or edited; they count as on offer."""
+        full_names = list(names)
+        self.offered.update(full_names)
+        return any(self.recorded(name) or self.edited(name) for name in full_names)
+
     def __call__(self, name: str, value: Tensor) -> Tensor:
         self.seen.add(name)
         for pattern, edit in self.edits.items():
@@ -103,30 +111,30 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
     return sorted(sorted(names), key=likeness, reverse=True)[:4]
 
 
-class Watched(nn.Module):
-    """A module whose named intermediates can be recorded and edited."""
-
-    _watch: Watch | None = None
-    _prefix: str = ""
-
-    def see(self, name: str, value: Tensor) -> Tensor:
-        """Show the intermediate ``value`` to whoever looks; returns it, or what an edit made of it."""
-        return value if self._watch is None else self._watch(self._prefix + name, value)
-
-    def asked_for(self, *names: str) -> bool:
-        """Whether somebody looks at (or edits) one of these intermediates, so that it must be made."""
-        if self._watch is None:
-            return False
-        full_names = [self._prefix + name for name in names]
-        self._watch.offered.update(full_names)
-        return any(self._watch.recorded(name) or self._watch.edited(name) for name in full_names)
-
-
 def called(module: nn.Module, name: str) -> None:
     """Show what ``module`` sees from here on under ``name``: one module may serve at several places of a model."""
-    for path, part in module.named_modules():
-        if isinstance(part, Watched):
-            part._prefix = f"{name}.{path}." if path else f"{name}."
+    for path, part in named_layers(module):
+        part._prefix = f"{name}.{path}." if path else f"{name}."
+
+
+def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, Layer]]:
+    """Every layer of a module with the path that its intermediates are named by; one that is used twice, once.
+
+    The path is that of ``named_modules`` without the steps from a wrapper to what it wraps.
+    """
+    yield from _named(module, name, set())
+
+
+def _named(module: nn.Module, name: str, met: set[int]) -> Iterator[tuple[str, Layer]]:
+    if id(module) in met:
+        return
+    met.add(id(module))
+    inner = None
+    if isinstance(module, Layer):
+        yield name, module
+        inner = module.inner
+    for child_name, child in module.named_children():
+        yield from _named(child, name if child_name == inner else f"{name}.{child_name}".lstrip("."), met)
 
 
 @contextmanager
@@ -136,7 +144,7 @@ def record(
     """Record the named intermediates of every forward pass of ``model`` inside the context.
 
     Args:
-        model: Any module that holds :class:`Watched` modules.
+        model: Any module that holds layers.
         names: Which to keep: a name, names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
             What is not asked for is not kept, and attention matrices that nobody asks for are not made.
         edits: Interventions by name or pattern: a function of the tensor, or the tensor to put in its place
@@ -149,7 +157,7 @@ def record(
         KeyError: At the end of the context, when a name or pattern fitted no intermediate of the passes made.
     """
     watch = Watch(names, edits or {})
-    watched = [(path, module) for path, module in model.named_modules() if isinstance(module, Watched)]
+    watched = list(named_layers(model))
     if any(module._watch is not None for _, module in watched):
         raise RuntimeError("this model is being recorded already: one record() context at a time")
     for path, module in watched:

@@ -1,41 +1,115 @@
-"""Variants of a part by name: what lets a line of YAML swap a norm, an attention or a feed-forward network."""
+"""Variants of a part by name: what lets one line of YAML swap a norm, an attention or a feed-forward network."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+import pkgutil
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Generic, NoReturn, TypeVar
 
 from lightning_gpt.errors import CallError
 
 T = TypeVar("T")
 
-Choice = str | dict[str, Any]
-"""A variant: its name, or ``{kind: name, option: value, ...}`` where it has options."""
+Given = str | dict[str, Any] | None
+"""A variant as a user writes it: its name, or ``{kind: name, option: value, ...}``; None where a part is optional."""
 
-LayerChoice = Choice | list[Choice]
-"""One variant for all layers, or a pattern of them that is repeated down the layers."""
+GivenByLayer = Given | list[Any] | tuple[Any, ...]
+"""One variant for all layers, or a pattern that is repeated down the layers: ``[window, window, full]``."""
+
+
+class Choice(dict[str, Any]):
+    """A variant that was read: its kind and *all* its options, defaults filled in. It cannot be changed.
+
+    It is a mapping ``{kind: ..., option: ...}``, so that it can be stored and written as plain values; two choices are
+    equal where they make the same part. Only :meth:`Registry.read` makes one.
+    """
+
+    def __init__(self, kind: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__({"kind": kind, **options})
+        self._changed = {name: value for name, value in options.items() if value != defaults.get(name, ...)}
+
+    @property
+    def kind(self) -> str:
+        """The name that the variant is registered under."""
+        return str(self["kind"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option of the variant, by name."""
+        return {name: value for name, value in self.items() if name != "kind"}
+
+    def __str__(self) -> str:
+        """The kind, and those options that differ from their defaults."""
+        changed = ", ".join(f"{name} {value}" for name, value in self._changed.items())
+        return f"{self.kind} ({changed})" if changed else self.kind
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozen(self))
+
+    def __deepcopy__(self, memo: Any) -> "Choice":
+        return self
+
+    def __reduce__(self) -> Any:
+        return _as_read, (dict(self), dict(self._changed))
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError("a Choice cannot be changed; write a new one in the config")
+
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+
+
+def _as_read(content: dict[str, Any], changed: dict[str, Any]) -> Choice:
+    options = {name: value for name, value in content.items() if name != "kind"}
+    return Choice(content["kind"], options, {name: value for name, value in options.items() if name not in changed})
+
+
+def frozen(value: Any) -> Hashable:
+    """``value`` with its mappings and lists as tuples, so that it can be compared and used as a key."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((name, frozen(each)) for name, each in value.items()))
+    return tuple(frozen(each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def plain(value: Any) -> Any:
+    """``value`` with its choices as plain mappings and its tuples as lists: what a file can hold."""
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class Registry(Generic[T]):
-    """The variants of one part, each a class under its name.
+    """The variants of one part, each a class registered under its name.
 
-    A variant's constructor takes what it needs of the *context* (what the model knows: ``dim``, ``n_head``, ...), by
-    those names; its other arguments are its options, which a config may give. Where it hands ``**`` on to the class it
-    derives from, what that takes counts too.
+    A variant's constructor receives the *context* (model settings such as ``dim`` and ``n_head``) that it names; its
+    other arguments are its options, which a config may give. Where it passes ``**`` on to its base class, the
+    arguments of that class count too.
 
     Args:
         part: What the variants are of, for messages: the config's key.
         context: The names that the model can give.
+        optional: Whether a model may do without the part: ``none`` or ``null`` in a config.
     """
 
-    def __init__(self, part: str, *context: str) -> None:
+    def __init__(self, part: str, *context: str, optional: bool = False) -> None:
         self.part = part
         self.context = context
+        self.optional = optional
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: the variant's name in configs."""
+        """Class decorator: the variant's name in configs.
+
+        Raises:
+            ValueError: Where the name is taken by another class.
+        """
 
         def add(variant: type[T]) -> type[T]:
+            taken = self._classes.get(name)
+            if taken is not None:
+                where = f"{taken.__module__}.{taken.__qualname__}"
+                raise ValueError(f"{self.part} {name!r} is registered already, by {where}; choose another name")
+            if self.optional and name == "none":
+                raise ValueError(f"{self.part} 'none' means that the part is left out; choose another name")
             self._classes[name] = variant
             return variant
 
@@ -43,56 +117,119 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """All names, sorted."""
-        return sorted(self._classes)
+        """All names, sorted; ``none`` among them where the part may be left out."""
+        return sorted([*self._classes, "none"] if self.optional else self._classes)
 
-    def get(self, choice: Choice) -> type[T]:
-        """The class that ``choice`` names.
+    def get(self, kind: str) -> type[T]:
+        """The class registered as ``kind``.
 
         Raises:
-            CallError: Where it names no variant, or an option that the variant does not have.
+            CallError: Where there is none.
         """
-        kind, options = self._split(choice)
-        if kind not in self._classes:
+        if not isinstance(kind, str) or kind not in self._classes:
             raise CallError(f"{self.part} is {kind!r}; it must be one of {', '.join(self.names)}")
-        variant = self._classes[kind]
-        known = self.options(kind)
-        for option in options:
-            if option not in known:
-                allowed = f"its options are {', '.join(known)}" if known else "it has none"
-                raise CallError(f"{self.part} {kind!r} has no option {option!r}; {allowed}")
-        missing = [name for name, given in known.items() if given.default is given.empty and name not in options]
-        if missing:
-            raise CallError(
-                f"{self.part} {kind!r} needs the option {missing[0]!r}: {{kind: {kind}, {missing[0]}: ...}}"
-            )
-        return variant
+        return self._classes[kind]
 
     def options(self, kind: str) -> dict[str, inspect.Parameter]:
         """What a config may give to the variant ``kind``, by name."""
-        return {name: given for name, given in _arguments(self._classes[kind]).items() if name not in self.context}
+        return {name: given for name, given in _arguments(self.get(kind)).items() if name not in self.context}
 
-    def make(self, choice: Choice, **context: Any) -> T:
-        """Build the variant that ``choice`` names, from its options and what it takes of ``context``."""
-        variant = self.get(choice)
-        taken = _arguments(variant)
-        _, options = self._split(choice)
-        return variant(**{name: value for name, value in context.items() if name in taken}, **options)
+    def read(self, given: Given) -> Choice | None:
+        """The one form of a choice: its kind with every option, whichever way it was written.
 
-    def check(self, choices: LayerChoice) -> None:
-        """Refuse a name or option that does not exist, in one choice or in a pattern of them."""
-        pattern = choices if isinstance(choices, list) else [choices]
+        Raises:
+            CallError: Where ``given`` names no variant, an option that the variant does not have, or lacks one that it
+                needs.
+        """
+        if self.optional and (given is None or given == "none" or given == {"kind": "none"}):
+            return None
+        if isinstance(given, str):
+            given = {"kind": given}
+        if not isinstance(given, dict) or "kind" not in given:
+            raise CallError(f"{self.part} is {given!r}; it must be a name or a mapping with 'kind' and its options")
+        kind = given["kind"]
+        known = self.options(kind)
+        for option in given:
+            if option != "kind" and option not in known:
+                allowed = f"its options are {', '.join(known)}" if known else "it has none"
+                raise CallError(f"{self.part} {kind!r} has no option {option!r}; {allowed}")
+        defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
+        for name in known:
+            if name not in given and name not in defaults:
+                raise CallError(f"{self.part} {kind!r} needs the option {name!r}: {{kind: {kind}, {name}: ...}}")
+        return Choice(kind, {name: given.get(name, defaults.get(name)) for name in known}, defaults)
+
+    def require(self, given: Given) -> Choice:
+        """As :meth:`read`, for a part that cannot be left out."""
+        choice = self.read(given)
+        if choice is None:
+            raise CallError(f"{self.part} is {given!r}; it must be one of {', '.join(sorted(self._classes))}")
+        return choice
+
+    def pattern(self, given: GivenByLayer) -> tuple[Choice | None, ...]:
+        """The choices of a pattern that is repeated down the layers; of one choice, that alone.
+
+        Raises:
+            CallError: As :meth:`read`; also for an empty list.
+        """
+        pattern = list(given) if isinstance(given, list | tuple) else [given]
         if not pattern:
             raise CallError(f"{self.part} is an empty list; give at least one of {', '.join(self.names)}")
-        for choice in pattern:
-            self.get(choice)
+        return tuple(self.read(each) for each in pattern)
 
-    def _split(self, choice: Choice) -> tuple[str, Mapping[str, Any]]:
-        if isinstance(choice, str):
-            return choice, {}
-        if not isinstance(choice, dict) or "kind" not in choice:
-            raise CallError(f"{self.part} is {choice!r}; it must be a name or a mapping with 'kind' and its options")
-        return choice["kind"], {name: value for name, value in choice.items() if name != "kind"}
+    def make(self, given: Given, **context: Any) -> T:
+        """Build the variant that ``given`` names, from its options and the part of ``context`` that it takes.
+
+        A layer knows what it was made with (``made_with``): its kind, options and the plain values of the context.
+        """
+        choice = self.require(given)
+        variant = self.get(choice.kind)
+        taken = {name: value for name, value in context.items() if name in _arguments(variant)}
+        made = variant(**taken, **choice.options)
+        plain = {name: value for name, value in taken.items() if isinstance(value, bool | int | float | str)}
+        made.made_with = frozen([self.part, choice, plain])  # type: ignore[attr-defined]
+        return made
+
+    def make_if_chosen(self, given: Given, **context: Any) -> T | None:
+        """As :meth:`make`; None where the part is left out."""
+        return None if self.read(given) is None else self.make(given, **context)
+
+
+class Models(Generic[T]):
+    """Models with the classes of their configs, by name."""
+
+    def __init__(self) -> None:
+        self._classes: dict[str, tuple[type[T], type]] = {}
+
+    def register(self, name: str, config: type) -> Callable[[type[T]], type[T]]:
+        """Class decorator: what checkpoints call the model, and the frozen dataclass that it is built from."""
+
+        def add(model: type[T]) -> type[T]:
+            if name in self._classes:
+                raise ValueError(f"a model {name!r} is registered already; choose another name")
+            model.name = name  # type: ignore[attr-defined]
+            self._classes[name] = model, config
+            return model
+
+        return add
+
+    def build(self, described: Mapping[str, Any]) -> T:
+        """A model with fresh weights from its name and config, as ``describe`` gives them.
+
+        Raises:
+            CallError: Where no model of that name is known, or its config does not fit.
+        """
+        name = described.get("name")
+        if name not in self._classes:
+            raise CallError(f"the model is {name!r}; it must be one of {', '.join(sorted(self._classes))}")
+        model, config = self._classes[name]
+        return model(config(**described["config"]))  # type: ignore[call-arg]
+
+
+def find_variants(package: str, path: Iterable[str]) -> None:
+    """Import every module of a folder, so that the variants in it are registered: call it from its ``__init__``."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _arguments(variant: type) -> dict[str, inspect.Parameter]:
@@ -110,6 +247,7 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
     return arguments
 
 
-def at_layer(choices: LayerChoice, layer: int) -> Choice:
-    """What a pattern chooses for ``layer``: ``[window, window, full]`` gives every third layer ``full``."""
-    return choices[layer % len(choices)] if isinstance(choices, list) else choices
+def at_layer(pattern: GivenByLayer, layer: int) -> Given:
+    """What a pattern that was read chooses for ``layer``: of ``[window, window, full]`` every third is ``full``."""
+    assert isinstance(pattern, tuple), "a config reads its patterns when it is made"
+    return pattern[layer % len(pattern)]  # type: ignore[no-any-return]

@@ -11,108 +11,144 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import CausalAttention, MultiHeadAttention
+from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Layer, all_matrices
 
 
-@blocks.register("post")
-class PostNorm(Block):
-    """``H ← LN(H + F(H))``: Vaswani et al. 2017 (1706.03762), section 3.1, as in GPT-1."""
+class NormAfterSum(Block):
+    """Rules that norm the sum of stream and branch: what a block gives is normed already."""
 
     ends_normed = True
-
-    def initialise(self, n_layer: int) -> None:
-        """Nothing is scaled: the norm after each sum keeps the stream's size."""
+    keeps_stream = False
+    zero_branches_pass = False
+    stream_factor = 1.0
+    """α in ``H ← LN(α H + F(H))``."""
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The stream itself."""
         return x
 
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        x = self.see("attention_norm", self.attention_norm(x + self.attended(x, context)))
-        x = self.see("after_attention", x)
-        x = self.see("ffn_norm", self.ffn_norm(x + self.fed(x)))
-        return self.see("after_ffn", x)
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        summed = self.stream_factor * x + self.attended(x, context)
+        return self.see("attention_norm", self.attention_norm(summed))
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        assert self.ffn_norm is not None
+        return self.see("ffn_norm", self.ffn_norm(self.stream_factor * x + self.fed(x, context)))
+
+
+@blocks.register("post")
+class PostNorm(NormAfterSum):
+    """``H ← LN(H + F(H))``: Vaswani et al. 2017 (1706.03762), section 3.1, as in GPT-1."""
+
+    def init_branches(self, n_layer: int) -> None:
+        """Nothing is scaled: the norm after each sum keeps the stream's size."""
+
+
+@blocks.register("deepnorm")
+class DeepNorm(NormAfterSum):
+    """``H ← LN(α H + F(H))`` with ``α = (2L)^¼``: Wang et al. 2022 (2203.00555), section 2, for decoders.
+
+    What makes values and branches' outputs starts Xavier-normal with gain ``β = (8L)^−¼``; queries and keys, gain 1.
+    """
+
+    def __init__(
+        self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float, n_layer: int
+    ) -> None:
+        super().__init__(attention, ffn, norm, dropout)
+        self.stream_factor = (2 * n_layer) ** 0.25
+
+    def init_branches(self, n_layer: int) -> None:
+        beta = (8 * n_layer) ** -0.25
+        for matrix in () if self.ffn is None else all_matrices(self.ffn):
+            for one in matrix.each() if matrix.is_hidden else ():
+                nn.init.xavier_normal_(one, gain=beta)
+        for matrix in all_matrices(self.attention):
+            for one in matrix.each() if matrix.is_hidden else ():
+                # one product may make several, and each is a matrix of its own to Xavier
+                pieces = dict(matrix.pieces) or {"": len(one)}
+                for name, part in zip(pieces, one.split(list(pieces.values())), strict=True):
+                    nn.init.xavier_normal_(part, gain=1.0 if name in ("q", "k") else beta)
 
 
 @blocks.register("none")
 class NoResidual(Block):
     """``H ← F(LN(H))``: no path around the branches, to study what the path is for (Dong et al. 2021, 2103.03404)."""
 
-    def initialise(self, n_layer: int) -> None:
+    keeps_stream = False
+    zero_branches_pass = False
+    trains_from_zero = False
+
+    def init_branches(self, n_layer: int) -> None:
         """Nothing is scaled: no sum is made."""
 
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        x = self.see("after_attention", self.attended(self.see("attention_norm", self.attention_norm(x)), context))
-        return self.see("after_ffn", self.fed(self.see("ffn_norm", self.ffn_norm(x))))
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        return self.attended(self.see("attention_norm", self.attention_norm(x)), context)
 
-
-@blocks.register("deepnorm")
-class DeepNorm(Block):
-    """``H ← LN(α H + F(H))`` with ``α = (2L)^¼``: Wang et al. 2022 (2203.00555), section 2, for decoders.
-
-    What makes values and branches' outputs starts Xavier-normal with gain ``β = (8L)^−¼``; queries and keys, gain 1.
-    """
-
-    ends_normed = True
-
-    def __init__(
-        self,
-        attention: CausalAttention,
-        ffn: nn.Module,
-        norm: Callable[[], nn.Module],
-        dropout: float,
-        n_layer: int,
-    ) -> None:
-        super().__init__(attention, ffn, norm, dropout)
-        self.alpha = (2 * n_layer) ** 0.25
-
-    def initialise(self, n_layer: int) -> None:
-        beta = (8 * n_layer) ** -0.25
-        for module in self.ffn.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight, gain=beta)
-        attention = self.attention
-        if isinstance(attention, MultiHeadAttention):
-            queries_keys = (attention.n_head + attention.n_kv_head) * attention.head_dim
-            with torch.no_grad():  # one product makes all three, and each is a matrix of its own to Xavier
-                nn.init.xavier_normal_(attention.qkv.weight[: attention.n_head * attention.head_dim])
-                nn.init.xavier_normal_(attention.qkv.weight[attention.n_head * attention.head_dim : queries_keys])
-                nn.init.xavier_normal_(attention.qkv.weight[queries_keys:], gain=beta)
-            nn.init.xavier_normal_(attention.projection.weight, gain=beta)
-
-    def attention_input(self, x: Tensor, context: Context) -> Tensor:
-        """The stream itself."""
-        return x
-
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        x = self.see("attention_norm", self.attention_norm(self.alpha * x + self.attended(x, context)))
-        x = self.see("after_attention", x)
-        x = self.see("ffn_norm", self.ffn_norm(self.alpha * x + self.fed(x)))
-        return self.see("after_ffn", x)
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        return self.fed(self.ffn_input(x), context)
 
 
 @blocks.register("sandwich")
 class SandwichNorm(Block):
     """``H ← H + LN'(F(LN(H)))``: Ding et al. 2021 (2105.13290), section 3.3; Kim et al. 2025 (2502.02732): peri-LN."""
 
-    def __init__(
-        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
-    ) -> None:
+    zero_branches_pass = False
+
+    def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__(attention, ffn, norm, dropout)
         self.attention_out_norm = norm()
-        self.ffn_out_norm = norm()
+        self.ffn_out_norm = None if ffn is None else norm()
 
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+    def mix(self, x: Tensor, context: Context) -> Tensor:
         mixed = self.attended(self.see("attention_norm", self.attention_norm(x)), context)
-        x = self.see("after_attention", x + self.attention_out_norm(mixed))
-        fed = self.fed(self.see("ffn_norm", self.ffn_norm(x)))
-        return self.see("after_ffn", x + self.ffn_out_norm(fed))
+        return x + self.attention_out_norm(mixed)  # type: ignore[no-any-return]
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        assert self.ffn_out_norm is not None
+        return x + self.ffn_out_norm(self.fed(self.ffn_input(x), context))  # type: ignore[no-any-return]
+
+
+class ScaledBranches(Block, ABC):
+    """Rules with a learned factor on each branch, of one shape and start."""
+
+    def __init__(
+        self,
+        attention: Mixer,
+        ffn: Layer | None,
+        norm: Callable[[], nn.Module],
+        dropout: float,
+        shape: tuple[int, ...],
+        initial: float,
+    ) -> None:
+        super().__init__(attention, ffn, norm, dropout)
+        self.initial = initial
+        self.attention_scale = nn.Parameter(torch.empty(shape))
+        self.ffn_scale = None if ffn is None else nn.Parameter(torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Where the factors start."""
+        for scale in (self.attention_scale, self.ffn_scale):
+            if scale is not None:
+                nn.init.constant_(scale, self.initial)
+
+    def init_branches(self, n_layer: int) -> None:
+        """Nothing more is scaled: the factors do it."""
+
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        normed = self.see("attention_norm", self.attention_norm(x))
+        return x + self.attention_scale * self.attended(normed, context)
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        assert self.ffn_scale is not None
+        return x + self.ffn_scale * self.fed(self.ffn_input(x), context)
 
 
 @blocks.register("layerscale")
-class LayerScale(Block):
+class LayerScale(ScaledBranches):
     """``H ← H + γ ⊙ F(LN(H))``, a learned γ for each dimension: Touvron et al. 2021 (2103.17239), section 2.
 
     Args:
@@ -126,75 +162,61 @@ class LayerScale(Block):
 
     def __init__(
         self,
-        attention: CausalAttention,
-        ffn: nn.Module,
+        attention: Mixer,
+        ffn: Layer | None,
         norm: Callable[[], nn.Module],
         dim: int,
         dropout: float,
         initial: float = 0.1,
     ) -> None:
-        super().__init__(attention, ffn, norm, dropout)
-        self.attention_scale = nn.Parameter(torch.full((dim,), initial))
-        self.ffn_scale = nn.Parameter(torch.full((dim,), initial))
-
-    def initialise(self, n_layer: int) -> None:
-        """Nothing more is scaled: γ does it."""
-
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        mixed = self.attended(self.see("attention_norm", self.attention_norm(x)), context)
-        x = self.see("after_attention", x + self.attention_scale * mixed)
-        fed = self.fed(self.see("ffn_norm", self.ffn_norm(x)))
-        return self.see("after_ffn", x + self.ffn_scale * fed)
+        super().__init__(attention, ffn, norm, dropout, (dim,), initial)
 
 
 @blocks.register("rezero")
-class ReZero(Block):
-    """``H ← H + α F(H)``, a learned number α a branch that starts at 0, and no norm.
+class ReZero(ScaledBranches):
+    """``H ← H + α F(H)``, a learned number α for each branch that starts at 0, and no norm.
 
     Bachlechner et al. 2020 (2003.04887), eq. 2.
     """
 
-    def __init__(
-        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
-    ) -> None:
-        super().__init__(attention, ffn, nn.Identity, dropout)
-        self.attention_scale = nn.Parameter(torch.zeros(()))
-        self.ffn_scale = nn.Parameter(torch.zeros(()))
+    trains_from_zero = False
 
-    def initialise(self, n_layer: int) -> None:
-        """Nothing more is scaled: α does it."""
+    def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
+        super().__init__(attention, ffn, nn.Identity, dropout, (), 0.0)
 
-    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        mixed = self.attended(self.see("attention_norm", x), context)
-        x = self.see("after_attention", x + self.attention_scale * mixed)
-        return self.see("after_ffn", x + self.ffn_scale * self.fed(self.see("ffn_norm", x)))
+    def zero_branches(self) -> None:
+        """α = 0."""
+        self.reset_parameters()
 
 
 @blocks.register("parallel")
 class Parallel(Block):
     """``H ← H + MHSA(LN(H)) + FFN(LN(H))``, one norm for both: Chowdhery et al. 2022 (2204.02311), section 2."""
 
-    def __init__(
-        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
-    ) -> None:
+    def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__(attention, ffn, norm, dropout)
-        self.ffn_norm = nn.Identity()
+        self.ffn_norm = None
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         normed = self.see("attention_norm", self.attention_norm(x))
         mixed = self.see("after_attention", x + self.attended(normed, context))
-        return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", normed)))
+        if self.ffn is None:
+            return self.see("after_ffn", mixed)
+        return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", normed), context))
 
 
 class FromEmbeddings(Block, ABC):
     """Pre-LN on the stream with something of the embeddings in it: a variant says how the two are mixed."""
+
+    keeps_stream = False
+    zero_branches_pass = False
 
     @abstractmethod
     def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
         """What the block works on, of the stream and the embeddings, all ``(batch, time, dim)``."""
 
     def _mixed(self, x: Tensor, context: Context) -> Tensor:
-        return self.mixed(x, context.once("initial stream", lambda: x))
+        return self.mixed(x, context.shared.initial_stream(x))
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The norm of the mixture."""
@@ -221,8 +243,8 @@ class InitialResidual(FromEmbeddings):
 
     def __init__(
         self,
-        attention: CausalAttention,
-        ffn: nn.Module,
+        attention: Mixer,
+        ffn: Layer | None,
         norm: Callable[[], nn.Module],
         dropout: float,
         share: float = 0.1,
@@ -243,11 +265,15 @@ class EmbeddingSkip(FromEmbeddings):
     Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs); ``initial`` with a share that is learned.
     """
 
-    def __init__(
-        self, attention: CausalAttention, ffn: nn.Module, norm: Callable[[], nn.Module], dropout: float
-    ) -> None:
+    def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__(attention, ffn, norm, dropout)
-        self.stream_shares = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.stream_shares = nn.Parameter(torch.empty(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """λ₁ = 1, λ₂ = 0: pre-LN."""
+        with torch.no_grad():
+            self.stream_shares[0], self.stream_shares[1] = 1.0, 0.0
 
     def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
         own, share = self.stream_shares

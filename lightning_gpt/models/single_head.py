@@ -1,4 +1,4 @@
-"""One attention head that can be seen through.
+"""A single attention head you can inspect completely.
 
 The whole model, for token ids of length T (rows are positions)::
 
@@ -14,11 +14,16 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention.multi_head import Backend, CausalAttention
-from lightning_gpt.models.base import LanguageModel, require_choice, require_positive
+from lightning_gpt.models.attention.formula import Backend, CausalAttention
+from lightning_gpt.models.attention.mask import columns_counted
+from lightning_gpt.models.base import BlockView, LanguageModel, models
+from lightning_gpt.models.config import require_choice, require_positive
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
-from lightning_gpt.models.positions.scheme import LearnedPositions
+from lightning_gpt.models.layer import Embedding, Layer, Linear
+from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.models.positions.learned import LearnedPositions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +56,25 @@ class SingleHead(CausalAttention):
 
     def __init__(self, dim: int, backend: Backend) -> None:
         super().__init__(backend)
-        self.w_q = nn.Linear(dim, dim, bias=False)
-        self.w_k = nn.Linear(dim, dim, bias=False)
-        self.w_v = nn.Linear(dim, dim, bias=False)
-        self.w_0 = nn.Linear(dim, dim, bias=False)
+        self.w_q = Linear(dim, dim, bias=False, maps=("stream", "heads"))
+        self.w_k = Linear(dim, dim, bias=False, maps=("stream", "heads"))
+        self.w_v = Linear(dim, dim, bias=False, maps=("stream", "heads"))
+        self.w_0 = Linear(dim, dim, bias=False, maps=("heads", "stream"))
 
     def forward(self, n: Tensor, context: Context = Context()) -> Tensor:
         """``(batch, time, dim)`` to ``(batch, time, dim)``."""
         q, k, v = self.see("q", self.w_q(n)), self.see("k", self.w_k(n)), self.see("v", self.w_v(n))
         return self.see("output", self.w_0(self.attend(q, k, v, context)))
 
+    def flops(self, positions: Tensor) -> float:
+        """Those of the four products, and of scores and mixed values."""
+        return super().flops(positions) + 4 * self.w_0.in_features * columns_counted(self, positions)
 
+    def value_output(self) -> tuple[Tensor, Tensor]:
+        return self.w_v.weight.mT[None], self.w_0.weight.mT[None]
+
+
+@models.register("single_head", SingleHeadConfig)
 class SingleHeadModel(LanguageModel):
     """The one-head language model; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
 
@@ -74,17 +87,18 @@ class SingleHeadModel(LanguageModel):
     def __init__(self, config: SingleHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.token_embedding = Embedding(config.vocab_size, config.dim)
         self.positions = LearnedPositions(config.dim, config.block_size)
         self.norm = nn.LayerNorm(config.dim)
         self.attention = SingleHead(config.dim, config.attention_backend)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
+        self.head = OutputHead(config.dim, config.vocab_size, tied_to=self.token_embedding)
+        for part in self.modules():
+            if isinstance(part, Layer):
+                part.init_weights()
 
-    @property
-    def unembedding(self) -> Tensor:
-        return self.token_embedding.weight
+    def block_views(self) -> list[BlockView]:
+        """Norm and head are the one block."""
+        return [BlockView((self.norm, self.attention), self.attention, "attention", "residual")]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""
@@ -96,12 +110,13 @@ class SingleHeadModel(LanguageModel):
         documents: Tensor | None = None,
         cache: Cache | None = None,
         lengths: Tensor | None = None,
+        losses: PartLosses | None = None,
     ) -> Tensor:
         """Token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
-        context = self.context(ids, documents, cache, lengths)
+        context = self.context(ids, documents, cache, lengths, losses)
         x = self.embed(ids, context)  # (B, T, d)
         n = self.see("norm", self.norm(x))
-        y = self.see("residual", x + self.attention(n, context))
+        y = self.see("residual", x + self.attention(n, context if cache is None else context.at_layer(0)))
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
         return y

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
-from lightning_gpt.models.block import Block
+from lightning_gpt.models import GPT
 
 
 class CompiledBlocks:
@@ -16,12 +15,13 @@ class CompiledBlocks:
     and recording run the blocks as they are: each of their shapes would be compiled anew for a few passes.
 
     Args:
-        model: Whose :class:`~lightning_gpt.models.block.Block` parts are compiled when first run.
+        model: Whose blocks are compiled when first run.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
-        self._compiled = [(block, torch.compile(block.forward)) for block in blocks]
+    def __init__(self, model: GPT) -> None:
+        self._compiled = [
+            (block, torch.compile(block.forward)) for block in dict.fromkeys(each.unwrapped for each in model.blocks)
+        ]
 
     @contextmanager
     def training(self) -> Iterator[None]:

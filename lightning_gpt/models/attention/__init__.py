@@ -1,1 +1,5 @@
-"""Attention: a file a kind."""
+"""Attention and other mixers of tokens, a file each kind; a file that is added to this folder is found."""
+
+from lightning_gpt.models.registry import find_variants
+
+find_variants(__name__, __path__)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention.mask import AttentionMask
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.norms import norms
-from lightning_gpt.models.positions.scheme import Positions, RotaryPositions
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.positions.scheme import Positions
+from lightning_gpt.models.registry import Given
 
 
 @attentions.register("differential")
@@ -36,13 +38,13 @@ class DifferentialAttention(MultiHeadAttention):
             multiple of 4 with rotary positions.
     """
 
-    def __init__(self, *, layer: int, positions: Positions, qk_norm: Choice = "none", **shared: Any) -> None:
-        super().__init__(qk_norm=qk_norm, **shared)
-        multiple = 4 if isinstance(positions, RotaryPositions) else 2
+    def __init__(self, *, layer: int, positions: Positions, qk_norm: Given = "none", **shared: Any) -> None:
+        super().__init__(qk_norm=qk_norm, positions=positions, **shared)
+        multiple = 4 if positions.rotates else 2
         if self.head_dim % multiple:
             turned = " and rotary positions turn pairs of each half's dimensions" if multiple == 4 else ""
             raise CallError(
-                f"attention differential halves its heads{turned}, and dim / n_head is {self.head_dim}; "
+                f"attention differential halves its heads{turned}, and a head is {self.head_dim} wide; "
                 f"it must be a multiple of {multiple}"
             )
         self.half_dim = self.head_dim // 2
@@ -50,9 +52,16 @@ class DifferentialAttention(MultiHeadAttention):
         self.k_norm = norms.make(qk_norm, dim=self.half_dim, bias=False)
         self.initial = 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.first_q, self.first_k, self.second_q, self.second_k = (
-            nn.Parameter(0.1 * torch.randn(self.half_dim)) for _ in range(4)
+            nn.Parameter(torch.empty(self.half_dim)) for _ in range(4)
         )
         self.head_norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The four vectors of λ are N(0, 0.1²), as in the paper's code."""
+        for vector in (self.first_q, self.first_k, self.second_q, self.second_k):
+            with torch.no_grad():
+                vector.normal_().mul_(0.1)
 
     @property
     def factor(self) -> Tensor:
@@ -60,28 +69,28 @@ class DifferentialAttention(MultiHeadAttention):
         first, second = (self.first_q * self.first_k).sum(), (self.second_q * self.second_k).sum()
         return first.exp() - second.exp() + self.initial
 
-    def placed(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
+    def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Queries or keys, each of the two halves normed and turned by itself."""
-        return torch.cat([super(DifferentialAttention, self).placed(h, norm, context) for h in x.chunk(2, -1)], dim=-1)
+        return torch.cat([super(DifferentialAttention, self).place(h, norm, context) for h in x.chunk(2, -1)], dim=-1)
 
-    def _pattern(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
-        mask = self._mask(sight)
+    def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        seen = self.see("mask", mask.as_matrix())
         first, second = (
-            self._weights(self._scores(name, queries, keys, sight), mask)
+            self._weights(self._scores(name, queries, keys, mask), seen)
             for name, queries, keys in zip(("scores", "second_scores"), q.chunk(2, -1), k.chunk(2, -1), strict=True)
         )
         return self.see("pattern", first - self.factor * second)  # (B, H, T, T)
 
-    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout: float) -> Tensor:
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
         """The kernel wants queries as wide as values: a half is filled with 0, and scaled as if it were not."""
         first, second = (
             super(DifferentialAttention, self)._kernel(
-                F.pad(queries * math.sqrt(2), (0, self.half_dim)), F.pad(keys, (0, self.half_dim)), v, sight, dropout
+                F.pad(queries * math.sqrt(2), (0, self.half_dim)), F.pad(keys, (0, self.half_dim)), v, mask, dropout
             )
             for queries, keys in zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
         )
         return first - self.factor * second
 
-    def joined(self, mixed: Tensor) -> Tensor:
+    def merge_heads(self, mixed: Tensor) -> Tensor:
         """Each head normed, then side by side and through the output projection: ``(batch, time, dim)``."""
-        return super().joined(self.head_norm(mixed) * (1 - self.initial))
+        return super().merge_heads(self.head_norm(mixed) * (1 - self.initial))

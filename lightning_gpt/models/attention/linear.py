@@ -1,14 +1,16 @@
 """Attention without softmax: a sum over the past that is carried along, at a cost linear in time."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions, causal_mask
+from lightning_gpt.models.attention.mask import AttentionMask, causal_mask
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.positions.scheme import Positions
@@ -50,7 +52,7 @@ class LinearAttention(MultiHeadAttention):
     as a matrix, from before it as one sum: time and memory grow as T. Reading one token more costs the same however
     much was read.
 
-    Rotary positions turn ``φ(q)`` and ``φ(k)`` in the numerator alone (Su et al. 2021, 2104.09864, eq. 19). Schemes
+    Rotary positions rotate ``φ(q)`` and ``φ(k)`` in the numerator alone (Su et al. 2021, 2104.09864, eq. 19). Schemes
     that add to the scores are refused: no score is made that they could add to.
 
     Intermediates: ``q`` and ``k`` as they enter φ; ``scores`` (``φ(q_i)·φ(k_j)``), ``mask`` and ``pattern`` (the scores
@@ -64,8 +66,10 @@ class LinearAttention(MultiHeadAttention):
             ``qk_norm`` comes before φ.
     """
 
+    keeps_keys = False
+
     def __init__(self, *, positions: Positions, **shared: Any) -> None:
-        super().__init__(**shared)
+        super().__init__(positions=positions, **shared)
         if positions.biases:
             raise CallError(
                 f"attention linear makes no scores, and {type(positions).__name__} adds to them; "
@@ -75,8 +79,13 @@ class LinearAttention(MultiHeadAttention):
     def new_state(self, capacity: int) -> LayerState:
         return Sums()
 
+    def flops(self, positions: Tensor) -> float:
+        """Those of the projections, and of the sums of keys × values: into them and out of them."""
+        projections = self.qkv.flops(positions) + self.w_o.flops(positions)
+        return projections + 4 * self.n_head * self.head_dim**2
+
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values; positions turn them only after φ."""
+        """Queries, keys and values; positions rotate them only after φ."""
         return super().heads(x, Context())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
@@ -86,24 +95,26 @@ class LinearAttention(MultiHeadAttention):
         if context.lengths is not None:  # padding at a row's end is no part of its past
             real = torch.arange(k.shape[-2], device=k.device) < context.lengths[:, None]
             k = k * real[:, None, :, None]
-        read = _Read(q, k, context.turn(q), context.turn(k), v)
-        state = context.state if isinstance(context.state, Sums) else Sums()
+        read = _Read(q, k, context.rotate(q), context.rotate(k), v)
+        state = Sums() if context.state is None else cast(Sums, context.state)  # what new_state made
         by_matrix = self.backend == "manual" or self.asked_for("mask", "scores", "pattern")
         mixed = self._by_matrix(read, context, state) if by_matrix else _by_chunks(read, context, state)
-        state.add(_wide(read.turned_k).mT @ _wide(v), _wide(k).sum(dim=-2))
+        state.add(_wide(read.rotated_k).mT @ _wide(v), _wide(k).sum(dim=-2))
         return self.see("head_output", mixed)
 
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
         """The formula with all weights of the pass as a matrix."""
-        sight = Sight(read.q, read.k, context, context.at)
-        mask = self._mask(sight)
-        scores = self.see("scores", read.turned_q @ read.turned_k.mT)  # (B, H, T, T)
+        time = read.q.shape[-2]
+        plain = context.positions is None and context.documents is None
+        seen = AttentionMask(self, context, context.positions, time, time, True, read.q.dtype, read.q.device, plain)
+        mask = self.see("mask", seen.as_matrix())
+        scores = self.see("scores", read.rotated_q @ read.rotated_k.mT)  # (B, H, T, T)
         total = (read.q @ read.k.mT).masked_fill(~mask, 0).sum(dim=-1, keepdim=True)
         if past.s is None:
             return self.see("pattern", scores.masked_fill(~mask, 0) / _positive(total)) @ read.v
         total = _positive(total + read.q @ past.z[..., None].to(total.dtype))
         pattern = self.see("pattern", scores.masked_fill(~mask, 0) / total)
-        return pattern @ read.v + read.turned_q @ past.s.to(total.dtype) / total
+        return pattern @ read.v + read.rotated_q @ past.s.to(total.dtype) / total
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,8 @@ class _Read:
 
     q: Tensor
     k: Tensor
-    turned_q: Tensor
-    turned_k: Tensor
+    rotated_q: Tensor
+    rotated_k: Tensor
     v: Tensor
 
 
@@ -148,24 +159,24 @@ def _chunks(time: int, documents: Tensor | None, device: torch.device) -> _Chunk
 def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
     """The formula with a matrix for each chunk and one sum for all before it."""
     time = read.q.shape[-2]
-    chunks = context.once(("chunks", time), lambda: _chunks(time, context.documents, read.q.device))
+    chunks = context.shared.layouts.get(("chunks", time), lambda: _chunks(time, context.documents, read.q.device))
 
     def split(x: Tensor) -> Tensor:  # (B, H, N, C, D); filled with 1, so that no row of what fills sees nothing
         filled = F.pad(x, (0, 0, 0, -time % CHUNK), value=1.0)
         return filled.reshape(*x.shape[:2], -1, CHUNK, x.shape[3])
 
-    q, k, turned_q, turned_k, v = map(split, (read.q, read.k, read.turned_q, read.turned_k, read.v))
-    s, z = _carried(turned_k * chunks.leaving, k * chunks.leaving, v, chunks.through, past)
-    weights = (turned_q @ turned_k.mT).masked_fill(~chunks.mask, 0)  # (B, H, N, C, C)
-    plain = weights if read.turned_q is read.q else (q @ k.mT).masked_fill(~chunks.mask, 0)
-    mixed = weights @ v + turned_q @ s * chunks.reached
+    q, k, rotated_q, rotated_k, v = map(split, (read.q, read.k, read.rotated_q, read.rotated_k, read.v))
+    s, z = _carried(rotated_k * chunks.leaving, k * chunks.leaving, v, chunks.through, past)
+    weights = (rotated_q @ rotated_k.mT).masked_fill(~chunks.mask, 0)  # (B, H, N, C, C)
+    plain = weights if read.rotated_q is read.q else (q @ k.mT).masked_fill(~chunks.mask, 0)
+    mixed = weights @ v + rotated_q @ s * chunks.reached
     total = plain.sum(dim=-1, keepdim=True) + q @ z[..., None] * chunks.reached
     return (mixed / _positive(total)).flatten(2, 3)[:, :, :time]
 
 
-def _carried(turned_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sums) -> tuple[Tensor, Tensor]:
+def _carried(rotated_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sums) -> tuple[Tensor, Tensor]:
     """The sums S and z before each chunk: ``(B, H, N, D, D)`` and ``(B, H, N, D)``."""
-    added_s, added_z = _wide(turned_k.mT @ v), _wide(k).sum(dim=-2)
+    added_s, added_z = _wide(rotated_k.mT @ v), _wide(k).sum(dim=-2)
     s, z = (
         (torch.zeros_like(added_s[:, :, 0]), torch.zeros_like(added_z[:, :, 0])) if past.s is None else (past.s, past.z)
     )

@@ -2,10 +2,9 @@
 
 The fast path goes by blocks: the queries of a block meet the keys of their own block, of the one before it, and of the
 few *far* tokens that a kind names. What of these each query sees is still decided by the kind's one definition,
-:meth:`~lightning_gpt.models.attention.multi_head.CausalAttention.visible`.
+:meth:`~lightning_gpt.models.attention.formula.CausalAttention.visible`.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention.mask import AttentionMask
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.positions.scheme import positions_within
 
@@ -41,18 +42,18 @@ class LocalAttention(MultiHeadAttention):
         """
         return None
 
-    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout: float) -> Tensor:
-        if not sight.is_whole or sight.n_row <= self.block:
-            return super()._kernel(q, k, v, sight, dropout)
-        grid = sight.context.once((self.sight, "blocks", sight.n_row), lambda: _grid(self, sight))
-        mask = _added(grid, self, sight)
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
+        if not seen.is_whole or seen.n_row <= self.block:
+            return super()._kernel(q, k, v, seen, dropout)
+        grid: _Grid = seen.context.shared.layouts.get((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
+        mask = _added(grid, self, seen)
         rows, time = grid.split(q), q.shape[-2]
         # SDPA takes four dimensions: first those that the mask varies in, then those that it is the same for
         order = [2] + [dim for dim in (0, 1) if mask.shape[2 * dim] > 1]  # mask: (B, N, H, W, C)
         order += [dim for dim in (0, 1) if dim not in order]
         varying = mask.transpose(0, 1).flatten(0, 2)[:, None]  # (X, 1, W, C)
         q, k, v = (
-            x.permute(*order, 3, 4).reshape(len(varying), -1, *x.shape[3:]) for x in (rows, grid.seen(k), grid.seen(v))
+            x.permute(*order, 3, 4).reshape(len(varying), -1, *x.shape[3:]) for x in (rows, grid.keys(k), grid.keys(v))
         )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=varying, dropout_p=dropout)  # (X, Y, W, D)
         mixed = mixed.view(*(rows.shape[dim] for dim in order), *mixed.shape[2:])
@@ -75,7 +76,7 @@ class _Grid:
         filled = F.pad(x, (0, 0, 0, n_block * block - x.shape[2]))
         return filled.reshape(*x.shape[:2], n_block, block, x.shape[3])
 
-    def seen(self, x: Tensor) -> Tensor:
+    def keys(self, x: Tensor) -> Tensor:
         """Keys or values ``(batch, head, time, width)`` to those that each block meets: time becomes two dimensions."""
         own = self.split(x)
         before = torch.cat([torch.zeros_like(own[:, :, :1]), own[:, :, :-1]], dim=2)
@@ -91,13 +92,13 @@ class _Grid:
         return torch.cat([before, own, far.expand(-1, -1, own.shape[2], -1, -1)], dim=3)
 
 
-def _grid(attention: LocalAttention, sight: Sight) -> _Grid:
-    block, documents = attention.block, sight.context.documents
-    n_block = -(-sight.n_row // block)
-    index = torch.arange(n_block * block, device=sight.device).view(1, n_block, block)
+def _grid(attention: LocalAttention, seen: AttentionMask) -> _Grid:
+    block, documents = attention.block, seen.context.documents
+    n_block = -(-seen.n_row // block)
+    index = torch.arange(n_block * block, device=seen.device).view(1, n_block, block)
     places = index
     if documents is not None:  # what fills the last block is a document of its own, which no token sees
-        documents = F.pad(documents, (0, index.numel() - sight.n_row), value=-1)
+        documents = F.pad(documents, (0, index.numel() - seen.n_row), value=-1)
         places = positions_within(documents).view(-1, n_block, block)
     columns = torch.cat([index - block, index], dim=-1)
     far = attention.far(places)
@@ -119,12 +120,12 @@ def _grid(attention: LocalAttention, sight: Sight) -> _Grid:
     return _Grid(rows, keys, mask, far)
 
 
-def _added(grid: _Grid, attention: LocalAttention, sight: Sight) -> Tensor:
+def _added(grid: _Grid, attention: LocalAttention, seen: AttentionMask) -> Tensor:
     """Mask and position bias as the kernel takes them: ``(batch or 1, n_block, n_head or 1, block, n_column)``."""
     mask = grid.mask[:, :, None]
-    if sight.bias_scheme is None:
+    if seen.bias_scheme is None:
         return mask
-    return sight.masked_bias((attention.sight, "blocks", sight.n_row), lambda: (grid.rows, grid.columns, mask))
+    return seen.masked_bias((attention.mask_key, "grid", seen.n_row), lambda: (grid.rows, grid.columns, mask))
 
 
 def _require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
@@ -191,10 +192,6 @@ class GlobalWindowAttention(LocalAttention):
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
         return (columns <= rows) & ((rows - columns < self.block) | (columns < self.n_global))
 
-    @property
-    def sight(self) -> Hashable:
-        return type(self), self.block, self.n_global
-
     def new_state(self, capacity: int) -> LayerState:
         kept = self.n_global + self.block + LOOKAHEAD
         return KeyValues(capacity) if capacity <= kept else KeyValues(kept, pinned=self.n_global)
@@ -241,10 +238,6 @@ class StridedAttention(LocalAttention):
 
     def _sums_up(self, places: Tensor) -> Tensor:
         return places % self.block >= self.block - self.n_summary
-
-    @property
-    def sight(self) -> Hashable:
-        return type(self), self.block, self.n_summary
 
     def far(self, places: Tensor) -> Tensor:
         """What sums up a segment; segments begin anew with each document, so a block holds up to c such tokens."""

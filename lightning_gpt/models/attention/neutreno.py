@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, attentions
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 
 
@@ -32,6 +33,6 @@ class NeutrenoAttention(MultiHeadAttention):
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         q, k, v = self.heads(x, context)
         mixed = self.attend(self.see("q", q), self.see("k", k), self.see("v", v), context)  # (B, H, T, D)
-        first = context.once(("first values", self.n_kv_head), lambda: v)
+        first = context.shared.first_values(("neutreno", self.n_kv_head), v)
         back = (first - v).repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-        return self.joined(mixed + self.strength * back)
+        return self.merge_heads(mixed + self.strength * back)

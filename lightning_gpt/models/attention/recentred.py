@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attentions
+from lightning_gpt.models.attention.mask import AttentionMask
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 
 
 class RecentredAttention(MultiHeadAttention, ABC):
@@ -24,23 +26,22 @@ class RecentredAttention(MultiHeadAttention, ABC):
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """α (None for 0), β and γ, each ``(n_head, 1, 1)``."""
 
-    def _pattern(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
+    def _pattern(self, q: Tensor, k: Tensor, seen: AttentionMask) -> Tensor:
         identity, softmax, uniform = self.shares()
-        mask, scores = self._mask(sight), self._scores("scores", q, k, sight)
+        mask, scores = self.see("mask", seen.as_matrix()), self._scores("scores", q, k, seen)
         pattern = softmax * self._weights(scores, mask) - uniform * _evenly(mask, scores.dtype)
         if identity is not None:
-            pattern = pattern + identity * _own(sight, mask)
+            pattern = pattern + identity * _own(seen, mask)
         return self.see("pattern", pattern)  # (B, H, T, T)
 
-    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout: float) -> Tensor:
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
         identity, softmax, uniform = self.shares()
-        mask = sight.mask(self)
-        mixed = softmax * super()._kernel(q, k, v, sight, dropout) - uniform * _average(v, mask, sight)
+        mixed = softmax * super()._kernel(q, k, v, seen, dropout) - uniform * _average(v, seen)
         if identity is None:
             return mixed
-        if sight.is_whole or sight.context.documents is not None:  # no earlier tokens: the values are the rows' own
+        if seen.is_whole or seen.context.documents is not None:  # no earlier tokens: the values are the rows' own
             return mixed + identity * v
-        return mixed + identity * (_own(sight, sight.all_before() if mask is None else mask).to(v.dtype) @ v)
+        return mixed + identity * (_own(seen, seen.as_matrix()).to(v.dtype) @ v)
 
 
 def _evenly(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,19 +49,19 @@ def _evenly(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.to(dtype) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
-def _average(v: Tensor, mask: Tensor | None, sight: Sight) -> Tensor:
+def _average(v: Tensor, seen: AttentionMask) -> Tensor:
     """``C V``, by a running sum where plain causality is all that hides."""
-    if mask is not None:
-        return _evenly(mask, v.dtype) @ v
-    if sight.n_row == 1:
+    if not seen.is_plain:
+        return _evenly(seen.as_matrix(), v.dtype) @ v
+    if seen.n_row == 1:
         return v.mean(dim=-2, keepdim=True)
-    seen = torch.arange(1, sight.n_row + 1, device=v.device)[:, None]
-    return (v.cumsum(dim=-2, dtype=torch.promote_types(v.dtype, torch.float32)) / seen).to(v.dtype)
+    count = torch.arange(1, seen.n_row + 1, device=v.device)[:, None]
+    return (v.cumsum(dim=-2, dtype=torch.promote_types(v.dtype, torch.float32)) / count).to(v.dtype)
 
 
-def _own(sight: Sight, mask: Tensor) -> Tensor:
+def _own(seen: AttentionMask, mask: Tensor) -> Tensor:
     """The identity: each row's own column, booleans."""
-    own = sight.rows[..., :, None] == sight.columns[..., None, :]
+    own = seen.row_positions()[..., :, None] == seen.column_positions()[..., None, :]
     return (own[:, None] if own.ndim == 3 else own) & mask
 
 
@@ -78,9 +79,15 @@ class ShapedAttention(RecentredAttention):
 
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
-        self.identity_share = nn.Parameter(torch.ones(self.n_head))
-        self.softmax_share = nn.Parameter(torch.ones(self.n_head))
-        self.uniform_share = nn.Parameter(torch.ones(self.n_head))
+        self.identity_share = nn.Parameter(torch.empty(self.n_head))
+        self.softmax_share = nn.Parameter(torch.empty(self.n_head))
+        self.uniform_share = nn.Parameter(torch.empty(self.n_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """1 for all three."""
+        for share in (self.identity_share, self.softmax_share, self.uniform_share):
+            nn.init.ones_(share)
 
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """α, β and γ, all learned."""
@@ -99,7 +106,12 @@ class AttnScale(RecentredAttention):
 
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
-        self.omega = nn.Parameter(torch.zeros(self.n_head))
+        self.omega = nn.Parameter(torch.empty(self.n_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """ω = 0: plain attention."""
+        nn.init.zeros_(self.omega)
 
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """No identity, 1 + ω and ω."""

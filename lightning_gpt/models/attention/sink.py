@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, Sight, attention_pattern, attentions
+from lightning_gpt.models.attention.formula import attention_pattern
+from lightning_gpt.models.attention.mask import AttentionMask
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 
 
 @attentions.register("sink")
@@ -25,24 +28,30 @@ class SinkAttention(MultiHeadAttention):
 
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
-        self.null_logit = nn.Parameter(torch.zeros(self.n_head))
+        self.null_logit = nn.Parameter(torch.empty(self.n_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """b = 0."""
+        nn.init.zeros_(self.null_logit)
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         null = self.null_logit.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
         return attention_pattern(torch.cat([null, scores], dim=-1), F.pad(mask, (1, 0), value=True))[..., 1:]
 
-    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, dropout: float) -> Tensor:
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
         """A dimension more, 1 in the queries, makes b the score of a key that is 0 in all others and comes first."""
         width = q.shape[-1]
         null = (self.null_logit * math.sqrt(width)).to(k.dtype).view(1, -1, 1, 1).expand(len(k), -1, 1, 1)
         k = torch.cat([F.pad(null, (width, 0)), F.pad(k, (0, 1))], dim=-2)
         q, v = F.pad(q, (0, 1), value=1.0), F.pad(v, (0, 1, 1, 0))
-        mask = sight.added(self)
-        if mask is None and sight.n_row > 1:  # a query before the first keeps the kernel's causal triangle square
+        plain = seen.is_plain and seen.bias_scheme is None
+        if plain and seen.n_row > 1:  # a query before the first keeps the kernel's causal triangle square
             mixed = F.scaled_dot_product_attention(
                 F.pad(q, (0, 0, 1, 0)), k, v, dropout_p=dropout, is_causal=True, scale=1 / math.sqrt(width)
             )[..., 1:, :]
         else:
+            mask = None if plain else seen.added()
             mask = mask if mask is None else F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
             mixed = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(width)

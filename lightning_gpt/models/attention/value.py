@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention, attentions
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Embedding
 
 
 class MixedValueAttention(MultiHeadAttention, ABC):
@@ -21,7 +23,12 @@ class MixedValueAttention(MultiHeadAttention, ABC):
 
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
-        self.value_shares = nn.Parameter(torch.full((2,), 0.5))
+        self.value_shares = nn.Parameter(torch.empty(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """½ each."""
+        nn.init.constant_(self.value_shares, 0.5)
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().heads(x, context)
@@ -46,7 +53,7 @@ class ValueResidualAttention(MixedValueAttention):
     mixes_first_layer = True
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
-        return context.once(("values brought along", self.n_kv_head), lambda: v)
+        return context.shared.first_values(("value_residual", self.n_kv_head), v)
 
 
 @attentions.register("value_embedding")
@@ -64,7 +71,7 @@ class ValueEmbeddingAttention(MixedValueAttention):
 
     def __init__(self, *, vocab_size: int, **shared: Any) -> None:
         super().__init__(**shared)
-        self.value_table = nn.Embedding(vocab_size, self.n_kv_head * self.head_dim)
+        self.value_table = Embedding(vocab_size, self.n_kv_head * self.head_dim, target="heads")
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
         if context.ids is None:  # a layer that is run by itself has no tokens to look up

@@ -1,13 +1,11 @@
 """Generation in which a token that the model is sure of runs through its first layers only."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention
-from lightning_gpt.models.block import Block
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import Cache, KeyValues
@@ -46,18 +44,20 @@ class EarlyExit:
     def __init__(self, model: GPT, confidence: float) -> None:
         if not 0 < confidence <= 1:
             raise CallError(f"exit_confidence is {confidence}; it must be above 0 and at most 1")
-        if model.memory.segment is not None:
-            raise CallError("exit_confidence does not go with memory: what a segment leaves is made by all layers")
-        for layer, state in enumerate(model.new_cache(1).layers):
-            if not isinstance(state, KeyValues):
+        if model.trace_limit is not None:
+            raise CallError(
+                "exit_confidence and memory cannot be combined: what a segment leaves is made by all layers"
+            )
+        for layer, block in enumerate(model.blocks):
+            if not block.attention.keeps_keys:
                 raise CallError(
                     f"exit_confidence needs attention that keeps keys and values, and layer {layer} is a "
-                    f"{type(model.get_submodule(f'blocks.{layer}.attention')).__name__}"
+                    f"{type(block.attention).__name__}"
                 )
-        if any(block.router is not None for block in model.blocks if isinstance(block, Block)):
+        if model.config.token_routing is not None:
             raise CallError(
-                "exit_confidence needs every token in every layer, for later ones to look at, and this model's depth "
-                "lets tokens pass by: generate without it, or train with depth full"
+                "exit_confidence needs every token in every layer, for later ones to look at, and this model's "
+                "token_routing lets tokens pass by: generate without it, or train with token_routing none"
             )
         self.model = model
         self.config: Any = model.config
@@ -94,7 +94,7 @@ class EarlyExit:
                 continue
             x = torch.where(inside[:, None, None], self.model.layer(layer, x, context), x)
             depth += inside
-            logits = self.model.logits(self.model.final_norm(x)[:, -1])  # of rows that left: as they were
+            logits = self.model.head.few(self.model.final_norm(x)[:, -1])  # of rows that left: as they were
             inside = inside & (confidence_of(logits) < self.confidence)
         cache.advance(ids.shape[1], lengths)
         self.layers_run += depth.tolist()
@@ -102,9 +102,6 @@ class EarlyExit:
 
     def _propagate(self, layer: int, x: Tensor, context: Context) -> None:
         """Keep the keys and values that ``layer`` makes of a stream that has left already."""
-        block, within = self.model.blocks[layer], context.layered(layer)
-        assert isinstance(block, Block)
-        assert isinstance(block.attention, MultiHeadAttention)
+        block, within = self.model.blocks[layer], context.at_layer(layer)
         _, k, v = block.attention.heads(block.attention_input(x, within), within)
-        assert isinstance(within.state, KeyValues)
-        within.state.append(k, v, within.at, within.lengths)
+        cast(KeyValues, within.state).append(k, v, within.positions, within.lengths)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.ffn.moe.experts import Experts
+from lightning_gpt.models.layer import Layer, Linear
 
 _FEW_ROWS = 8
 """Up to here the kernel that reads whole numbers is faster than turning them back first."""
@@ -43,8 +45,8 @@ class Int8Linear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-class Int8Unembedding(nn.Module):
-    """A model's unembedding in eight bits: hidden states to logits, in fp32."""
+class Int8Logits(nn.Module):
+    """An output head in eight bits: hidden states to logits, in fp32."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -56,15 +58,39 @@ class Int8Unembedding(nn.Module):
         return logits.float()
 
 
+class Int8Experts(Layer):
+    """The experts of a mixture in eight bits, one after the other: what :class:`Experts` does, for generation."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.activate = experts.kind.activate
+        ups, downs = (_each(*pair) for pair in ((experts.up, experts.up_bias), (experts.down, experts.down_bias)))
+        self.up, self.down = nn.ModuleList(ups), nn.ModuleList(downs)
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """``(choices, dim)`` to the same, sorted by expert, ``counts`` ``(n_expert,)`` rows for each."""
+        parts = zip(self.up, self.down, torch.split(x, counts.tolist()), strict=True)
+        outputs = [down(self.activate(up(rows))) for up, down, rows in parts if len(rows)]
+        return torch.cat(outputs) if outputs else x
+
+
+def _each(weight: Tensor, bias: Tensor | None) -> list[Int8Linear]:
+    biases = [None] * len(weight) if bias is None else list(bias)
+    return [Int8Linear(one.float(), of_one) for one, of_one in zip(weight, biases, strict=True)]
+
+
 def int8(model: LanguageModel) -> LanguageModel:
-    """A copy of ``model`` for generation alone: matrices and unembedding in eight bits, the rest in bfloat16.
+    """A copy of ``model`` for generation alone: matrices and output head in eight bits, the rest in bfloat16.
 
     The token embedding stays in bfloat16, also where it is the unembedding, which then has a rounded copy of its own.
     """
     small = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False).eval()
+    small.head.rounded = Int8Logits(model.unembedding.detach().float())
+    small.head.linear = None
     for parent in list(small.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child.weight.float(), None if child.bias is None else child.bias))
-    small.int8_unembedding = Int8Unembedding(model.unembedding.detach().float())
+            if isinstance(child, Linear):
+                setattr(parent, name, Int8Linear(child.weight.float(), child.bias))
+            elif isinstance(child, Experts):
+                setattr(parent, name, Int8Experts(child))
     return small

@@ -156,3 +156,23 @@ def sample(
         yield token
         if drawn + 1 < max_new_tokens:
             decoder.feed(token)
+
+
+def continued(
+    model: Reader,
+    ids: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    lengths: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Each row of ``ids`` ``(batch, time)`` continued: ``(batch, time + max_new_tokens)``.
+
+    With ``lengths`` ``(batch,)`` the new tokens of a row follow its prompt at once, and its padding stands after them.
+    """
+    new = list(sample(Decoder(model, ids, lengths, max_new_tokens), max_new_tokens, sampling, generator))
+    if lengths is None or not new:
+        return torch.cat([ids, *(token[:, None] for token in new)], dim=1)
+    joined = torch.cat([ids, ids[:, -1:].expand(-1, len(new))], dim=1)
+    place = lengths[:, None] + torch.arange(len(new), device=ids.device)
+    return joined.scatter_(1, place, torch.stack(new, dim=1))

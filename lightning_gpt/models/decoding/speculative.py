@@ -36,7 +36,7 @@ class _Reading:
     def logits(self, ids: Tensor) -> Tensor:
         """Logits ``(new, vocab_size)`` after each of ``ids`` ``(1, time)`` that was not read yet."""
         new = ids[:, self.cache.length :]
-        return self.model.logits(self.model.hidden(new, cache=self.cache)[0])
+        return self.model.head.few(self.model.hidden(new, cache=self.cache)[0])
 
 
 def sample_speculatively(

@@ -1,1 +1,5 @@
-"""Feed-forward networks: a file a kind."""
+"""Feed-forward networks, a file each family; a file that is added to this folder is found."""
+
+from lightning_gpt.models.registry import find_variants
+
+find_variants(__name__, __path__)

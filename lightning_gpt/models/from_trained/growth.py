@@ -6,20 +6,17 @@ from typing import Any
 import torch
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.block import Block
+from lightning_gpt.models.block import blocks
 from lightning_gpt.models.gpt import GPT
-from lightning_gpt.models.registry import at_layer
-from lightning_gpt.models.residual import ReZero
+from lightning_gpt.models.registry import Choice, at_layer
 
-_IDENTITY_RULES = ("pre", "layerscale", "rezero", "parallel")
-"""The residual rules under which a block whose branches give 0 passes the stream on as it is."""
 _MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop", "zero_projections"}
 """What no weight of a trained block depends on."""
 
 
 def deepen(model: GPT, n_layer: int) -> GPT:
     """A copy of ``model`` with ``n_layer`` blocks that is the same function; see :func:`grow`."""
-    deep = GPT(dataclasses.replace(model.config, n_layer=n_layer)).to(model.unembedding)
+    deep = type(model)(dataclasses.replace(model.config, n_layer=n_layer)).to(model.unembedding)
     grow(model, deep)
     return deep.train(model.training)
 
@@ -43,18 +40,19 @@ def grow(shallow: GPT, deep: GPT) -> None:
             add a layer that changes nothing.
     """
     was, now = shallow.config, deep.config
-    _check(dataclasses.asdict(was), dataclasses.asdict(now))
+    _check(vars(was), vars(now))
     weights = shallow.state_dict()
     for name, tensor in deep.state_dict().items():
         if name in weights:
             tensor.copy_(weights[name])
     for layer in range(was.n_layer, now.n_layer):
         block, below = deep.blocks[layer], layer - was.n_layer
-        assert isinstance(block, Block)
         alike = all(at_layer(part, layer) == at_layer(part, below) for part in (now.attention, now.ffn))
-        if alike and (block.router is None) == (deep.blocks[below].router is None):
+        routing = now.routing()
+        routed = () if routing is None else routing.layers
+        if alike and (layer in routed) == (below in routed):
             block.load_state_dict(deep.blocks[below].state_dict())
-        _add_nothing(block)
+        block.zero_branches()  # it adds nothing, and still gets a gradient
 
 
 def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
@@ -65,24 +63,15 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
     if differing:
         said = ", ".join(f"{key} is {was[key]} there and {now[key]} here" for key in differing)
         raise CallError(f"a model grows from one that differs in its number of layers only: {said}")
-    rule = now["residual"] if isinstance(now["residual"], str) else now["residual"]["kind"]
-    if rule not in _IDENTITY_RULES:
+    rule = now["residual"]
+    assert isinstance(rule, Choice)
+    if not blocks.get(rule.kind).zero_branches_pass:
+        allowed = ", ".join(name for name in blocks.names if blocks.get(name).zero_branches_pass)
         raise CallError(
-            f"residual is {rule!r}, under which no layer leaves the stream as it is; "
-            f"a model can be deepened under {', '.join(_IDENTITY_RULES)}"
+            f"residual is {rule.kind!r}, under which no layer leaves the stream as it is; "
+            f"a model can be deepened under {allowed}"
         )
     if now["n_unique"] is not None:
         raise CallError(
             f"n_unique is {now['n_unique']}: a layer more would be one of the shared blocks, and change the function"
         )
-
-
-def _add_nothing(block: Block) -> None:
-    """Make the block the identity without cutting it off from its gradient."""
-    if isinstance(block, ReZero):
-        block.attention_scale.zero_()
-        block.ffn_scale.zero_()
-        return
-    for projection in block.projections():
-        for parameter in projection.parameters():
-            parameter.zero_()

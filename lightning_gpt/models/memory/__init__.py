@@ -1,1 +1,5 @@
-"""Memory from segment to segment of a text."""
+"""Memory from segment to segment of a text, a file each kind; a file that is added to this folder is found."""
+
+from lightning_gpt.models.registry import find_variants
+
+find_variants(__name__, __path__)

@@ -7,38 +7,23 @@ document's end.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.block import Block
-from lightning_gpt.models.context import Context
+from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import Cache, KeyValues
-from lightning_gpt.models.part_losses import Penalised
-from lightning_gpt.models.positions.scheme import Positions, position_schemes, positions_within
-from lightning_gpt.models.record import Watched
-from lightning_gpt.models.registry import Choice, Registry
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.models.positions.scheme import positions_within
+from lightning_gpt.models.registry import Registry
 
-memories: Registry["NoMemory"] = Registry("memory", "dim", "n_layer", "block_size")
-
-
-class Layers(Protocol):
-    """A GPT, as far as memory asks for one."""
-
-    blocks: nn.ModuleList
-    positions: Positions
-
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
-        """The stream ``(batch, time, dim)`` before the first layer."""
-
-    def run(self, x: Tensor, context: Context, inputs: list[Tensor] | None = None) -> Tensor:
-        """The stream before the first layer to the final norm's output; ``inputs`` gets what each layer is given."""
+memories: Registry["Memory"] = Registry("memory", "dim", "n_layer", "block_size")
 
 
 @dataclass
@@ -88,22 +73,7 @@ class MemoryCache(Cache):
         return self._takes_back and not self.rows
 
 
-@memories.register("none")
-class NoMemory(Watched):
-    """A text is read as one."""
-
-    segment: int | None = None
-    """Tokens that are read at once; None for all."""
-    is_relative = False
-    """Whether tokens of one segment look at those of another, so that positions within it mean nothing."""
-    needs_every_layer = False
-    """Whether a layer that is left out in one pass would be missing in another."""
-
-    def check(self, blocks: Iterable[Block]) -> None:
-        """Refuse layers that the memory cannot work with."""
-
-
-class Memory(NoMemory, Penalised, ABC):
+class Memory(Layer, ABC):
     """What all kinds share: cutting a text in segments, and going on from a state, a cache or neither.
 
     Args:
@@ -111,6 +81,10 @@ class Memory(NoMemory, Penalised, ABC):
         segment: Length of a segment, which divides it; the whole row when None.
     """
 
+    is_relative = False
+    """Whether tokens of one segment look at those of another, so that positions within it mean nothing."""
+    needs_every_layer = False
+    """Whether a layer that is left out in one pass would be missing in another."""
     segment: int
 
     def __init__(self, block_size: int, segment: int | None) -> None:
@@ -121,32 +95,20 @@ class Memory(NoMemory, Penalised, ABC):
             raise CallError(f"memory segment is {segment}; it must divide block_size, which is {block_size}")
         self._state: State | None = None
 
-    def check(self, blocks: Iterable[Block]) -> None:
-        for layer, block in enumerate(blocks):
-            if block.router is not None:
-                raise CallError(
-                    "memory is of every token in every layer, and depth lets tokens pass by; use depth full"
-                )
-            if not isinstance(block.attention.new_state(1), KeyValues):
-                raise CallError(
-                    f"memory needs attention that keeps keys and values, and layer {layer} is a "
-                    f"{type(block.attention).__name__}; use attention full or another of softmax, or memory none"
-                )
-
     @abstractmethod
     def new_state(self, rows: int, like: Tensor) -> State:
         """The state of ``rows`` rows that begin a document, of the type and on the device of ``like``."""
 
     @abstractmethod
-    def new_cache(self, model: Layers, capacity: int) -> MemoryCache:
+    def new_cache(self, model: GPT, capacity: int) -> MemoryCache:
         """An empty cache for sequences of up to ``capacity`` tokens."""
 
     @abstractmethod
-    def _read(self, model: Layers, pieces: tuple[Tensor, ...]) -> list[Tensor]:
+    def _read(self, model: GPT, pieces: tuple[Tensor, ...], losses: PartLosses | None) -> list[Tensor]:
         """Hidden states of segments, from the beginning or from the state."""
 
     @abstractmethod
-    def _go_on(self, model: Layers, piece: Tensor, cache: MemoryCache) -> Tensor:
+    def _go_on(self, model: GPT, piece: Tensor, cache: MemoryCache) -> Tensor:
         """Hidden states of tokens of one segment, from what the cache holds."""
 
     @contextmanager
@@ -162,14 +124,20 @@ class Memory(NoMemory, Penalised, ABC):
             self._state = None
 
     def hidden(
-        self, model: Layers, ids: Tensor, documents: Tensor | None, cache: Cache | None, lengths: Tensor | None
+        self,
+        model: GPT,
+        ids: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        lengths: Tensor | None,
+        losses: PartLosses | None,
     ) -> Tensor:
         """Hidden states ``(batch, time, dim)``; the arguments are those of the model's ``hidden``."""
         if cache is not None:
             assert isinstance(cache, MemoryCache)
             return self._from_cache(model, ids, cache, lengths)
         if documents is not None:
-            return _apart(lambda rows: self.hidden(model, rows, None, None, None), ids, documents)
+            return _apart(lambda rows: self.hidden(model, rows, None, None, None, losses), ids, documents)
         if self._watch is not None and ids.shape[1] > self.segment:
             raise CallError(
                 f"the text has {ids.shape[1]} tokens and a model with memory shows one segment of {self.segment} at a "
@@ -178,10 +146,11 @@ class Memory(NoMemory, Penalised, ABC):
         if self._state is not None and ids.shape[1] % self.segment:
             raise CallError(f"memory is carried by whole segments of {self.segment} tokens, not by {ids.shape[1]}")
         pieces = torch.split(ids, self.segment, dim=1)
-        with self._counting(1 / len(pieces)):
-            return torch.cat(self._read(model, pieces), dim=1)
+        # a row of many segments is still one row to the losses of the model's parts
+        losses = None if losses is None else losses.scaled(1 / len(pieces))
+        return torch.cat(self._read(model, pieces, losses), dim=1)
 
-    def _from_cache(self, model: Layers, ids: Tensor, cache: MemoryCache, lengths: Tensor | None) -> Tensor:
+    def _from_cache(self, model: GPT, ids: Tensor, cache: MemoryCache, lengths: Tensor | None) -> Tensor:
         counts = [ids.shape[1]] * len(ids) if lengths is None else lengths.tolist()
         if len(set(counts)) > 1 and not cache.rows:
             if cache.length:
@@ -200,14 +169,6 @@ class Memory(NoMemory, Penalised, ABC):
             ids = ids[:, left:]
         return torch.cat(hidden, dim=1)
 
-    @contextmanager
-    def _counting(self, share: float) -> Iterator[None]:
-        """Inside, what parts add to the loss counts for ``share`` of itself: a row of many segments is still one."""
-        terms = self._terms if self._terms is not None else []
-        begin = len(terms)
-        yield
-        terms[begin:] = [share * term for term in terms[begin:]] if share else []
-
 
 class Recalled(KeyValues):
     """Keys and values that come before those of one pass, ``(batch, heads, kept, width)`` at ``places``, or none.
@@ -221,13 +182,13 @@ class Recalled(KeyValues):
         self._with_pass: tuple[Tensor, Tensor, Tensor] | None = None
 
     def append(
-        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+        self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Those from before and the pass's own."""
-        own = torch.arange(k.shape[-2], device=k.device) if at is None else at
+        own = torch.arange(k.shape[-2], device=k.device) if positions is None else positions
         if self._before is None:
             self._with_pass = (k, v, own)
-            return k, v, at
+            return k, v, positions
         old_k, old_v, places = self._before
         joined = torch.cat([old_k, k], dim=-2), torch.cat([old_v, v], dim=-2), torch.cat([places, own], dim=-1)
         self._with_pass = joined
@@ -252,20 +213,3 @@ def require_whole(option: str, value: int | None, optional: bool = False) -> Non
     """Refuse an option of a memory that is no whole number of at least 1."""
     if not (optional and value is None) and (not isinstance(value, int) or value < 1):
         raise CallError(f"memory {option} is {value!r}; it must be a whole number of at least 1")
-
-
-def check_memory(memory: Choice, position: Choice, layer_drop: Choice) -> None:
-    """Refuse a memory that does not exist, or that cannot work with the other choices of a config."""
-    kind = memories.get(memory)
-    if kind.is_relative and position_schemes.get(position).embedding is not Positions.embedding:
-        fitting = [
-            name for name in position_schemes.names if position_schemes.get(name).embedding is Positions.embedding
-        ]
-        raise CallError(
-            f"memory {memory!r} looks from one segment into another, and position {position!r} says where a token "
-            f"stands in its own; use position {', '.join(fitting)}"
-        )
-    if kind.needs_every_layer and layer_drop != "none":
-        raise CallError(
-            f"memory {memory!r} needs every layer in a step, and layer_drop leaves some out; use layer_drop none"
-        )

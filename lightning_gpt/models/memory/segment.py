@@ -1,15 +1,16 @@
 """What each layer was given of the last tokens, attended to from the next segment: Transformer-XL."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention
-from lightning_gpt.models.block import Block
-from lightning_gpt.models.context import Context
+from lightning_gpt.models.context import Context, Shared
+from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache, KeyValues
-from lightning_gpt.models.memory.base import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.part_losses import PartLosses
 
 
 @memories.register("segment")
@@ -49,11 +50,11 @@ class SegmentMemory(Memory):
             torch.zeros(rows, **counts),
         )
 
-    def new_cache(self, model: Layers, capacity: int) -> MemoryCache:
+    def new_cache(self, model: GPT, capacity: int) -> MemoryCache:
         layers: list[KeyValues] = [_SegmentKeys(self, capacity) for _ in model.blocks]
         return MemoryCache(layers, capacity, takes_back=True)
 
-    def _read(self, model: Layers, pieces: tuple[Tensor, ...]) -> list[Tensor]:
+    def _read(self, model: GPT, pieces: tuple[Tensor, ...], losses: PartLosses | None) -> list[Tensor]:
         state, hidden = self._state, []
         # of every row alike, from the beginning; or of each row its own
         begin = torch.zeros((), dtype=torch.long) if state is None else state.read[:, None]
@@ -61,9 +62,9 @@ class SegmentMemory(Memory):
         memory: list[Tensor] = [] if state is None else list(state.memory.unbind(dim=1))
         ids = pieces[0][:, :0] if state is None else state.ids
         for piece in pieces:
-            context = Context(scheme=model.positions, memo={}, ids=piece)
+            context = Context(scheme=model.positions, ids=piece, losses=losses, shared=Shared())
             if memory:
-                context = self._after(model, memory, ids, begin, piece)
+                context = replace(self._after(model, memory, ids, begin, piece), losses=losses)
             inputs: list[Tensor] = []
             hidden.append(model.run(model.embedded(piece, context), context, inputs))
             given = [x.detach() for x in inputs]
@@ -75,22 +76,21 @@ class SegmentMemory(Memory):
             state.memory, state.ids, state.read = torch.stack(memory, dim=1), ids, begin[:, 0]
         return hidden
 
-    def _after(self, model: Layers, memory: list[Tensor], ids: Tensor, begin: Tensor, piece: Tensor) -> Context:
+    def _after(self, model: GPT, memory: list[Tensor], ids: Tensor, begin: Tensor, piece: Tensor) -> Context:
         """The context of a segment whose layers remember ``memory``: places before a document's begin are negative."""
         kept, time = ids.shape[1], piece.shape[1]
         place = torch.arange(-kept, time, device=piece.device) + begin
-        before = Context(at=place[..., :kept], scheme=model.positions, memo={}, ids=ids)
+        before = Context(positions=place[..., :kept], scheme=model.positions, ids=ids, shared=Shared())
         layers: list[KeyValues] = []
         for block, x in zip(model.blocks, memory, strict=True):
-            assert isinstance(block, Block)
-            assert isinstance(block.attention, MultiHeadAttention)
             _, k, v = block.attention.heads(block.attention_input(x, before), before)
             layers.append(Recalled(k, v, place[..., :kept]))
-        return Context(at=place[..., kept:], scheme=model.positions, cache=Cache([*layers]), memo={}, ids=piece)
+        cache = Cache([*layers])
+        return Context(place[..., kept:], None, model.positions, cache, ids=piece, shared=Shared())
 
-    def _go_on(self, model: Layers, piece: Tensor, cache: MemoryCache) -> Tensor:
-        at = cache.positions(piece.shape[1], piece.device)
-        context = Context(at=at, scheme=model.positions, cache=cache, memo={}, ids=piece)
+    def _go_on(self, model: GPT, piece: Tensor, cache: MemoryCache) -> Tensor:
+        positions = cache.positions(piece.shape[1], piece.device)
+        context = Context(positions, None, model.positions, cache, ids=piece, shared=Shared())
         return model.run(model.embedded(piece, context), context)
 
 
@@ -102,11 +102,11 @@ class _SegmentKeys(KeyValues):
         self._memory = memory
 
     def append(
-        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+        self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """As in the base class, for tokens of one segment: what lies too far before it counts as no place."""
         begin = self.seen - self.seen % self._memory.segment
-        k, v, places = super().append(k, v, at, lengths)
+        k, v, places = super().append(k, v, positions, lengths)
         forgotten = begin - self._memory.length
         if forgotten <= 0:
             return k, v, places

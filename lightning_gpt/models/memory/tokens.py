@@ -1,14 +1,18 @@
 """A few vectors that carry a text from one segment to the next: the recurrent memory transformer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.context import Context
+from lightning_gpt.models.context import Context, Shared
+from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState
-from lightning_gpt.models.memory.base import Layers, Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.layer import Matrix
+from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.part_losses import PartLosses
 
 
 @memories.register("tokens")
@@ -34,7 +38,16 @@ class MemoryTokens(Memory):
     def __init__(self, dim: int, block_size: int, n_memory: int, segment: int | None = None) -> None:
         super().__init__(block_size, segment)
         require_whole("n_memory", n_memory)
-        self.initial = nn.Parameter(0.02 * torch.randn(n_memory, dim))
+        self.initial = nn.Parameter(torch.empty(n_memory, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02²)."""
+        with torch.no_grad():
+            self.initial.normal_().mul_(0.02)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.initial, "position", "stream")
 
     @property
     def n_memory(self) -> int:
@@ -47,10 +60,10 @@ class MemoryTokens(Memory):
             like.new_zeros(rows, *self.initial.shape), torch.zeros(rows, 0, **counts), torch.zeros(rows, **counts)
         )
 
-    def new_cache(self, model: Layers, capacity: int) -> MemoryCache:
+    def new_cache(self, model: GPT, capacity: int) -> MemoryCache:
         return MemoryCache([], capacity, takes_back=False)
 
-    def _read(self, model: Layers, pieces: tuple[Tensor, ...]) -> list[Tensor]:
+    def _read(self, model: GPT, pieces: tuple[Tensor, ...], losses: PartLosses | None) -> list[Tensor]:
         state, hidden = self._state, []
         memory = self.initial.expand(len(pieces[0]), -1, -1)
         if state is not None:
@@ -59,7 +72,7 @@ class MemoryTokens(Memory):
             layers = [Recalled() for _ in model.blocks]
             self._through(model, memory, layers, 0)
             layers = [layer.after() for layer in layers]
-            hidden.append(self._tokens(model, piece, Cache([*layers]), 0))
+            hidden.append(self._tokens(model, piece, Cache([*layers]), 0, losses))
             is_last = number + 1 == len(pieces)
             if is_last and state is None:
                 break
@@ -71,7 +84,7 @@ class MemoryTokens(Memory):
             state.memory, state.read = memory.detach(), state.read + sum(piece.shape[1] for piece in pieces)
         return hidden
 
-    def _go_on(self, model: Layers, piece: Tensor, cache: MemoryCache) -> Tensor:
+    def _go_on(self, model: GPT, piece: Tensor, cache: MemoryCache) -> Tensor:
         within = cache.length % self.segment
         if within == 0:
             if cache.memory is None:
@@ -80,17 +93,17 @@ class MemoryTokens(Memory):
                 cache.memory = self._through(model, cache.memory, cache.layers, self.n_memory + self.segment)
             cache.layers = [KeyValues(2 * self.n_memory + self.segment) for _ in model.blocks]
             self._through(model, cache.memory, cache.layers, 0)
-        return self._tokens(model, piece, cache, within)
+        return self._tokens(model, piece, cache, within, None)
 
-    def _tokens(self, model: Layers, piece: Tensor, cache: Cache, within: int) -> Tensor:
+    def _tokens(self, model: GPT, piece: Tensor, cache: Cache, within: int, losses: PartLosses | None) -> Tensor:
         """Hidden states of tokens that stand at ``within`` and on in their segment."""
         place = torch.arange(within, within + piece.shape[1], device=piece.device)
-        x = model.embedded(piece, Context(at=place, scheme=model.positions))
-        at = self.n_memory + place
-        return model.run(x, Context(at=at, scheme=model.positions, cache=cache, memo={}, ids=piece))
+        x = model.embedded(piece, Context(positions=place, scheme=model.positions))
+        context = Context(positions=self.n_memory + place, scheme=model.positions, cache=cache, ids=piece)
+        return model.run(x, replace(context, losses=losses, shared=Shared()))
 
-    def _through(self, model: Layers, memory: Tensor, layers: Sequence[LayerState], begin: int) -> Tensor:
+    def _through(self, model: GPT, memory: Tensor, layers: Sequence[LayerState], begin: int) -> Tensor:
         """Memory tokens at the place ``begin`` and on, through all layers."""
         at = torch.arange(begin, begin + self.n_memory, device=memory.device) if begin else None
-        with self._counting(0):
-            return model.run(memory, Context(at=at, scheme=model.positions, cache=Cache([*layers]), memo={}))
+        context = Context(positions=at, scheme=model.positions, cache=Cache([*layers]), shared=Shared())
+        return model.run(memory, context)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.context import Context
+from lightning_gpt.models.context import Context, Shared
 from lightning_gpt.models.kv_cache import KeyValues
-from lightning_gpt.models.record import Watch, Watched
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.record import Watch
 
 _MATRICES = ("mask", "pattern", "scores", "second_scores")
 """The intermediates of attention that have a column for each token, as well as a row."""
@@ -58,12 +59,12 @@ class Chosen:
         What fills a row stands after all its tokens. Masks are of these tokens, so other layers' are not theirs.
         """
         device = self.index.device
-        at = whole.positions(time, device).expand(len(self.index), -1).gather(1, self.index)
+        positions = whole.numbered(time, device).expand(len(self.index), -1).gather(1, self.index)
         if self.lengths is not None:
-            after = at.max() + 1 + torch.arange(at.shape[1], device=device)
-            at = torch.where(self.real, at, after)
+            after = positions.max() + 1 + torch.arange(positions.shape[1], device=device)
+            positions = torch.where(self.real, positions, after)
         documents, ids = (None if x is None else x.gather(1, self.index) for x in (whole.documents, whole.ids))
-        return replace(whole, at=at, documents=documents, ids=ids, lengths=self.lengths, memo={})
+        return replace(whole, positions=positions, documents=documents, ids=ids, lengths=self.lengths, shared=Shared())
 
     def put(self, part: Tensor, into: Tensor, dim: int) -> Tensor:
         """``into``, which has time in ``dim``, with the chosen tokens' values of ``part``, which has n there."""
@@ -97,11 +98,12 @@ class ChosenKeyValues(KeyValues):
         self.counts: Tensor  # (batch,): how many tokens of each row are kept
 
     def append(
-        self, k: Tensor, v: Tensor, at: Tensor | None, lengths: Tensor | None
+        self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keep the keys and values of the chosen tokens, ``lengths`` of each row; returns all that these may see."""
-        assert at is not None
+        assert positions is not None
         assert lengths is not None
+        at = positions
         if self.k is None:
             self._allocate(k[..., :0, :])
             self.counts = torch.zeros_like(lengths)
@@ -200,7 +202,7 @@ def shown_whole(block: nn.Module, chosen: Chosen, stream: Tensor, alone: bool) -
         stream: The residual stream before the block, ``(batch, time, dim)``.
         alone: Whether the chosen tokens see each other only, and none in a cache.
     """
-    parts = [part for part in block.modules() if isinstance(part, Watched) and part._watch is not None]
+    parts = [part for part in block.modules() if isinstance(part, Layer) and part._watch is not None]
     watches = [part._watch for part in parts]
     try:
         for part in parts:

@@ -5,43 +5,37 @@ so that a step's cost is known; which ones they are is learned.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.multi_head import attentions
+from lightning_gpt.models.attention.mixer import Mixer, attentions
+from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import KeyValues, LayerState
-from lightning_gpt.models.part_losses import Penalised
-from lightning_gpt.models.registry import Choice, LayerChoice, Registry, at_layer
+from lightning_gpt.models.layer import Layer, Matrix, Space
+from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.models.registry import Choice, Registry, at_layer
+from lightning_gpt.models.wrappers.checkpointing import Runner
 from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
 
 Decision = Literal["predictor", "router"]
 """What decides, where later tokens may not be looked at, whether a token is among a row's best."""
 
-depths: Registry["FullDepth"] = Registry("depth", "n_layer", "n_unique", "residual", "attention")
+token_routings: Registry["MixtureOfDepths"] = Registry(
+    "token_routing", "n_layer", "n_unique", "residual", "attention", optional=True
+)
 """Which tokens go through which blocks."""
 
-_RESIDUALS = ("pre", "sandwich", "layerscale", "rezero", "parallel")
-"""The residual rules under which a block gives the stream and something more, so that a token may do without."""
 
-
-@depths.register("full")
-class FullDepth:
-    """Every token goes through every block."""
-
-    def router(self, layer: int, dim: int) -> "TokenRouter | None":
-        """What chooses the tokens that go through ``layer``, counted from 0; None where all do."""
-        return None
-
-
-@depths.register("mixture")
-class MixtureOfDepths(FullDepth):
+@token_routings.register("mixture_of_depths")
+class MixtureOfDepths:
     """Through some blocks go only the tokens of a row that a router scores best; see :class:`TokenRouter`.
 
     Args:
@@ -61,7 +55,7 @@ class MixtureOfDepths(FullDepth):
         n_layer: int,
         n_unique: int | None,
         residual: Choice,
-        attention: LayerChoice,
+        attention: tuple[Choice, ...],
         capacity: float = 0.125,
         every: int = 2,
         layers: list[int] | None = None,
@@ -70,22 +64,26 @@ class MixtureOfDepths(FullDepth):
     ) -> None:
         if not 0 < capacity <= 1:
             raise CallError(
-                f"depth capacity is {capacity}; it must be above 0 and at most 1, a share of a row's tokens"
+                f"token_routing capacity is {capacity}; it must be above 0 and at most 1, a share of a row's tokens"
             )
         if decision not in get_args(Decision):
-            raise CallError(f"depth decision is {decision!r}; it must be one of {', '.join(get_args(Decision))}")
+            raise CallError(
+                f"token_routing decision is {decision!r}; it must be one of {', '.join(get_args(Decision))}"
+            )
         if not 0 < loss_weight < math.inf:
-            raise CallError(f"depth loss_weight is {loss_weight}; it must be above 0, or evaluation routes at random")
+            raise CallError(
+                f"token_routing loss_weight is {loss_weight}; it must be above 0, or evaluation routes at random"
+            )
         self.capacity, self.decision, self.loss_weight = capacity, decision, loss_weight
         self.layers = _layers(n_layer, every, layers)
         _check_shared(self.layers, n_layer, n_unique)
         _check_parts(self.layers, residual, attention)
 
-    def router(self, layer: int, dim: int) -> "TokenRouter | None":
-        """A router for the layers that have one."""
+    def wrap(self, block: Block, layer: int, dim: int) -> "Block | RoutedBlock":
+        """``block``, the ``layer``th from 0, with a router where it is to have one."""
         if layer not in self.layers:
-            return None
-        return TokenRouter(dim, self.capacity, self.decision, self.loss_weight)
+            return block
+        return RoutedBlock(block, TokenRouter(dim, self.capacity, self.decision, self.loss_weight))
 
 
 def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
@@ -93,12 +91,12 @@ def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
     if layers is None:
         if not isinstance(every, int) or not 1 <= every <= n_layer:
             raise CallError(
-                f"depth every is {every!r}; it must be a whole number from 1 to n_layer, which is {n_layer}"
+                f"token_routing every is {every!r}; it must be a whole number from 1 to n_layer, which is {n_layer}"
             )
         return list(range(every - 1, n_layer, every))
     known = isinstance(layers, list) and all(isinstance(layer, int) and 0 <= layer < n_layer for layer in layers)
     if not known or not layers or len(set(layers)) < len(layers):
-        raise CallError(f"depth layers is {layers!r}; it must list different layers from 0 to {n_layer - 1}")
+        raise CallError(f"token_routing layers is {layers!r}; it must list different layers from 0 to {n_layer - 1}")
     return layers
 
 
@@ -110,27 +108,26 @@ def _check_shared(layers: list[int], n_layer: int, n_unique: int | None) -> None
     apart = [layer for layer in range(n_layer) if layer % n_unique in routed and layer not in layers]
     if apart:
         raise CallError(
-            f"depth routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} layer "
-            f"{apart[0]} is the same block as one of them: let n_unique be a multiple of depth every, or give "
-            f"depth layers that name all layers of a block"
+            f"token_routing routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} layer "
+            f"{apart[0]} is the same block as one of them: let n_unique be a multiple of token_routing every, "
+            f"or give token_routing layers that name all layers of a block"
         )
 
 
-def _check_parts(layers: list[int], residual: Choice, attention: LayerChoice) -> None:
+def _check_parts(layers: list[int], residual: Choice, attention: tuple[Choice, ...]) -> None:
     """Refuse what takes for granted that every token goes through every block."""
-    rule = residual if isinstance(residual, str) else residual["kind"]
-    if rule not in _RESIDUALS:
+    if not blocks.get(residual.kind).keeps_stream:
+        allowed = ", ".join(name for name in blocks.names if blocks.get(name).keeps_stream)
         raise CallError(
-            f"depth mixture lets tokens pass by a block, and under residual {rule!r} a block does not give the stream "
-            f"and something more; use residual {', '.join(_RESIDUALS)}"
+            f"token_routing lets tokens pass by a block, and under residual {residual.kind!r} a block does not give the "
+            f"stream and something more; use residual {allowed}"
         )
     for layer in layers:
-        choice = at_layer(attention, layer)
-        if attentions.get(choice).mixes_first_layer:
-            kind = choice if isinstance(choice, str) else choice["kind"]
+        kind = at_layer(attention, layer).kind
+        if attentions.get(kind).mixes_first_layer:
             raise CallError(
-                f"attention {kind!r} mixes in what the first layer made of every token, and with depth mixture layer "
-                f"{layer} meets some of them only; use another attention there, or depth full"
+                f"attention {kind!r} mixes in what the first layer made of every token, and with token_routing layer "
+                f"{layer} meets only some of them; use another attention there, or token_routing none"
             )
 
 
@@ -147,7 +144,7 @@ class Passed:
     tokens: Tensor
 
 
-class TokenRouter(Penalised):
+class TokenRouter(Layer):
     """``x_i ← x_i + r_i f_i(X̃)`` for the chosen tokens X̃ of a row, ``x_i`` for the others; ``r_i = w·x_i``.
 
     Raposo et al. 2024 (2404.02258), eq. 1, where f is what the block adds to the stream of the tokens that go through
@@ -171,48 +168,32 @@ class TokenRouter(Penalised):
     def __init__(self, dim: int, capacity: float, decision: Decision, loss_weight: float) -> None:
         super().__init__()
         self.capacity, self.loss_weight = capacity, loss_weight
-        self.score = Exact(dim, 1, bias=False, std=0.02)
+        self.score = Exact(dim, 1, bias=False, std=0.02, maps=("stream", "score"))
         self.predictor = Predictor(dim) if decision == "predictor" else None
         self.passed: Passed | None = None  # no buffer: DDP would overwrite every process's with the first one's
 
-    def forward(
-        self, x: Tensor, context: Context, block: nn.Module, run: Callable[[Tensor, Context], Tensor]
-    ) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after ``block``.
-
-        Args:
-            x: The stream.
-            context: Where its tokens stand.
-            block: What the chosen go through.
-            run: Runs it, on part of the stream and that part's context.
-        """
+    def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Chosen | None]:
+        """The scores ``(batch, time)`` of the stream ``(batch, time, dim)`` and the tokens that go through, if any."""
         with torch.autocast(x.device.type, enabled=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             scores = self.see("scores", self.score(wide).squeeze(-1))  # (B, T)
-            by_rank = self.training and context.cache is None
-            chosen = self._best(wide, scores) if by_rank else self._decided(wide, scores, context)
-        if chosen is None:
-            return x
-        part, within = chosen.take(x), chosen.context(context, x.shape[1])
-        if self._watch is None:
-            added = run(part, within) - part
-        else:
-            with shown_whole(block, chosen, x, alone=context.cache is None):
-                added = run(part, within) - part
-        return chosen.add(x, scores.gather(1, chosen.index)[..., None].to(x.dtype) * added)
+            if self.training and context.cache is None:
+                return self._best(wide, scores, context.losses)
+            return scores, self._decided(wide, scores, context)
 
     def n_chosen(self, time: int) -> int:
         """How many of ``time`` tokens go through in training."""
         return math.ceil(self.capacity * time)
 
-    def _best(self, x: Tensor, scores: Tensor) -> Chosen:
-        """The best of each row; and the loss that teaches to tell them one by one."""
+    def _best(self, x: Tensor, scores: Tensor, losses: PartLosses | None) -> tuple[Tensor, Chosen]:
+        """The scores and the best tokens of each row; the loss that teaches to tell them one by one rides on the scores."""
         best = scores.topk(self.n_chosen(x.shape[1]), dim=1).indices
         through = self.see("through", torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True))
-        if self.in_loss:
+        if losses is not None:
             logits = self._logits(x, scores)
-            self.penalise(self.loss_weight * F.binary_cross_entropy_with_logits(logits, through.to(logits.dtype)))
-        return Chosen(best.sort(dim=1).values)
+            error = F.binary_cross_entropy_with_logits(logits, through.to(logits.dtype))
+            scores = losses.attach(scores, self.loss_weight * error)
+        return scores, Chosen(best.sort(dim=1).values)
 
     def _decided(self, x: Tensor, scores: Tensor, context: Context) -> Chosen | None:
         """The tokens that are told to go through, each by itself; None where none is and nobody looks."""
@@ -241,26 +222,97 @@ class TokenRouter(Penalised):
         passed, self.passed = self.passed, None
         return passed
 
-    def new_state(self, of_all: LayerState) -> LayerState:
-        """What the layer keeps of earlier tokens, from what it would keep if all went through it."""
-        return ChosenKeyValues(of_all) if isinstance(of_all, KeyValues) else of_all
+
+class RoutedBlock(Layer):
+    """A block that the tokens which its router chooses go through; the others pass by on the residual path.
+
+    Args:
+        block: What they go through.
+        router: What chooses.
+    """
+
+    inner = "block"
+
+    def __init__(self, block: Block, router: TokenRouter) -> None:
+        super().__init__()
+        self.block = block
+        self.router = router
+        self.run: Runner | None = None  # what runs the block, where it is not run as it is
+
+    @property
+    def unwrapped(self) -> Block:
+        """The block inside."""
+        return self.block
+
+    @property
+    def attention(self) -> Mixer:
+        """The block's."""
+        return self.block.attention
+
+    @property
+    def ends_normed(self) -> bool:
+        """As the block's."""
+        return self.block.ends_normed
+
+    def init_branches(self, n_layer: int) -> None:
+        """The block's."""
+        self.block.init_branches(n_layer)
+
+    def zero_branches(self) -> None:
+        """The block's."""
+        self.block.zero_branches()
+
+    def new_state(self, capacity: int) -> LayerState:
+        """What the block keeps of the tokens that went through it."""
+        state = self.block.new_state(capacity)
+        return ChosenKeyValues(cast(KeyValues, state)) if self.attention.keeps_keys else state
+
+    def flops(self, positions: Tensor) -> float:
+        """The router's of every token, and the block's of those that go through, as if they were spread evenly."""
+        time = len(positions)
+        through = torch.linspace(0, time - 1, self.router.n_chosen(time)).round().long()
+        return self.router.flops(positions) + self.block.flops(positions[through]) * len(through) / time
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        """The residual stream ``(batch, time, dim)`` before and after."""
+        scores, chosen = self.router(x, context)
+        if chosen is None:
+            return self.see("after_ffn", x)
+        part, within = chosen.take(x), chosen.context(context, x.shape[1])
+        with nullcontext() if self._watch is None else shown_whole(self.block, chosen, x, context.cache is None):
+            added = (self.run or self.block)(part, within) - part
+        weight = scores.gather(1, chosen.index)[..., None].to(x.dtype)
+        return self.see("after_ffn", chosen.add(x, weight * added))
 
 
-class Exact(nn.Module):
+class Exact(Layer):
     """``x Wᵀ + b`` as the weights are: no ``nn.Linear``, because what rounds those must leave a choice alone."""
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float) -> None:
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, maps: tuple[Space, Space]) -> None:
         super().__init__()
+        self.std, self.maps = std, maps
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
-        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
-        nn.init.normal_(self.weight, std=std)
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """W ~ N(0, std²), b = 0."""
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.weight, *self.maps, bias=self.bias)
+
+    def flops(self, positions: Tensor) -> float:
+        return 2.0 * self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., n_in)`` to ``(..., n_out)``, in the precision of ``x``."""
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
-class Predictor(nn.Module):
+class Predictor(Layer):
     """``w₂·GELU(W₁ x̂ + b₁) + b₂``: the logit of a token's being among its row's best, from the stream alone.
 
     Raposo et al. 2024 (2404.02258), section 3.5, the second way, whose network is not specified. x̂ is the stream at a
@@ -273,12 +325,12 @@ class Predictor(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         hidden = max(8, dim // 8)
-        self.expand = Exact(dim, hidden, bias=True, std=1 / math.sqrt(dim))
-        self.output = Exact(hidden, 1, bias=True, std=1 / math.sqrt(hidden))
+        self.up = Exact(dim, hidden, bias=True, std=1 / math.sqrt(dim), maps=("stream", "hidden"))
+        self.output = Exact(hidden, 1, bias=True, std=1 / math.sqrt(hidden), maps=("hidden", "score"))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(batch, time, dim)`` to ``(batch, time)``."""
-        logits: Tensor = self.output(F.gelu(self.expand(F.rms_norm(x, x.shape[-1:]))))
+        logits: Tensor = self.output(F.gelu(self.up(F.rms_norm(x, x.shape[-1:]))))
         return logits.squeeze(-1)
 
 

@@ -1,20 +1,20 @@
 """Mixture of experts: many feed-forward networks, of which each token goes through a few."""
 
 import math
-from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
+from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
-from lightning_gpt.models.record import Watched
+from lightning_gpt.models.layer import Layer
 
 
 @ffns.register("moe")
-class MixtureOfExperts(Watched):
+class MixtureOfExperts(Layer):
     """``y = Σ_{i chosen} g_i(x) E_i(x)``: Shazeer et al. 2017 (1701.06538), eq. 1; ``g`` is the router's.
 
     With shared experts, ``y`` has ``E_shared(x)`` besides, of every token: Dai et al. 2024, "DeepSeekMoE"
@@ -72,47 +72,49 @@ class MixtureOfExperts(Watched):
         self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
         if hidden is None:
             hidden = max(8, 8 * round(kind.default_hidden(dim) / (top_k + n_shared) / 8))
-        self.experts = nn.ModuleList(kind(dim, bias=bias, hidden=hidden) for _ in range(n_expert))
+        self.experts = Experts(kind, dim, hidden, n_expert, bias=bias)
         self.shared = kind(dim, bias=bias, hidden=n_shared * hidden) if n_shared else None
         self.use: Use | None = None  # no buffer: DDP would overwrite every process's with the first one's
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """``(batch, time, dim)`` to the same."""
-        routing, tokens = self.router(x), x.reshape(-1, x.shape[-1])
-        chosen = routing.chosen.flatten()  # (tokens · top_k,)
+        routing, tokens = self.router(x, context.losses), x.reshape(-1, x.shape[-1])
+        chosen, gates = routing.chosen.flatten(), routing.gates.flatten()  # (tokens · top_k,)
         order = chosen.argsort(stable=True)  # by expert; within one, in the order of the tokens
-        counts = chosen.bincount(minlength=self.n_expert)
-        if self.capacity_factor is not None and self.training:
-            order, counts = self._within_capacity(order, chosen, counts)
+        gates = gates[order]
+        capacity = self._capacity(len(order))
+        if capacity is not None:
+            gates = gates * self._has_place(order, chosen, routing.counts, capacity)
         if routing.use is not None:
-            routing.use.dropped = routing.use.chosen.sum() - counts.sum()
+            if capacity is not None:
+                routing.use.dropped = (routing.counts - capacity).clamp(min=0).sum()
             self.use = routing.use if self.use is None else self.use + routing.use
         token = order // self.top_k
-        outputs = self._through_experts(tokens.index_select(0, token), counts)
-        weighted = outputs * routing.gates.flatten()[order, None].to(outputs.dtype)
-        mixed = outputs.new_zeros(tokens.shape).index_add(0, token, weighted)
+        outputs = self.experts(tokens.index_select(0, token), routing.counts)
+        mixed = outputs.new_zeros(tokens.shape).index_add(0, token, outputs * gates[:, None].to(outputs.dtype))
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         return self.see("output", mixed.view(x.shape))
 
-    def _within_capacity(self, order: Tensor, chosen: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of the sorted choices that find a place, and how many of each expert do."""
-        assert self.capacity_factor is not None
-        capacity = math.ceil(self.capacity_factor * len(chosen) / self.n_expert)
+    def _capacity(self, n_choice: int) -> int | None:
+        """How many choices of this pass an expert takes; None for all."""
+        if self.capacity_factor is None or not self.training:
+            return None
+        return math.ceil(self.capacity_factor * n_choice / self.n_expert)
+
+    def _has_place(self, order: Tensor, chosen: Tensor, counts: Tensor, capacity: int) -> Tensor:
+        """Which of the sorted choices find a place. The others are computed too and count for nothing.
+
+        Leaving them out would make their number a shape, and a GPU would have to be waited for.
+        """
         first = counts.cumsum(0) - counts
         place = torch.arange(len(order), device=order.device) - first[chosen[order]]
-        return order[place < capacity], counts.clamp(max=capacity)
+        return place < capacity
 
-    def _through_experts(self, x: Tensor, counts: Tensor) -> Tensor:
-        """Each expert's output for its slice of ``x`` ``(choices, dim)``: the first ``counts[0]`` rows, the next ..."""
-        experts = [expert for expert in self.experts if isinstance(expert, FeedForward)]
-        plain = type(experts[0].expand) is nn.Linear and x.shape[-1] % 8 == 0  # not quantised; rows that are aligned
-        if x.is_cuda and plain and self._watch is None:
-            return grouped(experts, x, counts)
-        # With gradients every expert runs, also on no token: its weights then have a gradient, 0, as DDP wants.
-        slices = zip(experts, torch.split(x, counts.tolist()), strict=True)
-        needed = [expert(part) for expert, part in slices if len(part) or torch.is_grad_enabled()]
-        return torch.cat(needed) if needed else x
+    def flops(self, positions: Tensor) -> float:
+        """Those of the router, the chosen experts and the shared ones."""
+        shared = 0.0 if self.shared is None else self.shared.flops(positions)
+        return self.router.flops(positions) + self.top_k * self.experts.flops_of_one() + shared
 
     def take_use(self) -> Use | None:
         """How the experts were used since this was last asked; None where nothing was trained on."""
@@ -128,8 +130,7 @@ class MixtureOfExperts(Watched):
     @property
     def idle_parameters(self) -> int:
         """How many parameters a token does not meet: those of the experts that it does not go through."""
-        one = sum(parameter.numel() for parameter in self.experts[0].parameters())
-        return (self.n_expert - self.top_k) * one
+        return (self.n_expert - self.top_k) * self.experts.parameters_of_one
 
 
 def _expert_kind(name: str) -> type[FeedForward]:
@@ -149,24 +150,3 @@ def active_parameters(model: nn.Module) -> int:
     """How many parameters one token meets: all but those of the experts that it does not go through."""
     total = sum(parameter.numel() for parameter in model.parameters())
     return total - sum(mixture.idle_parameters for mixture in mixtures(model).values())
-
-
-def grouped(experts: Sequence[FeedForward], x: Tensor, counts: Tensor) -> Tensor:
-    """All experts' outputs by one grouped product for each matrix, without waiting for ``counts`` on a GPU.
-
-    Args:
-        experts: Networks of one kind and size.
-        x: ``(choices, dim)``, sorted by expert.
-        counts: ``(n_expert,)``, how many rows each expert has.
-    """
-    expanded = _grouped_linear([expert.expand for expert in experts], x, counts)
-    return _grouped_linear([expert.projection for expert in experts], experts[0].activate(expanded), counts)
-
-
-def _grouped_linear(layers: Sequence[nn.Linear], x: Tensor, counts: Tensor) -> Tensor:
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-    weights = torch.stack([layer.weight.to(dtype) for layer in layers]).transpose(1, 2)  # (n_expert, in, out)
-    y = F.grouped_mm(x.to(dtype), weights, offs=counts.cumsum(0, dtype=torch.int32))
-    biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
-    return y + torch.stack(biases).repeat_interleave(counts, dim=0, output_size=len(x)) if biases else y

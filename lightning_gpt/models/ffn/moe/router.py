@@ -1,5 +1,6 @@
 """Which experts a token goes to, with what weight, and what keeps the experts in equal use."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.part_losses import Penalised
+from lightning_gpt.models.layer import Layer, Matrix
+from lightning_gpt.models.part_losses import PartLosses
 
 Score = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
@@ -51,15 +53,17 @@ class Routing:
     Args:
         chosen: ``(..., top_k)``, the experts of each token, the best scored first.
         gates: ``(..., top_k)``, the weight of each expert's output, in fp32 or better.
-        use: How evenly that is, where the loss is made of this pass.
+        counts: ``(n_expert,)``, how often each expert was chosen.
+        use: How evenly that is, where a training loss is made of this pass.
     """
 
     chosen: Tensor
     gates: Tensor
+    counts: Tensor
     use: Use | None = None
 
 
-class Router(Penalised):
+class Router(Layer):
     """Top-k routing: scores ``s = softmax(x W)`` or ``σ(x W)``; the k best experts, weighted by ``s_i / Σ_chosen s_j``.
 
     Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a
@@ -96,12 +100,24 @@ class Router(Penalised):
         self.rate = _RATES[balance] if rate is None else rate
         # no nn.Linear: what rounds or replaces those, such as quantisation, must leave the choice of experts alone
         self.weight = nn.Parameter(torch.empty(n_expert, dim))
-        nn.init.normal_(self.weight, std=0.02)
         if balance == "bias":
-            self.register_buffer("bias", torch.zeros(n_expert))
+            self.register_buffer("bias", torch.empty(n_expert))
+        self.reset_parameters()
 
-    def forward(self, x: Tensor) -> Routing:
-        """Route tokens ``(..., dim)``."""
+    def reset_parameters(self) -> None:
+        """W ~ N(0, 0.02²); no expert is favoured."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.balance == "bias":
+            nn.init.zeros_(self.bias)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.weight, "stream", "experts")
+
+    def flops(self, positions: Tensor) -> float:
+        return 2.0 * self.weight.numel()
+
+    def forward(self, x: Tensor, losses: PartLosses | None = None) -> Routing:
+        """Route tokens ``(..., dim)``; with ``losses``, the router's own ride on the gates."""
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ self.weight.to(dtype).T  # (..., n_expert)
@@ -111,19 +127,21 @@ class Router(Penalised):
             gates = scores.gather(-1, chosen)
             if self.top_k > 1:
                 gates = gates / gates.sum(dim=-1, keepdim=True)
-            use = self._charge(logits, scores, chosen) if self.training else None
-        return Routing(chosen, self.see("gates", gates), use if self.in_loss else None)
+            # no bincount: it waits for the device
+            of_all = chosen.flatten()
+            counts = of_all.new_zeros(self.n_expert).scatter_add_(0, of_all, torch.ones_like(of_all))
+            use = None
+            if losses is not None:
+                balance_loss, z_loss = load_balancing_loss(scores, counts), router_z_loss(logits)
+                gates = losses.attach(gates, self._charge(balance_loss, z_loss))
+                if losses.is_first_run:
+                    one = counts.new_ones(())
+                    use = Use(counts, 0 * one, balance_loss.detach(), z_loss.detach(), one)
+        return Routing(chosen, self.see("gates", gates), counts, use)
 
-    def _charge(self, logits: Tensor, scores: Tensor, chosen: Tensor) -> Use:
-        """Add the two losses, and say how evenly the experts are used."""
-        counts = chosen.flatten().bincount(minlength=self.n_expert)
-        balance_loss, z_loss = load_balancing_loss(scores, counts), router_z_loss(logits)
-        if self.balance == "loss":
-            self.penalise(self.rate * balance_loss)
-        if self.z_loss:
-            self.penalise(self.z_loss * z_loss)
-        one = counts.new_ones(())
-        return Use(counts, 0 * one, balance_loss.detach(), z_loss.detach(), one)
+    def _charge(self, balance_loss: Tensor, z_loss: Tensor) -> Tensor:
+        """What is added to the training loss."""
+        return (self.rate if self.balance == "loss" else 0.0) * balance_loss + self.z_loss * z_loss
 
     @torch.no_grad()
     def rebalance(self, chosen: Tensor) -> None:

@@ -1,25 +1,75 @@
-"""The output head and the cross-entropy as one function that never holds all the logits.
+"""The output head: hidden states to scores of all tokens, and to the loss without ever holding all of the scores.
 
 With a vocabulary of 50,257 the logits of 8 × 256 tokens are 412 MB, and so is their gradient: more than
-everything else in a small model. Here a chunk of tokens at a time is projected, its softmax taken, and the
-gradient of the head made from it at once (:mod:`.chunked_softmax`).
+everything else in a small model. So the loss projects a chunk of tokens at a time, takes its softmax and makes the
+gradient from it at once (:mod:`.chunked_softmax`).
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from lightning_gpt.models.chunked_softmax import Terms, chunk_size, chunks_for
+from lightning_gpt.models.chunked_softmax import Chunks, Terms, VocabularyFirst, chunk_size
+from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype
+from lightning_gpt.models.one_vector import is_one_vector, times_vector
+from lightning_gpt.models.tokens_first import TokensFirst
 
 IGNORED = -100
 """A target that counts for nothing, as in :func:`torch.nn.functional.cross_entropy`."""
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+class OutputHead(Layer):
+    """``logits = H Wᵀ``, W the token embedding or a matrix of the head's own, without bias.
+
+    Args:
+        dim: Width of the residual stream.
+        vocab_size: Number of token ids.
+        tied_to: The token embedding, where that is W; the head then has no parameters.
+    """
+
+    def __init__(self, dim: int, vocab_size: int, tied_to: Embedding | None = None) -> None:
+        super().__init__()
+        self._tied_to = (tied_to,)  # in a tuple, so that the embedding stays a part of the model alone
+        self.linear = Linear(dim, vocab_size, bias=False, maps=("stream", "vocabulary")) if tied_to is None else None
+        self.rounded: nn.Module | None = None
+        """What stands for W where the model was rounded for generation (:mod:`.decoding.int8`)."""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """W, ``(vocab_size, dim)``."""
+        (embedding,) = self._tied_to
+        owner = self.linear if embedding is None else embedding
+        assert owner is not None
+        return owner.weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``(..., dim)`` to logits ``(..., vocab_size)``."""
+        if self.rounded is not None:
+            return self.rounded(hidden)  # type: ignore[no-any-return]
+        return F.linear(hidden, self.weight)
+
+    def few(self, hidden: Tensor) -> Tensor:
+        """The same for few hidden states ``(rows, dim)``, as generation asks for: in the layout that is fast there."""
+        if self.rounded is not None:
+            return self.rounded(hidden)  # type: ignore[no-any-return]
+        if is_one_vector(hidden, self.weight):
+            return times_vector(self.weight, hidden)
+        # for few rows the product is twice as fast on CPU this way round, where the matrix is read in its order
+        return (self.weight @ hidden.T).T
+
+    def loss(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
+        """Mean cross-entropy in nats of ``targets`` ``(...)``: :func:`linear_cross_entropy`."""
+        return linear_cross_entropy(hidden, self.weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
+
+    def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Each target's negative log-likelihood in nats: :func:`token_nll`."""
+        return token_nll(hidden, self.weight, targets)
+
+    def flops(self, positions: Tensor) -> float:
+        return 2.0 * self.weight.numel()
 
 
 def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
@@ -38,7 +88,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
-        dtype, counts = _compute_dtype(hidden), targets != IGNORED
+        dtype, counts = compute_dtype(hidden), targets != IGNORED
         labels = torch.where(counts, targets, 0)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # summed over the chunks at fp32 or better, also where the weights are in half precision
@@ -119,7 +169,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @torch.no_grad()
 def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
     """The loss of each token, ``(tokens,)``, 0 where it is ignored."""
-    dtype, counts = _compute_dtype(hidden), targets != IGNORED
+    dtype, counts = compute_dtype(hidden), targets != IGNORED
     labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
     size = chunk_size(len(targets), len(weight), dtype, hidden.device)
@@ -128,3 +178,9 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Te
         for place in _places(len(targets), size):
             losses[place] = torch.where(counts[place], chunks.losses(inputs[place], labels[place]), 0)
     return losses
+
+
+def chunks_for(weight: Tensor, size: int, terms: Terms) -> Chunks:
+    """The faster layout for where ``weight`` is and what it is of."""
+    first = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
+    return (VocabularyFirst if first else TokensFirst)(weight, size, terms)

@@ -1,0 +1,116 @@
+"""Causal softmax attention: the formula, and the fast kernel beside it.
+
+Vaswani et al. 2017, "Attention Is All You Need" (1706.03762), eq. 1: ``softmax(Q Kᵀ / √d) V``,
+here with the causal mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
+"""
+
+import math
+from collections.abc import Hashable
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_gpt.models.attention.mask import AttentionMask, compiled_flex_attention
+from lightning_gpt.models.attention.mixer import Mixer
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
+from lightning_gpt.models.layer import compute_dtype
+
+Backend = Literal["sdpa", "manual"]
+"""``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""
+
+
+def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
+    """``Q Kᵀ / √d`` before any mask: ``(..., rows, d)`` and ``(..., columns, d)`` to ``(..., rows, columns)``."""
+    return q @ k.mT / math.sqrt(q.shape[-1])
+
+
+def attention_pattern(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the allowed positions of each row: rows sum to 1, and are 0 where the mask is false."""
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+
+
+class CausalAttention(Mixer):
+    """What every layer of softmax attention shares: ``softmax(mask(Q Kᵀ / √d + bias)) V`` by either backend.
+
+    Intermediates: ``scores`` (scaled, with the position scheme's bias, before the mask), ``mask``, ``pattern`` (the
+    softmax) and ``head_output`` (``pattern @ v``). The fused kernel never makes the first three, so a layer that
+    is asked for one of them computes that pass by the formula: what is shown is what was used.
+    """
+
+    keeps_keys = True
+    span: int | None = None
+    """How many positions back a token can see, itself included; None for all."""
+
+    def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        self.dropout = dropout
+
+    def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Whether tokens at the positions ``rows`` see those at ``columns``: booleans, of shapes that broadcast."""
+        return columns <= rows
+
+    def sees_all(self, time: int) -> bool:
+        """Whether each of the first ``time`` positions sees all before it, so that no mask need be made."""
+        return type(self).visible is CausalAttention.visible  # a layer about itself: has its kind another formula?
+
+    @property
+    def mask_key(self) -> Hashable:
+        """Layers of one key hide the same, so that a pass makes their mask once.
+
+        By default that is every layer which hides nothing but the future, and layers of one kind with all options
+        alike. Override it to share more.
+        """
+        if type(self).visible is CausalAttention.visible:
+            return "causal"
+        return self.made_with or id(self)
+
+    def new_state(self, capacity: int) -> LayerState:
+        return KeyValues(capacity if self.span is None else min(capacity, self.span + LOOKAHEAD))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
+        """Mix the values: q, k, v ``(batch, ..., time, head_dim)`` to the shape of q."""
+        columns = context.positions
+        if context.state is not None:
+            state = cast(KeyValues, context.state)  # what new_state made
+            k, v, columns = state.append(k, v, columns, context.lengths)
+        if k.ndim == 4 and k.shape[1] != q.shape[1]:  # a key head serves a group of query heads
+            k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
+        n_row, n_column = q.shape[-2], k.shape[-2]
+        is_plain = columns is None and context.documents is None and self.sees_all(n_column)
+        is_plain = is_plain and n_row in (1, n_column)
+        mask = AttentionMask(self, context, columns, n_row, n_column, q.ndim == 4, q.dtype, q.device, is_plain)
+        dropout = self.dropout if self.training else 0.0
+        if self.backend == "manual" or self.asked_for("mask", "scores", "pattern"):
+            mixed = F.dropout(self._pattern(q, k, mask), dropout) @ v
+        else:
+            mixed = self._kernel(q, k, v, mask, dropout)
+        return self.see("head_output", mixed)
+
+    def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        """The formula, each step of it seen: the softmax ``(batch, ..., rows, columns)``."""
+        seen, scores = self.see("mask", mask.as_matrix()), self._scores("scores", q, k, mask)
+        return self.see("pattern", self._weights(scores, seen))
+
+    def _scores(self, name: str, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
+        """Scaled scores ``(..., rows, columns)`` with the position scheme's bias, seen as ``name``."""
+        scores, bias = scaled_scores(q, k), mask.bias()
+        return self.see(name, scores if bias is None else scores + bias)
+
+    def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The pattern from the scores ``(batch, ..., rows, columns)`` and what is seen."""
+        return attention_pattern(scores, mask)
+
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
+        """The same by torch's fused kernel, or on a GPU by the one that skips the blocks of other documents."""
+        scheme = mask.context.scheme
+        if mask.is_plain and not (scheme is not None and scheme.biases):
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1)
+        if mask.suits_flex(q.shape[-1]) and dropout == 0:
+            # autocast leaves this kernel alone, and norms and tables give fp32 beside half-precision products
+            q, k, v = (x.to(compute_dtype(v)) for x in (q, k, v))
+            return compiled_flex_attention()(q, k, v, block_mask=mask.document_blocks())
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout)

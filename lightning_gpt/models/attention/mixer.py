@@ -1,0 +1,45 @@
+"""The slot of a block that mixes tokens: softmax attention, or anything else that is causal."""
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.kv_cache import LayerState
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.registry import Registry
+
+attentions: Registry["Mixer"] = Registry(
+    "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm", "layer", "positions", "vocab_size"
+)
+"""Every layer that mixes tokens: ``(batch, time, dim)`` to the same."""
+
+
+class Mixer(Layer):
+    """A layer in which a token hears of the tokens before it. It need not have scores, a mask or keys."""
+
+    keeps_keys = False
+    """Whether its state is :class:`~lightning_gpt.models.kv_cache.KeyValues`, made token by token by :meth:`heads`."""
+    mixes_first_layer = False
+    """Whether it mixes in what the first layer made of each token, so that every token must go through both."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        """``(batch, time, dim)`` to the same."""
+
+    @abstractmethod
+    def new_state(self, capacity: int) -> LayerState:
+        """What this layer keeps of sequences of up to ``capacity`` tokens."""
+
+    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as they enter the scores, ``(batch, heads, time, head_dim)`` each, of a layer that
+        keeps keys."""
+        raise NotImplementedError
+
+    def value_output(self) -> tuple[Tensor, Tensor] | None:
+        """The two factors of each head's value–output product, of a layer whose heads are linear in what they mix.
+
+        ``W_V`` ``(n_head, dim, head_dim)`` and ``W_O`` ``(n_head, head_dim, dim)``, heads that share values with a copy
+        each; None for a layer without such maps.
+        """
+        return None

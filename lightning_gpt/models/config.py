@@ -1,0 +1,150 @@
+"""The sizes and choices of a GPT."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention.formula import Backend
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.block import blocks
+from lightning_gpt.models.ffn.dense import ffns
+from lightning_gpt.models.norms import norms
+from lightning_gpt.models.positions.scheme import position_schemes
+from lightning_gpt.models.registry import Given, GivenByLayer
+from lightning_gpt.models.wrappers.checkpointing import Checkpointing
+from lightning_gpt.models.wrappers.layer_drop import layer_drops
+from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_routings
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Refuse a config whose named fields are not all positive whole numbers."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise CallError(f"{name} is {value}; it must be a whole number of at least 1")
+
+
+def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
+    """Refuse a config whose field ``name`` is none of ``choices``."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise CallError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The sizes and choices of a :class:`~lightning_gpt.models.gpt.GPT`.
+
+    Args:
+        n_layer: Number of transformer blocks.
+        n_head: Attention heads in each block; must divide ``dim`` unless attention has a ``head_dim`` of its own.
+        dim: Width of the residual stream.
+        block_size: Length of the sequences trained on, in tokens, and the longest that learned positions cover.
+        vocab_size: Number of token ids.
+        dropout: Probability of dropping an embedding, an attention weight or a branch's output while training.
+        bias: Whether linear layers and LayerNorms have biases (GPT-2's do).
+        tie_embeddings: Whether the output head is the token embedding matrix.
+        attention_backend: ``sdpa`` uses torch's fused kernel, ``manual`` computes the formula.
+        norm: Which norm, for example ``layer`` or ``rms``.
+        residual: How branches join the residual stream, for example ``pre``, ``post`` or ``none``.
+        position: How the model knows where a token stands, for example ``learned`` or ``rotary``.
+        attention: Which attention, or a list that is repeated down the layers: ``[window, window, full]``.
+        ffn: Which feed-forward network, or a list; ``none`` for blocks of attention alone.
+        qk_norm: The norm of each head's queries and keys.
+        layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
+        token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
+        n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
+        diversity: Weight of the loss against token representations that are alike after the last block.
+        zero_projections: Whether the last product of each branch starts at 0, so that each block starts as no change
+            (Goyal et al. 2017, 1706.02677, section 5.1, for norms' gains; Yang et al. 2022, 2203.03466, appendix D.2).
+        checkpointing: What is computed again for its gradient instead of keeping its activations: ``none``, each
+            ``block`` or ``attention``.
+
+    A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``. Fields that name variants are read when the
+    config is made: they then hold a :class:`~lightning_gpt.models.registry.Choice` with every option filled in (a tuple
+    of them for ``attention`` and ``ffn``), or None for a part that is left out.
+    """
+
+    n_layer: int = 4
+    n_head: int = 4
+    dim: int = 256
+    block_size: int = 256
+    vocab_size: int = 50257
+    dropout: float = 0.0
+    bias: bool = True
+    tie_embeddings: bool = True
+    attention_backend: Backend = "sdpa"
+    norm: Given = "layer"
+    residual: Given = "pre"
+    position: Given = "learned"
+    attention: GivenByLayer = "full"
+    ffn: GivenByLayer = "gelu"
+    qk_norm: Given = "none"
+    layer_drop: Given = None
+    token_routing: Given = None
+    n_unique: int | None = None
+    diversity: float = 0.0
+    zero_projections: bool = False
+    checkpointing: Checkpointing = "none"
+
+    def __post_init__(self) -> None:
+        require_positive(self, "n_layer", "n_head", "dim", "block_size", "vocab_size")
+        require_choice(self, "attention_backend", get_args(Backend))
+        require_choice(self, "checkpointing", get_args(Checkpointing))
+        self._read("norm", norms.require(self.norm))
+        self._read("qk_norm", norms.require(self.qk_norm))
+        self._read("residual", blocks.require(self.residual))
+        self._read("position", position_schemes.require(self.position))
+        self._read("attention", attentions.pattern(self.attention))
+        self._read("ffn", ffns.pattern(self.ffn))
+        self._read("layer_drop", layer_drops.read(self.layer_drop))
+        self._read("token_routing", token_routings.read(self.token_routing))
+        self._check_shared()
+        self._check_heads()
+        self.routing()
+        if not 0 <= self.dropout < 1:
+            raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if not 0 <= self.diversity < float("inf"):
+            raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
+        if self.zero_projections and not blocks.get(self.residual["kind"]).trains_from_zero:
+            raise CallError(
+                f"zero_projections and residual {self.residual} cannot be combined: every weight would have a gradient "
+                f"of 0 for good"
+            )
+
+    def _read(self, field: str, value: Any) -> None:
+        object.__setattr__(self, field, value)
+
+    def routing(self) -> MixtureOfDepths | None:
+        """Which tokens go through which blocks; refuses what cannot be combined with the other choices."""
+        return token_routings.make_if_chosen(
+            self.token_routing,
+            n_layer=self.n_layer,
+            n_unique=self.n_unique,
+            residual=self.residual,
+            attention=self.attention,
+        )
+
+    def _check_heads(self) -> None:
+        """Heads that are ``dim / n_head`` wide have to come out even."""
+        assert isinstance(self.attention, tuple)
+        if self.dim % self.n_head and any(choice.options.get("head_dim") is None for choice in self.attention):
+            divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
+            raise CallError(
+                f"dim {self.dim} is not divisible by n_head {self.n_head}; "
+                f"n_head may be {', '.join(divisors)}, or choose another dim"
+            )
+
+    def _check_shared(self) -> None:
+        """Blocks that serve several layers cannot be of another kind in each."""
+        if self.n_unique is None:
+            return
+        if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
+            raise CallError(f"n_unique is {self.n_unique}; it must be 1 to n_layer, which is {self.n_layer}")
+        for part, choices in (("attention", self.attention), ("ffn", self.ffn)):
+            if self.n_unique % len(choices):
+                raise CallError(
+                    f"{part} is a pattern of {len(choices)} and n_unique is {self.n_unique}: a shared block is of one "
+                    f"kind; n_unique must be a multiple of {len(choices)}"
+                )

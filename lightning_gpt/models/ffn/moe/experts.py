@@ -1,0 +1,112 @@
+"""The experts of a mixture: networks of one kind and size, their weights held as one."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.models.ffn.dense import FeedForward
+from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
+
+_GROUPED = (torch.bfloat16, torch.float16, torch.float32)
+_ALIGNED = 8  # rows of half precision are then multiples of 16 bytes, as the grouped product asks for
+
+
+class Experts(Layer):
+    """``n_expert`` feed-forward networks, each for the tokens that were sent to it.
+
+    On an accelerator each of the two products is one grouped product over all experts, which waits for no count on the
+    host; widths that are not multiples of 8 are padded with zeros. On a CPU, and in fp64 everywhere, the experts run
+    one after the other.
+
+    Intermediates: ``{i}.hidden`` ``(choices, hidden)`` and ``{i}.output`` ``(choices, dim)`` of each expert.
+
+    Args:
+        kind: What an expert is.
+        dim: Width of the residual stream.
+        hidden: Hidden width of an expert.
+        n_expert: Number of experts.
+        bias: Whether their products have biases.
+    """
+
+    def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
+        super().__init__()
+        self.kind, self.n_expert, self.hidden = kind, n_expert, hidden
+        rows = len(kind.pieces) * hidden
+        self.up = nn.Parameter(torch.empty(n_expert, rows, dim))
+        self.up_bias = nn.Parameter(torch.empty(n_expert, rows)) if bias else None
+        self.down = nn.Parameter(torch.empty(n_expert, dim, hidden))
+        self.down_bias = nn.Parameter(torch.empty(n_expert, dim)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As ``torch.nn.Linear`` starts, expert after expert; a model then fills them by :meth:`init_weights`."""
+        for expert in range(self.n_expert):
+            for weight, bias in ((self.up, self.up_bias), (self.down, self.down_bias)):
+                nn.init.kaiming_uniform_(weight.detach()[expert], a=math.sqrt(5))
+                if bias is not None:
+                    bound = 1 / math.sqrt(weight.shape[-1])
+                    nn.init.uniform_(bias.detach()[expert], -bound, bound)
+
+    def init_weights(self) -> None:
+        """Matrices N(0, 0.02²), expert after expert; biases 0."""
+        for expert in range(self.n_expert):
+            nn.init.normal_(self.up.detach()[expert], std=0.02)
+            nn.init.normal_(self.down.detach()[expert], std=0.02)
+        for bias in (self.up_bias, self.down_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.up, "stream", "hidden", dict.fromkeys(self.kind.pieces, self.hidden), self.up_bias)
+        yield Matrix(self.down, "hidden", "stream", bias=self.down_bias)
+
+    @property
+    def parameters_of_one(self) -> int:
+        """How many parameters an expert has."""
+        return sum(parameter.numel() for parameter in self.parameters()) // self.n_expert
+
+    def flops_of_one(self) -> float:
+        """FLOPs of a token that goes through one expert."""
+        return 2.0 * (self.up[0].numel() + self.down[0].numel())
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """``(choices, dim)`` to the same, the first ``counts[0]`` rows by the first expert, and so on.
+
+        Args:
+            x: Sorted by expert.
+            counts: ``(n_expert,)``, how many rows each expert has.
+        """
+        if x.device.type != "cpu" and compute_dtype(x) in _GROUPED and self._watch is None:
+            return self._grouped(x, counts)
+        up, down = self.up.unbind(), self.down.unbind()
+        outputs = []
+        for expert, rows in enumerate(torch.split(x, counts.tolist())):
+            if len(rows) == 0 and not torch.is_grad_enabled():
+                continue
+            up_bias = None if self.up_bias is None else self.up_bias[expert]
+            down_bias = None if self.down_bias is None else self.down_bias[expert]
+            hidden = self.see(f"{expert}.hidden", self.kind.activate(F.linear(rows, up[expert], up_bias)))
+            outputs.append(self.see(f"{expert}.output", F.linear(hidden, down[expert], down_bias)))
+        return torch.cat(outputs) if outputs else x
+
+    def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+        """The same by one grouped product for each matrix."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        hidden = self.kind.activate(_grouped_linear(x, self.up, self.up_bias, counts, ends))
+        return _grouped_linear(hidden, self.down, self.down_bias, counts, ends)
+
+
+def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor, ends: Tensor) -> Tensor:
+    """``(choices, in)`` to ``(choices, out)`` with the ``(n_expert, out, in)`` matrices of each row's expert."""
+    dtype, n_out = compute_dtype(x), weight.shape[1]
+    to_columns, to_rows = -weight.shape[2] % _ALIGNED, -n_out % _ALIGNED
+    x, weight = x.to(dtype), weight.to(dtype)
+    if to_columns or to_rows:
+        x, weight = F.pad(x, (0, to_columns)), F.pad(weight, (0, to_columns, 0, to_rows))
+    y = F.grouped_mm(x, weight.transpose(1, 2), offs=ends)[:, :n_out]
+    if bias is None:
+        return y
+    return y + bias.to(dtype).repeat_interleave(counts, dim=0, output_size=len(x))

@@ -1,0 +1,92 @@
+"""A GPT that remembers: it reads a text in segments and carries something from one to the next."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.base import models
+from lightning_gpt.models.config import GPTConfig
+from lightning_gpt.models.gpt import GPT
+from lightning_gpt.models.kv_cache import Cache
+from lightning_gpt.models.memory.base import memories
+from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.models.positions.scheme import position_schemes
+from lightning_gpt.models.registry import Choice, Given
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryGPTConfig(GPTConfig):
+    """The sizes and choices of a :class:`MemoryGPT`: those of a GPT, and its memory.
+
+    Args:
+        memory: What is carried from segment to segment of a text, for example ``{kind: segment, length: 128}``.
+    """
+
+    memory: Given
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        memory = memories.require(self.memory)
+        self._read("memory", memory)
+        kind, position = memories.get(memory.kind), self.position
+        assert isinstance(position, Choice)
+        if kind.is_relative and position_schemes.get(position.kind).is_absolute:
+            fitting = [name for name in position_schemes.names if not position_schemes.get(name).is_absolute]
+            raise CallError(
+                f"memory {memory.kind!r} looks from one segment into another, and position {position.kind!r} says where "
+                f"a token stands in its own; use position {', '.join(fitting)}"
+            )
+        if kind.needs_every_layer and self.layer_drop is not None:
+            raise CallError(
+                f"memory {memory.kind!r} needs every layer in a step, and layer_drop leaves some out; use layer_drop none"
+            )
+        if self.token_routing is not None:
+            raise CallError(
+                "memory is of every token in every layer, and token_routing lets tokens pass by; use token_routing none"
+            )
+        for choice in self.attention:
+            assert isinstance(choice, Choice)
+            if not attentions.get(choice.kind).keeps_keys:
+                raise CallError(
+                    f"memory needs attention that keeps keys and values, which {choice.kind!r} does not; "
+                    f"use attention full or another of softmax, or memory none"
+                )
+
+
+@models.register("memory_gpt", MemoryGPTConfig)
+class MemoryGPT(GPT):
+    """A GPT whose memory reads each text segment by segment; see :class:`~lightning_gpt.models.memory.base.Memory`."""
+
+    config: MemoryGPTConfig
+
+    def _add_parts(self) -> None:
+        c = self.config
+        self.memory = memories.make(c.memory, dim=c.dim, n_layer=c.n_layer, block_size=c.block_size)
+
+    @property
+    def context_limit(self) -> int | None:
+        """None: a text of any length is read, for positions are those of one segment."""
+        return None
+
+    @property
+    def trace_limit(self) -> int | None:
+        """A segment."""
+        return self.memory.segment
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for sequences of up to ``capacity`` tokens."""
+        return self.memory.new_cache(self, capacity)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+        losses: PartLosses | None = None,
+    ) -> Tensor:
+        """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
+        self.require_ids(ids, cache)
+        return self.memory.hidden(self, ids, documents, cache, lengths, losses)

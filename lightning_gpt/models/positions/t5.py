@@ -1,0 +1,57 @@
+"""A learned bias for each bucket of distances."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.layer import Matrix
+from lightning_gpt.models.positions.scheme import Positions, position_schemes
+
+
+@position_schemes.register("t5")
+class T5Positions(Positions):
+    """A learned number for each head and bucket of distances: Raffel et al. 2020 (1910.10683), section 2.1.
+
+    Half of the buckets hold one distance each. The other half grow by equal ratios, and from ``max_distance`` on every
+    distance is in the last bucket, which begins one ratio earlier: with 32 buckets and 128 at distance 113. One table
+    serves all layers, as in the paper.
+
+    Args:
+        n_head: Number of heads.
+        n_bucket: Number of buckets.
+        max_distance: A distance, in tokens, from which all are in the last bucket.
+    """
+
+    biases = True
+
+    def __init__(self, n_head: int, n_bucket: int = 32, max_distance: int = 128) -> None:
+        super().__init__()
+        if n_bucket < 2 or max_distance <= n_bucket // 2:
+            raise CallError(
+                f"position t5 has n_bucket {n_bucket} and max_distance {max_distance}; "
+                f"n_bucket must be at least 2 and max_distance more than half of it"
+            )
+        self.n_bucket, self.max_distance = n_bucket, max_distance
+        self.weight = nn.Parameter(torch.empty(n_bucket, n_head))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """0: at the start every distance is alike."""
+        nn.init.zeros_(self.weight)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.weight, "position", "score")
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """Distances back, 0 or more, to bucket numbers."""
+        exact = self.n_bucket // 2
+        ratio = (distance.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
+        grown = exact + (ratio * (self.n_bucket - exact)).long()
+        return torch.where(distance < exact, distance, grown.clamp(max=self.n_bucket - 1))
+
+    def bias(self, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
+        distance = (rows[..., :, None] - columns[..., None, :]).clamp(min=0)
+        return self.weight[self.bucket(distance)].movedim(-1, -3).to(dtype)

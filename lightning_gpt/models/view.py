@@ -1,0 +1,24 @@
+"""A model's blocks, as instruments ask for them."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_gpt.models.attention.mixer import Mixer
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """One block of a model, as instruments ask for it.
+
+    Args:
+        parts: The modules that it is made of.
+        mixer: The one that mixes tokens.
+        mixer_name: What that one's intermediates are named by: ``blocks.0.attention``.
+        stream_name: The residual stream after the block: ``blocks.0.after_ffn``.
+    """
+
+    parts: tuple[nn.Module, ...]
+    mixer: Mixer
+    mixer_name: str
+    stream_name: str

@@ -1,0 +1,45 @@
+"""What is computed again for its gradient instead of keeping its activations: Chen et al. 2016 (1604.06174)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lightning_gpt.models.context import Context
+
+Checkpointing = Literal["none", "block", "attention"]
+"""Nothing, whole blocks, or the attention of each block."""
+
+Runner = Callable[[Tensor, Context], Tensor]
+"""Runs a block, a branch or a wrapper of one: the stream ``(batch, time, dim)`` to the same."""
+
+
+class Part(Protocol):
+    """A block, a branch or a wrapper of one, which knows whether it is being trained."""
+
+    @property
+    def training(self) -> bool:
+        """Whether it is in training mode."""
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """The stream ``(batch, time, dim)`` to the same."""
+
+
+@dataclass(frozen=True)
+class Checkpointed:
+    """Runs a part of a model, in training without keeping its activations; the second run draws the same dropout.
+
+    Args:
+        part: What is run.
+    """
+
+    part: "Part"
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """As the part: the stream ``(batch, time, dim)`` to the same."""
+        if self.part.training and torch.is_grad_enabled():
+            return checkpoint(self.part, x, context, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.part(x, context)

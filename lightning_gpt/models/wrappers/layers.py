@@ -1,0 +1,31 @@
+"""How the layers of a GPT are run: each block, and what its config wraps around it."""
+
+from lightning_gpt.models.block import Block
+from lightning_gpt.models.config import GPTConfig
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.wrappers.checkpointing import Checkpointed, Runner
+from lightning_gpt.models.wrappers.layer_drop import DroppedAtTimes, layer_drops
+from lightning_gpt.models.wrappers.shared import NamedLayer
+from lightning_gpt.models.wrappers.token_routing import RoutedBlock
+
+
+def run_layers(model: Layer, config: GPTConfig, blocks: list[Block | RoutedBlock]) -> list[Runner]:
+    """What runs each layer of ``model``, one after the other.
+
+    Args:
+        model: The GPT.
+        config: Its config.
+        blocks: The block of each layer, one several times where layers share it.
+    """
+    drop = layer_drops.make_if_chosen(config.layer_drop, n_layer=config.n_layer)
+    layers: list[Runner] = []
+    for layer, block in enumerate(blocks):
+        run: Runner = block if config.n_unique is None else NamedLayer(model, block, layer)
+        if config.checkpointing == "attention":
+            block.unwrapped.around_attention = Checkpointed
+        elif config.checkpointing == "block" and block.unwrapped is block:
+            run = Checkpointed(run)  # type: ignore[arg-type]
+        elif config.checkpointing == "block":
+            block.run = Checkpointed(block.unwrapped)  # the tokens are chosen once
+        layers.append(run if drop is None else DroppedAtTimes(run, block, layer, drop))
+    return layers

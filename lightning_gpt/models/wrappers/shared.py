@@ -1,0 +1,35 @@
+"""One block that serves several layers, each under a name of its own."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.record import called
+
+
+@dataclass(frozen=True)
+class NamedLayer:
+    """Runs a shared block; what it sees is recorded under the name of the layer.
+
+    Args:
+        model: The model that the block is part of.
+        block: The block.
+        layer: The layer that it serves, from 0.
+    """
+
+    model: Layer
+    block: nn.Module
+    layer: int
+
+    @property
+    def training(self) -> bool:
+        """Whether the block is in training mode."""
+        return self.block.training
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """As the block: the stream ``(batch, time, dim)`` to the same."""
+        if self.model._watch is not None:
+            called(self.block, f"{self.model._prefix}blocks.{self.layer}")
+        return self.block(x, context)  # type: ignore[no-any-return]
