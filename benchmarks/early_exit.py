@@ -19,7 +19,7 @@ from lightning_gpt.checkpoint import load
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import GPT
 from lightning_gpt.models.decoding.early_exit import EarlyExit
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 

@@ -69,7 +69,9 @@ class Checkpoint:
         """Refuse to load these weights into a model of another kind or config, naming what differs."""
         was, now = self.model, model.describe()
         if was["name"] != now["name"]:
-            raise CallError(f"checkpoint {str(self.path)!r} holds a {was['name']} and the config builds a {now['name']}")
+            raise CallError(
+                f"checkpoint {str(self.path)!r} holds a {was['name']} and the config builds a {now['name']}"
+            )
         free = {"dropout", "attention_backend", "checkpointing"}  # these change no weight's shape or meaning
         keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
         if keys:

@@ -8,10 +8,10 @@ import torch
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
-from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 from lightning_gpt.models.decoding.speculative import sample_speculatively
+from lightning_gpt.models.evaluating import evaluating
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
@@ -33,7 +33,7 @@ def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
             f"the prompt has {len(ids)} tokens and the model's context (block_size) is {model.config.block_size}: "
             f"shorten the prompt"
         )
-    model.check_ids(ids)
+    model.require_ids(ids[None])
     return ids
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, LanguageModel
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> Atte
 
 def _layers(model: LanguageModel) -> list[str]:
     """The name that each layer's attention is recorded under."""
-    if isinstance(model, GPT):
-        return [f"blocks.{layer}.attention" for layer in range(model.config.n_layer)]
-    return ["attention"]
+    return [view.mixer_name for view in model.block_views()]
 
 
 def readable_tokens(tokenizer: Tokenizer, ids: Tensor | Sequence[int]) -> list[str]:

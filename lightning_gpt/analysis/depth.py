@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.analysis.attention_statistics import attention_distance, attention_entropy, first_token_share
 from lightning_gpt.analysis.probe import Probe
@@ -26,9 +26,8 @@ from lightning_gpt.analysis.spectral import (
     spectral_gap,
     spectral_radius,
 )
-from lightning_gpt.models import GPT
-from lightning_gpt.models.base import evaluating
-from lightning_gpt.models.fused_loss import IGNORED, token_nll
+from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.head import IGNORED
 
 Value = float | list[float | None] | None
 """A layer's figure: a number, one for each head, or None where the layer has none or it is not finite."""
@@ -92,12 +91,11 @@ def logit_lens_loss(probe: Probe) -> Layers:
     nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     model, kept = probe.model, probe.targets != IGNORED
-    final_norm = model.final_norm if isinstance(model, GPT) else nn.Identity()
     losses: Layers = []
     with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
         for stream in probe.streams:
-            hidden = final_norm(stream.to(model.unembedding))
-            losses.append(token_nll(hidden, model.unembedding, probe.targets).sum() / kept.sum())
+            hidden = model.read_out(stream.to(model.unembedding))
+            losses.append(model.head.token_nll(hidden, probe.targets).sum() / kept.sum())
     return losses
 
 
@@ -107,12 +105,11 @@ def logit_rms(probe: Probe) -> Layers:
     Without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; at the last layer of the model's own logits.
     """
     model = probe.model
-    final_norm = model.final_norm if isinstance(model, GPT) else nn.Identity()
     sizes: Layers = []
     with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
         gram = (model.unembedding.mT @ model.unembedding).cpu() / len(model.unembedding)
         for stream in probe.streams:
-            hidden = final_norm(stream.to(model.unembedding)).to(gram)
+            hidden = model.read_out(stream.to(model.unembedding)).to(gram)
             sizes.append(((hidden @ gram) * hidden).sum(dim=-1).mean().sqrt())
     return sizes
 

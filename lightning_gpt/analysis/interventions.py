@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, LanguageModel
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Edit
 
 Ablation = Literal["zero", "mean"]
@@ -48,10 +48,11 @@ class Part:
 
 def all_parts(model: LanguageModel) -> list[Part]:
     """Every head, then the FFN, of every layer; of a one-head model its head."""
-    if not isinstance(model, GPT):
-        return [Part(0, 0)]
-    heads = [*range(model.config.n_head), None]
-    return [Part(layer, head) for layer in range(model.config.n_layer) for head in heads]
+    parts: list[Part] = []
+    for layer, view in enumerate(model.block_views()):
+        parts += [Part(layer, head) for head in range(view.mixer.n_head)]
+        parts += [] if view.ffn_name is None else [Part(layer, None)]
+    return parts
 
 
 def check_parts(model: LanguageModel, parts: Iterable[Part]) -> None:
@@ -62,7 +63,7 @@ def check_parts(model: LanguageModel, parts: Iterable[Part]) -> None:
             layers = max(other.layer for other in known) + 1
             heads = 1 + max(other.head for other in known if other.head is not None)
             has = "1 layer of 1 head, without an FFN (allowed: 0.0)"
-            if isinstance(model, GPT):
+            if any(other.head is None for other in known):
                 has = f"{layers} layers of {heads} heads (allowed: 0.0 to {layers - 1}.{heads - 1}, or LAYER.ffn)"
             raise CallError(f"the model has no {part}; it has {has}")
 
@@ -97,9 +98,8 @@ def ablation_edits(
 
 
 def _output_name(model: LanguageModel, part: Part) -> str:
-    if not isinstance(model, GPT):
-        return "attention.head_output"
-    return f"blocks.{part.layer}.{'ffn.output' if part.head is None else 'attention.head_output'}"
+    view = model.block_views()[part.layer]
+    return f"{view.ffn_name}.output" if part.head is None else f"{view.mixer_name}.head_output"
 
 
 def _replace(heads: list[int | None], mean: Tensor | None) -> Edit:

@@ -9,20 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gpt.models import GPT, LanguageModel
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
 
 _POSITIONS_AT_ONCE = 128  # bounds the logits that are held: 26 MB at GPT-2's vocabulary
 
 
 def stream_names(model: LanguageModel) -> list[str]:
     """The intermediates that are the residual stream, from the embedding to the last layer: ``n_layer + 1`` names."""
-    if isinstance(model, GPT):
-        return ["embedding", *(f"blocks.{layer}.after_ffn" for layer in range(model.config.n_layer))]
-    return ["embedding", "residual"]
+    return ["embedding", *(view.stream_name for view in model.block_views())]
 
 
 def lens_logits(model: LanguageModel, stream: Tensor) -> Tensor:
@@ -30,8 +27,7 @@ def lens_logits(model: LanguageModel, stream: Tensor) -> Tensor:
 
     The one-head model has no final norm: there the stream meets the unembedding as it is.
     """
-    normed = model.final_norm(stream) if isinstance(model, GPT) else stream
-    return F.linear(normed, model.unembedding)
+    return model.head(model.read_out(stream))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.analysis.logit_lens import stream_names
-from lightning_gpt.analysis.spectral import value_projection, value_projection_eigenvalues
-from lightning_gpt.models import GPT, LanguageModel, SingleHeadModel
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.analysis.spectral import value_projection_eigenvalues
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class Probe:
             if any(name not in trace for name in names):
                 raise  # else it was the patterns: no block has one
         streams = torch.stack([trace[name].float().cpu() for name in names])
-        prefixes = [f"blocks.{block}." for block in range(len(blocks(model)))] if isinstance(model, GPT) else [""]
-        patterns = [trace.get(f"{prefix}attention.pattern") for prefix in prefixes]
+        patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
         return cls(model, targets, streams, [p if p is None else _by_head(p.float().cpu()) for p in patterns])
 
     @cached_property
@@ -56,8 +55,8 @@ class Probe:
         Of the weights as they are when this is first asked for.
         """
         spectra: list[Tensor | None] = []
-        for *_, block in blocks(self.model):
-            weights = value_projection(getattr(block, "attention", block))
+        for view in self.model.block_views():
+            weights = view.mixer.value_output()
             found = None if weights is None else [weight.detach().cpu() for weight in weights]
             spectra.append(None if found is None else value_projection_eigenvalues(*found))
         return spectra
@@ -68,17 +67,10 @@ def _by_head(pattern: Tensor) -> Tensor:
     return pattern if pattern.ndim == 4 else pattern[:, None]
 
 
-def blocks(model: LanguageModel) -> list[list[nn.Module]]:
-    """The modules of each block; norm and attention of the one-head model."""
-    if isinstance(model, GPT):
-        return [[block] for block in model.blocks]
-    assert isinstance(model, SingleHeadModel)
-    return [[model.norm, model.attention]]
-
-
 def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:
     """The trained parameters of each block; embeddings, final norm and output head belong to none."""
-    return [[p for module in block for p in module.parameters() if p.requires_grad] for block in blocks(model)]
+    views = model.block_views()
+    return [[p for part in view.parts for p in part.parameters() if p.requires_grad] for view in views]
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

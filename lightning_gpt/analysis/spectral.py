@@ -12,7 +12,7 @@ time)``, rows of sum 1.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def spectrum(solver: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
@@ -80,23 +80,3 @@ def positive_share(eigenvalues: Tensor) -> Tensor:
 def spectral_radius(eigenvalues: Tensor) -> Tensor:
     """``max |λ|`` over the last dimension. Range: at least 0; the residual path, beside it, has 1."""
     return eigenvalues.abs().amax(dim=-1)
-
-
-def value_projection(attention: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """``W_V`` ``(n_head, dim, head_dim)`` and ``W_O`` ``(n_head, head_dim, dim)`` of an attention layer.
-
-    Heads that share their values (grouped queries) have each a copy. None for a layer without the linear maps ``w_v``
-    and ``w_0`` (the single head) or ``qkv`` and ``projection`` (multi-head attention).
-    """
-    if isinstance(w_v := getattr(attention, "w_v", None), nn.Linear):
-        w_0 = attention.w_0
-        assert isinstance(w_0, nn.Linear)
-        return w_v.weight.mT[None], w_0.weight.mT[None]
-    qkv, projection = getattr(attention, "qkv", None), getattr(attention, "projection", None)
-    n_head = getattr(attention, "n_head", None)
-    if not isinstance(qkv, nn.Linear) or not isinstance(projection, nn.Linear) or not isinstance(n_head, int):
-        return None
-    width = projection.in_features // n_head
-    of_values = (qkv.out_features // width - n_head) // 2  # the rest are n_head queries and as many keys
-    values = qkv.weight[-of_values * width :].view(of_values, width, -1).mT  # (heads of values, d, D)
-    return values.repeat_interleave(n_head // of_values, dim=0), projection.weight.mT.view(n_head, width, -1)

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.stream import Cursor, RowSequence, Stream
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 
 
 class Batch(TypedDict, total=False):
@@ -137,7 +137,7 @@ class EvalRows(IterableDataset[Batch]):
 
     Args:
         inputs: Of all processes, ``(rows, block_size)``, the rows a multiple of those of a batch of all processes.
-        targets: Of the same shape; what shall not count is :data:`~lightning_gpt.models.fused_loss.IGNORED`.
+        targets: Of the same shape; what shall not count is :data:`~lightning_gpt.models.head.IGNORED`.
         batch_size: Rows per process and batch.
         rank: Of this process.
         world_size: Number of processes.
@@ -185,7 +185,7 @@ class EvalBatches(EvalRows):
     """A validation or test split, each token after the first predicted exactly once over all processes.
 
     Consecutive rows share one token (the last target of one is the first input of the next). Rows and batches
-    that are missing to make every process's share equal have :data:`~lightning_gpt.models.fused_loss.IGNORED` targets.
+    that are missing to make every process's share equal have :data:`~lightning_gpt.models.head.IGNORED` targets.
 
     Args:
         tokens: The split, ``(tokens,)``.

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context, Shared
@@ -70,7 +70,7 @@ class LanguageModel(Layer, ABC):
         return stream
 
     @property
-    def unembedding(self) -> nn.Parameter:
+    def unembedding(self) -> Tensor:
         """The matrix ``(vocab_size, dim)`` that scores each token against a hidden state."""
         return self.head.weight
 

@@ -11,7 +11,7 @@ from lightning_gpt.models.block import blocks
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
-from lightning_gpt.models.registry import Given, GivenByLayer
+from lightning_gpt.models.registry import Given, GivenByLayer, as_read
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_routings
@@ -107,7 +107,7 @@ class GPTConfig:
             raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if not 0 <= self.diversity < float("inf"):
             raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
-        if self.zero_projections and not blocks.get(self.residual["kind"]).trains_from_zero:
+        if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
             raise CallError(
                 f"zero_projections and residual {self.residual} cannot be combined: every weight would have a gradient "
                 f"of 0 for good"
@@ -128,8 +128,8 @@ class GPTConfig:
 
     def _check_heads(self) -> None:
         """Heads that are ``dim / n_head`` wide have to come out even."""
-        assert isinstance(self.attention, tuple)
-        if self.dim % self.n_head and any(choice.options.get("head_dim") is None for choice in self.attention):
+        own_width = [choice is not None and choice.options.get("head_dim") for choice in as_read(self.attention)]
+        if self.dim % self.n_head and not all(own_width):
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
             raise CallError(
                 f"dim {self.dim} is not divisible by n_head {self.n_head}; "
@@ -142,7 +142,7 @@ class GPTConfig:
             return
         if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
             raise CallError(f"n_unique is {self.n_unique}; it must be 1 to n_layer, which is {self.n_layer}")
-        for part, choices in (("attention", self.attention), ("ffn", self.ffn)):
+        for part, choices in (("attention", as_read(self.attention)), ("ffn", as_read(self.ffn))):
             if self.n_unique % len(choices):
                 raise CallError(
                     f"{part} is a pattern of {len(choices)} and n_unique is {self.n_unique}: a shared block is of one "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models import residual  # noqa: F401  (its variants are known once it is imported)
 from lightning_gpt.models.attention.mixer import attentions
-from lightning_gpt.models.base import BlockView, LanguageModel, models
+from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.context import Context
@@ -18,10 +18,11 @@ from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.models.layer import Embedding, Layer
-from lightning_gpt.models.norms import norms
+from lightning_gpt.models.norms import NoNorm, Norm, norms
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.registry import at_layer
+from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.layers import run_layers
 from lightning_gpt.models.wrappers.token_routing import RoutedBlock
 
@@ -53,17 +54,21 @@ class GPT(LanguageModel):
         self.dropout = nn.Dropout(config.dropout)
         own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
         self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
-        self.layers = run_layers(self, config, list(self.blocks))
+        self.layers = run_layers(self, config, self.each_block())
         self._add_parts()
         self.diversity = TokenDiversity(config.diversity) if config.diversity else None
-        self.final_norm = nn.Identity() if all(block.ends_normed for block in own) else self._norm()
+        self.final_norm = NoNorm() if all(block.ends_normed for block in own) else self._norm()
         self.head = OutputHead(config.dim, config.vocab_size, self.token_embedding if config.tie_embeddings else None)
         self.init_all()
+
+    def each_block(self) -> list[Block | RoutedBlock]:
+        """The block of each layer; one several times, where layers share it."""
+        return list(self.blocks)  # type: ignore[arg-type]
 
     def _add_parts(self) -> None:
         """Make what a subclass adds, before weights are filled."""
 
-    def _norm(self) -> nn.Module:
+    def _norm(self) -> Norm:
         return norms.make(self.config.norm, dim=self.config.dim, bias=self.config.bias)
 
     def _block(self, layer: int) -> Block | RoutedBlock:
@@ -90,14 +95,14 @@ class GPT(LanguageModel):
         for part in self.modules():
             if isinstance(part, Layer):
                 part.init_weights()
-        for block in dict.fromkeys(self.blocks):
+        for block in dict.fromkeys(self.each_block()):
             block.init_branches(self.config.n_layer)
             if self.config.zero_projections:
                 block.zero_branches()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""
-        return Cache([block.new_state(capacity) for block in self.blocks])
+        return Cache([block.new_state(capacity) for block in self.each_block()])
 
     def hidden(
         self,
@@ -134,10 +139,12 @@ class GPT(LanguageModel):
 
     def block_views(self) -> list[BlockView]:
         """Each layer that is run, whichever block serves it."""
-        return [
-            BlockView((block,), block.attention, f"blocks.{layer}.attention", f"blocks.{layer}.after_ffn")
-            for layer, block in enumerate(self.blocks)
-        ]
+        views = []
+        for layer, block in enumerate(self.each_block()):
+            name = f"blocks.{layer}"
+            ffn = None if block.unwrapped.ffn is None else f"{name}.ffn"
+            views.append(BlockView((block,), block.unwrapped.attention, f"{name}.attention", ffn, f"{name}.after_ffn"))
+        return views
 
     def read_out(self, stream: Tensor) -> Tensor:
         """The final norm of a residual stream ``(..., dim)``."""
@@ -145,4 +152,4 @@ class GPT(LanguageModel):
 
     def flops(self, positions: Tensor) -> float:
         """Those of every layer that is run, however many share their weights, and of the head."""
-        return sum(block.flops(positions) for block in self.blocks) + self.head.flops(positions)
+        return sum(block.flops(positions) for block in self.each_block()) + self.head.flops(positions)

@@ -38,7 +38,7 @@ class OutputHead(Layer):
         """What stands for W where the model was rounded for generation (:mod:`.decoding.int8`)."""
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """W, ``(vocab_size, dim)``."""
         (embedding,) = self._tied_to
         owner = self.linear if embedding is None else embedding

@@ -49,7 +49,8 @@ class KeyValues:
         Args:
             k: Keys of the new tokens.
             v: Values of the new tokens.
-            positions: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when None.
+            positions: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when
+                None.
             lengths: How many of the tokens of each row are real, where some are padding at the row's end.
 
         Returns:

@@ -46,11 +46,11 @@ class Matrix:
         bias: What is added to its product.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     source: Space
     target: Space
     pieces: Mapping[str, int] = field(default_factory=dict)
-    bias: nn.Parameter | None = None
+    bias: Tensor | None = None
 
     def each(self) -> Iterator[Tensor]:
         """The matrix, or each one of a stack."""

@@ -46,9 +46,9 @@ class PartLosses:
         return PartLosses(self.share * share, self.of_pass)
 
     def close(self, loss: Tensor) -> Tensor:
-        """``loss`` as it is, at the end of the forward pass: the losses that ride in it follow its gradient."""
+        """``loss`` as it is, at the end of a forward pass that losses ride in: they follow its gradient."""
         self.of_pass.is_open = False
-        return _Remember.apply(loss, self.of_pass) if self.of_pass.is_ridden else loss  # type: ignore[no-any-return, no-untyped-call]
+        return _Remember.apply(loss, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Ride(torch.autograd.Function):

@@ -55,7 +55,7 @@ class Choice(dict[str, Any]):
     def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError("a Choice cannot be changed; write a new one in the config")
 
-    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = update = pop = popitem = clear = setdefault = __ior__ = _refuse
 
 
 def _as_read(content: dict[str, Any], changed: dict[str, Any]) -> Choice:
@@ -247,7 +247,13 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
     return arguments
 
 
-def at_layer(pattern: GivenByLayer, layer: int) -> Given:
+def as_read(pattern: GivenByLayer) -> tuple[Choice | None, ...]:
+    """A pattern of a config, which reads its patterns when it is made."""
+    assert isinstance(pattern, tuple)
+    return pattern
+
+
+def at_layer(pattern: GivenByLayer, layer: int) -> Choice | None:
     """What a pattern that was read chooses for ``layer``: of ``[window, window, full]`` every third is ``full``."""
-    assert isinstance(pattern, tuple), "a config reads its patterns when it is made"
-    return pattern[layer % len(pattern)]  # type: ignore[no-any-return]
+    choices = as_read(pattern)
+    return choices[layer % len(choices)]

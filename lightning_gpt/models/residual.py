@@ -69,7 +69,7 @@ class DeepNorm(NormAfterSum):
             for one in matrix.each() if matrix.is_hidden else ():
                 # one product may make several, and each is a matrix of its own to Xavier
                 pieces = dict(matrix.pieces) or {"": len(one)}
-                for name, part in zip(pieces, one.split(list(pieces.values())), strict=True):
+                for name, part in zip(pieces, torch.split(one, list(pieces.values())), strict=True):
                     nn.init.xavier_normal_(part, gain=1.0 if name in ("q", "k") else beta)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
 from lightning_gpt.models.attention.mask import columns_counted
-from lightning_gpt.models.base import BlockView, LanguageModel, models
+from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.config import require_choice, require_positive
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.head import OutputHead
@@ -24,6 +24,7 @@ from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.models.layer import Embedding, Layer, Linear
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.learned import LearnedPositions
+from lightning_gpt.models.view import BlockView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class SingleHead(CausalAttention):
 
     def __init__(self, dim: int, backend: Backend) -> None:
         super().__init__(backend)
+        self.head_dim = dim
         self.w_q = Linear(dim, dim, bias=False, maps=("stream", "heads"))
         self.w_k = Linear(dim, dim, bias=False, maps=("stream", "heads"))
         self.w_v = Linear(dim, dim, bias=False, maps=("stream", "heads"))
@@ -98,7 +100,7 @@ class SingleHeadModel(LanguageModel):
 
     def block_views(self) -> list[BlockView]:
         """Norm and head are the one block."""
-        return [BlockView((self.norm, self.attention), self.attention, "attention", "residual")]
+        return [BlockView((self.norm, self.attention), self.attention, "attention", None, "residual")]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

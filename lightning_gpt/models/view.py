@@ -15,10 +15,12 @@ class BlockView:
         parts: The modules that it is made of.
         mixer: The one that mixes tokens.
         mixer_name: What that one's intermediates are named by: ``blocks.0.attention``.
+        ffn_name: What the feed-forward network's intermediates are named by; None where there is none.
         stream_name: The residual stream after the block: ``blocks.0.after_ffn``.
     """
 
     parts: tuple[nn.Module, ...]
     mixer: Mixer
     mixer_name: str
+    ffn_name: str | None
     stream_name: str

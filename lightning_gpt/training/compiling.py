@@ -20,7 +20,8 @@ class CompiledBlocks:
 
     def __init__(self, model: GPT) -> None:
         self._compiled = [
-            (block, torch.compile(block.forward)) for block in dict.fromkeys(each.unwrapped for each in model.blocks)
+            (block, torch.compile(block.forward))
+            for block in dict.fromkeys(each.unwrapped for each in model.each_block())
         ]
 
     @contextmanager

@@ -15,9 +15,18 @@ from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models import (
+    GPT,
+    GPTConfig,
+    LanguageModel,
+    MemoryGPT,
+    MemoryGPTConfig,
+    SingleHeadConfig,
+    SingleHeadModel,
+)
+from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.memory.base import Memory
+from lightning_gpt.models.registry import Given
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 from lightning_gpt.training.mup import rescale
@@ -46,8 +55,8 @@ class LanguageModule(L.LightningModule):
         self.eval_bits = BitsPerByte()
         self._cursor: dict[str, Any] | None = None
         self._stages: tuple[Stage, ...] = ()
-        self._compiled = CompiledBlocks(model) if compile_blocks else None
-        remembering = model if isinstance(model, GPT) and isinstance(model.memory, Memory) else None
+        self._compiled = CompiledBlocks(model) if compile_blocks and isinstance(model, GPT) else None
+        remembering = model if isinstance(model, MemoryGPT) else None
         if remembering and compile_blocks:
             raise CallError("compile_blocks does not go with memory: leave one of them out")
         self._lanes = LaneStates(remembering) if remembering else None
@@ -86,7 +95,8 @@ class LanguageModule(L.LightningModule):
         if lanes is None or "starts" not in batch:
             return nullcontext()
         state = lanes.of(batch, micro_batch)
-        return lanes.memory.carried(state if row is None else state.row(row))
+        memory: Memory = lanes.memory
+        return memory.carried(state if row is None else state.row(row))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """The step itself; then the rows of this step, and no earlier, count as trained on."""
@@ -278,13 +288,20 @@ class GPTModule(LanguageModule):
         optimization: How its weights are trained.
         compile_blocks: Whether training steps run each block through ``torch.compile``: tens of seconds once, before
             the first step, and then less time a step where memory and not products is the limit, as on GPUs.
-        **config: The fields of :class:`~lightning_gpt.models.gpt.GPTConfig`.
+        memory: What is carried from segment to segment of a text, for example ``{kind: segment, length: 128}``.
+        **config: The fields of :class:`~lightning_gpt.models.config.GPTConfig`.
     """
 
     def __init__(
-        self, optimization: Optimization = Optimization(), compile_blocks: bool = False, **config: Any
+        self,
+        optimization: Optimization = Optimization(),
+        compile_blocks: bool = False,
+        memory: Given = None,
+        **config: Any,
     ) -> None:
-        super().__init__(GPT(GPTConfig(**config)), optimization, compile_blocks)
+        remembers = memory not in (None, "none", {"kind": "none"})
+        model = MemoryGPT(MemoryGPTConfig(memory=memory, **config)) if remembers else GPT(GPTConfig(**config))
+        super().__init__(model, optimization, compile_blocks)
 
 
 class SingleHeadModule(LanguageModule):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention
-from lightning_gpt.models.ffn.dense import FeedForward
+from lightning_gpt.models.layer import all_matrices
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic: steep at 0, so that small singular values grow fast, and in the end about 1 rather than 1."""
@@ -64,27 +64,27 @@ def orthogonalised(matrices: Tensor, steps: int) -> Tensor:
     return x.mT if tall else x
 
 
-def hidden_matrices(model: LanguageModel) -> dict[tuple[int, ...], list[nn.Parameter]]:
+def hidden_matrices(model: LanguageModel) -> dict[tuple[int, ...], list[Tensor]]:
     """Trained matrices that map hidden states to hidden states, by the rows of each matrix that one holds.
 
-    Fused queries, keys and values are three, ``(dim, dim, dim)``; a gated network's first product is two. A parameter
-    that is a single matrix is under ``()``. What tokens or positions are looked up in, and the output head, are not
-    among them.
+    Every layer says which those are (:meth:`~lightning_gpt.models.layer.Layer.matrices`). Fused queries, keys and
+    values are three, ``(dim, dim, dim)``; a gated network's first product is two. A parameter that is a single matrix,
+    or a stack of them, is under ``()``. Tables of tokens or positions, the output head and what scores experts or
+    tokens are not among them.
+
+    Raises:
+        CallError: Where the parameters are sharded, so that no process holds a whole matrix.
     """
-    outside = {id(p) for p in model.positions.parameters()} | {id(model.unembedding)}
-    outside |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    fused: dict[int, tuple[int, ...]] = {}
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            keys = module.n_kv_head * module.head_dim
-            fused[id(module.qkv.weight)] = (len(module.qkv.weight) - 2 * keys, keys, keys)
-        if isinstance(module, FeedForward) and len(module.expand.weight) > module.projection.in_features:
-            hidden = module.projection.in_features
-            fused[id(module.expand.weight)] = (hidden,) * (len(module.expand.weight) // hidden)
-    found: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.ndim >= 2 and id(parameter) not in outside:
-            found[fused.get(id(parameter), ())].append(parameter)
+    found: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
+    for matrix in all_matrices(model):
+        if not matrix.is_hidden or not matrix.weight.requires_grad:
+            continue
+        if isinstance(matrix.weight, DTensor) or matrix.weight.ndim < 2:
+            raise CallError(
+                "optimizer muon needs whole matrices and the strategy shards them; use strategy ddp, or optimizer adamw"
+            )
+        rows = tuple(matrix.pieces.values())
+        found[rows if len(rows) > 1 else ()].append(matrix.weight)
     return dict(found)
 
 
@@ -116,7 +116,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        matrices: dict[tuple[int, ...], list[nn.Parameter]],
+        matrices: dict[tuple[int, ...], list[Tensor]],
         options: MuonOptions,
         rest: torch.optim.AdamW,
         dtype: torch.dtype | None = None,

@@ -21,13 +21,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
-from lightning_gpt.models.attention.multi_head import MultiHeadAttention
-from lightning_gpt.models.ffn.moe.router import Router
-from lightning_gpt.models.wrappers.token_routing import Exact
+from lightning_gpt.models.layer import HIDDEN_SPACES, all_matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,26 +80,26 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
         CallError: Where the model has no gain to fold a factor into.
     """
     if not isinstance(model, GPT):
-        raise CallError(f"mup is for the GPT, not for the {type(model).__name__}")
+        raise CallError(f"mup scales a GPT; this model is a {model.name}")
     with torch.device("meta"):
-        base = dict(GPT(mup.base_config(model.config)).named_parameters())
-    products = nn.Linear | Router | Exact
-    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, products)}
+        base = dict(type(model)(mup.base_config(model.config)).named_parameters())
+    matrices = {id(matrix.weight): matrix for matrix in all_matrices(model)}
     found = {}
     for name, parameter in model.named_parameters():
-        widened = [now / then for now, then in zip(parameter.shape, base[name].shape, strict=True)]
-        grown = [ratio != 1 for ratio in widened]
         found[name] = Factors()
-        if name in linear and grown == [True, True]:
-            found[name] = Factors(start=1 / math.sqrt(widened[1]), rate=1 / widened[1])
-        elif name in linear and grown == [False, True] and name != "head.weight":
-            found[name] = Factors(start=1 / widened[1], rate=1 / widened[1])
-    found |= _output_factors(model, mup) | _score_factors(model, mup)
-    return found
+        matrix = matrices.get(id(parameter))
+        if matrix is None or matrix.source not in HIDDEN_SPACES or matrix.target == "vocabulary":
+            continue
+        rows, columns = (now / then for now, then in zip(parameter.shape[-2:], base[name].shape[-2:], strict=True))
+        if rows != 1 and columns != 1:
+            found[name] = Factors(start=1 / math.sqrt(columns), rate=1 / columns)
+        elif columns != 1:
+            found[name] = Factors(start=1 / columns, rate=1 / columns)
+    return found | _output_factors(model, mup) | _score_factors(model, mup)
 
 
 def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
-    if not isinstance(model.final_norm, nn.LayerNorm | nn.RMSNorm):
+    if not model.final_norm.has_gain:
         raise CallError(
             "mup scales the logits by the gain of the final norm, and this model has none: "
             "choose norm layer or rms, and a residual rule that ends in a norm (pre, sandwich, ...)"
@@ -111,20 +109,22 @@ def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
 
 
 def _score_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, Factors] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, MultiHeadAttention) or mup.base_head_dim in (None, module.head_dim):
+    for view in model.block_views():
+        width = view.mixer.head_dim
+        if not view.mixer.has_scores or mup.base_head_dim in (None, width):
             continue
         assert mup.base_head_dim is not None
-        share = math.sqrt(mup.base_head_dim / module.head_dim)
-        gains = {f"{name}.q_norm.{gain}": Factors(share, share) for gain, _ in module.q_norm.named_parameters()}
-        if not isinstance(module.q_norm, nn.LayerNorm | nn.RMSNorm):
+        gains = view.mixer.query_gains()
+        if not gains:
             raise CallError(
-                f"heads are {module.head_dim} wide and mup.base_head_dim is {mup.base_head_dim}: the scores must be "
+                f"heads are {width} wide and mup.base_head_dim is {mup.base_head_dim}: the scores must be "
                 f"divided by the width of a head, which needs qk_norm rms or layer; or let n_head be "
                 f"{model.config.dim // mup.base_head_dim}, so that heads are as wide as the base's"
             )
-        found |= gains
+        share = math.sqrt(mup.base_head_dim / width)
+        found |= {names[id(gain)]: Factors(share, share) for gain in gains}
     return found
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
-from lightning_gpt.models import GPT
-from lightning_gpt.models.memory.base import Memory, State
+from lightning_gpt.models import MemoryGPT
+from lightning_gpt.models.memory.base import State
 
 Gather = Callable[[Tensor], Tensor]
 """A tensor of this process to those of all, ``(processes, ...)``."""
@@ -26,8 +26,7 @@ class LaneStates:
         model: Whose memory it is.
     """
 
-    def __init__(self, model: GPT) -> None:
-        assert isinstance(model.memory, Memory)
+    def __init__(self, model: MemoryGPT) -> None:
         self.memory = model.memory
         self._like = model.token_embedding.weight
         self._states: dict[int, State] = {}  # by micro-batch of the step

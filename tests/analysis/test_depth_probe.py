@@ -16,7 +16,7 @@ from lightning_gpt.analysis.similarity import linear_cka
 from lightning_gpt.analysis.spectral import value_projection
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.attention.multi_head import attentions
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.reference import depth as reference
 from tests.reference import formulas

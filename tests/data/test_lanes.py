@@ -14,7 +14,7 @@ from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.packing import PACKINGS
 from lightning_gpt.data.stream import PADDING, Reader, count
 from lightning_gpt.errors import WorkError
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 from tests.data.test_stream import BYTES, EVERYTHING, Listed, batches, tokens_of
 from tests.models.helpers import property_test
 

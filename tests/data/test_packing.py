@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_gpt.data.batches import SizedTrainBatches
 from lightning_gpt.data.packing import PACKINGS, BestFit, Concatenate, Packing, Position, best_fit
 from lightning_gpt.data.stream import PADDING, Reader, Stream, count
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 from tests.data.test_stream import BYTES, EVERYTHING, Listed, tokens_of
 
 END = BYTES.end_of_text

@@ -16,7 +16,7 @@ from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 
 BYTES = Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)})
 EVERYTHING = Split(val=0.0, test=0.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.evaluating import evaluating
 from tests.models.helpers import random_ids, randomise
 from tests.reference import formulas
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT
 from lightning_gpt.models.attention.multi_head import attentions
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.decoding.early_exit import EarlyExit, confidence_of
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample

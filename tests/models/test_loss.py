@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models import fused_loss as loss_module
 from lightning_gpt.models.chunked_softmax import Chunks, TokensFirst, VocabularyFirst
-from lightning_gpt.models.fused_loss import IGNORED, linear_cross_entropy, token_nll
+from lightning_gpt.models.head import IGNORED, linear_cross_entropy, token_nll
 from tests.models.helpers import TensorSizes, property_test, random_ids, randomise
 from tests.reference import formulas
 

@@ -14,8 +14,9 @@ from lightning_gpt.benchmark.report import Outcome
 from lightning_gpt.benchmark.result import Result, Skipped, Target
 from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
 from lightning_gpt.benchmark.subject import Subject
-from lightning_gpt.models.base import LanguageModel, evaluating
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.evaluating import evaluating
 
 _EARLY, _LATE, _AROUND = 10, 250, 5
 

@@ -12,6 +12,7 @@ from lightning_gpt.benchmark.report import Outcome
 from lightning_gpt.benchmark.result import Result, Skipped, Target
 from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
 from lightning_gpt.benchmark.subject import Subject
+from lightning_gpt.models import GPT
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.compiling import CompiledBlocks
 
@@ -78,6 +79,7 @@ def compiled(bench: Bench) -> Iterator[Outcome]:
     n_layer = bench.workload.depths[-1]
     for bf16 in (False, True) if bench.bf16_reason is None else (False,):
         plain, faster = (peers.build(bench.spec(OURS, n_layer, bf16)) for _ in range(2))
+        assert isinstance(faster.model, GPT)
         blocks = CompiledBlocks(faster.model)
 
         def compiled_step(subject: Subject = faster, blocks: CompiledBlocks = blocks) -> float:

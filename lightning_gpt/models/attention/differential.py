@@ -34,8 +34,8 @@ class DifferentialAttention(MultiHeadAttention):
         layer: Which layer this is, from 0.
         positions: How the model knows where a token stands.
         qk_norm: The norm of each half of the queries and keys.
-        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; a head's width must be even, and a
-            multiple of 4 with rotary positions.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; a head's width must be
+            even, and a multiple of 4 with rotary positions.
     """
 
     def __init__(self, *, layer: int, positions: Positions, qk_norm: Given = "none", **shared: Any) -> None:

@@ -61,12 +61,13 @@ class LinearAttention(MultiHeadAttention):
 
     Args:
         positions: How the model knows where a token stands.
-        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; ``dropout`` has no effect on the
-            weights, of the backends ``sdpa`` goes by chunks and ``manual`` makes the matrix of all weights, and
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; ``dropout`` has no effect
+            on the weights, of the backends ``sdpa`` goes by chunks and ``manual`` makes the matrix of all weights, and
             ``qk_norm`` comes before φ.
     """
 
     keeps_keys = False
+    has_scores = False
 
     def __init__(self, *, positions: Positions, **shared: Any) -> None:
         super().__init__(positions=positions, **shared)
@@ -159,7 +160,9 @@ def _chunks(time: int, documents: Tensor | None, device: torch.device) -> _Chunk
 def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
     """The formula with a matrix for each chunk and one sum for all before it."""
     time = read.q.shape[-2]
-    chunks = context.shared.layouts.get(("chunks", time), lambda: _chunks(time, context.documents, read.q.device))
+    chunks: _Chunks = context.shared.layouts.get(
+        ("chunks", time), lambda: _chunks(time, context.documents, read.q.device)
+    )
 
     def split(x: Tensor) -> Tensor:  # (B, H, N, C, D); filled with 1, so that no row of what fills sees nothing
         filled = F.pad(x, (0, 0, 0, -time % CHUNK), value=1.0)

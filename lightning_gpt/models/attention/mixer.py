@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
@@ -20,6 +20,12 @@ class Mixer(Layer):
 
     keeps_keys = False
     """Whether its state is :class:`~lightning_gpt.models.kv_cache.KeyValues`, made token by token by :meth:`heads`."""
+    n_head: int = 1
+    """Number of heads."""
+    head_dim: int
+    """Width of a head."""
+    has_scores = True
+    """Whether its heads score tokens by products of queries and keys."""
     mixes_first_layer = False
     """Whether it mixes in what the first layer made of each token, so that every token must go through both."""
 
@@ -35,6 +41,10 @@ class Mixer(Layer):
         """Queries, keys and values as they enter the scores, ``(batch, heads, time, head_dim)`` each, of a layer that
         keeps keys."""
         raise NotImplementedError
+
+    def query_gains(self) -> list[nn.Parameter]:
+        """Parameters that scale all queries, so that a factor on the scores can be folded into them; else empty."""
+        return []
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
         """The two factors of each head's value–output product, of a layer whose heads are linear in what they mix.

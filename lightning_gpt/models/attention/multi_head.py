@@ -1,5 +1,6 @@
 """Multi-head causal self-attention."""
 
+import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
@@ -83,8 +84,11 @@ class MultiHeadAttention(CausalAttention):
         """Those of the projections, and of scores and mixed values: ``4 · n_head · head_dim`` a column."""
         return super().flops(positions) + 4 * self.n_head * self.head_dim * columns_counted(self, positions)
 
+    def query_gains(self) -> list[nn.Parameter]:
+        return list(self.q_norm.parameters()) if self.q_norm.has_gain else []
+
     def value_output(self) -> tuple[Tensor, Tensor]:
-        _, _, w_v = self.qkv.weight.split(list(self.qkv.pieces.values()))
+        _, _, w_v = torch.split(self.qkv.weight, list(self.qkv.pieces.values()))
         values = w_v.view(self.n_kv_head, self.head_dim, -1).mT  # (H_kv, d, D)
         output = self.w_o.weight.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)
         return values.repeat_interleave(self.n_head // self.n_kv_head, dim=0), output

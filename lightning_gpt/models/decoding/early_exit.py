@@ -48,11 +48,11 @@ class EarlyExit:
             raise CallError(
                 "exit_confidence and memory cannot be combined: what a segment leaves is made by all layers"
             )
-        for layer, block in enumerate(model.blocks):
-            if not block.attention.keeps_keys:
+        for layer, block in enumerate(model.each_block()):
+            if not block.unwrapped.attention.keeps_keys:
                 raise CallError(
                     f"exit_confidence needs attention that keeps keys and values, and layer {layer} is a "
-                    f"{type(block.attention).__name__}"
+                    f"{type(block.unwrapped.attention).__name__}"
                 )
         if model.config.token_routing is not None:
             raise CallError(
@@ -102,6 +102,6 @@ class EarlyExit:
 
     def _propagate(self, layer: int, x: Tensor, context: Context) -> None:
         """Keep the keys and values that ``layer`` makes of a stream that has left already."""
-        block, within = self.model.blocks[layer], context.at_layer(layer)
+        block, within = self.model.each_block()[layer].unwrapped, context.at_layer(layer)
         _, k, v = block.attention.heads(block.attention_input(x, within), within)
         cast(KeyValues, within.state).append(k, v, within.positions, within.lengths)

@@ -46,7 +46,7 @@ def grow(shallow: GPT, deep: GPT) -> None:
         if name in weights:
             tensor.copy_(weights[name])
     for layer in range(was.n_layer, now.n_layer):
-        block, below = deep.blocks[layer], layer - was.n_layer
+        block, below = deep.each_block()[layer], layer - was.n_layer
         alike = all(at_layer(part, layer) == at_layer(part, below) for part in (now.attention, now.ffn))
         routing = now.routing()
         routed = () if routing is None else routing.layers

@@ -59,7 +59,8 @@ def _require_same_function(layer: int, dense: nn.Module, sparse: nn.Module, is_m
         kind, width = sparse.experts.kind, sparse.experts.hidden
     if kind is not type(dense):
         raise CallError(
-            f"upcycling: layer {layer} is a {type(dense).__name__} in the dense model and its expert here a {kind.__name__}"
+            f"upcycling: layer {layer} is a {type(dense).__name__} in the dense model and its expert here a "
+            f"{kind.__name__}"
         )
     if width != dense.hidden:
         raise CallError(f"upcycling: set ffn hidden to {dense.hidden}, the dense network's; it is {width}")

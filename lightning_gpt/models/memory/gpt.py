@@ -13,7 +13,7 @@ from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.models.memory.base import memories
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import position_schemes
-from lightning_gpt.models.registry import Choice, Given
+from lightning_gpt.models.registry import Choice, Given, as_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +35,19 @@ class MemoryGPTConfig(GPTConfig):
         if kind.is_relative and position_schemes.get(position.kind).is_absolute:
             fitting = [name for name in position_schemes.names if not position_schemes.get(name).is_absolute]
             raise CallError(
-                f"memory {memory.kind!r} looks from one segment into another, and position {position.kind!r} says where "
-                f"a token stands in its own; use position {', '.join(fitting)}"
+                f"memory {memory.kind!r} looks from one segment into another, and position {position.kind!r} says "
+                f"where a token stands in its own; use position {', '.join(fitting)}"
             )
         if kind.needs_every_layer and self.layer_drop is not None:
             raise CallError(
-                f"memory {memory.kind!r} needs every layer in a step, and layer_drop leaves some out; use layer_drop none"
+                f"memory {memory.kind!r} needs every layer in a step, and layer_drop leaves some out; "
+                f"use layer_drop none"
             )
         if self.token_routing is not None:
             raise CallError(
                 "memory is of every token in every layer, and token_routing lets tokens pass by; use token_routing none"
             )
-        for choice in self.attention:
-            assert isinstance(choice, Choice)
+        for choice in map(attentions.require, as_read(self.attention)):
             if not attentions.get(choice.kind).keeps_keys:
                 raise CallError(
                     f"memory needs attention that keeps keys and values, which {choice.kind!r} does not; "

@@ -82,8 +82,8 @@ class SegmentMemory(Memory):
         place = torch.arange(-kept, time, device=piece.device) + begin
         before = Context(positions=place[..., :kept], scheme=model.positions, ids=ids, shared=Shared())
         layers: list[KeyValues] = []
-        for block, x in zip(model.blocks, memory, strict=True):
-            _, k, v = block.attention.heads(block.attention_input(x, before), before)
+        for block, x in zip(model.each_block(), memory, strict=True):
+            _, k, v = block.unwrapped.attention.heads(block.unwrapped.attention_input(x, before), before)
             layers.append(Recalled(k, v, place[..., :kept]))
         cache = Cache([*layers])
         return Context(place[..., kept:], None, model.positions, cache, ids=piece, shared=Shared())

@@ -1,8 +1,8 @@
 """How a model knows where a token stands: what every scheme answers, and the scheme that does nothing.
 
-A scheme may act in three places, and most act in one: a vector added to the token's embedding, a rotation of queries and
-keys, a number added to the scaled scores. Positions are whole numbers from 0, ``(time,)`` or ``(batch, time)``. What is
-computed from them is computed in fp32 or better, whatever the weights are.
+A scheme may act in three places, and most act in one: a vector added to the token's embedding, a rotation of queries
+and keys, a number added to the scaled scores. Positions are whole numbers from 0, ``(time,)`` or ``(batch, time)``.
+What is computed from them is computed in fp32 or better, whatever the weights are.
 """
 
 import torch

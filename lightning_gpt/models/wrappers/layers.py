@@ -22,7 +22,7 @@ def run_layers(model: Layer, config: GPTConfig, blocks: list[Block | RoutedBlock
     for layer, block in enumerate(blocks):
         run: Runner = block if config.n_unique is None else NamedLayer(model, block, layer)
         if config.checkpointing == "attention":
-            block.unwrapped.around_attention = Checkpointed
+            block.unwrapped.around_attention = Checkpointed  # type: ignore[assignment]
         elif config.checkpointing == "block" and block.unwrapped is block:
             run = Checkpointed(run)  # type: ignore[arg-type]
         elif config.checkpointing == "block":

@@ -108,8 +108,8 @@ def _check_shared(layers: list[int], n_layer: int, n_unique: int | None) -> None
     apart = [layer for layer in range(n_layer) if layer % n_unique in routed and layer not in layers]
     if apart:
         raise CallError(
-            f"token_routing routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} layer "
-            f"{apart[0]} is the same block as one of them: let n_unique be a multiple of token_routing every, "
+            f"token_routing routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} "
+            f"layer {apart[0]} is the same block as one of them: let n_unique be a multiple of token_routing every, "
             f"or give token_routing layers that name all layers of a block"
         )
 
@@ -119,11 +119,11 @@ def _check_parts(layers: list[int], residual: Choice, attention: tuple[Choice, .
     if not blocks.get(residual.kind).keeps_stream:
         allowed = ", ".join(name for name in blocks.names if blocks.get(name).keeps_stream)
         raise CallError(
-            f"token_routing lets tokens pass by a block, and under residual {residual.kind!r} a block does not give the "
-            f"stream and something more; use residual {allowed}"
+            f"token_routing lets tokens pass by a block, and under residual {residual.kind!r} a block does not give "
+            f"the stream and something more; use residual {allowed}"
         )
     for layer in layers:
-        kind = at_layer(attention, layer).kind
+        kind = attentions.require(at_layer(attention, layer)).kind
         if attentions.get(kind).mixes_first_layer:
             raise CallError(
                 f"attention {kind!r} mixes in what the first layer made of every token, and with token_routing layer "
@@ -186,7 +186,7 @@ class TokenRouter(Layer):
         return math.ceil(self.capacity * time)
 
     def _best(self, x: Tensor, scores: Tensor, losses: PartLosses | None) -> tuple[Tensor, Chosen]:
-        """The scores and the best tokens of each row; the loss that teaches to tell them one by one rides on the scores."""
+        """The scores, with the loss of the decision riding on them, and the best tokens of each row."""
         best = scores.topk(self.n_chosen(x.shape[1]), dim=1).indices
         through = self.see("through", torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True))
         if losses is not None:

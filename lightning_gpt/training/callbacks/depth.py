@@ -20,7 +20,7 @@ from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.whole_file import write_file

@@ -8,8 +8,8 @@ from lightning_gpt.training.callbacks.trained_start import TrainedStart
 class Grow(TrainedStart):
     """Gives the model the blocks of a trained shallower one before the first step; those above add nothing yet.
 
-    The function is preserved, so the run starts from the trained model's loss; :func:`lightning_gpt.models.from_trained.growth.grow`
-    has the sources. The model may differ in ``n_layer`` only. A resumed run is not grown again.
+    The function is preserved, so the run starts from the trained model's loss; the sources are in
+    :func:`~lightning_gpt.models.from_trained.growth.grow`. The model may differ in ``n_layer`` only. A resumed run is not grown again.
 
     Args:
         checkpoint: The shallower model's checkpoint; nothing is grown where None.

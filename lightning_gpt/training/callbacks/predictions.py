@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 
 
 class Predictions(Callback):

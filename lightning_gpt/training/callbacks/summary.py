@@ -17,7 +17,7 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.ffn.moe.mixture import active_parameters
-from lightning_gpt.models.fused_loss import IGNORED
+from lightning_gpt.models.head import IGNORED
 from lightning_gpt.training.module import LanguageModule
 
 _SAMPLE_PROMPT = "The"
