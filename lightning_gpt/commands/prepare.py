@@ -31,9 +31,9 @@ from jsonargparse import ArgumentParser
 
 from lightning_gpt.commands.call import check_config_files, one_line, option_names
 from lightning_gpt.commands.prepare_progress import Progress
-from lightning_gpt.data.card import card_text, make_card
-from lightning_gpt.data.duplicates import check_threshold, search
-from lightning_gpt.data.parts import (
+from lightning_gpt.data.prepare.card import card_text, make_card
+from lightning_gpt.data.prepare.duplicates import check_threshold, search
+from lightning_gpt.data.prepare.parts import (
     Enough,
     Limits,
     Part,
@@ -45,7 +45,7 @@ from lightning_gpt.data.parts import (
     write_json,
 )
 from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
-from lightning_gpt.data.sources import SourceBase, require_distinct_names
+from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, Stopped, WorkError

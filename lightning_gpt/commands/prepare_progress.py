@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Self
 
-from lightning_gpt.data.parts import Part, Tally
+from lightning_gpt.data.prepare.parts import Part, Tally
 
 _SECONDS_BETWEEN_LINES = 15.0
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lightning_gpt.commands.prepare import DataSection, parse_data_call
-from lightning_gpt.data.card import bytes_per_token
-from lightning_gpt.data.parts import Tally
+from lightning_gpt.data.prepare.card import bytes_per_token
+from lightning_gpt.data.prepare.parts import Tally
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import write_file
@@ -19,7 +19,7 @@ def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
         output: Folder for the file.
     """
     from lightning_gpt.data.datamodule import TextData
-    from lightning_gpt.data.sources import Source
+    from lightning_gpt.data.sources.base import Source
 
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():

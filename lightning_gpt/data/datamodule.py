@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
-from lightning_gpt.data.files import Files  # noqa: F401 - a config may name every subclass of Source imported here
-from lightning_gpt.data.hub import Hub  # noqa: F401
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
-from lightning_gpt.data.sources import PythonReference, Source, SourceBase, WikipediaSlice
+from lightning_gpt.data.sources.base import Source, SourceBase
+from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
+from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size

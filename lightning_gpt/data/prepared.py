@@ -9,7 +9,7 @@
     <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens closed by <|endoftext|>
     <n>-<source>/part-00000.json   the part's range of documents, its counts and its SHA-256
 
-:mod:`~lightning_gpt.data.parts` writes and reads the parts; this file opens the folder that they make.
+:mod:`~lightning_gpt.data.prepare.parts` writes and reads the parts; this file opens the folder that they make.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gpt.data.parts import Enough, Limits, Part, Tally, read_part
-from lightning_gpt.data.sources import Document, SourceBase, filters_said
+from lightning_gpt.data.prepare.parts import Enough, Limits, Part, Tally, read_part
+from lightning_gpt.data.sources.base import Document, SourceBase, filters_said
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
-from lightning_gpt.data.sources import SourceBase, require_distinct_names
+from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError

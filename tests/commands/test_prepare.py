@@ -21,8 +21,8 @@ import pytest
 
 from lightning_gpt import cli
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data import parts
-from lightning_gpt.data.parts import PartWriter
+from lightning_gpt.data.prepare import parts
+from lightning_gpt.data.prepare.parts import PartWriter
 from lightning_gpt.data.prepared import open_prepared
 from lightning_gpt.data.split import Split
 from lightning_gpt.errors import CallError

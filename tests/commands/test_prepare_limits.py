@@ -11,13 +11,13 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data import parts
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
 from lightning_gpt.data.packing import PACKINGS, PackingName
-from lightning_gpt.data.parts import Part, PartWriter
+from lightning_gpt.data.prepare import parts
+from lightning_gpt.data.prepare.parts import Part, PartWriter
 from lightning_gpt.data.prepared import open_prepared
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from tests.commands.test_prepare import Killed, contents, prepare_here, words, write_texts

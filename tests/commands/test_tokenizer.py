@@ -9,8 +9,8 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import models, pre_tokenizers
 
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
-from lightning_gpt.data.sources import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.data.tokenizer import Tokenizer
 from tests.commands.test_prepare import config_of, main_here

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.data import files
-from lightning_gpt.data.files import Files, without_licence
+from lightning_gpt.data.sources import files
+from lightning_gpt.data.sources.files import Files, without_licence
 from lightning_gpt.errors import CallError, WorkError
 
 

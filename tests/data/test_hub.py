@@ -20,8 +20,8 @@ import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_gpt.data import hub
-from lightning_gpt.data.hub import Hub
+from lightning_gpt.data.sources import hub
+from lightning_gpt.data.sources.hub import Hub
 from lightning_gpt.errors import CallError, WorkError
 
 TEXTS = [f"shard {shard}, record {record}, {'x' * 40}" for shard in range(3) for record in range(300)]
@@ -315,7 +315,7 @@ import sys, time
 time.sleep = lambda seconds: None  # nobody waits here, the Hub's client included
 import datasets
 datasets.config.STREAMING_READ_MAX_RETRIES = 1
-from lightning_gpt.data.hub import Hub
+from lightning_gpt.data.sources.hub import Hub
 from lightning_gpt.errors import CallError
 for document in Hub("org/name").documents():
     print(document.text)

@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_gpt.data import parts
-from lightning_gpt.data.files import Files
+from lightning_gpt.data.prepare import parts
 from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
-from lightning_gpt.data.sources import Source
+from lightning_gpt.data.sources.base import Source
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import EvalBatches, SizedTrainBatches
-from lightning_gpt.data.sources import Document, Source
+from lightning_gpt.data.sources.base import Document, Source
 from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import Tokenizer

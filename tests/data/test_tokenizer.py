@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from lightning_gpt.data.sources import PythonReference
+from lightning_gpt.data.sources.embedded import PythonReference
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer
 from lightning_gpt.errors import CallError
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_gpt.console import say
-from lightning_gpt.data.sources import Document, Source, first_line, text_field
+from lightning_gpt.data.sources.base import Document, Source, first_line, text_field
 from lightning_gpt.errors import CallError, WorkError
 
 TRIES = 8

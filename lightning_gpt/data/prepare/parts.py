@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from lightning_gpt.data.duplicates import SPLITS, marks_file, marks_of, read_marks
-from lightning_gpt.data.sources import Document, SourceBase
+from lightning_gpt.data.prepare.duplicates import SPLITS, marks_file, marks_of, read_marks
+from lightning_gpt.data.sources.base import Document, SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError

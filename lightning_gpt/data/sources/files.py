@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_gpt.data.sources import Document, Source, first_line, missing_field, text_field
-from lightning_gpt.data.wikipedia import articles
+from lightning_gpt.data.sources.base import Document, Source, first_line, missing_field, text_field
+from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
 
 Reading = Generator[Document, None, int]

@@ -1,18 +1,11 @@
-"""Where documents come from: what every source is, and those that need neither files nor a network.
+"""What every source of documents is."""
 
-``files.py`` reads local files and ``hub.py`` data sets of the Hugging Face Hub.
-"""
-
-import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from lightning_gpt.data.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
 
 
@@ -122,30 +115,6 @@ def filters_said(min_characters: int, keep: str | None) -> str:
     return f"min_characters {min_characters}, keep {keep}"
 
 
-class WikipediaSlice(Source):
-    """The slice of a Wikipedia dump (English, articles A to Au) that gensim's wheel carries: no network needed."""
-
-    default_name = "wikipedia-slice"
-
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        yield from _wikipedia_slice()[start:]
-
-
-class PythonReference(Source):
-    """The Python Language Reference, the book that every Python carries (``pydoc_data.topics``)."""
-
-    default_name = "python-reference"
-
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        from pydoc_data.topics import topics
-
-        for topic in sorted(topics)[start:]:
-            lines = topics[topic].splitlines()
-            # section titles are underlined with a row of one mark, which reads as nothing
-            kept = [line for line in lines if len(set(line)) != 1 or line[0] not in "*=-~^"]
-            yield Document("\n".join(kept).strip(), f"pydoc_data.topics[{topic!r}]")
-
-
 def text_field(record: Any, column: str, origin: str) -> str:
     """The text of a record; refused in one line where the record has no such field or no text in it."""
     if not isinstance(record, dict) or column not in record:
@@ -165,21 +134,3 @@ def missing_field(column: str, names: Iterable[str], origin: str) -> CallError:
 def first_line(error: BaseException) -> str:
     """What an error says, short enough for a line of ours."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-_SLICE_NAME = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
-_SLICE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
-
-
-@cache
-def _wikipedia_slice() -> tuple[Document, ...]:
-    """The embedded articles, parsed once a process (2 s)."""
-    import gensim
-
-    file = Path(gensim.__file__).parent / "test" / "test_data" / _SLICE_NAME
-    remedy = "install a full wheel (pip install --force-reinstall 'gensim>=4.4,<5') or use your own files"
-    if not file.is_file():
-        raise WorkError(f"this build of gensim lacks its Wikipedia slice ({_SLICE_NAME}): {remedy}")
-    if hashlib.sha256(file.read_bytes()).hexdigest() != _SLICE_SHA256:
-        raise WorkError(f"gensim's Wikipedia slice ({_SLICE_NAME}) is not the one known here (SHA-256): {remedy}")
-    return tuple(Document(text, f"Wikipedia: {title}") for title, text in articles(file))

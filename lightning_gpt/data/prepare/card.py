@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_gpt.data.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
-from lightning_gpt.data.parts import Limits, Part, Tally
+from lightning_gpt.data.prepare.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
+from lightning_gpt.data.prepare.parts import Limits, Part, Tally
 from lightning_gpt.data.split import SplitName
 
 _EXAMPLES = 5
