@@ -73,7 +73,7 @@ def test_a_gensim_without_its_slice_says_what_to_do(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("weight", 0.0, "weight 0.0; a weight is a positive number"),
+        ("weight", 0.0, "weight 0.0; it must be a positive number"),
         ("weight", -1.0, "weight"),
         ("weight", float("nan"), "weight"),
         ("weight", float("inf"), "weight"),

@@ -1,4 +1,4 @@
-"""What every source of documents is."""
+"""The base classes of document sources, and the checks that sources share."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -11,23 +11,24 @@ from lightning_gpt.errors import CallError, WorkError
 
 @dataclass(frozen=True)
 class Document:
-    """One text and where it came from, such as ``notes.jsonl, line 17``."""
+    """A text and its origin, such as ``notes.jsonl, line 17``."""
 
     text: str
     origin: str
 
 
 class SourceBase(ABC):
-    """Documents in a fixed order, numbered from 0, and how much training takes of them.
+    """Documents in a fixed order, numbered from 0, and how training uses them.
 
-    A config names a :class:`Source`; those of a prepared folder are no such.
+    The sources that a config can name derive from :class:`Source`; a source in a prepared folder derives from this
+    class only.
     """
 
     default_name = "source"
-    """What a source of this kind is called when it is given no name."""
+    """The name of a source that is given none."""
 
     countable = True
-    """Whether reading it through once, to count it, is a reasonable thing to do before training."""
+    """Whether it is cheap enough to read it to its end before training, in order to count its tokens."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class SourceBase(ABC):
     ) -> None:
         self.name = name or self.default_name
         if weight is not None and not 0 < weight < float("inf"):
-            raise CallError(f"source {self.name!r} has weight {weight}; a weight is a positive number")
+            raise CallError(f"source {self.name!r} has weight {weight}; it must be a positive number")
         self._require_at_least(1, max_tokens=max_tokens, max_passes=max_passes)
         self.weight = weight
         self.max_tokens = max_tokens
@@ -51,31 +52,30 @@ class SourceBase(ABC):
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """The documents from number ``start`` on, whether they are accepted or not."""
+        """All documents from number ``start`` on, including those that :meth:`accepts` rejects."""
 
     @property
     @abstractmethod
     def filter_identity(self) -> str:
-        """What :meth:`accepts` depends on, as text."""
+        """Everything that :meth:`accepts` depends on, as text."""
 
     @abstractmethod
     def accepts(self, text: str) -> bool:
-        """Whether a document with this text is used. One that is not keeps its number."""
+        """Whether a document with this text is used. A rejected document still counts in the numbering."""
 
 
 class Source(SourceBase):
-    """Documents in a fixed order, numbered from 0.
+    """A source that a config can name: documents in a fixed order, numbered from 0.
 
     Args:
-        name: What the source is called in the cursor and in reports, unique within a mix; that of its kind when
-            omitted.
-        weight: Its share of the training rows, beside the weights of the other sources. Give every source a
-            weight or none; with none, an epoch reads every document of every source once.
-        max_tokens: Train on the first so many tokens of its training split only; on all of it when omitted.
-        min_characters: Leave out documents of fewer characters.
-        keep: Leave out documents for which this function of their text is false. In a config file it is given by its
-            import path, such as ``mypackage.filters.is_english``.
-        max_passes: How often training may go through it; as often as it takes when omitted.
+        name: Name in the cursor and in reports, unique among the sources; the default depends on the kind of source.
+        weight: Share of the training rows, relative to the other sources' weights. Give all sources a weight or none;
+            without weights an epoch reads every document of every source once.
+        max_tokens: Train only on the first ``max_tokens`` tokens of its training split; on all of it when omitted.
+        min_characters: Skip documents with fewer characters.
+        keep: Skip documents for whose text this function returns false. A config file gives its import path, such as
+            ``mypackage.filters.is_english``.
+        max_passes: How many times training may read it before stopping with an error; unlimited when omitted.
     """
 
     def __init__(
@@ -94,29 +94,39 @@ class Source(SourceBase):
 
     @property
     def filter_identity(self) -> str:
-        """What :meth:`accepts` depends on, as text."""
+        """The filters, as text."""
         keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
-        return filters_said(self.min_characters, keep)
+        return describe_filters(self.min_characters, keep)
 
     def accepts(self, text: str) -> bool:
-        """Whether a document with this text is long enough and one to keep."""
+        """Whether the text is long enough and ``keep`` returns true for it."""
         return len(text) >= max(1, self.min_characters) and (self.keep is None or self.keep(text))
 
 
 def require_distinct_names(sources: Iterable[SourceBase]) -> None:
-    """Refuse sources of one name: the cursor and the prepared folder tell them apart by it."""
-    twice = [name for name, uses in Counter(source.name for source in sources).items() if uses > 1]
-    if twice:
-        raise CallError(f"two sources are named {twice[0]!r}; give each its own name")
+    """Raise a CallError if two sources share a name: cursors and prepared folders identify sources by name."""
+    repeated = [name for name, uses in Counter(source.name for source in sources).items() if uses > 1]
+    if repeated:
+        raise CallError(f"two sources are named {repeated[0]!r}; give each its own name")
 
 
-def filters_said(min_characters: int, keep: str | None) -> str:
-    """What a source's filters are, as text that is the same for the same filters."""
+def describe_filters(min_characters: int, keep: str | None) -> str:
+    """A source's filters as text; equal filters give equal text."""
     return f"min_characters {min_characters}, keep {keep}"
 
 
 def text_field(record: Any, column: str, origin: str) -> str:
-    """The text of a record; refused in one line where the record has no such field or no text in it."""
+    """The text of a record.
+
+    Args:
+        record: A decoded record.
+        column: The field that holds the text.
+        origin: Where the record is from, for the error.
+
+    Raises:
+        CallError: The record has no such field.
+        WorkError: The field does not hold text.
+    """
     if not isinstance(record, dict) or column not in record:
         raise missing_field(column, record if isinstance(record, dict) else (), origin)
     text = record[column]
@@ -126,11 +136,11 @@ def text_field(record: Any, column: str, origin: str) -> str:
 
 
 def missing_field(column: str, names: Iterable[str], origin: str) -> CallError:
-    """What to raise where the field that is to hold the text is not among those that there are."""
-    there = ", ".join(map(repr, names)) or "none"
-    return CallError(f"{origin} has no field {column!r}; it has {there} (set the source's column)")
+    """The error to raise when ``column`` is not among the fields ``names``."""
+    found = ", ".join(map(repr, names)) or "none"
+    return CallError(f"{origin} has no field {column!r}; its fields: {found} (set the source's column)")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a line of ours."""
+    """The first line of an error's message, at most 200 characters; its type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""The sources that need neither files of the user's nor a network."""
+"""Sources that come with the installed packages and need neither files nor a network."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lightning_gpt.errors import WorkError
 
 
 class WikipediaSlice(Source):
-    """The slice of a Wikipedia dump (English, articles A to Au) that gensim's wheel carries: no network needed."""
+    """English Wikipedia articles (titles A to Au), from the slice of a dump that gensim's wheel contains."""
 
     default_name = "wikipedia-slice"
 
@@ -20,7 +20,7 @@ class WikipediaSlice(Source):
 
 
 class PythonReference(Source):
-    """The Python Language Reference, the book that every Python carries (``pydoc_data.topics``)."""
+    """The Python Language Reference that comes with Python (``pydoc_data.topics``); it differs between releases."""
 
     default_name = "python-reference"
 
@@ -29,7 +29,7 @@ class PythonReference(Source):
 
         for topic in sorted(topics)[start:]:
             lines = topics[topic].splitlines()
-            # section titles are underlined with a row of one mark, which reads as nothing
+            # drop the lines that underline section titles
             kept = [line for line in lines if len(set(line)) != 1 or line[0] not in "*=-~^"]
             yield Document("\n".join(kept).strip(), f"pydoc_data.topics[{topic!r}]")
 
@@ -40,7 +40,7 @@ _SLICE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2
 
 @cache
 def _wikipedia_slice() -> tuple[Document, ...]:
-    """The embedded articles, parsed once a process (2 s)."""
+    """The embedded articles, parsed once per process (2 s)."""
     import gensim
 
     file = Path(gensim.__file__).parent / "test" / "test_data" / _SLICE_NAME
@@ -48,5 +48,5 @@ def _wikipedia_slice() -> tuple[Document, ...]:
     if not file.is_file():
         raise WorkError(f"this build of gensim lacks its Wikipedia slice ({_SLICE_NAME}): {remedy}")
     if hashlib.sha256(file.read_bytes()).hexdigest() != _SLICE_SHA256:
-        raise WorkError(f"gensim's Wikipedia slice ({_SLICE_NAME}) is not the one known here (SHA-256): {remedy}")
+        raise WorkError(f"gensim's Wikipedia slice ({_SLICE_NAME}) has an unknown SHA-256: {remedy}")
     return tuple(Document(text, f"Wikipedia: {title}") for title, text in articles(file))
