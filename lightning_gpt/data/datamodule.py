@@ -345,7 +345,7 @@ class TextData(L.LightningDataModule):
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and "stream" in state_dict:
             was, now = state_dict["stream"], self.stream().identity()
-            changed = [f"{key} changed from {was[key]} to {now[key]}" for key in was if was[key] != now.get(key)]
+            changed = [f"{key} changed from {was[key]} to {now.get(key)}" for key in was if was[key] != now.get(key)]
             if changed:
                 raise CallError(f"cannot resume: {'; '.join(changed)}, which changes the order of the data")
 

@@ -177,6 +177,17 @@ def test_wrong_call(name: str, fresh: bool, folder: Path) -> None:
     assert (folder / "last.ckpt").read_bytes() == original, "a wrong call loses nothing"
 
 
+def test_resuming_a_run_on_lanes_with_another_packing(folder: Path) -> None:
+    lanes = ("--data.packing", "lanes", "--name", "lanes")
+    must_run(*FIT, *lanes, cwd=folder)
+    last = "runs/lanes/version_0/checkpoints/last.ckpt"
+    done = run_command(*FIT, "--ckpt_path", last, "--data.packing", "concatenate", cwd=folder)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: cannot resume: "), line
+    assert "packing changed from lanes to concatenate" in line
+
+
 def test_debug_shows_the_traceback(folder: Path) -> None:
     done = run_command("generate", "--checkpoint", "nope.ckpt", "--debug", cwd=folder)
     assert done.returncode == 2
