@@ -23,8 +23,8 @@ import torch
 from lightning_gpt.benchmark.rounds import interleaved, ratio
 from lightning_gpt.data.batches import TrainBatches
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
-from lightning_gpt.data.sources import WikipediaSlice
+from lightning_gpt.data.sources.embedded import WikipediaSlice
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader, Stream
 from lightning_gpt.data.tokenizer import Tokenizer

@@ -1,15 +1,17 @@
-"""What ``prepare`` shows while it works."""
+"""The progress that ``prepare`` shows."""
 
+from collections.abc import Sequence
 from time import monotonic
 from typing import Self
 
-from lightning_gpt.data.parts import Part, Tally
+from lightning_gpt.data.prepare.parts import Part, Tally
+from lightning_gpt.data.prepare.workers import Progress
 
 _SECONDS_BETWEEN_LINES = 15.0
 
 
-class Progress:
-    """Documents, tokens and tokens/s: a live line on a terminal, a printed one now and then anywhere else."""
+class ConsoleProgress(Progress):
+    """Documents, tokens and tokens/s: a live line on a terminal, elsewhere a printed line every 15 seconds."""
 
     def __init__(self) -> None:
         from rich.progress import Progress as Bar
@@ -23,9 +25,10 @@ class Progress:
         self._say = say
         self._name = ""
         self._before, self._new = Tally(), Tally()
-        self._started = self._last_said = monotonic()
+        self._started = self._last_printed = 0.0  # set on entry
 
     def __enter__(self) -> Self:
+        self._started = self._last_printed = monotonic()
         self._bar.start()
         return self
 
@@ -40,21 +43,21 @@ class Progress:
         speed = self._new.tokens / max(monotonic() - self._started, 1e-9)
         return f"{total.documents:,} documents, {total.tokens:,} tokens, {speed:,.0f} tokens/s"
 
-    def begin(self, name: str, done: list[Part]) -> None:
-        """Begin, or go on with, a source."""
+    def begin(self, name: str, done: Sequence[Part]) -> None:
+        """Show a source's name and, if an earlier run has begun it, where it resumes."""
         self._name = name
         self._before = sum((part.total for part in done), self._before)
         if done:
-            self._say(f"{name}: going on after document {done[-1].end_document:,}")
+            self._say(f"{name}: resuming after document {done[-1].end_document:,}")
 
-    def dismiss(self, parts: list[Part]) -> None:
-        """Count parts no more that were deleted."""
+    def dismiss(self, parts: Sequence[Part]) -> None:
+        """Subtract parts that were deleted."""
         self._before = sum((Tally() - part.total for part in parts), self._before)
 
-    def advance(self, parts: list[Part]) -> None:
-        """Count the parts that are new."""
+    def advance(self, parts: Sequence[Part]) -> None:
+        """Add new parts and update the display."""
         self._new = sum((part.total for part in parts), self._new)
         self._bar.update(self._line, description=f"{self._name}: {self._figures}")
-        if self._bar.disable and monotonic() - self._last_said >= _SECONDS_BETWEEN_LINES:
-            self._last_said = monotonic()
+        if self._bar.disable and monotonic() - self._last_printed >= _SECONDS_BETWEEN_LINES:
+            self._last_printed = monotonic()
             self._say(f"{self._name}: {self._figures}")

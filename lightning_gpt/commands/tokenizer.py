@@ -2,30 +2,30 @@
 
 from pathlib import Path
 
-from lightning_gpt.commands.prepare import DataSection, parse_data_call
-from lightning_gpt.data.card import bytes_per_token
-from lightning_gpt.data.parts import Tally
+from lightning_gpt.commands.data_section import DataSection, parse_data_call
+from lightning_gpt.data.prepare.card import bytes_per_token
+from lightning_gpt.data.prepare.parts import Tally
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import write_file
 
 
 def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
-    """Train a byte-level BPE vocabulary as fit does, and write it to OUTPUT/bpe-N.tiktoken, for data.tokenizer.
+    """Train a byte-level BPE vocabulary as fit does and write it to OUTPUT/bpe-N.tiktoken, for use as data.tokenizer.
 
     Args:
-        section: The data section; its own tokenizer is not looked at.
-        vocab_size: Number of tokens, from 257 (the 256 bytes and <|endoftext|>).
+        section: The data section; its tokenizer setting is ignored.
+        vocab_size: Number of tokens, at least 257 (the 256 bytes and <|endoftext|>).
         output: Folder for the file.
     """
     from lightning_gpt.data.datamodule import TextData
-    from lightning_gpt.data.sources import Source
+    from lightning_gpt.data.sources.base import Source
 
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():
         raise CallError(f"{file} exists; choose another output, or delete it")
     split = section.data.split
-    sources = [source for source in section.data.sources if isinstance(source, Source)]  # documents, not token ids
+    sources = [source for source in section.data.sources if isinstance(source, Source)]  # all of them; for mypy
     data = TextData(sources, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
     data.setup("tokenizer")
     trained = data.tokenizer
@@ -38,12 +38,12 @@ def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
     measured = (
         f"{bytes_per_token(tally):.3f} bytes per token on {tally.documents:,} validation documents"
         if tally.bytes
-        else "no validation documents to measure it on"
+        else "no validation documents to measure bytes per token on"
     )
     print(f"{file}: {trained.vocab_size:,} tokens, {measured}")
 
 
 def run(args: list[str]) -> None:
-    """Parse ``args`` and train."""
+    """Parse ``args`` and train the vocabulary."""
     section, options = parse_data_call(tokenizer, "tokenizer", args)
     tokenizer(section, **options)

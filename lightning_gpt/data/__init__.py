@@ -1,1 +1,1 @@
-"""Text: where it comes from, how it is split, tokenised, ordered and batched."""
+"""Text data: sources, splits, tokenizers, the order of the rows, and batches."""

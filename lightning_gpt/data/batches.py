@@ -1,4 +1,4 @@
-"""Rows to batches: what each process and each loader worker takes of the one global sequence."""
+"""From rows to batches: the share of the global sequence that each process and loader worker takes."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,20 +16,26 @@ from lightning_gpt.models.head import IGNORED
 
 
 class Batch(TypedDict, total=False):
-    """``ids`` and ``targets``, both ``(rows, block_size)`` int64; a training batch has its ``cursor`` too."""
+    """``ids`` and ``targets``, both ``(rows, block_size)`` int64; the other keys are present where they apply."""
 
     ids: Tensor
     targets: Tensor
     documents: Tensor
-    """Where documents are kept apart: the number of each token's document in its row, ``(rows, block_size)``."""
+    """With separate documents: the index within its row of each token's document, ``(rows, block_size)`` int64."""
     starts: Tensor
-    """Where rows are lanes: whether each begins a document or goes on in one, ``(rows,)`` booleans."""
+    """With lanes: whether each row begins a document rather than continuing one, ``(rows,)`` bool."""
     cursor: str
-    """JSON: where the sequence goes on after this batch of *all* processes."""
+    """In training: the cursor after this batch of *all* processes, as JSON."""
 
 
 def batch_of(inputs: Tensor, targets: Tensor, end_of_text: int | None) -> Batch:
-    """A batch; with ``end_of_text``, the id that closes each document, its documents are numbered."""
+    """A batch of ``inputs`` and ``targets``.
+
+    Args:
+        inputs: ``(rows, block_size)`` int64.
+        targets: ``(rows, block_size)`` int64.
+        end_of_text: The id that ends each document; if given, the batch gets ``documents``.
+    """
     batch = Batch(ids=inputs, targets=targets)
     if end_of_text is not None:
         closes = (inputs == end_of_text).long()
@@ -38,31 +44,32 @@ def batch_of(inputs: Tensor, targets: Tensor, end_of_text: int | None) -> Batch:
 
 
 def batch_of_rows(rows: np.ndarray, end_of_text: int | None = None) -> Batch:
-    """The batch of rows ``(rows, block_size + 1)``: what is padded is fed as token 0, and as a target it is ignored."""
+    """The batch of rows ``(rows, block_size + 1)``; padding becomes token 0 as an input and is ignored as a target."""
     inputs, targets = np.maximum(rows[:, :-1], 0), rows[:, 1:].copy()
     return batch_of(torch.from_numpy(inputs), torch.from_numpy(targets), end_of_text)
 
 
 def starts_of(rows: np.ndarray, end_of_text: int) -> Tensor:
-    """Which rows of lanes begin a document: those that its opening ``<|endoftext|>`` comes first in."""
+    """Which rows of lanes begin a document, ``(rows,)`` bool: those whose first token is ``<|endoftext|>``."""
     return torch.from_numpy(rows[:, 0] == end_of_text)
 
 
 class TrainBatches(IterableDataset[Batch]):
     """The training batches of one process, from :attr:`cursor` to the end of the epoch.
 
-    Micro-batch m of the run is the next ``batch_size × world_size`` rows of the global sequence; process r has
-    rows ``r × batch_size`` and on of it, and loader worker j of k makes every k-th micro-batch. Every worker
-    walks the whole sequence, so that the rows are the same however many processes and workers share it.
+    Each micro-batch is the next ``batch_size × world_size`` rows of the global sequence. Process r takes
+    ``batch_size`` of them, starting with row ``r × batch_size``, and loader worker j of k makes every k-th micro-batch
+    starting with the j-th. Every worker walks the whole sequence, so the global batches are the same for any number of
+    processes and workers.
 
     Args:
-        stream: What the rows are a function of.
+        stream: Determines the rows.
         batch_size: Rows per process and micro-batch.
-        rank: Of this process.
+        rank: Index of this process.
         world_size: Number of processes.
-        steps_per_epoch: Optimizer steps in an epoch; without it the epoch has no end.
-        accumulate: Micro-batches in an optimizer step.
-        separate: Whether each token's document is numbered, so that the model can keep documents apart.
+        steps_per_epoch: Optimizer steps per epoch; the epoch never ends when None.
+        accumulate: Micro-batches per optimizer step.
+        separate: Whether batches say which document each token belongs to, so that the model can separate them.
         cursor: Where to start; may be set again before a new iteration.
     """
 
@@ -89,7 +96,7 @@ class TrainBatches(IterableDataset[Batch]):
 
     @property
     def micro_batches_per_epoch(self) -> int | None:
-        """Length of a whole epoch in micro-batches of one process."""
+        """Micro-batches of one process in a whole epoch."""
         return None if self.steps_per_epoch is None else self.steps_per_epoch * self.accumulate
 
     @property
@@ -104,7 +111,7 @@ class TrainBatches(IterableDataset[Batch]):
         return self.micro_batches_per_epoch - done % self.micro_batches_per_epoch
 
     def _sequence(self) -> RowSequence:
-        """The open sequence where it stands at the cursor (the next epoch, in one process), else a new one."""
+        """The open sequence if it is at the cursor (as when the next epoch starts), else a new one."""
         if self._open is None or self._open.cursor() != self.cursor:
             self._open = self.stream.open(self.cursor)
         return self._open
@@ -125,7 +132,7 @@ class TrainBatches(IterableDataset[Batch]):
 
 
 class SizedTrainBatches(TrainBatches):
-    """Training batches of an epoch of known length; the length is that of a whole epoch, also when resumed."""
+    """Training batches of an epoch of known length. ``len`` is that of a whole epoch, even after a resume."""
 
     def __len__(self) -> int:
         assert self.micro_batches_per_epoch is not None
@@ -133,16 +140,17 @@ class SizedTrainBatches(TrainBatches):
 
 
 class EvalRows(IterableDataset[Batch]):
-    """The rows of a validation or test split, in batches; process r has the r-th rows of each.
+    """The rows of a validation or test split in batches; process r takes the r-th ``batch_size`` rows of each.
 
     Args:
-        inputs: Of all processes, ``(rows, block_size)``, the rows a multiple of those of a batch of all processes.
-        targets: Of the same shape; what shall not count is :data:`~lightning_gpt.models.head.IGNORED`.
+        inputs: Inputs of all processes, ``(rows, block_size)``; rows must be a multiple of
+            ``batch_size × world_size``.
+        targets: Targets of the same shape; :data:`~lightning_gpt.models.head.IGNORED` where none counts.
         batch_size: Rows per process and batch.
-        rank: Of this process.
+        rank: Index of this process.
         world_size: Number of processes.
-        end_of_text: The id that closes each document, where documents are kept apart.
-        starts: Where rows are lanes: which begin a document, ``(rows,)``.
+        end_of_text: The id that ends each document, if documents are to be separated.
+        starts: With lanes: which rows begin a document, ``(rows,)`` bool.
     """
 
     def __init__(
@@ -163,7 +171,7 @@ class EvalRows(IterableDataset[Batch]):
 
     @property
     def all_targets(self) -> Tensor:
-        """The targets of all processes, ``(rows, block_size)``, with the ignored ones."""
+        """The targets of all processes, ``(rows, block_size)``, including ignored ones."""
         return self._targets
 
     def __len__(self) -> int:
@@ -182,18 +190,18 @@ class EvalRows(IterableDataset[Batch]):
 
 
 class EvalBatches(EvalRows):
-    """A validation or test split, each token after the first predicted exactly once over all processes.
+    """A validation or test split in which each token after the first is predicted exactly once over all processes.
 
-    Consecutive rows share one token (the last target of one is the first input of the next). Rows and batches
-    that are missing to make every process's share equal have :data:`~lightning_gpt.models.head.IGNORED` targets.
+    The last target of a row is the first input of the next. Rows added to give every process an equal share have
+    :data:`~lightning_gpt.models.head.IGNORED` targets.
 
     Args:
-        tokens: The split, ``(tokens,)``.
-        block_size: Inputs in a row.
+        tokens: The split, ``(tokens,)`` int64.
+        block_size: Inputs per row.
         batch_size: Rows per process and batch.
-        rank: Of this process.
+        rank: Index of this process.
         world_size: Number of processes.
-        end_of_text: The id that closes each document, where documents are kept apart.
+        end_of_text: The id that ends each document, if documents are to be separated.
     """
 
     def __init__(
@@ -214,18 +222,18 @@ class EvalBatches(EvalRows):
 
 
 class EvalLanes(EvalRows):
-    """A validation or test split as lanes, so that a model may remember each document from its beginning.
+    """A validation or test split as lanes, so that a model can remember each document from its beginning.
 
-    Every token is predicted exactly once over all processes, the first of a document from the ``<|endoftext|>`` that
-    opens it; row r of a batch goes on where row r of the batch before stopped.
+    Every token is predicted exactly once over all processes, the first of a document from an ``<|endoftext|>`` before
+    it. Row r of a batch continues where row r of the previous batch stopped.
 
     Args:
-        documents: The documents of the split, each closed.
-        block_size: Inputs in a row.
+        documents: The documents of the split, each ending with ``<|endoftext|>``.
+        block_size: Inputs per row.
         batch_size: Rows per process and batch.
-        rank: Of this process.
+        rank: Index of this process.
         world_size: Number of processes.
-        end_of_text: The id that opens and closes each document.
+        end_of_text: The id of ``<|endoftext|>``.
     """
 
     def __init__(

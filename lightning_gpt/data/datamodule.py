@@ -1,4 +1,4 @@
-"""The LightningDataModule: sources, tokenizer, split and stream put together for a trainer."""
+"""The LightningDataModule: connects sources, tokenizer, split and stream to a trainer."""
 
 import os
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
-from lightning_gpt.data.files import Files  # noqa: F401 - a config may name every subclass of Source imported here
-from lightning_gpt.data.hub import Hub  # noqa: F401
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
-from lightning_gpt.data.sources import PythonReference, Source, SourceBase, WikipediaSlice
+from lightning_gpt.data.sources.base import Source, SourceBase
+from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
+from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
@@ -23,27 +24,27 @@ from lightning_gpt.errors import CallError
 
 
 class TextData(L.LightningDataModule):
-    """Text as batches of ``(batch_size, block_size)`` token ids and their targets, in an exactly repeatable order.
+    """Text as batches of ``(batch_size, block_size)`` token ids and targets, in an exactly repeatable order.
 
     Args:
-        sources: Where the documents come from; the embedded corpus (a slice of Wikipedia and the Python Language
-            Reference, no network needed) when omitted.
-        prepared: A folder that ``lightning-gpt prepare`` made of these sources, with this tokenizer and these shares;
-            the batches are the same, the start takes seconds and nothing is tokenised while training.
+        sources: The sources of the documents; when omitted, the embedded corpus (a slice of Wikipedia and the Python
+            Language Reference), which needs no network.
+        prepared: A folder made by ``lightning-gpt prepare`` from these sources, with this tokenizer and these shares.
+            The batches are the same, training starts in seconds, and nothing is tokenised while training.
         tokenizer: ``gpt2``, the path of a ranks file in tiktoken's format, or a whole number: the size of a
-            byte-level BPE vocabulary that is trained on the training documents and kept with the run.
-        block_size: Inputs in a row, in tokens. Linked to the model's.
+            byte-level BPE vocabulary to train on the training documents and save with the run.
+        block_size: Inputs per row, in tokens. Linked to the model's.
         batch_size: Rows per process and micro-batch.
         num_workers: Loader processes; 0 loads in the training process. The batches are the same for any number.
-        val_share: Share of the documents, by a hash of their text, for validation.
-        test_share: Share of the documents, by the same hash, for the test.
-        shuffle_window: Rows that are shuffled together; a resumed run reads again at most this many.
-        packing: How documents become rows: ``concatenate`` cuts one stream of tokens; ``best_fit`` puts whole
-            documents in the rows that they fit best and pads the rest; ``lanes`` lets row r of a step go on
-            in the document that row r of the step before read, for a model with memory.
-        separate_documents: Whether tokens attend within their document only and positions restart at each.
-        eval_tokens: At most this many tokens of the validation split, and of the test split, are used.
-        seed: Of the order of the rows; that of ``seed_everything`` when omitted.
+        val_share: Share of the documents used for validation, selected by a hash of their text.
+        test_share: Share of the documents used for testing, selected by the same hash.
+        shuffle_window: Rows that are shuffled together; a resumed run reads at most this many again.
+        packing: How documents become rows: ``concatenate`` cuts one stream of tokens; ``best_fit`` packs whole
+            documents and pads the rows; ``lanes`` lets row r of a step continue the document that row r of the
+            previous step read, for a model with memory.
+        separate_documents: Whether tokens attend only within their document and positions restart at each document.
+        eval_tokens: Maximum number of tokens used of the validation split, and of the test split.
+        seed: Seed of the order of the rows; the seed of ``seed_everything`` when omitted.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class TextData(L.LightningDataModule):
                 raise CallError(f"{name} is {value}; it must be at least {least}")
         if packing == "lanes" and separate_documents:
             raise CallError(
-                "separate_documents says nothing where packing is lanes: each row is of one document; leave it out"
+                "separate_documents and packing lanes cannot be combined: a row of a lane holds one document already"
             )
         embedded = [WikipediaSlice(), PythonReference()]
         self.sources: Sequence[SourceBase] = embedded if sources is None else sources
@@ -83,7 +84,7 @@ class TextData(L.LightningDataModule):
             raise CallError("sources is empty; give at least one, or leave it out for the embedded corpus")
         if any(weighted) and not all(weighted):
             without = self.sources[weighted.index(False)].name
-            raise CallError(f"source {without!r} has no weight and others have; give every source one, or none")
+            raise CallError(f"source {without!r} has no weight but others have one; give all sources a weight, or none")
         self.block_size = block_size
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -105,25 +106,29 @@ class TextData(L.LightningDataModule):
         self.cursor: Cursor | None = None
 
     def _use_prepared(self, corpus: PreparedCorpus) -> None:
-        """Take the tokens of a prepared folder, where it was made of these sources in this way."""
-        names, there = [source.name for source in self.sources], [source.name for source in corpus.sources]
-        if names != there:
+        """Replace the sources and the tokenizer by those of a prepared folder.
+
+        Raises:
+            CallError: The folder was made from other sources or with other settings.
+        """
+        names, prepared = [source.name for source in self.sources], [source.name for source in corpus.sources]
+        if names != prepared:
             raise CallError(
-                f"prepared folder {str(corpus.folder)!r} holds the sources {', '.join(there)} and the configuration "
+                f"prepared folder {str(corpus.folder)!r} has the sources {', '.join(prepared)}, but the configuration "
                 f"has {', '.join(names)}"
             )
         if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size):
             raise CallError(
-                f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} and "
-                f"tokenizer asks for {self.vocab_size_to_train}"
+                f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} tokens, "
+                f"but tokenizer is {self.vocab_size_to_train}"
             )
         fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
         corpus.require(tokenizer_fingerprint=fingerprint, val_share=self.split.val, test_share=self.split.test)
         for ours, source in zip(self.sources, corpus.sources, strict=True):
             if ours.filter_identity != source.filter_identity:
                 raise CallError(
-                    f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity} "
-                    f"and the configuration has {ours.filter_identity}"
+                    f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity}, "
+                    f"but the configuration has {ours.filter_identity}"
                 )
             source.require(max_tokens=ours.max_tokens, eval_tokens=self.eval_tokens)
             source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
@@ -131,22 +136,22 @@ class TextData(L.LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, known before a vocabulary is trained; the model's is linked to it."""
+        """Number of token ids (the requested number until a vocabulary is trained). The model's is linked to it."""
         return self.vocab_size_to_train or self.tokenizer.vocab_size
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; a trained one exists from :meth:`setup` on."""
+        """The tokenizer. One that has to be trained exists only after :meth:`setup`."""
         if self._tokenizer is None:
-            raise RuntimeError("the vocabulary is trained in setup(); it does not exist before")
+            raise RuntimeError("there is no tokenizer yet: setup() trains the vocabulary")
         return self._tokenizer
 
     def readers(self, part: SplitName) -> tuple[Reader, ...]:
-        """One reader of a split for each source."""
+        """One reader per source for the documents of a split."""
         return tuple(Reader(source, self.split, part, self.tokenizer) for source in self.sources)
 
     def setup(self, stage: str) -> None:
-        """Train the vocabulary where one is asked for, on the first process for all; look whether the data will do."""
+        """Train the vocabulary if one was asked for (on the first process, for all) and check the training data."""
         if self._tokenizer is None and self.vocab_size_to_train is not None:
             state = self._train_tokenizer() if self._rank == 0 else None
             if self.trainer is not None:
@@ -162,7 +167,7 @@ class TextData(L.LightningDataModule):
         with console.status(f"training a vocabulary of {wanted:,} tokens on the training documents"):
             texts = (text for source in self.sources for _, text in texts_of(source, self.split, "train"))
             tokenizer = Tokenizer.train(texts, wanted)
-        small = "" if tokenizer.vocab_size == wanted else f" (the text gives no more; {wanted:,} were asked for)"
+        small = "" if tokenizer.vocab_size == wanted else f" (the text yields no more than that; {wanted:,} requested)"
         say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents{small}")
         return tokenizer.state_dict()
 
@@ -176,11 +181,11 @@ class TextData(L.LightningDataModule):
 
     @property
     def micro_batch_rows(self) -> int:
-        """Rows of one micro-batch over all processes."""
+        """Rows of a micro-batch over all processes."""
         return self.batch_size * self._world_size
 
     def counts(self) -> list[Count] | None:
-        """What one pass over each training source holds; None where reading it all first is out of the question."""
+        """The counts of one pass over each source; None if a source is not countable. The first call reads them all."""
         if not all(source.countable for source in self.sources):
             return None
         if self._counts is None or self._counts[0] != self.tokenizer.fingerprint:
@@ -188,13 +193,13 @@ class TextData(L.LightningDataModule):
             for reader in self.readers("train"):
                 with console.status(f"counting {reader.source.name}"):
                     counts.append(count(reader, self.block_size, PACKINGS[self.packing], self.shuffle_window))
-                say(_said(reader.source.name, counts[-1], self.block_size + 1))
+                say(_describe(reader.source.name, counts[-1], self.block_size + 1))
             self._check(counts)
             self._counts = (self.tokenizer.fingerprint, counts)
         return self._counts[1]
 
     def rows_of_a_pass(self) -> list[int] | None:
-        """Training rows of each source, counted or limited; None where one of them is not known beforehand."""
+        """Training rows per pass of each source, counted or from ``max_tokens``; None if one has neither."""
         counts = self.counts()
         if counts is not None:
             return [c.rows for c in counts]
@@ -202,7 +207,7 @@ class TextData(L.LightningDataModule):
         return None if None in limits else [limit // (self.block_size + 1) for limit in limits if limit is not None]
 
     def _check(self, counts: list[Count]) -> None:
-        """Refuse sources with no text, or too little, to train on."""
+        """Raise a CallError if there is no training text, or a source has less than one row of it."""
         if sum(c.tokens for c in counts) == 0:
             names = ", ".join(source.name for source in self.sources)
             left = 1 - self.split.val - self.split.test
@@ -218,7 +223,11 @@ class TextData(L.LightningDataModule):
                 )
 
     def stream(self) -> Stream:
-        """All that the training rows are a function of."""
+        """Everything that determines the training rows.
+
+        Raises:
+            CallError: The sources have too little text, or need weights because they cannot be counted.
+        """
         rows = self.rows_of_a_pass()
         if rows is not None and all(source.weight is None for source in self.sources):
             weights = [float(count) for count in rows]
@@ -226,18 +235,18 @@ class TextData(L.LightningDataModule):
             unweighted = [source.name for source in self.sources if source.weight is None]
             if unweighted and len(self.sources) > 1:
                 raise CallError(
-                    f"the sources cannot be counted beforehand, so their shares are unknown: give every source a "
-                    f"weight, or max_tokens (source {unweighted[0]!r} has neither)"
+                    f"the sources cannot be counted before training, so their shares are unknown: give every source a "
+                    f"weight or max_tokens (source {unweighted[0]!r} has neither)"
                 )
             weights = [source.weight or 1.0 for source in self.sources]
-        rows_are = (tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing)
+        settings = (tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing)
         if self.packing == "lanes":
-            return LaneStream(self.readers("train"), *rows_are, self.micro_batch_rows * self._accumulated)
-        return Stream(self.readers("train"), *rows_are)
+            return LaneStream(self.readers("train"), *settings, self.micro_batch_rows * self._accumulated)
+        return Stream(self.readers("train"), *settings)
 
     @property
     def _accumulated(self) -> int:
-        """Micro-batches in an optimizer step."""
+        """Micro-batches per optimizer step."""
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _seed(self) -> int:
@@ -251,7 +260,7 @@ class TextData(L.LightningDataModule):
         steps = None if rows is None else sum(rows) // step_rows
         if rows is not None and steps == 0:
             raise CallError(
-                f"the corpus has {sum(rows)} training rows and one optimizer step takes {step_rows} "
+                f"the corpus has {sum(rows)} training rows, but one optimizer step takes {step_rows} "
                 f"(batch_size {self.batch_size} × {self._world_size} processes × {accumulate} accumulated): "
                 f"lower batch_size or accumulate_grad_batches, or add text"
             )
@@ -269,11 +278,11 @@ class TextData(L.LightningDataModule):
         return self._loader(self._train)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation split, all of it."""
+        """The validation split."""
         return self._loader(self.evaluation("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test split, all of it."""
+        """The test split."""
         return self._loader(self.evaluation("test"))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -281,14 +290,18 @@ class TextData(L.LightningDataModule):
         return self.test_dataloader()
 
     def evaluation(self, part: SplitName) -> EvalRows:
-        """This process's share of a validation or test split."""
+        """This process's share of a validation or test split.
+
+        Raises:
+            CallError: The split has no text.
+        """
         if part not in self._eval:
             texts = evaluation_documents(self.readers(part), self.eval_tokens)
             if sum(map(len, texts)) < 2:
                 documents = sum(1 for source in self.sources for _ in source.documents())
                 raise CallError(
-                    f"the {part} split is empty: none of the {documents} documents fell into {part}_share "
-                    f"{self.split.val if part == 'val' else self.split.test}; raise the share, or cut the files into "
+                    f"the {part} split is empty: none of the {documents} documents was selected by {part}_share "
+                    f"{self.split.val if part == 'val' else self.split.test}; raise the share, or split the files into "
                     f"more documents (separator of class_path: Files)"
                 )
             sizes = (self.block_size, self.batch_size, self._rank, self._world_size)
@@ -305,13 +318,13 @@ class TextData(L.LightningDataModule):
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
 
     def trained_on(self, cursor: Cursor) -> None:
-        """Move the cursor past an optimizer step that is done: from here a resumed run, or the next epoch, goes on."""
+        """Move the cursor past a completed optimizer step; a resumed run and the next epoch continue from there."""
         self.cursor = cursor
         if self._train is not None:
             self._train.cursor = cursor
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor, what it belongs to, and the tokenizer."""
+        """The tokenizer, the cursor, and the identity of the stream that it belongs to."""
         state: dict[str, Any] = {"tokenizer": self.tokenizer.state_dict()}
         if self._train is not None:
             state |= {
@@ -322,22 +335,26 @@ class TextData(L.LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint stopped; refuses a configuration whose order of rows is another."""
+        """Resume where a checkpoint stopped.
+
+        Raises:
+            CallError: The configuration gives the rows another order than the checkpoint's.
+        """
         self._tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
         self.cursor = state_dict.get("cursor")
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and "stream" in state_dict:
             was, now = state_dict["stream"], self.stream().identity()
-            changed = [f"{key} was {was[key]} and is {now[key]}" for key in was if was[key] != now.get(key)]
+            changed = [f"{key} changed from {was[key]} to {now.get(key)}" for key in was if was[key] != now.get(key)]
             if changed:
-                raise CallError(f"the checkpoint's training data was in another order: {'; '.join(changed)}")
+                raise CallError(f"cannot resume: {'; '.join(changed)}, which changes the order of the data")
 
 
-def _said(name: str, count: Count, row_tokens: int) -> str:
-    """One line on what a pass over a source holds."""
+def _describe(name: str, count: Count, row_tokens: int) -> str:
+    """The counts of a source in one line."""
     places = count.rows * row_tokens
-    padded = f", {count.padding / places:.1%} of them padding" if count.padding and places else ""
-    dropped = f", {count.dropped:,} tokens at the end fill no row" if count.dropped else ""
+    padded = f" ({count.padding / places:.1%} padding)" if count.padding and places else ""
+    dropped = f", {count.dropped:,} trailing tokens dropped (incomplete row)" if count.dropped else ""
     return (
         f"{name}: {count.documents:,} training documents, {count.tokens:,} tokens, "
         f"{count.rows:,} rows of {row_tokens}{padded}{dropped}"

@@ -1,10 +1,10 @@
-"""Documents side by side: row r of an optimizer step goes on where row r of the step before stopped.
+"""Documents side by side: row r of an optimizer step continues where row r of the previous step stopped.
 
-A *lane* holds one document and gives a row of it to each optimizer step; when its document ends, it takes the next one
-of the exact order: of each source the windows of documents in turn, each put in an order drawn from (seed, source,
-pass, window). There are as many lanes as an optimizer step has rows, whatever processes and micro-batches share them:
-micro-batch m of a step has the m-th ``batch_size × processes`` lanes, and process r the r-th ``batch_size`` of those.
-So a model may keep what it remembers of a document by the number of its lane.
+A *lane* holds one document and contributes one row of it to each optimizer step. When the document ends, the lane takes
+the next document. Documents come in a fixed order: each window of documents of a source is shuffled with a seed derived
+from (seed, source, pass, window). There is one lane per row of an optimizer step, however the rows are shared among
+processes and micro-batches: micro-batch m of a step has the m-th ``batch_size × processes`` lanes, and process r the
+r-th ``batch_size`` of those. A model can therefore keep its memory of a document under the number of its lane.
 """
 
 from collections import defaultdict
@@ -26,15 +26,15 @@ class Lane:
     """The document that one row of every step reads."""
 
     source: int
-    """Which of the sources it is from."""
+    """Index of its source."""
     document: int
-    """Its number there."""
+    """Its number in the source."""
     rows: np.ndarray
-    """``(rows, row_tokens)``, all of the document."""
+    """All rows of the document, ``(rows, row_tokens)``."""
     lengths: np.ndarray
-    """``(rows,)``, tokens of each row that are not padding."""
+    """Tokens in each row that are not padding, ``(rows,)``."""
     used: int = 0
-    """Rows that were taken."""
+    """Rows already taken."""
 
     def __post_init__(self) -> None:
         self.tokens = int(self.lengths.sum()) - len(self.rows)
@@ -42,29 +42,29 @@ class Lane:
 
     @property
     def left(self) -> int:
-        """Rows that are still to come."""
+        """Rows not yet taken."""
         return len(self.rows) - self.used
 
     def state(self) -> list[Any] | None:
-        """What finds it again, as plain values: None where nothing is left of it."""
+        """Plain values from which the lane can be restored; None if no rows are left."""
         return [self.source, self.document, self.tokens, self.used, self.digest] if self.left else None
 
 
 def _rows_of(tokens: np.ndarray, row_tokens: int, end_of_text: int) -> Packed:
-    """The rows of one document, opened by ``<|endoftext|>``."""
+    """The rows of one document, with ``<|endoftext|>`` before its first token."""
     packed = WHOLE_DOCUMENTS.pack([(0, tokens)], Position(), row_tokens, 1)
     packed.rows[:1, 0] = end_of_text
     return packed
 
 
 class SourceDocuments(SourceRows):
-    """The endless documents of one source, each window of them in an order of its own.
+    """The endless documents of one source, shuffled within each window.
 
     Args:
-        number: Which of the sources it is.
-        windows: Its windows, of rows that hold no two documents.
-        seed: Of the order.
-        state: Where to go on, from :meth:`state`; the start when omitted.
+        number: Index of the source.
+        windows: Reads its windows; no row may hold two documents.
+        seed: Seed of the order.
+        state: Where to resume, from :meth:`state`; the start when omitted.
     """
 
     used_of_window = "documents_used_of_window"
@@ -72,7 +72,9 @@ class SourceDocuments(SourceRows):
     def __init__(self, number: int, windows: Windows, seed: int, state: Cursor | None = None) -> None:
         super().__init__(windows, seed, state)
         self.number = number
-        self._bounds = np.empty(0, dtype=np.int64)  # where the documents of the open window begin, and its end
+        self._bounds = np.empty(
+            0, dtype=np.int64
+        )  # first row of each document of the open window, and the number of rows
 
     def _parts(self, packed: Packed) -> int:
         assert packed.documents is not None
@@ -81,18 +83,22 @@ class SourceDocuments(SourceRows):
         return len(begins)
 
     def next_lane(self) -> Lane:
-        """The next document of the order."""
+        """A lane with the next document."""
         packed = self._open_window()
         assert packed.documents is not None
         chosen = self._order[self.used]
         place = slice(self._bounds[chosen], self._bounds[chosen + 1])
         self.used += 1
-        rows = packed.rows[place].copy()  # so that a long document does not keep its whole window
+        rows = packed.rows[place].copy()  # a view would keep the whole window in memory while a long document is read
         rows[0, 0] = self.windows.reader.tokenizer.end_of_text
         return Lane(self.number, int(packed.documents[place.start]), rows, packed.lengths[place].copy())
 
     def reopened(self, states: Sequence[list[Any]]) -> list[Lane]:
-        """The lanes that had these states, their documents read again."""
+        """Restore the lanes that had these states, reading their documents again.
+
+        Raises:
+            WorkError: A document is missing or has changed.
+        """
         wanted: dict[int, list[int]] = defaultdict(list)
         for place, (_, document, *_) in enumerate(states):
             wanted[document].append(place)
@@ -100,14 +106,14 @@ class SourceDocuments(SourceRows):
         reader = self.windows.reader
         for document, tokens in reader.tokens(min(wanted)) if wanted else ():
             for place in wanted.pop(document, ()):
-                found[place] = self._again(states[place], tokens)
+                found[place] = self._restored(states[place], tokens)
             if not wanted:
                 break
         if wanted:
             raise self._changed(min(wanted))
         return [found[place] for place in range(len(states))]
 
-    def _again(self, state: list[Any], tokens: np.ndarray) -> Lane:
+    def _restored(self, state: list[Any], tokens: np.ndarray) -> Lane:
         _, document, length, used, digest = state
         packed = _rows_of(tokens[:length], self.windows.row_tokens, self.windows.reader.tokenizer.end_of_text)
         lane = Lane(self.number, document, packed.rows, packed.lengths, used)
@@ -118,22 +124,22 @@ class SourceDocuments(SourceRows):
     def _changed(self, document: int) -> WorkError:
         place = next((found.origin for found in self.source.documents(document)), "its end")
         return WorkError(
-            f"source {self.source.name!r} has changed since the checkpoint was saved: its document {document} "
-            f"({place}) is not what was being trained on"
+            f"source {self.source.name!r} has changed since the checkpoint was saved: document {document} "
+            f"({place}) is not the one that was being trained on"
         )
 
 
 class LaneSequence(RowSequence):
-    """The endless rows of lanes, lane after lane, over and over.
+    """The endless rows of all lanes: one row of each lane in turn, over and over.
 
-    The source of a lane's next document is the one with the smallest ``(given + 1) / weight``, ``given`` being the rows
-    of all its documents that lanes have taken: D'Hondt's rule, by documents instead of rows.
+    A lane takes its next document from the source with the smallest ``(assigned + 1) / weight``, where ``assigned``
+    counts the rows of all its documents that lanes have taken: D'Hondt's rule, applied to whole documents.
 
     Args:
-        sources: One :class:`SourceDocuments` each.
-        weights: Their shares, in any unit.
-        lanes: What each holds; None for one that takes a document next.
-        rows: How many rows were taken before, from a cursor.
+        sources: One :class:`SourceDocuments` per source.
+        weights: Their relative shares.
+        lanes: The content of each lane; None for a lane that takes its first document next.
+        rows: Rows already taken, from a cursor.
     """
 
     sources: Sequence[SourceDocuments]
@@ -143,13 +149,13 @@ class LaneSequence(RowSequence):
     ) -> None:
         super().__init__(sources, weights, rows)
         self.lanes = lanes
-        self._given = [source.taken for source in sources]
+        self._assigned = [source.taken for source in sources]
         for lane in lanes:
             if lane is not None:
-                self._given[lane.source] += lane.left
+                self._assigned[lane.source] += lane.left
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, block_size + 1)`` int64; what is padded is :data:`PADDING`."""
+        """The next ``count`` rows, ``(count, block_size + 1)`` int64, padded with :data:`PADDING`."""
         rows = np.full((count, self.sources[0].windows.row_tokens), PADDING, dtype=np.int64)
         for row in rows:
             lane = self._lane(self.rows % len(self.lanes))
@@ -161,28 +167,28 @@ class LaneSequence(RowSequence):
         return rows
 
     def _lane(self, number: int) -> Lane:
-        """The lane, with a document that has rows left."""
+        """The lane with this number; it takes a new document first if no rows are left."""
         lane = self.lanes[number]
         if lane is None or not lane.left:
-            lags = [(given + 1) / weight for given, weight in zip(self._given, self.weights, strict=True)]
+            lags = [(given + 1) / weight for given, weight in zip(self._assigned, self.weights, strict=True)]
             lane = self.sources[lags.index(min(lags))].next_lane()
-            self._given[lane.source] += lane.left
+            self._assigned[lane.source] += lane.left
             self.lanes[number] = lane
         return lane
 
     def cursor(self) -> Cursor:
-        """Where the next row comes from: JSON values only, some 50 bytes a lane."""
+        """The position of the next row, as JSON values: about 50 bytes per lane."""
         return {**super().cursor(), "lanes": [None if lane is None else lane.state() for lane in self.lanes]}
 
 
 @dataclass(frozen=True)
 class LaneStream(Stream):
-    """A :class:`~lightning_gpt.data.stream.Stream` whose rows are those of ``lanes`` lanes."""
+    """A :class:`~lightning_gpt.data.stream.Stream` whose rows come from ``lanes`` lanes."""
 
     lanes: int = 1
 
     def open(self, cursor: Cursor | None = None) -> LaneSequence:
-        """The rows from ``cursor`` on."""
+        """The rows from ``cursor`` on; from the start when omitted."""
         of_source = cursor["sources"] if cursor else {}
         sources = [
             SourceDocuments(number, self.windows(reader), self.seed, of_source.get(reader.source.name))
@@ -197,17 +203,23 @@ class LaneStream(Stream):
         return LaneSequence(sources, self.weights, lanes, cursor["rows"] if cursor else 0)
 
     def identity(self) -> dict[str, Any]:
-        """Also the number of lanes: another number would read other documents side by side."""
+        """Also the number of lanes, which decides which documents are read side by side."""
         return {**super().identity(), "lanes (rows of an optimizer step)": self.lanes}
 
 
 def side_by_side(documents: Sequence[np.ndarray], lanes: int, block_size: int, end_of_text: int) -> np.ndarray:
-    """All rows of a few ``documents`` in the fewest steps that this rule takes: ``(steps, lanes, block_size + 1)``.
+    """All rows of ``documents``, each assigned in turn to the lane that is free first (of several, the first).
 
-    Each document goes to the lane that is free first, the first of several. What is padded is :data:`PADDING`, and a
-    lane that has no document left gives rows that are all padding.
+    Args:
+        documents: Tokens of each document, ``(tokens,)``.
+        lanes: Number of lanes.
+        block_size: Inputs per row, in tokens.
+        end_of_text: The id to put before each document.
+
+    Returns:
+        ``(steps, lanes, block_size + 1)`` int64, padded with :data:`PADDING`; rows of an idle lane are all padding.
     """
-    free = [(0, lane) for lane in range(lanes)]  # a heap: when each lane is free
+    free = [(0, lane) for lane in range(lanes)]  # a heap of (first free step, lane)
     pieces: list[tuple[int, int, Packed]] = []
     for tokens in documents:
         begin, lane = free[0]

@@ -1,7 +1,7 @@
-"""How documents become rows of equal length.
+"""Packing documents into rows of equal length.
 
-A packing reads tokenised documents from a position on and fills up to so many rows; where it stopped is the position of
-the next window. It is a pure function of the documents and the position.
+A packing reads tokenised documents from a position on and fills the rows of one window; the next window starts where it
+stopped. The rows are a pure function of the documents and the position.
 """
 
 from collections.abc import Iterable
@@ -27,12 +27,12 @@ class Packed:
     """The rows of one window.
 
     Args:
-        rows: ``(rows, row_tokens)`` in the type of the documents' tokens, padded at their ends.
-        lengths: ``(rows,)``, tokens of each row that are not padding.
-        after: Where the next window starts; None where the documents ended.
-        dropped: Tokens that were read and are in no row.
-        repeated: How many more tokens stand in the rows than were read for them.
-        documents: ``(rows,)``, the number of each row's document where no row holds two; those of one stand together.
+        rows: ``(rows, row_tokens)`` in the dtype of the documents' tokens, padded at the end with 0.
+        lengths: Tokens in each row that are not padding, ``(rows,)``.
+        after: The start of the next window; None if the documents ended.
+        dropped: Tokens that were read but are not in any row.
+        repeated: Tokens in the rows beyond those that were read, because some stand in two rows or were added.
+        documents: The number of each row's document, ``(rows,)``, if no row holds two; rows of a document are adjacent.
     """
 
     rows: np.ndarray
@@ -49,17 +49,24 @@ class Packed:
 
     @property
     def read(self) -> int:
-        """Tokens that were read for these rows."""
+        """Tokens that were read to fill these rows."""
         return self.rows.size - self.padding - self.repeated + self.dropped
 
 
 class Packing(Protocol):
-    """Fills rows from documents."""
+    """Fills rows with documents."""
 
     def pack(
         self, documents: Iterable[tuple[int, np.ndarray]], start: Position, row_tokens: int, most_rows: int
     ) -> Packed:
-        """Rows from ``documents`` (number and tokens, from document ``start.document`` on), about ``most_rows``."""
+        """Fill about ``most_rows`` rows of ``row_tokens`` tokens.
+
+        Args:
+            documents: Number and tokens of each document, from document ``start.document`` on.
+            start: The first token to use.
+            row_tokens: Tokens per row.
+            most_rows: Rows to fill; subclasses define how closely they keep to it.
+        """
 
 
 def _unread(number: int, tokens: np.ndarray, start: Position) -> np.ndarray:
@@ -71,12 +78,12 @@ def _joined(documents: list[np.ndarray]) -> np.ndarray:
 
 
 class Concatenate:
-    """One stream of tokens, cut every ``row_tokens``: nothing is padded, and what ends a pass unfilled is dropped."""
+    """Concatenates all documents and cuts the result into rows: no padding; an incomplete last row is dropped."""
 
     def pack(
         self, documents: Iterable[tuple[int, np.ndarray]], start: Position, row_tokens: int, most_rows: int
     ) -> Packed:
-        """Exactly ``most_rows`` rows, or fewer where the documents end."""
+        """Exactly ``most_rows`` rows, or fewer if the documents end."""
         wanted, parts, have, after = most_rows * row_tokens, [], 0, None
         for number, tokens in documents:
             parts.append(_unread(number, tokens, start))
@@ -91,16 +98,16 @@ class Concatenate:
 
 
 class BestFit:
-    """Whole documents in the rows that they fit best: none that fits a row is cut, and rows are padded at their ends.
+    """Best-fit-decreasing packing of the documents of a window; a document that fits into a row is never cut.
 
-    A document longer than a row fills rows of its own and its rest is packed like a document. Ding et al. 2024, "Fewer
-    Truncations Improve Language Modeling" (2404.10830), section 3: best-fit-decreasing over the documents of a window.
+    A document longer than a row fills whole rows, and the remainder is packed like a document. Rows are padded at the
+    end. Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (2404.10830), section 3.
     """
 
     def pack(
         self, documents: Iterable[tuple[int, np.ndarray]], start: Position, row_tokens: int, most_rows: int
     ) -> Packed:
-        """The rows of as many whole documents as have ``most_rows`` rows of tokens or more."""
+        """The rows of whole documents, as many as are needed for ``most_rows`` rows of tokens."""
         wanted, texts, have, after = most_rows * row_tokens, [], 0, None
         for number, tokens in documents:
             texts.append(_unread(number, tokens, start))
@@ -120,10 +127,10 @@ class BestFit:
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int]]]:
-    """Pieces ``(document, begin, length)`` of each row, for documents of these ``lengths``.
+    """The pieces ``(document, begin, length)`` of each row, for documents of these ``lengths``.
 
-    Longest first, each into the row with the least room that still holds it, else into a new one. O(documents ×
-    capacity) at the worst: the rows are kept by the room that is left in them.
+    Longest first, each piece goes into the row with the least sufficient room, or else into a new row. Rows are indexed
+    by their remaining room, so the worst case is O(documents × capacity).
     """
     rows: list[list[tuple[int, int, int]]] = []
     rests: list[tuple[int, int, int]] = []
@@ -146,17 +153,16 @@ def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int
 
 
 class WholeDocuments:
-    """Each document in rows of its own, one after the other, the last one padded: what a lane reads.
+    """Each document in its own consecutive rows, the last one padded: the rows that a lane reads.
 
-    The last target of a row is the first input of the next, and the first place of a document's first row is left for
-    the ``<|endoftext|>`` that opens it: so every token of the document, its first too, is a target once. A place that
-    is left holds 0.
+    The last target of a row is the first input of the next. The first place of a document's first row is reserved for
+    an ``<|endoftext|>`` and holds 0, so every token of the document, including the first, is a target exactly once.
     """
 
     def pack(
         self, documents: Iterable[tuple[int, np.ndarray]], start: Position, row_tokens: int, most_rows: int
     ) -> Packed:
-        """The rows of as many documents as have ``most_rows`` rows or more."""
+        """The rows of whole documents, as many as are needed for ``most_rows`` rows."""
         step, texts, rows_of, have, after = row_tokens - 1, [], [], 0, None
         for number, tokens in documents:
             texts.append((number, _unread(number, tokens, start)))

@@ -2,14 +2,14 @@
 
 ::
 
-    manifest.json                  what the folder was made from, its sources and their parts
-    card.json  card.md             what it holds, to read
-    duplicates.jsonl               which documents duplicate which
+    manifest.json                  the settings it was made with, its sources and their parts
+    card.json  card.md             a summary
+    duplicates.jsonl               every duplicate with the document it duplicates
     tokenizer/<name>.tiktoken
-    <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens closed by <|endoftext|>
+    <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens ending with <|endoftext|>
     <n>-<source>/part-00000.json   the part's range of documents, its counts and its SHA-256
 
-:mod:`~lightning_gpt.data.parts` writes and reads the parts; this file opens the folder that they make.
+:mod:`~lightning_gpt.data.prepare.corpus` makes the folder; this module opens it.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gpt.data.parts import Enough, Limits, Part, Tally, read_part
-from lightning_gpt.data.sources import Document, SourceBase, filters_said
+from lightning_gpt.data.prepare.parts import Limits, Part, Quota, Tally, read_part
+from lightning_gpt.data.sources.base import Document, SourceBase, describe_filters
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
@@ -33,15 +33,15 @@ MANIFEST = "manifest.json"
 
 
 class PreparedSource(SourceBase):
-    """One source of a prepared corpus. It holds no open file, so it can be sent to another process.
+    """One source of a prepared corpus. It keeps no file open, so it can be sent to another process.
 
     Args:
-        folder: Where its parts are.
-        parts: In the order of the documents.
-        tokenizer: That made the tokens.
-        filters: Which documents were accepted, as :attr:`Source.filter_identity` says it.
-        limits: Of how many tokens of each split the source was read for; none where it was read to its end.
-        name: Of the source.
+        folder: The folder with its parts.
+        parts: Its parts, in document order.
+        tokenizer: The tokenizer that encoded the documents.
+        filters: The :attr:`~lightning_gpt.data.sources.base.Source.filter_identity` of the original source.
+        limits: The token limits that the source was read up to; empty if it was read to its end.
+        name: The name of the source.
     """
 
     def __init__(
@@ -56,36 +56,36 @@ class PreparedSource(SourceBase):
 
     @property
     def filter_identity(self) -> str:
-        """That of the source it was made of: what the folder leaves out is not in it."""
+        """The ``filter_identity`` of the original source, whose filters were applied when the folder was made."""
         return self._filters
 
     def require(self, max_tokens: int | None, eval_tokens: int) -> None:
-        """Refuse to train or evaluate on more tokens than the source was read for."""
+        """Raise a CallError if training or evaluation may need more tokens than the folder has."""
         for split, limit in self.limits.items():
             option, wanted = ("max_tokens", max_tokens) if split == "train" else ("eval_tokens", eval_tokens)
             if wanted is None or wanted > limit:
                 raise CallError(
                     f"prepared folder {str(self.folder.parent)!r} was made with {option} {limit} for source "
-                    f"{self.name!r} and the configuration has {option} {'null' if wanted is None else wanted}; "
-                    f"prepare the corpus again, or take the folder's"
+                    f"{self.name!r}, but the configuration has {option} {'null' if wanted is None else wanted}; "
+                    f"prepare the corpus again, or use the folder's value"
                 )
 
     def accepts(self, text: str) -> bool:
-        """Whether a document is in the folder: one that it leaves out is empty."""
+        """Whether a document is in the folder; :meth:`documents` yields an empty text for one that is not."""
         return bool(text)
 
     def tally(self, split: SplitName) -> Tally:
-        """What a split holds, without reading it."""
+        """The counts of a split, from the parts' metadata."""
         return sum((part.splits[split] for part in self.parts), Tally())
 
     def tokens(self, start: int = 0) -> Iterator[tuple[int, SplitName, np.ndarray]]:
-        """Number, split and tokens of the documents from number ``start`` on, found without reading those before."""
+        """Number, split and tokens of the documents from number ``start`` on; earlier parts are not read."""
         first = bisect_right(self.parts, start, key=lambda part: part.end_document)
         for part in self.parts[first:]:
             yield from read_part(self.folder / part.file, start)
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """The texts again; one that the folder leaves out is empty, so that the others keep their numbers."""
+        """The decoded documents; those that the folder left out are empty, so that the others keep their numbers."""
         following = start
         for number, _, tokens in self.tokens(start):
             for missing in range(following, number):
@@ -99,14 +99,14 @@ class PreparedSource(SourceBase):
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A folder that :func:`open_prepared` has checked."""
+    """A prepared folder whose files :func:`open_prepared` has checked."""
 
     folder: Path
     tokenizer: Tokenizer
     split: Split
     sources: tuple[PreparedSource, ...]
     digest: str
-    """Of all documents and their splits: two corpora with the same one hold the same texts in the same splits."""
+    """A hash of all documents and their splits: equal for the same texts in the same splits."""
 
     def require(
         self,
@@ -115,32 +115,36 @@ class PreparedCorpus:
         val_share: float | None = None,
         test_share: float | None = None,
     ) -> None:
-        """Refuse the folder where it was made with another tokenizer or split; what is None may be anything."""
+        """Raise a CallError if the folder was made with another tokenizer or split; None allows any value."""
         wanted_and_found = {
             "tokenizer": (tokenizer_fingerprint, self.tokenizer.fingerprint),
             "val_share": (val_share, self.split.val),
             "test_share": (test_share, self.split.test),
         }
-        others = [
-            f"{name} is {found} there and {wanted} here"
+        differences = [
+            f"{name} is {found} in the folder and {wanted} in the configuration"
             for name, (wanted, found) in wanted_and_found.items()
             if wanted is not None and wanted != found
         ]
-        if others:
+        if differences:
             raise CallError(
-                f"prepared folder {str(self.folder)!r} was made with other settings: {'; '.join(others)}; "
-                f"prepare the corpus again, or take the folder's settings"
+                f"prepared folder {str(self.folder)!r} was made with other settings: {'; '.join(differences)}; "
+                f"prepare the corpus again, or use the folder's settings"
             )
 
 
 def unfinished(folder: Path) -> Path:
-    """Where a folder is made before it gets its name."""
+    """The name of a prepared folder while it is being made."""
     return folder.with_name(f"{folder.name}.partial")
 
 
 def open_prepared(folder: str | Path) -> PreparedCorpus:
-    """Check a prepared folder, the SHA-256 of every part included, and open it."""
-    # Lightning comes with it, which the processes that write parts are spared
+    """Open a prepared folder after checking the SHA-256 of every part and of the tokenizer.
+
+    Raises:
+        CallError: The folder does not exist, is unfinished, damaged, or in another format.
+    """
+    # imports Lightning, which loader processes and workers do not need
     from lightning_gpt.console import console
 
     folder = Path(folder)
@@ -158,21 +162,22 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        left = f"; {str(unfinished(folder))!r} is unfinished" if unfinished(folder).is_dir() else ""
+        partial = f" ({str(unfinished(folder))!r} is unfinished)" if unfinished(folder).is_dir() else ""
         raise CallError(
-            f"prepared folder {str(folder)!r} does not exist{left}: lightning-gpt prepare --output {folder} makes it"
+            f"prepared folder {str(folder)!r} does not exist{partial}: make it with lightning-gpt prepare "
+            f"--output {folder}"
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["format"]
     except OSError as error:
-        raise CallError(f"{str(folder)!r} is no prepared folder: {MANIFEST}: {error.strerror}") from None
+        raise CallError(f"{str(folder)!r} is not a prepared folder: {MANIFEST}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise CallError(f"{folder / MANIFEST} is damaged: prepare the corpus again") from None
     if version != FORMAT:
-        raise CallError(f"prepared folder {str(folder)!r} has format {version!r}; this version reads {FORMAT}")
+        raise CallError(f"prepared folder {str(folder)!r} has format {version!r}; this version reads format {FORMAT}")
     if "split_digest" not in manifest:
-        raise CallError(f"prepared folder {str(folder)!r} is unfinished: run the same prepare again, and it goes on")
+        raise CallError(f"prepared folder {str(folder)!r} is unfinished: run the same prepare command again to resume")
     return dict(manifest)
 
 
@@ -189,21 +194,21 @@ def _read_source(
     for part in parts:
         _check(folder / part.file, part.size, part.sha256)
     arguments = described["arguments"]
-    filters = filters_said(arguments.get("min_characters", 0), arguments.get("keep"))
-    limits = described["limits"] if Enough(described["limits"], parts) else {}
+    filters = describe_filters(arguments.get("min_characters", 0), arguments.get("keep"))
+    limits = described["limits"] if Quota(described["limits"], parts).met else {}
     return PreparedSource(folder, parts, tokenizer, filters, limits, described["name"])
 
 
 def _check(file: Path, size: int, sha256: str) -> None:
-    """Refuse a file that is missing, cut or changed."""
+    """Raise a CallError if a file is missing or is not as it was written."""
     remedy = "prepare the corpus again, or restore the file"
     try:
         found = file.stat().st_size
         if found != size:
-            raise CallError(f"{file} is damaged: it has {found:,} bytes and was written with {size:,}; {remedy}")
+            raise CallError(f"{file} is damaged: it has {found:,} bytes instead of {size:,}; {remedy}")
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise CallError(f"{file} cannot be read: {error.strerror}; {remedy}") from None
     if digest != sha256:
-        raise CallError(f"{file} is damaged: its SHA-256 is not the one that it was written with; {remedy}")
+        raise CallError(f"{file} is damaged: its SHA-256 does not match the manifest; {remedy}")

@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a stable property of its text, so that no text is in two of them."""
+"""Assigning documents to splits by a hash of their text, so that no text is in two splits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +12,14 @@ SplitName = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Split:
-    """Shares of the documents that are kept from training.
+    """The shares of the documents that are held out.
 
     Args:
-        val: Share of the documents for validation.
-        test: Share of the documents for the final test.
+        val: Share for validation.
+        test: Share for the final test.
+
+    Raises:
+        CallError: A share is negative, or the two together are 1 or more.
     """
 
     val: float = 0.05
@@ -24,10 +27,12 @@ class Split:
 
     def __post_init__(self) -> None:
         if not (0 <= self.val < 1 and 0 <= self.test < 1 and self.val + self.test < 1):
-            raise CallError(f"the shares val {self.val} and test {self.test} must be at least 0 and together below 1")
+            raise CallError(
+                f"val_share {self.val} and test_share {self.test} must be at least 0 and sum to less than 1"
+            )
 
     def of(self, text: str) -> SplitName:
-        """The split of a document with this text: the same on every machine, in every run, for every copy of it."""
+        """The split of a document with this text; the same on every machine and in every run."""
         place = xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) / 2**64
         if place < self.val:
             return "val"

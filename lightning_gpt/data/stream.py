@@ -1,11 +1,11 @@
 """From documents to the endless, exactly repeatable sequence of training rows.
 
-For each source, the documents of the training split are tokenised in order, each closed by ``<|endoftext|>``, and
-packed into rows of ``block_size + 1`` tokens (:mod:`~lightning_gpt.data.packing`); once through is a *pass*. Within a
-pass, windows of ``shuffle_window`` rows are each put in an order drawn from (seed, source, pass, window). A mix takes
-its rows from the sources in proportion to their weights. So row number n is a pure function of the configuration and
-the seed, and a *cursor*, a small JSON object, says where to go on: a window can always be read again from the document
-that it starts in, which a shuffle buffer that drops its content cannot.
+For each source, the documents of the training split are tokenised in order, each followed by ``<|endoftext|>``, and
+packed into rows of ``block_size + 1`` tokens (:mod:`~lightning_gpt.data.packing`). Reading a source once is a *pass*.
+Within a pass, each window of ``shuffle_window`` rows is shuffled with a seed derived from (seed, source, pass, window).
+A mix of sources takes its rows in proportion to their weights. Row n is therefore a pure function of the configuration
+and the seed, and a *cursor*, a small JSON object, records where to resume: a window can always be read again from the
+document it starts in, whereas the content of a shuffle buffer is lost.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
-from lightning_gpt.data.sources import SourceBase, require_distinct_names
+from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
@@ -26,11 +26,11 @@ from lightning_gpt.errors import WorkError
 Cursor = dict[str, Any]
 
 PADDING = -100
-"""What stands in a row where it holds no token: as a target it is what the loss ignores."""
+"""Marks places in a row that hold no token. As a target, the loss ignores it."""
 
 
 def texts_of(source: SourceBase, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Number and text of the documents of one split that ``source`` accepts, from its document ``start`` on."""
+    """Number and text of the accepted documents of one split, from document number ``start`` on."""
     for number, document in enumerate(source.documents(start), start):
         if source.accepts(document.text) and split.of(document.text) == part:
             yield number, document.text
@@ -38,7 +38,7 @@ def texts_of(source: SourceBase, split: Split, part: SplitName, start: int = 0) 
 
 @dataclass(frozen=True)
 class Reader:
-    """The documents of one split of one source, as tokens."""
+    """Reads the documents of one split of one source as tokens."""
 
     source: SourceBase
     split: Split
@@ -46,11 +46,11 @@ class Reader:
     tokenizer: Tokenizer
 
     def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of the split's documents, each closed by ``<|endoftext|>``.
+        """Number and tokens of the split's documents, each ending with ``<|endoftext|>``.
 
         Args:
-            start: The first document.
-            limit: Tokens in all; the document that reaches it is cut.
+            start: Number of the first document.
+            limit: Total number of tokens; the document that exceeds it is cut.
         """
         for number, tokens in self._documents(start):
             yield number, tokens if limit is None else tokens[:limit]
@@ -68,42 +68,42 @@ class Reader:
 
 @dataclass(frozen=True)
 class Count:
-    """What one pass over a :class:`Reader` holds, and what packing makes of it."""
+    """The contents of one pass over a :class:`Reader`, and the result of packing it."""
 
     documents: int
     tokens: int
     rows: int
     dropped: int
-    """Tokens that are in no row."""
+    """Tokens that are not in any row."""
     padding: int
     """Places in rows that hold no token."""
     token_counts: np.ndarray
-    """How often each token id occurs, ``(vocab_size,)``."""
+    """How often each token id occurs, ``(vocab_size,)`` int64."""
 
 
 @dataclass
 class Window:
-    """Where a window of rows starts in its source: ``offset`` tokens into document ``document``."""
+    """The start of a window of rows in its source: ``offset`` tokens into document ``document``."""
 
     index: int = 0
     document: int = 0
     offset: int = 0
     tokens_before: int = 0
-    """Tokens of this pass that came before it."""
+    """Tokens of this pass that precede the window."""
     digest: str = ""
-    """A hash of its rows once they were packed, so that a source that has changed since is found out."""
+    """A hash of its packed rows (empty before they are packed), to detect that a source has changed."""
 
 
 class Windows:
-    """The windows of one source, in the order of its documents, from any of them on.
+    """Reads the windows of one source, in document order, starting from any window.
 
-    While it goes forward, each document is tokenised once; a window that starts anew reads its first document again.
+    Consecutive windows tokenise each document once. A jump to another window tokenises from its first document on.
 
     Args:
-        reader: The documents.
-        packing: How they become rows.
-        row_tokens: Tokens in a row: ``block_size + 1``.
-        most_rows: Rows in a window.
+        reader: Reads the documents.
+        packing: Packs them into rows.
+        row_tokens: Tokens per row: ``block_size + 1``.
+        most_rows: Rows per window.
     """
 
     def __init__(self, reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> None:
@@ -115,7 +115,7 @@ class Windows:
         self._next = Window()
 
     def read(self, window: Window) -> tuple[Packed, Window | None]:
-        """The rows of ``window`` and the window after it; None at the end of the pass."""
+        """The rows of ``window``, and the next window or None at the end of the pass; checks the window's digest."""
         if self._feed is None or window != self._next:
             limit = self.reader.source.max_tokens
             left = None if limit is None else limit - window.tokens_before + window.offset
@@ -138,14 +138,14 @@ class Windows:
             source = self.reader.source
             place = next((document.origin for document in source.documents(window.document)), "its end")
             raise WorkError(
-                f"source {source.name!r} has changed since the checkpoint was saved: the text from its document "
-                f"{window.document} on ({place}, token {window.offset}) is not what was trained on"
+                f"source {source.name!r} has changed since the checkpoint was saved: its text from document "
+                f"{window.document} ({place}, token {window.offset}) on is not what was trained on"
             )
         return digest
 
 
 class _Feed(Iterator[tuple[int, np.ndarray]]):
-    """Documents that can be stepped back by one."""
+    """An iterator over documents that can repeat the last one."""
 
     def __init__(self, documents: Iterator[tuple[int, np.ndarray]]) -> None:
         self._documents = documents
@@ -154,11 +154,11 @@ class _Feed(Iterator[tuple[int, np.ndarray]]):
 
     @property
     def last(self) -> int | None:
-        """Number of the document given last."""
+        """Number of the last document."""
         return None if self._item is None else self._item[0]
 
     def again(self) -> None:
-        """Give the last document once more."""
+        """Yield the last document again."""
         self._repeat = True
 
     def __next__(self) -> tuple[int, np.ndarray]:
@@ -169,11 +169,11 @@ class _Feed(Iterator[tuple[int, np.ndarray]]):
 
 
 def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_rows: int = 16384) -> Count:
-    """Read a source through once, as far as training will, to know its size."""
+    """Read once what training uses of a source, packed into windows of ``most_rows`` rows of ``block_size + 1``."""
     documents, token_counts = 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
 
     class Counted(Reader):
-        """The reader, with what it gives counted on the way: each document once, as the windows go forward only."""
+        """Counts what it reads. Each document is read once, because the windows are consecutive."""
 
         def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
             nonlocal documents
@@ -195,15 +195,15 @@ def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_
 
 
 class SourceRows:
-    """The endless rows of one source, each window of them in an order of its own.
+    """The endless rows of one source, shuffled within each window.
 
     Args:
-        windows: The windows of the source.
-        seed: Of the order.
-        state: Where to go on, from :meth:`state`; the start when omitted.
+        windows: Reads the windows of the source.
+        seed: Seed of the order.
+        state: Where to resume, from :meth:`state`; the start when omitted.
     """
 
-    used_of_window = "rows_used_of_window"  # what the state calls the place in a window's order
+    used_of_window = "rows_used_of_window"  # the key in the state for the position within a window's order
 
     def __init__(self, windows: Windows, seed: int, state: Cursor | None = None) -> None:
         self.windows = windows
@@ -213,16 +213,16 @@ class SourceRows:
         self.used = state[self.used_of_window] if state else 0
         self.taken = state["rows_taken"] if state else 0
         self._packed: Packed | None = None  # the open window
-        self._order = np.empty(0, dtype=np.int64)  # of its parts in training
+        self._order = np.empty(0, dtype=np.int64)  # the order in which training uses its parts
         self._after: Window | None = None
 
     @property
     def source(self) -> SourceBase:
-        """Where the rows come from."""
+        """The source of the rows."""
         return self.windows.reader.source
 
     def state(self) -> Cursor:
-        """Where the next row comes from, as plain values."""
+        """The position of the next row, as plain values."""
         return {
             "pass": self.pass_number,
             "window": vars(self.window).copy(),
@@ -231,7 +231,11 @@ class SourceRows:
         }
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, row_tokens)`` int64; what is padded is :data:`PADDING`."""
+        """The next ``count`` rows, ``(count, row_tokens)`` int64, padded with :data:`PADDING`.
+
+        Raises:
+            WorkError: The source is shorter than a row, has reached its ``max_passes``, or has changed.
+        """
         rows, filled = np.empty((count, self.windows.row_tokens), dtype=np.int64), 0
         while filled < count:
             packed = self._open_window()
@@ -246,11 +250,11 @@ class SourceRows:
         return rows
 
     def _parts(self, packed: Packed) -> int:
-        """How many parts a window has that are put in order: rows."""
+        """The number of units to shuffle in a window: its rows."""
         return len(packed.rows)
 
     def _open_window(self) -> Packed:
-        """The window that the next part is in."""
+        """The window that contains the next row."""
         packed = self._packed or self._read_window()
         while self.used >= len(self._order):
             packed = self._next_window(packed)
@@ -261,7 +265,7 @@ class SourceRows:
             self.window = self._after
         elif self.window.index == 0 and len(this.rows) == 0:
             raise WorkError(
-                f"source {self.source.name!r} holds less than one block of training text "
+                f"source {self.source.name!r} has less than one block of training text "
                 f"({self.windows.row_tokens} tokens): add text, or lower block_size"
             )
         else:
@@ -273,7 +277,7 @@ class SourceRows:
         most = self.source.max_passes
         if most is not None and number >= most:
             raise WorkError(
-                f"source {self.source.name!r} is used up: all its rows were trained on {number} times and max_passes "
+                f"source {self.source.name!r} is used up: all its rows were trained on {number} times, and max_passes "
                 f"is {most}; allow more passes, lower its weight, or train for fewer steps"
             )
         self.pass_number, self.window = number, Window()
@@ -286,21 +290,21 @@ class SourceRows:
     def _shuffled(self, parts: int) -> np.ndarray:
         key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
-        # RandomState: numpy promises never to change its streams (NEP 19); those of Generator may change
+        # RandomState: numpy guarantees that its streams never change (NEP 19); those of Generator may
         return np.random.RandomState(seed).permutation(parts)
 
 
 class RowSequence:
     """The endless rows of a mix of sources.
 
-    Row by row, the source is taken whose share lags most: the one with the smallest ``(taken + 1) / weight``
-    (D'Hondt's rule), which keeps every share within one row of its due and, with weights equal to the sources'
-    rows, makes each run of that many rows exactly one pass over all of them.
+    Each row comes from the source with the smallest ``(taken + 1) / weight`` (D'Hondt's rule). No source ever falls a
+    full row behind its share. If the weights are the sources' row counts, each run of that many rows is exactly one
+    pass over all sources.
 
     Args:
-        sources: One :class:`SourceRows` each.
-        weights: Their shares, in any unit.
-        rows: How many rows were taken before, from a cursor.
+        sources: One :class:`SourceRows` per source.
+        weights: Their relative shares.
+        rows: Rows already taken, from a cursor.
     """
 
     def __init__(self, sources: Sequence[SourceRows], weights: Sequence[float], rows: int = 0) -> None:
@@ -309,7 +313,7 @@ class RowSequence:
         self.rows = rows
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, block_size + 1)`` int64; what is padded is :data:`PADDING`."""
+        """The next ``count`` rows, ``(count, block_size + 1)`` int64, padded with :data:`PADDING`."""
         self.rows += count
         if len(self.sources) == 1:
             return self.sources[0].take(count)
@@ -321,20 +325,20 @@ class RowSequence:
         return rows
 
     def _next_sources(self, count: int) -> np.ndarray:
-        """Positions of the sources that the next ``count`` rows are from."""
+        """The index of the source of each of the next ``count`` rows, ``(count,)``."""
         taken = np.array([source.taken for source in self.sources])
         lags = (taken[:, np.newaxis] + np.arange(1, count + 1)) / np.array(self.weights)[:, np.newaxis]
-        # each source's own lags grow, so the smallest of all are those that row by row would take, ties in this order
+        # a source's lags increase, so the smallest overall are those that one row at a time would choose, in that order
         return np.argsort(lags, axis=None, kind="stable")[:count] // count
 
     def cursor(self) -> Cursor:
-        """Where the next row comes from: JSON values only, a few hundred bytes a source."""
+        """The position of the next row, as JSON values: a few hundred bytes per source."""
         return {"rows": self.rows, "sources": {source.source.name: source.state() for source in self.sources}}
 
 
 @dataclass(frozen=True)
 class Stream:
-    """All that the training rows are a function of; :meth:`open` gives the rows themselves."""
+    """Everything that determines the training rows; :meth:`open` reads them."""
 
     readers: tuple[Reader, ...]
     weights: tuple[float, ...]
@@ -348,15 +352,15 @@ class Stream:
 
     @property
     def end_of_text(self) -> int:
-        """The id that closes each document."""
+        """The id of ``<|endoftext|>``."""
         return self.readers[0].tokenizer.end_of_text
 
     def windows(self, reader: Reader) -> Windows:
-        """The windows of one source."""
+        """The windows of the reader's source."""
         return Windows(reader, PACKINGS[self.packing], self.block_size + 1, self.shuffle_window)
 
     def open(self, cursor: Cursor | None = None) -> RowSequence:
-        """The rows from ``cursor`` on."""
+        """The rows from ``cursor`` on; from the start when omitted."""
         states = cursor["sources"] if cursor else {}
         sources = [
             SourceRows(self.windows(reader), self.seed, states.get(reader.source.name)) for reader in self.readers
@@ -364,7 +368,7 @@ class Stream:
         return RowSequence(sources, self.weights, cursor["rows"] if cursor else 0)
 
     def identity(self) -> dict[str, Any]:
-        """What must not change between a cursor's making and its use, as plain values."""
+        """What must be the same when a cursor is saved and when it is used, as plain values."""
         first = self.readers[0]
         return {
             "sources": [reader.source.name for reader in self.readers],
@@ -381,9 +385,10 @@ class Stream:
 
 
 def evaluation_documents(readers: Sequence[Reader], limit: int) -> list[np.ndarray]:
-    """Documents with the first ``limit`` tokens of a validation or test split, the sources' shares of the limit equal.
+    """The tokens of the first documents of a validation or test split, ``limit`` tokens at most.
 
-    What a small source does not use of its share goes to those after it. The last document of a source may be cut.
+    Each source (one reader per source) gets an equal share of the limit; what it leaves unused goes to the later ones.
+    The last document of a source may be cut.
     """
     parts: list[np.ndarray] = []
     left = limit

@@ -1,8 +1,8 @@
 """Byte-pair tokenizers that need no network: GPT-2's table, a ranks file, or a vocabulary trained here.
 
-All of them are :class:`tiktoken.Encoding` objects with one special token, ``<|endoftext|>``, whose id is the last, and
-GPT-2's pre-tokenisation; a ranks file named ``cl100k_base`` or ``o200k_base`` has that of those encodings.
-``tiktoken.get_encoding`` is not used: it downloads its tables.
+Each wraps a :class:`tiktoken.Encoding` with one special token, ``<|endoftext|>``, which has the highest id. Text is
+pre-tokenised as in GPT-2, or as in ``cl100k_base`` or ``o200k_base`` if the ranks file has that name.
+``tiktoken.get_encoding`` is not used because it downloads its tables.
 """
 
 import base64
@@ -24,10 +24,10 @@ GPT2_VOCAB_SIZE = 50257
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 SMALLEST_VOCAB_SIZE = 257  # the 256 bytes and <|endoftext|>
 
-# GPT-2's split into words (Radford et al. 2019, released code): contractions, letters, digits, marks, spaces.
+# GPT-2's pre-tokenisation (Radford et al. 2019, released code): contractions, letters, digits, symbols, spaces.
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
-# The split and the id of <|endoftext|> of later encodings, as tiktoken publishes them (tiktoken_ext.openai_public).
+# The pre-tokenisation and the id of <|endoftext|> of later encodings, as published in tiktoken_ext.openai_public.
 _WORD_START = r"[^\r\n\p{L}\p{N}]?"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -54,18 +54,18 @@ def _parse_ranks(table: bytes, origin: str) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise CallError(f"{origin}, line {number}: {line[:40]!r} is not a base64 token and its rank") from None
+            raise CallError(f"{origin}, line {number}: {line[:40]!r} is not a base64 token and a rank") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([b]) in ranks for b in range(256)):
-        raise CallError(f"{origin} is no table of byte-pair ranks: it must hold all 256 bytes and ranks 0, 1, 2, …")
+        raise CallError(f"{origin} is not a table of byte-pair ranks: it needs all 256 bytes and the ranks 0, 1, 2, …")
     return ranks
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Args:
-        name: What it is called in reports; one named ``cl100k_base`` or ``o200k_base`` splits words as those do.
-        ranks: The mergeable byte sequences and their ranks, which are their ids.
+        name: Name in reports; ``cl100k_base`` and ``o200k_base`` also select the pre-tokenisation of those encodings.
+        ranks: The mergeable byte sequences with their ranks, which are also their ids.
     """
 
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
@@ -79,7 +79,7 @@ class Tokenizer:
 
     @classmethod
     def gpt2(cls) -> Self:
-        """GPT-2's table of 50,256 ranks, kept in the package and checked by its hash."""
+        """GPT-2's tokenizer: a table of 50,256 ranks, included in the package and checked by its SHA-256."""
         table = resources.files("lightning_gpt.data").joinpath("assets/gpt2.tiktoken").read_bytes()
         if hashlib.sha256(table).hexdigest() != GPT2_SHA256:
             raise WorkError("the packaged gpt2.tiktoken is damaged (its SHA-256 differs): reinstall lightning-gpt")
@@ -87,7 +87,13 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
-        """A ranks file in tiktoken's text format: one base64 token and its rank a line; its name is the tokenizer's."""
+        """Read a ranks file in tiktoken's text format: one base64 token and its rank per line.
+
+        The file's name without suffix becomes the tokenizer's name.
+
+        Raises:
+            CallError: The file cannot be read, or is not a complete table of ranks.
+        """
         try:
             table = Path(path).read_bytes()
         except OSError as error:
@@ -99,9 +105,9 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
-        """Learn a byte-level BPE from ``texts``; a small corpus may give fewer tokens than asked for.
+        """Train a byte-level BPE vocabulary on ``texts``; a small corpus may yield fewer than ``vocab_size`` tokens.
 
-        Sennrich et al. 2016 (1508.07909), on bytes as in GPT-2. The training is that of ``tokenizers``.
+        Sennrich et al. 2016 (1508.07909), on bytes as in GPT-2. The ``tokenizers`` library does the training.
         """
         from tokenizers import Tokenizer as Trainable
         from tokenizers import models, pre_tokenizers, trainers
@@ -120,7 +126,7 @@ class Tokenizer:
 
     @property
     def token_type(self) -> Literal["uint16", "int32"]:
-        """The smallest type of an array that holds every id, as both numpy and Arrow call it."""
+        """The smallest array type that holds every id, by the name that numpy and Arrow share."""
         return "uint16" if self.vocab_size <= 1 << 16 else "int32"
 
     @cached_property
@@ -131,44 +137,44 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of the table and the split into words: two tokenizers with the same one give the same ids."""
+        """A short hash of the table and the pre-tokenisation; tokenizers with equal fingerprints give equal ids."""
         split = "" if self.pattern == _GPT2_PATTERN else self.pattern
         return hashlib.sha256((self.table + split).encode()).hexdigest()[:16]
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of text of each id, ``(vocab_size,)`` int64; 0 for ``<|endoftext|>`` and unused ids."""
+        """Length in bytes of each id's text, ``(vocab_size,)`` int64; 0 for ``<|endoftext|>`` and unused ids."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, rank in self.ranks.items():
             lengths[rank] = len(token)
         return lengths
 
     def save(self, folder: Path) -> Path:
-        """Write ``<folder>/<name>.tiktoken``, which :meth:`from_file` reads; returns its path."""
+        """Write ``<folder>/<name>.tiktoken`` for :meth:`from_file`; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.tiktoken"
         path.write_text(self.table)
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint; GPT-2's table is in the package and only named."""
+        """Plain values for a checkpoint; without the ranks for GPT-2's table, which the package includes."""
         packaged = self.fingerprint == GPT2_SHA256[:16]
         return {"name": self.name, "ranks": None if packaged else self.table}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The tokenizer that :meth:`state_dict` described."""
+        """The tokenizer with this :meth:`state_dict`."""
         if state["ranks"] is None:
             return cls.gpt2()
         return cls(state["name"], _parse_ranks(state["ranks"].encode(), "the checkpoint's tokenizer"))
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of ``text``, ``(tokens,)`` uint32; special tokens inside it are read as plain text."""
-        # a copy, because the array that tiktoken returns cannot be written to
+        """Token ids of ``text``, ``(tokens,)`` uint32; special tokens in the text are encoded as plain text."""
+        # copy, because tiktoken returns a read-only array
         return np.array(self.encoding.encode_to_numpy(text, disallowed_special=()), dtype=np.uint32)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Token ids of ``text`` and the ``<|endoftext|>`` that closes it, ``(tokens + 1,)`` in :attr:`token_type`."""
+        """Token ids of ``text`` followed by ``<|endoftext|>``, ``(tokens + 1,)`` in :attr:`token_type`."""
         ids = self.encoding.encode_to_numpy(text, disallowed_special=())
         document = np.empty(len(ids) + 1, dtype=self.token_type)
         document[:-1] = ids
@@ -176,11 +182,11 @@ class Tokenizer:
         return document
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``; bytes that are no UTF-8 become the replacement character."""
+        """The text of ``ids``; invalid UTF-8 becomes the replacement character."""
         return b"".join(self.decode_bytes(token) for token in ids).decode("utf-8", "replace")
 
     def decode_bytes(self, token: int) -> bytes:
-        """The bytes of one token; none for an id that the table does not use, which an untrained model may draw."""
+        """The bytes of one token; empty for an unused id, which an untrained model may sample."""
         try:
             return self.encoding.decode_single_token_bytes(int(token))
         except KeyError:
@@ -188,9 +194,9 @@ class Tokenizer:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a vocabulary too small for the 256 bytes and ``<|endoftext|>``."""
+    """Raise a CallError if the vocabulary is too small for the 256 bytes and ``<|endoftext|>``."""
     if vocab_size < SMALLEST_VOCAB_SIZE:
-        raise CallError(f"tokenizer is a vocabulary size of {vocab_size}; the smallest is {SMALLEST_VOCAB_SIZE}")
+        raise CallError(f"tokenizer has a vocabulary size of {vocab_size}; the minimum is {SMALLEST_VOCAB_SIZE}")
 
 
 def _to_bytes(token: str) -> bytes:
@@ -198,7 +204,7 @@ def _to_bytes(token: str) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The visible character that byte-level BPE writes for each byte (GPT-2's ``bytes_to_unicode``)."""
+    """The byte that each character of byte-level BPE stands for: the inverse of GPT-2's ``bytes_to_unicode``."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}

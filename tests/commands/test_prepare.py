@@ -1,17 +1,15 @@
 """``prepare``: the same folder whatever happens to it on the way, and one line for what cannot be."""
 
 import fcntl
-import hashlib
 import json
 import os
 import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -21,56 +19,21 @@ import pytest
 
 from lightning_gpt import cli
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data import parts
-from lightning_gpt.data.parts import PartWriter
+from lightning_gpt.data.prepare import parts, workers
 from lightning_gpt.data.prepared import open_prepared
 from lightning_gpt.data.split import Split
 from lightning_gpt.errors import CallError
+from tests.commands.prepare_helpers import (
+    InThisProcess,
+    Killed,
+    config_of,
+    contents,
+    main_here,
+    prepare_here,
+    words,
+    write_texts,
+)
 from tests.processes import must_run, run_command, write_config
-
-SHARES = {"val_share": 0.1, "test_share": 0.1}
-
-
-class Here:
-    """Stands for the pool of processes: the work is done at once, in this one."""
-
-    def __init__(self, jobs: int, context: object, start: object, initial: tuple[PartWriter]) -> None:
-        command._writer = initial[0]
-
-    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(function(*args))
-        return future
-
-    def shutdown(self, cancel_futures: bool) -> None:
-        return
-
-
-def prepare_here(*args: str) -> None:
-    """Prepare without processes, which take seconds to start."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "ProcessPoolExecutor", Here)
-        command.run(list(args))
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The hash of every file below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def write_texts(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-def words(count: int, draw: random.Random) -> str:
-    return " ".join(f"{draw.choice('abcdefgh')}{draw.randrange(400)}" for _ in range(count))
-
-
-def config_of(path: Path, *corpora: str, **data: Any) -> str:
-    sources = [{"class_path": "Files", "init_args": {"paths": name, "name": Path(name).stem}} for name in corpora]
-    write_config(path, {"data": {"tokenizer": 300, "sources": sources, **SHARES, **data}})
-    return path.name
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +108,7 @@ def test_killed_and_called_again_it_gives_the_same_folder(large: Path, undisturb
             process.kill()
         finish(process, large)
         if (large / "killed.partial").exists():
-            with pytest.raises(CallError, match=r"is unfinished|is no prepared folder"):
+            with pytest.raises(CallError, match=r"is unfinished|is not a prepared folder"):
                 open_prepared(large / "killed.partial")
     assert contents(large / "killed") == undisturbed, f"killed after {kills} s"
 
@@ -163,7 +126,7 @@ def test_full_disk(large: Path, undisturbed: dict[str, str]) -> None:
     assert "part-00000.json" in left
     assert not any(name.endswith(".tmp") for name in left)
     process = start(large, *call("full", jobs=1))
-    assert "large: going on after document 4,096" in finish(process, large)
+    assert "large: resuming after document 4,096" in finish(process, large)
     assert process.exitcode == 0
     assert contents(large / "full") == undisturbed
 
@@ -174,13 +137,9 @@ def test_stopped_by_ctrl_c_it_says_how_to_go_on(large: Path) -> None:
         time.sleep(0.02)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
-    assert finish(process, large)[-1] == "stopped; the same command goes on after the parts that are done"
+    assert finish(process, large)[-1] == "stopped; finished parts are kept: run the same command again to resume"
     assert process.exitcode == 130
     assert not (large / "stopped").exists()
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the program catches it."""
 
 
 @pytest.fixture
@@ -198,7 +157,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_killed_before_any_file_is_named_or_deleted_it_goes_on(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in each run one step later, until a run is through with all of them."""
-    monkeypatch.setattr(command, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
     section, _ = command.parse_data_call(command.prepare, "prepare", list(call("x")[1:]))
 
     def prepare_to(output: str) -> dict[str, str]:
@@ -290,7 +249,7 @@ def test_exact_duplicates_alone(small: Path) -> None:
     card = json.loads((small / "x/card.json").read_text())
     assert sum(pair["near"] for pair in card["duplicates"]) == 0
     assert sum(pair["exact"] for pair in card["duplicates"]) == 2
-    assert "Near duplicates were not looked for." in (small / "x/card.md").read_text()
+    assert "No search for near duplicates was made." in (small / "x/card.md").read_text()
 
 
 def test_card_counts_what_the_sources_hold(small: Path) -> None:
@@ -327,36 +286,36 @@ def test_another_config_is_refused_and_named(small: Path, monkeypatch: pytest.Mo
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_finish", killed)
+        patch.setattr("lightning_gpt.data.prepare.corpus._finish", killed)
         with pytest.raises(Killed):
             prepare_here(*call("x")[1:])
     config_of(small / "config.yaml", "a.jsonl", "b.jsonl", val_share=0.2)
     status, line = main_here(monkeypatch, *call("x"))
     assert status == 2
-    assert re.search(r"x.partial was begun with other settings: val_share was 0.1 and is 0.2; delete it", line)
+    assert re.search(r"x.partial was started with other settings: val_share changed from 0.1 to 0.2; delete it", line)
     config_of(small / "config.yaml", "a.jsonl", "c.jsonl")
     (small / "c.jsonl").write_bytes((small / "b.jsonl").read_bytes())
     _, line = main_here(monkeypatch, *call("x"))
-    assert "sources[1].name was 'b' and is 'c'; sources[1].arguments.paths was 'b.jsonl' and is 'c.jsonl'" in line
+    assert (
+        "sources[1].name changed from 'b' to 'c'; sources[1].arguments.paths changed from 'b.jsonl' to 'c.jsonl'"
+        in line
+    )
+
+
+def test_what_workers_import_is_light() -> None:
+    """Each worker process imports it anew, and Lightning and torch take seconds."""
+    check = "import sys, lightning_gpt.data.prepare.workers; print({'torch', 'lightning'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_two_at_once_are_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small / "x.partial").mkdir()
     other = os.open(small / "x.partial", os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
-    assert main_here(monkeypatch, *call("x")) == (1, "error: another prepare is at work in x.partial")
+    assert main_here(monkeypatch, *call("x")) == (1, "error: another process is already preparing x.partial")
     os.close(other)
     assert main_here(monkeypatch, *call("x"))[0] == 0
-
-
-def main_here(monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
-    """The exit status of ``lightning-gpt args`` and its last line on standard error, in this process."""
-    lines: list[str] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "ProcessPoolExecutor", Here)
-        patch.setattr(sys, "argv", ["lightning-gpt", *args])
-        patch.setattr("builtins.print", lambda message, **_: lines.append(message))
-        return cli.main(), lines[-1] if lines else ""
 
 
 CONFIG = ("prepare", "--config", "config.yaml")
@@ -384,7 +343,11 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "two sources of a name": (("prepare", "--config", "twice.yaml", "--output", "x"), 2, r"two sources are named 'a'"),
     "empty corpus": (("prepare", "--config", "empty.yaml", "--output", "x"), 2, r"corpus is empty: .* in empty"),
     "broken document": (("prepare", "--config", "bad.yaml", "--output", "x"), 1, r"bad.jsonl, line 2: invalid JSON"),
-    "output in a file": ((*CONFIG, "--output", "a.jsonl/x"), 1, r"a.jsonl/x.partial cannot be made: Not a directory"),
+    "output in a file": (
+        (*CONFIG, "--output", "a.jsonl/x"),
+        1,
+        r"a.jsonl/x.partial cannot be created: Not a directory",
+    ),
 }
 
 

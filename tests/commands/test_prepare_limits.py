@@ -11,16 +11,16 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data import parts
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
 from lightning_gpt.data.packing import PACKINGS, PackingName
-from lightning_gpt.data.parts import Part, PartWriter
+from lightning_gpt.data.prepare import parts, workers
+from lightning_gpt.data.prepare.parts import Part, PartWriter
 from lightning_gpt.data.prepared import open_prepared
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
-from tests.commands.test_prepare import Killed, contents, prepare_here, words, write_texts
+from tests.commands.prepare_helpers import Killed, contents, prepare_here, words, write_texts
 from tests.processes import write_config
 
 OF_DATA: dict[str, Any] = {"val_share": 0.2, "test_share": 0.2, "eval_tokens": 900}
@@ -90,14 +90,16 @@ def test_a_limited_source_is_read_no_further_than_it_takes(folder: Path) -> None
     assert all(a.tally(split).tokens >= limit for split, limit in limits.items())  # type: ignore[arg-type]
     without_last = [sum(part.splits[split].tokens for part in a.parts[:-1]) for split in ("train", "val", "test")]
     assert any(tokens < limit for tokens, limit in zip(without_last, limits.values(), strict=True))
-    assert "read until it gave 4,000 train tokens, 900 val tokens, 900 test tokens" in Path("x/card.md").read_text()
+    assert (
+        "read until it had yielded 4,000 train tokens, 900 val tokens, 900 test tokens" in Path("x/card.md").read_text()
+    )
 
 
 class Together(ThreadPoolExecutor):
     """Stands for the pool of processes: parts beyond the last that is needed are begun before that is known."""
 
     def __init__(self, jobs: int, context: object, start: object, initial: tuple[PartWriter]) -> None:
-        command._writer = initial[0]
+        workers._writer = initial[0]
         super().__init__(jobs)
 
 
@@ -106,7 +108,7 @@ def test_parts_that_were_begun_in_vain_leave_no_trace(
 ) -> None:
     expected = prepare_to("one-by-one")
     capfd.readouterr()
-    monkeypatch.setattr(command, "ProcessPoolExecutor", Together)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Together)
     command.run(["--config", "config.yaml", "--output", "together", "--jobs", "5"])
     assert contents(folder / "together") == expected
     sources = json.loads((folder / "together/card.json").read_text())["sources"]
@@ -140,22 +142,22 @@ def test_begun_with_another_limit_is_refused(folder: Path, monkeypatch: pytest.M
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "_finish", killed)
+        patch.setattr("lightning_gpt.data.prepare.corpus._finish", killed)
         with pytest.raises(Killed):
             prepare_to("x")
     write_limited(folder, 5000)
-    with pytest.raises(CallError, match=r"sources\[0\].limits.train was 4000 and is 5000"):
+    with pytest.raises(CallError, match=r"sources\[0\].limits.train changed from 4000 to 5000"):
         prepare_to("x")
 
 
 def test_more_than_was_prepared_is_refused_and_less_is_not(folder: Path) -> None:
     prepare_to("x")
     data_of(3000, "x", eval_tokens=500)
-    with pytest.raises(CallError, match=r"made with max_tokens 4000 for source 'a' and the .* has max_tokens 4001"):
+    with pytest.raises(CallError, match=r"made with max_tokens 4000 for source 'a', but the .* has max_tokens 4001"):
         data_of(4001, "x")
-    with pytest.raises(CallError, match=r"made with max_tokens 4000 for source 'a' and the .* has max_tokens null"):
+    with pytest.raises(CallError, match=r"made with max_tokens 4000 for source 'a', but the .* has max_tokens null"):
         data_of(None, "x")
-    with pytest.raises(CallError, match=r"made with eval_tokens 900 for source 'a' and the .* has eval_tokens 901"):
+    with pytest.raises(CallError, match=r"made with eval_tokens 900 for source 'a', but the .* has eval_tokens 901"):
         data_of(MAX_TOKENS, "x", eval_tokens=901)
 
 

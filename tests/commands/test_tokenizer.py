@@ -5,16 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokenizers import models, pre_tokenizers
 
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
-from lightning_gpt.data.sources import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.data.tokenizer import Tokenizer
-from tests.commands.test_prepare import config_of, main_here
-from tests.data.test_tokenizer import _byte_characters, _parents
+from tests.commands.prepare_helpers import config_of, main_here
+from tests.data.helpers import in_hugging_face
 from tests.processes import must_run, tiny_corpus
 
 
@@ -60,7 +58,9 @@ def test_a_small_corpus_gives_a_smaller_vocabulary_named_for_what_it_has(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, line = main_here(monkeypatch, *call("x", 5000, "single.yaml"))
-    found = re.fullmatch(r"x/bpe-(\d+).tiktoken: (\d+) tokens, no validation documents to measure it on", line)
+    found = re.fullmatch(
+        r"x/bpe-(\d+).tiktoken: (\d+) tokens, no validation documents to measure bytes per token on", line
+    )
     assert found
     assert found[1] == found[2]
     assert Tokenizer.from_file(folder / f"x/bpe-{found[1]}.tiktoken").vocab_size == int(found[1])
@@ -68,7 +68,7 @@ def test_a_small_corpus_gives_a_smaller_vocabulary_named_for_what_it_has(
 
 # what is typed, and a pattern that the one line must hold
 CASES = {
-    "too small": (call("x", 256), r"vocabulary size of 256; the smallest is 257"),
+    "too small": (call("x", 256), r"vocabulary size of 256; the minimum is 257"),
     "text for a size": (call("x", "many"), r"vocab_size is 'many'; allowed: a whole number"),
     "no size": (("tokenizer", "--config", "config.yaml", "--output", "x"), r"required and missing: --vocab_size"),
     "no output": (("tokenizer", "--config", "config.yaml", "--vocab_size", "300"), r"required and missing: --output"),
@@ -94,19 +94,6 @@ def test_an_output_that_cannot_be_written(folder: Path, monkeypatch: pytest.Monk
     assert re.search(r"corpus.jsonl/bpe-300.tiktoken cannot be written: (File exists|Not a directory)", line)
 
 
-def reference_of(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
-    """The same table in Hugging Face's own BPE."""
-    alphabet = {bytes([byte]): character for character, byte in _byte_characters().items()}
-    spelled = {token: "".join(alphabet[bytes([byte])] for byte in token) for token in tokenizer.ranks}
-    merged = [
-        _parents(token, tokenizer.ranks) for token in sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)[256:]
-    ]
-    vocabulary = {spelled[token]: rank for token, rank in tokenizer.ranks.items()}
-    reference = HuggingFaceTokenizer(models.BPE(vocab=vocabulary, merges=[(spelled[a], spelled[b]) for a, b in merged]))
-    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return reference
-
-
 def test_ten_thousand_documents_are_encoded_as_tokenizers_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "embedded.yaml").write_text("data:\n  batch_size: 8\n")
@@ -124,6 +111,6 @@ def test_ten_thousand_documents_are_encoded_as_tokenizers_does(tmp_path: Path, m
     for _ in range(1_000):
         low, high = draw.choice(planes)
         documents.append("".join(chr(draw.randint(low, high)) + draw.choice(["", " ", "\n", "'s"]) for _ in range(60)))
-    expected = reference_of(trained).encode_batch(documents)
+    expected = in_hugging_face(trained).encode_batch(documents)
     for document, encoding in zip(documents, expected, strict=True):
         assert trained.encode(document).tolist() == encoding.ids, repr(document)

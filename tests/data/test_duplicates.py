@@ -9,7 +9,7 @@ from datasketch import MinHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gpt.data.duplicates import (
+from lightning_gpt.data.prepare.duplicates import (
     PERMUTATIONS,
     SHINGLE_WORDS,
     Finding,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.data import files
-from lightning_gpt.data.files import Files, without_licence
+from lightning_gpt.data.sources import files
+from lightning_gpt.data.sources.files import Files, without_licence
 from lightning_gpt.errors import CallError, WorkError
 
 
@@ -214,9 +214,9 @@ def test_a_compressed_file_cut_short_anywhere_is_named(compress: Callable[[bytes
         ("x.jsonl.zst", b"no zstd at all", r"x.jsonl.zst' cannot be read: .*ZSTD decompress failed"),
         ("x.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": oops}', mtime=0), r"x.jsonl.gz, line 2: invalid JSON"),
         ("x.jsonl.zst", zstd(b'{"text": "a"}\n{"text": "b\xe9d"}'), r"x.jsonl.zst, line 2: invalid UTF-8"),
-        ("x.jsonl", b'["text"]', r"x.jsonl, line 1 has no field 'text'; it has none"),
-        ("x.jsonl", b'{"n": ' + b"9" * 5000 + b"}", r"x.jsonl, line 1: JSON that Python does not read \(.*digits"),
-        ("x.jsonl", b"[" * 100_000, r"x.jsonl, line 1: JSON that Python does not read \(.*recursion"),
+        ("x.jsonl", b'["text"]', r"x.jsonl, line 1 has no field 'text'; its fields: none"),
+        ("x.jsonl", b'{"n": ' + b"9" * 5000 + b"}", r"x.jsonl, line 1: JSON beyond Python's limits \(.*digits"),
+        ("x.jsonl", b"[" * 100_000, r"x.jsonl, line 1: JSON beyond Python's limits \(.*recursion"),
         ("x.jsonl", b'{"text": null}', r"x.jsonl, line 1: 'text' holds NoneType, not text"),
         ("x.txt", b"a good line\na b\xe9d line", r"x.txt, line 2: invalid UTF-8 \(byte 0xe9"),
         ("x.parquet", b"nope", r"x.parquet cannot be read as Parquet: "),
@@ -250,7 +250,7 @@ def test_parquet_rows_without_text_are_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", ["a", None])
     with pytest.raises(WorkError, match=r"x.parquet, row 2: 'text' holds NoneType, not text"):
         list(Files(str(tmp_path)).documents())
-    with pytest.raises(CallError, match=r"x.parquet has no field 'body'; it has 'id', 'text'"):
+    with pytest.raises(CallError, match=r"x.parquet has no field 'body'; its fields: 'id', 'text'"):
         list(Files(str(tmp_path), column="body").documents())
 
 

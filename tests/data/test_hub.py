@@ -20,8 +20,8 @@ import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_gpt.data import hub
-from lightning_gpt.data.hub import Hub
+from lightning_gpt.data.sources import hub
+from lightning_gpt.data.sources.hub import Hub
 from lightning_gpt.errors import CallError, WorkError
 
 TEXTS = [f"shard {shard}, record {record}, {'x' * 40}" for shard in range(3) for record in range(300)]
@@ -209,7 +209,7 @@ def test_a_server_that_stays_dead_ends_the_run_with_one_line(
     documents = Hub("json", data_files=server.urls, name="mine").documents()
     read = [next(documents) for _ in range(10)]
     server.trouble = lambda number, request: "close"
-    with pytest.raises(WorkError, match=r"^data set 'json' could not be read past record \d+ in 8 tries: "):
+    with pytest.raises(WorkError, match=r"^data set 'json' could not be read past record \d+ in 8 attempts: "):
         read.extend(documents)
     assert [document.text for document in read] == TEXTS[: len(read)]
     assert len(pauses) == hub.TRIES - 1
@@ -224,7 +224,7 @@ def test_what_the_server_refuses_is_not_asked_for_again(
 ) -> None:
     server = serve(shards(as_jsonl, "jsonl"))
     server.trouble = lambda number, request: status if "/train-1.jsonl" in request else None
-    with pytest.raises(CallError, match=rf"'json' does not exist, or is not open to you .*answer is {status}"):
+    with pytest.raises(CallError, match=rf"'json' does not exist or is not accessible .*answered {status}"):
         texts(Hub("json", data_files=server.urls))
     assert pauses == []
 
@@ -232,7 +232,7 @@ def test_what_the_server_refuses_is_not_asked_for_again(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"column": "body"}, r"json, record 0 has no field 'body'; it has 'id', 'text'"),
+        ({"column": "body"}, r"json, record 0 has no field 'body'; its fields: 'id', 'text'"),
         ({"split": "dev"}, r"data set 'json' cannot be opened: .*split"),
     ],
 )
@@ -287,7 +287,7 @@ def test_a_network_that_goes_is_waited_for(
     source = Hub("json", data_files=server.urls)
     assert texts(source) == TEXTS
     source.data_files = ["http://no-such-host.invalid/a.jsonl"]
-    with pytest.raises(WorkError, match="could not be read past record 0 in 8 tries"):
+    with pytest.raises(WorkError, match="could not be read past record 0 in 8 attempts"):
         texts(source)
     assert len(pauses) == hub.TRIES - 1
 
@@ -315,7 +315,7 @@ import sys, time
 time.sleep = lambda seconds: None  # nobody waits here, the Hub's client included
 import datasets
 datasets.config.STREAMING_READ_MAX_RETRIES = 1
-from lightning_gpt.data.hub import Hub
+from lightning_gpt.data.sources.hub import Hub
 from lightning_gpt.errors import CallError
 for document in Hub("org/name").documents():
     print(document.text)
@@ -338,7 +338,7 @@ def test_the_protocol_of_the_hub(serve: Callable[..., Server], tmp_path: Path) -
     files = [request for request in server.requests if ".parquet" in request]
     assert sum("/train-1.parquet" in request for request in files) > 8
     assert all(f"/resolve/{COMMIT}/" in request for request in files), "reopened, it must be the same commit"
-    assert refusal.startswith("CallError: data set 'org/nome' does not exist, or is not open to you")
+    assert refusal.startswith("CallError: data set 'org/nome' does not exist or is not accessible")
     assert server.requests.count("GET /api/datasets/org/nome") == 1
 
 

@@ -15,7 +15,7 @@ from lightning_gpt.data.packing import PACKINGS
 from lightning_gpt.data.stream import PADDING, Reader, count
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.head import IGNORED
-from tests.data.test_stream import BYTES, EVERYTHING, Listed, batches, tokens_of
+from tests.data.helpers import BYTES, EVERYTHING, Listed, batches, tokens_of
 from tests.models.helpers import property_test
 
 END = BYTES.end_of_text
@@ -144,11 +144,11 @@ def test_a_source_that_changed_under_a_lane_is_found_out() -> None:
         held = any(state[1] == number for state in cursor["lanes"])
         changed = [text[:-1] + "y" if n == number else text for n, text in enumerate(corpus)]
         if held:
-            with pytest.raises(WorkError, match=rf"source 'source 0' has changed.* its document {number} \(source 0"):
+            with pytest.raises(WorkError, match=rf"source 'source 0' has changed.* document {number} \(source 0"):
                 lanes_of([changed], 2, window=100).open(cursor)
     cursor["lanes"][0][1] = 2
     shorter = lanes_of([corpus[:2]], 2, window=100)
-    with pytest.raises(WorkError, match=r"its document 2 \(its end\) is not what was being trained on"):
+    with pytest.raises(WorkError, match=r"document 2 \(its end\) is not the one that was being trained on"):
         shorter.open(cursor)
 
 

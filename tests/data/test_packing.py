@@ -11,7 +11,7 @@ from lightning_gpt.data.batches import SizedTrainBatches
 from lightning_gpt.data.packing import PACKINGS, BestFit, Concatenate, Packing, Position, best_fit
 from lightning_gpt.data.stream import PADDING, Reader, Stream, count
 from lightning_gpt.models.head import IGNORED
-from tests.data.test_stream import BYTES, EVERYTHING, Listed, tokens_of
+from tests.data.helpers import BYTES, EVERYTHING, Listed, tokens_of
 
 END = BYTES.end_of_text
 documents_of_tokens = st.lists(st.integers(1, 60), min_size=1, max_size=25)
@@ -159,5 +159,5 @@ def test_a_source_that_is_used_up_stops_the_run() -> None:
     rows = count(stream.readers[0], 9).rows
     sequence = stream.open()
     sequence.take(2 * rows)
-    with pytest.raises(WorkError, match="used up: all its rows were trained on 2 times and max_passes is 2"):
+    with pytest.raises(WorkError, match="used up: all its rows were trained on 2 times, and max_passes is 2"):
         sequence.take(1)

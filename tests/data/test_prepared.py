@@ -13,15 +13,16 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_gpt.data import parts
-from lightning_gpt.data.files import Files
+from lightning_gpt.data.prepare import parts
 from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
-from lightning_gpt.data.sources import Source
+from lightning_gpt.data.sources.base import Source
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
-from tests.commands.test_prepare import prepare_here, write_config
+from tests.commands.prepare_helpers import prepare_here
+from tests.processes import write_config
 
 SHARES = Split(val=0.2, test=0.1)
 
@@ -164,11 +165,11 @@ def _unfinish(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "changed part": (
         lambda f: _flip(f / "0-a/part-00003.arrow"),
-        r"0-a/part-00003.arrow is damaged: its SHA-256 is not the one",
+        r"0-a/part-00003.arrow is damaged: its SHA-256 does not match the manifest",
     ),
     "cut part": (
         lambda f: (f / "1-the-b/part-00000.arrow").write_bytes((f / "1-the-b/part-00000.arrow").read_bytes()[:-1]),
-        r"1-the-b/part-00000.arrow is damaged: it has [\d,]+ bytes and was written with [\d,]+",
+        r"1-the-b/part-00000.arrow is damaged: it has [\d,]+ bytes instead of [\d,]+",
     ),
     "missing part": (
         lambda f: (f / "0-a/part-00001.arrow").unlink(),
@@ -176,11 +177,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "changed tokenizer": (lambda f: _flip(f / "tokenizer/bpe-300.tiktoken"), r"bpe-300.tiktoken is damaged"),
     "missing tokenizer": (lambda f: (f / "tokenizer/bpe-300.tiktoken").unlink(), r"bpe-300.tiktoken cannot be read"),
-    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"is no prepared folder: manifest.json: No such file"),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), r"is not a prepared folder: manifest.json: No such file"),
     "manifest cut": (lambda f: (f / "manifest.json").write_text('{"format": 1,'), r"manifest.json is damaged"),
     "manifest of something else": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest.json is damaged"),
-    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads 2"),
-    "half-written": (_unfinish, r"is unfinished: run the same prepare again"),
+    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads format 2"),
+    "half-written": (_unfinish, r"is unfinished: run the same prepare command again"),
 }
 
 
@@ -195,10 +196,10 @@ def test_a_damaged_folder_is_refused(folder: Path, name: str, tmp_path: Path) ->
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CallError, match=r"'.*x' does not exist: lightning-gpt prepare --output .*x makes it"):
+    with pytest.raises(CallError, match=r"'.*x' does not exist: make it with lightning-gpt prepare --output .*x$"):
         open_prepared(tmp_path / "x")
     (tmp_path / "x.partial").mkdir()
-    with pytest.raises(CallError, match=r"x' does not exist; '.*x.partial' is unfinished"):
+    with pytest.raises(CallError, match=r"x' does not exist \('.*x.partial' is unfinished\)"):
         open_prepared(tmp_path / "x")
 
 
@@ -206,7 +207,8 @@ def test_another_tokenizer_or_split_is_refused(corpus: PreparedCorpus) -> None:
     fingerprint = corpus.tokenizer.fingerprint
     corpus.require(tokenizer_fingerprint=fingerprint, val_share=0.2, test_share=0.1)
     corpus.require()
-    with pytest.raises(CallError, match=rf"tokenizer is {fingerprint} there and 0123 here; prepare"):
+    with pytest.raises(CallError, match=rf"tokenizer is {fingerprint} in the folder and 0123 in the .*; prepare"):
         corpus.require(tokenizer_fingerprint="0123", val_share=0.2)
-    with pytest.raises(CallError, match=r"val_share is 0.2 there and 0.3 here; test_share is 0.1 there and 0.2 here"):
+    differences = "val_share is 0.2 in the folder and 0.3 in .*; test_share is 0.1 in the folder and 0.2 in"
+    with pytest.raises(CallError, match=differences):
         corpus.require(tokenizer_fingerprint=fingerprint, val_share=0.3, test_share=0.2)

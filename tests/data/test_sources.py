@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
-from lightning_gpt.data import sources
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.sources import Document, PythonReference, Source, WikipediaSlice
+from lightning_gpt.data.sources import embedded
+from lightning_gpt.data.sources.base import Document, Source
+from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.errors import CallError, WorkError
 
 
@@ -62,17 +63,17 @@ def test_python_reference_is_the_book_that_python_carries() -> None:
 
 
 def test_a_gensim_without_its_slice_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_SLICE_NAME", "not-there.bz2")
-    sources._wikipedia_slice.cache_clear()
+    monkeypatch.setattr(embedded, "_SLICE_NAME", "not-there.bz2")
+    embedded._wikipedia_slice.cache_clear()
     with pytest.raises(WorkError, match=r"lacks its Wikipedia slice \(not-there.bz2\): install a full wheel"):
         list(WikipediaSlice().documents())
-    sources._wikipedia_slice.cache_clear()
+    embedded._wikipedia_slice.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("weight", 0.0, "weight 0.0; a weight is a positive number"),
+        ("weight", 0.0, "weight 0.0; it must be a positive number"),
         ("weight", -1.0, "weight"),
         ("weight", float("nan"), "weight"),
         ("weight", float("inf"), "weight"),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
@@ -11,27 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import EvalBatches, SizedTrainBatches
-from lightning_gpt.data.sources import Document, Source
 from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader, RowSequence, Stream, count, evaluation_documents, texts_of
-from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.head import IGNORED
-
-BYTES = Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)})
-EVERYTHING = Split(val=0.0, test=0.0)
-
-
-class Listed(Source):
-    """Documents from a list."""
-
-    def __init__(self, texts: Sequence[str], name: str = "listed", weight: float | None = None) -> None:
-        super().__init__(name, weight)
-        self.texts = texts
-
-    def documents(self, start: int = 0) -> Iterator[Document]:
-        for number, text in enumerate(self.texts[start:], start):
-            yield Document(text, f"{self.name}, {number}")
+from tests.data.helpers import BYTES, EVERYTHING, Listed, batches, tokens_of
 
 
 def stream_of(
@@ -44,10 +28,6 @@ def stream_of(
     readers = tuple(Reader(Listed(texts, f"source {n}"), EVERYTHING, "train", BYTES) for n, texts in enumerate(corpora))
     rows = [float(count(reader, block_size).rows) for reader in readers]
     return Stream(readers, tuple(weights or rows), block_size, window, seed)
-
-
-def tokens_of(texts: Sequence[str]) -> list[int]:
-    return [token for text in texts if text for token in [*BYTES.encode(text).tolist(), BYTES.end_of_text]]
 
 
 texts = st.lists(st.text(alphabet="abcdefgh ", max_size=40), min_size=1, max_size=12)
@@ -137,27 +117,6 @@ def test_many_rows_at_once_are_those_taken_one_by_one(weights: list[int], counts
     for rows in counts:
         assert at_once.take(rows).tolist() == [one_by_one.take(1)[0].tolist() for _ in range(rows)]
         assert at_once.cursor() == one_by_one.cursor()
-
-
-def batches(
-    stream: Stream, *, rows: int, world: int, workers: int, steps: int, accumulate: int, cursor: dict | None = None
-) -> list[list[list[int]]]:
-    """The global batch of each step of an epoch's rest, put together from the processes' and workers' parts."""
-    parts = []
-    for rank in range(world):
-        dataset = SizedTrainBatches(stream, rows // world // accumulate, rank, world, steps, accumulate, cursor=cursor)
-        parts.append(_through_workers(dataset, workers))
-    micro = [[row for rank in range(world) for row in parts[rank][m]] for m in range(len(parts[0]))]
-    return [list(chain.from_iterable(micro[i : i + accumulate])) for i in range(0, len(micro), accumulate)]
-
-
-def _through_workers(dataset: SizedTrainBatches, workers: int) -> list[list[list[int]]]:
-    from torch.utils.data import DataLoader
-
-    return [
-        np.concatenate([batch["ids"].numpy(), batch["targets"].numpy()[:, -1:]], axis=1).tolist()
-        for batch in DataLoader(dataset, batch_size=None, num_workers=workers)
-    ]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as HuggingFaceTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
-from lightning_gpt.data.sources import PythonReference
+from lightning_gpt.data.sources.embedded import PythonReference
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer
 from lightning_gpt.errors import CallError
+from tests.data.helpers import in_hugging_face
 
 
 @pytest.fixture(scope="module")
@@ -70,36 +69,9 @@ def test_training_is_repeatable_and_gives_the_size_asked_for(trained: Tokenizer)
 
 def test_trained_vocabulary_encodes_as_tokenizers_does(trained: Tokenizer) -> None:
     """The same table in Hugging Face's own BPE gives the same ids for every document of the corpus."""
-    alphabet = {bytes([byte]): character for character, byte in _byte_characters().items()}
-    spelled = {token: "".join(alphabet[bytes([byte])] for byte in token) for token in trained.ranks}
-    merges = [_parents(token, trained.ranks) for token in sorted(trained.ranks, key=trained.ranks.__getitem__)[256:]]
-    reference = HuggingFaceTokenizer(
-        models.BPE(
-            vocab={spelled[token]: rank for token, rank in trained.ranks.items()},
-            merges=[(spelled[left], spelled[right]) for left, right in merges],
-        )
-    )
-    reference.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    reference.decoder = decoders.ByteLevel()
+    reference = in_hugging_face(trained)
     for document in PythonReference().documents():
         assert trained.encode(document.text).tolist() == reference.encode(document.text).ids, document.origin
-
-
-def _byte_characters() -> dict[str, int]:
-    from lightning_gpt.data.tokenizer import _byte_alphabet
-
-    return _byte_alphabet()
-
-
-def _parents(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """The two tokens that were merged into ``token``: what is left of its bytes after all earlier merges."""
-    parts = [bytes([byte]) for byte in token]
-    while len(parts) > 2:
-        pairs = [(ranks.get(parts[i] + parts[i + 1], len(ranks)), i) for i in range(len(parts) - 1)]
-        rank, index = min(pair for pair in pairs if pair[0] < ranks[token])
-        assert rank < ranks[token]
-        parts[index : index + 2] = [parts[index] + parts[index + 1]]
-    return parts[0], parts[1]
 
 
 def test_a_small_text_gives_fewer_tokens_and_says_so() -> None:

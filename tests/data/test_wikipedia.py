@@ -3,7 +3,7 @@
 import bz2
 from pathlib import Path
 
-from lightning_gpt.data.wikipedia import articles, clean
+from lightning_gpt.data.sources.wikipedia import articles, clean
 
 
 def test_marks_of_bold_italic_links_and_headings_go() -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT
 from lightning_gpt.models.attention.multi_head import attentions
-from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.decoding.early_exit import EarlyExit, confidence_of
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.evaluating import evaluating
 from tests.models.helpers import random_ids
 from tests.models.variants import build, choices, name_of
 

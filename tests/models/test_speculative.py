@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.decoding.speculative import SpeculationCount, sample_speculatively
+from lightning_gpt.models.evaluating import evaluating
 from tests.models.helpers import random_ids, randomise
 
 VOCAB = 4

@@ -17,7 +17,7 @@ from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.memory.base import Memory
 from lightning_gpt.training.optim import adamw
 from lightning_gpt.training.recurrence import LaneStates
-from tests.data.test_stream import BYTES, EVERYTHING, Listed
+from tests.data.helpers import BYTES, EVERYTHING, Listed
 
 SEGMENT, LETTERS = 4, "abcdefgh"
 

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lightning_gpt.analysis.depth import DIAGNOSTICS, layer_value, measure
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.files import Files
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.callbacks import DepthDiagnostics, StepMetrics
 from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint

@@ -47,10 +47,13 @@ def test_a_run_goes_on_from_the_sources_to_the_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        (("--data.tokenizer", "gpt2"), r"made with other settings: tokenizer is \w+ there and \w+ here"),
-        (("--data.tokenizer", "280"), r"has a vocabulary of 300 and tokenizer asks for 280"),
-        (("--data.val_share", "0.2"), r"val_share is 0.1 there and 0.2 here"),
-        (("--data.sources", '[{"class_path":"PythonReference"}]'), r"holds the sources files and .* python-reference"),
+        (
+            ("--data.tokenizer", "gpt2"),
+            r"made with other settings: tokenizer is \w+ in the folder and \w+ in the config",
+        ),
+        (("--data.tokenizer", "280"), r"has a vocabulary of 300 tokens, but tokenizer is 280"),
+        (("--data.val_share", "0.2"), r"val_share is 0.1 in the folder and 0.2 in the config"),
+        (("--data.sources", '[{"class_path":"PythonReference"}]'), r"has the sources files, but .* python-reference"),
         (("--data.prepared", "nowhere"), r"prepared folder 'nowhere' does not exist"),
     ],
 )

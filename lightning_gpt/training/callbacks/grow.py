@@ -9,7 +9,8 @@ class Grow(TrainedStart):
     """Gives the model the blocks of a trained shallower one before the first step; those above add nothing yet.
 
     The function is preserved, so the run starts from the trained model's loss; the sources are in
-    :func:`~lightning_gpt.models.from_trained.growth.grow`. The model may differ in ``n_layer`` only. A resumed run is not grown again.
+    :func:`~lightning_gpt.models.from_trained.growth.grow`. The model may differ in ``n_layer`` only. A resumed run is
+    not grown again.
 
     Args:
         checkpoint: The shallower model's checkpoint; nothing is grown where None.

@@ -7,41 +7,41 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_gpt.console import say
-from lightning_gpt.data.sources import Document, Source, first_line, text_field
+from lightning_gpt.data.sources.base import Document, Source, first_line, text_field
 from lightning_gpt.errors import CallError, WorkError
 
 TRIES = 8
-"""How often in a row the network may fail before the run does: with the pauses, about a minute and a half."""
+"""Consecutive network failures after which the run stops; with the pauses, after about a minute and a half."""
 
 FIRST_PAUSE = 1.0
-"""Seconds before the second try; doubled before each further one."""
+"""Seconds before the second attempt; doubled before each further one."""
 
 LONGEST_PAUSE = 30.0
-"""Seconds at most between two tries."""
+"""Maximum seconds between two attempts."""
 
 TIMEOUT = 10.0
-"""Seconds to wait for the answer to the first, small question."""
+"""Seconds to wait for the answer to the initial request, which only checks that the data set exists."""
 
 RECORDS_AT_ONCE = 256
-"""Records taken from a stream at a time, which is also how many may have to be read again after a failure."""
+"""Records per batch of a stream; after a failure at most this many are read again."""
 
-_JITTER = random.Random()  # one of our own: the global one is seeded, and draws of it belong to the run
+_JITTER = random.Random()  # a separate generator, because drawing from the seeded global one would change the run
 
 
 class Hub(Source):
     """A text data set of the Hugging Face Hub, streamed through ``datasets``. Needs the network while training.
 
-    A connection that drops is opened again, and reading goes on after the last record.
+    A dropped connection is reopened, and reading resumes after the last record.
 
     Args:
-        path: The data set's name, such as ``wikimedia/wikipedia``; a format (``json``, ``parquet``, ``csv``) for
-            ``data_files`` on another server.
+        path: The data set's name, such as ``wikimedia/wikipedia``; or a format (``json``, ``parquet``, ``csv``) if
+            ``data_files`` are URLs on another server.
         subset: Its configuration, such as ``20231101.en``.
         split: Which of its splits to read.
         column: The field that holds the text.
-        revision: The commit or tag to read, so that a run can be repeated.
-        data_files: URLs to read in this order, such as ``https://example.org/part-1.jsonl.gz``; or which files of
-            the data set to read.
+        revision: The commit or tag to read; set it to make a run repeatable.
+        data_files: URLs to read in this order, such as ``https://example.org/part-1.jsonl.gz``; or the files of the
+            data set to read.
     """
 
     countable = False
@@ -70,8 +70,8 @@ class Hub(Source):
                 stream = self._open().skip(start)
                 if state is not None:
                     stream.load_state_dict(state)
-                # not `for record in stream`: in a loader's worker that is the worker's share of the files only, and
-                # each worker has to see every document
+                # not `for record in stream`: in a loader worker that would yield only the worker's share of the files,
+                # but every worker needs every document
                 for batch in stream.iter(RECORDS_AT_ONCE):
                     for values in zip(*batch.values(), strict=True):
                         origin = f"{self.path}, record {number}"
@@ -86,15 +86,19 @@ class Hub(Source):
                     raise self._damaged(number, damage) from None
                 failures += 1
                 if failures == TRIES:
-                    raise WorkError(
-                        f"{self._what()} could not be read past record {number} in {TRIES} tries: {first_line(error)}"
-                    ) from None
+                    problem = f"could not be read past record {number} in {TRIES} attempts"
+                    raise WorkError(f"{self._what()} {problem}: {first_line(error)}") from None
                 self._pause(failures, error)
-            except (ValueError, TypeError, EOFError) as error:  # all that `datasets` makes of a file it cannot decode
+            except (ValueError, TypeError, EOFError) as error:  # raised by `datasets` for files it cannot decode
                 raise self._damaged(number, error) from error
 
     def _open(self) -> Any:
-        """The stream from its first record. Only here is it found out whether there is such a data set at all."""
+        """The stream from its first record.
+
+        Raises:
+            CallError: There is no such data set, subset, split or file.
+            WorkError: There is no network.
+        """
         import datasets
         from datasets.exceptions import DatasetsError
         from pyarrow import ArrowException
@@ -109,16 +113,16 @@ class Hub(Source):
                 data_files=self.data_files,
                 streaming=True,
             )
-        except (ArrowException, UnicodeError):  # what is in the files, not what was asked for
+        except (ArrowException, UnicodeError):  # a damaged file, not a wrong argument
             raise
         except (ValueError, RuntimeError, DatasetsError) as error:
             raise CallError(f"{self._what()} cannot be opened: {first_line(error)}") from None
 
     def _ask(self) -> None:
-        """Ask the server for no more than whether it has the data set.
+        """Ask the server whether it has the data set.
 
-        Without a network `datasets` would try for minutes before it said so; and it reports a file that is not there
-        and a server that is not there as the same error.
+        Without a network `datasets` would retry for minutes before reporting it, and it reports a missing file and an
+        unreachable server with the same error.
         """
         from huggingface_hub.errors import HFValidationError
 
@@ -130,7 +134,7 @@ class Hub(Source):
             status = _status(error)
             if status is not None and 400 <= status < 500 and status not in _PASSING:
                 raise CallError(
-                    f"{self._what()} does not exist, or is not open to you (the server's answer is {status})"
+                    f"{self._what()} does not exist or is not accessible (the server answered {status})"
                 ) from None
             if not self._was_reached and _is_without_network(error):
                 raise WorkError(
@@ -147,16 +151,16 @@ class Hub(Source):
         urls = [file for file in self.data_files or [] if file.startswith(("http://", "https://"))]
         for url in urls:
             with get_session().stream("GET", url, timeout=TIMEOUT, follow_redirects=True) as response:
-                if response.status_code != 401:  # a file of the Hub, perhaps, for which `datasets` brings the token
+                if response.status_code != 401:  # possibly a file of the Hub, for which `datasets` sends the token
                     hf_raise_for_status(response)
         if not urls:
-            # every later opening reads the same commit: records are counted, and a newer one may count otherwise
+            # pin the commit: skipping by record number is only valid within one version of the data set
             self._commit = HfApi().dataset_info(self.path, revision=self._commit or self.revision, timeout=TIMEOUT).sha
 
     def _pause(self, failures: int, error: BaseException) -> None:
-        # no two processes at the same moment, or they bring down again what they all wait for
+        # jitter, so that many processes do not all return to a recovering server at the same moment
         seconds = min(FIRST_PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * _JITTER.uniform(0.75, 1.25)
-        say(f"{self._what()}: {first_line(error)}; try {failures + 1} of {TRIES} in {seconds:.0f} s")
+        say(f"{self._what()}: {first_line(error)}; attempt {failures + 1} of {TRIES} in {seconds:.0f} s")
         time.sleep(seconds)
 
     def _damaged(self, number: int, error: BaseException) -> WorkError:
@@ -167,15 +171,15 @@ class Hub(Source):
 
 
 _PASSING = (408, 429)
-"""Statuses of "ask again later", beside those from 500 on."""
+"""Status codes that mean "try again later", in addition to those from 500 on."""
 
 
 def _network_errors() -> tuple[type[Exception], ...]:
-    """What comes out of `datasets`, the Hub's client and fsspec when the network fails, as found by failing it.
+    """The exceptions of `datasets`, the Hub's client and fsspec when the network fails, found by experiment.
 
-    OSError: ConnectionError of `datasets` after its own tries (minutes of them), HfHubHTTPError for a status,
-    FileNotFoundError of fsspec and `datasets` for a file whose server does not answer, and TimeoutError. The others
-    are those of the two HTTP clients, from wherever they are called without the tries.
+    OSError covers ConnectionError from `datasets` after its own retries (which take minutes), HfHubHTTPError for a
+    status code, FileNotFoundError from fsspec and `datasets` when a file's server does not answer, and TimeoutError.
+    The others come from the two HTTP clients where they are called without retries.
     """
     import aiohttp
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # exported at run time only
@@ -184,31 +188,31 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that led to it."""
+    """An error and the errors that led to it."""
     errors = [error]
-    for each in errors:  # the list grows as it is gone through
+    for each in errors:  # the loop also visits the errors that it appends
         errors += [led for led in (each.__cause__, each.__context__) if led is not None and led not in errors]
     return errors
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error reports."""
+    """The HTTP status code of an error, if it has one."""
     response = getattr(error, "response", None)
     return None if response is None else response.status_code
 
 
 def _is_without_network(error: BaseException) -> bool:
-    """Whether not even a name could be resolved, or the Hub's client was told to stay offline."""
+    """Whether name resolution failed, or the Hub's client is in offline mode."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     return any(isinstance(each, (socket.gaierror, OfflineModeIsEnabled)) for each in _chain(error))
 
 
 def _cause_in_the_file(error: BaseException) -> BaseException | None:
-    """The error that a file is no valid JSON or Parquet, or is of a format that cannot be streamed.
+    """The underlying error if a file is invalid JSON or Parquet, or of a format that cannot be streamed.
 
-    `datasets` hides it behind the failure of a second attempt that fsspec cannot make over HTTP, a TypeError that
-    fsspec in turn reports as a missing file.
+    `datasets` hides it: its second attempt fails with a TypeError because fsspec cannot make it over HTTP, and fsspec
+    reports that as a missing file.
     """
     from pyarrow import ArrowException
 

@@ -1,4 +1,4 @@
-"""Wikipedia XML dumps as prose: gensim reads the dump and filters the markup, this file removes what it leaves."""
+"""Wikipedia XML dumps as prose: gensim reads the dump and strips most markup; this module removes the rest."""
 
 import bz2
 import re
@@ -26,7 +26,7 @@ _MINIMUM_CHARACTERS = 200
 
 
 def _without_nested(text: str, mark: re.Pattern[str], opens: str) -> str:
-    """Drop every span between an opening mark and its closing one, however deep they nest."""
+    """Drop every span between an opening mark and its closing mark, at any nesting depth."""
     kept, depth, position = [], 0, 0
     for match in mark.finditer(text):
         if match.group() == opens:
@@ -41,7 +41,7 @@ def _without_nested(text: str, mark: re.Pattern[str], opens: str) -> str:
 
 
 def _without_file_links(text: str) -> str:
-    """Drop ``[[File:…]]`` with the links inside its caption: a caption without its picture is debris."""
+    """Drop ``[[File:…]]`` including links inside the caption, which is meaningless without its picture."""
     kept, position = [], 0
     for match in _LINK_TO_FILE.finditer(text):
         if match.start() < position:
@@ -59,7 +59,7 @@ def _without_file_links(text: str) -> str:
 
 
 def _clean_line(line: str) -> str:
-    """One line of filtered text without list marks, quotes and the holes that removed templates leave."""
+    """A line of stripped text without list marks, quotes and the gaps left by removed templates."""
     line = _QUOTES.sub("", _SPACES.sub(" ", line))
     line = _LIST_MARK.sub("", line)
     line = _EMPTIED_PARENTHESIS.sub("", line)
@@ -71,17 +71,17 @@ def _clean_line(line: str) -> str:
 
 
 def _is_debris(line: str) -> bool:
-    """A line that says nothing: no two letters together, or the rest of a table or a picture's settings."""
+    """Whether a line is not prose: no two adjacent letters, or the remains of a table or of picture settings."""
     return not re.search(r"[^\W\d_]{2}", line) or bool(
         re.match(r"[+|!]|(?:thumb|right|left|style=|colspan)\b|(?:\([^()]*\)\s*)+$", line)
     )
 
 
 def clean(markup: str) -> str:
-    """The prose of one article's wiki markup: paragraphs and headings, one blank line between them.
+    """The prose of an article's wiki markup: paragraphs and headings, separated by blank lines.
 
-    Tables, galleries, pictures with their captions, and the closing apparatus (references, external links and
-    the like) are left out; the items of a list stay, as lines that follow each other.
+    Tables, galleries, pictures with their captions, and the sections that close an article (references, external
+    links and the like) are removed. List items are kept as consecutive lines.
     """
     from gensim.corpora.wikicorpus import filter_wiki
 
@@ -97,7 +97,7 @@ def clean(markup: str) -> str:
             if skipped_level and level > skipped_level:
                 continue
             skipped_level = level if _APPARATUS.fullmatch(title) else 0
-            # a heading is kept only once something stands under it
+            # a heading is kept only if text follows it
             pending_headings = [(above, name) for above, name in pending_headings if above < level]
             if not skipped_level and title:
                 pending_headings.append((level, title))
@@ -116,9 +116,9 @@ def clean(markup: str) -> str:
 
 
 def articles(path: Path) -> Iterator[tuple[str, str]]:
-    """Title and prose of each article of a ``.xml.bz2`` dump, read as a stream.
+    """Title and text (title and prose) of each article of a ``.xml.bz2`` dump, read as a stream.
 
-    Redirects, other namespaces and articles of fewer than 200 characters of prose are left out.
+    Redirects, pages outside the main namespace and articles with fewer than 200 characters of prose are skipped.
     """
     from gensim.corpora.wikicorpus import extract_pages
 

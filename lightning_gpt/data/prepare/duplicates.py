@@ -1,10 +1,11 @@
 """Exact and near duplicates among documents.
 
-Two documents are *exact* duplicates where their texts are equal, and *near* duplicates where their sets of shingles
-(five consecutive words, in lower case) are: J(A, B) = |A ∩ B| / |A ∪ B| of at least a threshold. J is estimated from
-MinHash signatures, whose entries agree with probability J (Broder 1997, "On the resemblance and containment of
-documents"), and pairs worth estimating are found by locality-sensitive hashing of the signatures (Indyk & Motwani
-1998). The split goes by the text's hash, so exact duplicates are always in one split; near ones can be in two.
+Two documents are *exact* duplicates if their texts are equal. They are *near* duplicates if the Jaccard similarity
+J(A, B) = |A ∩ B| / |A ∪ B| of their sets of shingles (five consecutive lower-case words) reaches a threshold. J is
+estimated from MinHash signatures, whose entries agree with probability J (Broder 1997, "On the resemblance and
+containment of documents"). Locality-sensitive hashing of the signatures selects the pairs to compare (Indyk & Motwani
+1998, "Approximate nearest neighbors"). The split is decided by a hash of the text, so exact duplicates are always in
+the same split; near duplicates may be in different ones.
 """
 
 import hashlib
@@ -27,17 +28,17 @@ from lightning_gpt.errors import CallError
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PERMUTATIONS = 64
 SHINGLE_WORDS = 5
-LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.95  # between them 64 permutations give at least two bands
+LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.95  # within this range 64 permutations give at least two bands
 
 _SCHEME, _SEED = "affine32", 1
-# pairs that the bands bring together are looked at again, so a false one costs time and a missed one is lost
+# every candidate pair is checked afterwards, so a false positive only costs time, but a false negative is lost
 _FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT = 0.1, 0.9
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a document stands."""
+    """Which document: its source, its number there, its split and its origin."""
 
     source: str
     number: int
@@ -47,7 +48,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A document, the one that it duplicates, and whether it is removed for it."""
+    """A document, the one it duplicates, and whether it is removed."""
 
     document: Place
     twin: Place
@@ -63,21 +64,21 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Search:
-    """What :func:`search` found."""
+    """The result of :func:`search`."""
 
     duplicates: list[Duplicate]
-    """In the order of the documents."""
+    """In document order."""
 
     removed: list[np.ndarray]
-    """Of each part, the numbers of the documents to remove."""
+    """For each part, the numbers of the documents to remove."""
 
     digest: str
-    """Of the texts that stay and their splits, in order."""
+    """SHA-256 of the hashes and splits of the remaining documents, in order."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Document ``document`` duplicates document ``twin``, both counted over the whole corpus."""
+    """Document ``document`` duplicates document ``twin``; both are positions in the whole corpus."""
 
     document: int
     twin: int
@@ -86,25 +87,29 @@ class Finding:
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that the signatures cannot tell from its neighbours."""
+    """Raise a CallError if the threshold is outside the range that the signatures support."""
     if not LOWEST_THRESHOLD <= threshold <= HIGHEST_THRESHOLD:
         raise CallError(
             f"near_duplicate_threshold is {threshold}; allowed: {LOWEST_THRESHOLD} to {HIGHEST_THRESHOLD}, or null to "
-            f"look for exact duplicates only"
+            f"find exact duplicates only"
         )
 
 
-def marks_of(
+def document_metadata(
     numbers: Sequence[int], texts: Sequence[str], origins: Sequence[str], split: Split, near: bool
 ) -> dict[str, np.ndarray]:
-    """What is noted of documents when they are tokenised, so that a search does not need their texts again.
+    """What :func:`search` needs to know of documents, so that it does not need their texts.
 
     Args:
-        numbers: Of the documents, in their source.
-        texts: Of the documents.
-        origins: Of the documents.
-        split: Gives each its ``label``, the position of its split in :data:`SPLITS`.
-        near: Whether to make the signatures that a search for near duplicates takes.
+        numbers: The documents' numbers in their source.
+        texts: Their texts.
+        origins: Their origins.
+        split: Decides each document's ``label``, the index of its split in :data:`SPLITS`.
+        near: Whether to compute the signatures that a search for near duplicates needs.
+
+    Returns:
+        Arrays with one entry or row per document: ``numbers``, ``labels``, ``bytes`` (UTF-8 length), ``hashes``,
+        ``origins`` and, if ``near``, ``signatures``.
     """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     return {
@@ -117,31 +122,31 @@ def marks_of(
     }
 
 
-def marks_file(marks: dict[str, np.ndarray]) -> bytes:
-    """The content of a file that :func:`read_marks` reads."""
+def metadata_bytes(metadata: dict[str, np.ndarray]) -> bytes:
+    """The metadata in the format that :func:`read_metadata` reads."""
     buffer = io.BytesIO()
-    np.savez(buffer, **marks)  # type: ignore[arg-type]
+    np.savez(buffer, **metadata)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
-def read_marks(file: Path, *names: str) -> tuple[np.ndarray, ...]:
-    """Some of a part's marks."""
-    with np.load(file) as marks:
-        return tuple(marks[name] for name in names)
+def read_metadata(file: Path, *names: str) -> tuple[np.ndarray, ...]:
+    """The arrays ``names`` of a part's metadata."""
+    with np.load(file) as metadata:
+        return tuple(metadata[name] for name in names)
 
 
 def search(parts: Sequence[tuple[str, Path]], threshold: float | None, remove: bool) -> Search:
-    """Look for duplicates among all documents of a corpus.
+    """Find the duplicates among all documents of a corpus.
 
     Args:
-        parts: The name of its source and the file of its marks, for each part.
-        threshold: Least similarity of near duplicates; None to look for exact ones only.
-        remove: Whether training documents that duplicate another are to go.
+        parts: For each part the name of its source and its metadata file.
+        threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
+        remove: Whether to mark training documents that duplicate another document for removal.
     """
     names = ("labels", "hashes", *(() if threshold is None else ("signatures",)))
-    marks = [read_marks(file, *names) for _, file in parts]
-    labels, hashes, *signed = (np.concatenate(each) for each in zip(*marks, strict=True))
-    ends = np.cumsum([len(of_part) for of_part, *_ in marks])
+    metadata = [read_metadata(file, *names) for _, file in parts]
+    labels, hashes, *signed = (np.concatenate(each) for each in zip(*metadata, strict=True))
+    ends = np.cumsum([len(of_part) for of_part, *_ in metadata])
     findings = find_duplicates(hashes, labels == SPLITS.index("train"), signed[0] if signed else None, threshold)
     gone = np.zeros(len(labels), dtype=bool)
     gone[[each.document for each in findings if remove and SPLITS[labels[each.document]] == "train"]] = True
@@ -149,7 +154,7 @@ def search(parts: Sequence[tuple[str, Path]], threshold: float | None, remove: b
     wanted = np.unique([number for each in findings for number in (each.document, each.twin)]).astype(np.int64)
     removed = []
     for (source, file), start, end in zip(parts, [0, *ends], ends, strict=False):
-        numbers, origins = read_marks(file, "numbers", "origins")
+        numbers, origins = read_metadata(file, "numbers", "origins")
         removed.append(numbers[gone[start:end]])
         for document in wanted[(start <= wanted) & (wanted < end)].tolist():
             at = document - start
@@ -163,20 +168,20 @@ def search(parts: Sequence[tuple[str, Path]], threshold: float | None, remove: b
 
 
 def text_hashes(texts: Sequence[bytes]) -> np.ndarray:
-    """The XXH3 hash, of 128 bits, of each text in UTF-8, ``(texts, 2)`` uint64."""
+    """The 128-bit XXH3 hash of each UTF-8 text, ``(texts, 2)`` uint64."""
     return np.frombuffer(b"".join(map(xxh3_128_digest, texts)), dtype="<u8").reshape(-1, 2)
 
 
 def signatures(texts: Sequence[bytes]) -> np.ndarray:
-    """The MinHash signature of each text in UTF-8, ``(texts, PERMUTATIONS)`` uint32.
+    """The MinHash signature of each UTF-8 text, ``(texts, PERMUTATIONS)`` uint32.
 
-    All texts at once, which is many times faster than text by text.
+    Vectorised over all texts, which is many times faster than one text at a time.
     """
     whole = pa.array(texts, pa.binary()).view(pa.string())
     words = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(pc.ascii_lower(whole)))
     different = words.values.dictionary_encode()
     hashes = np.array([crc32(word) for word in different.dictionary.view(pa.binary()).to_pylist()], dtype=np.uint64)
-    # a text shorter than a shingle is one shingle, filled up
+    # a text shorter than a shingle is padded to one shingle
     counts = np.diff(words.offsets.to_numpy())
     lengths = np.maximum(counts, SHINGLE_WORDS)
     ends = lengths.cumsum()
@@ -185,7 +190,7 @@ def signatures(texts: Sequence[bytes]) -> np.ndarray:
     hashed[np.arange(len(filled)) + filled] = hashes[different.indices.to_numpy()]
     count = len(hashed) - SHINGLE_WORDS + 1
     shingles = (_combined(hashed[n : n + count] for n in range(SHINGLE_WORDS)) >> np.uint64(32)).astype(np.uint32)
-    # every second segment is the shingles across the border between two texts
+    # every second segment holds the shingles that cross the boundary between two texts, and is dropped
     borders = np.stack([ends - lengths, ends - SHINGLE_WORDS + 1], axis=1).ravel()[:-1]
     result = np.empty((len(texts), PERMUTATIONS), dtype=np.uint32)
     for number, (a, b) in enumerate(_permutations()):
@@ -194,7 +199,7 @@ def signatures(texts: Sequence[bytes]) -> np.ndarray:
 
 
 def _combined(columns: Iterable[np.ndarray]) -> np.ndarray:
-    """One hash of each row of the columns, best in its high bits."""
+    """One hash per row of the columns; its high bits are the best mixed."""
     total = np.uint64(0)
     for column in columns:
         total = (total + column) * _ODD  # type: ignore[assignment]
@@ -203,9 +208,10 @@ def _combined(columns: Iterable[np.ndarray]) -> np.ndarray:
 
 @cache
 def _permutations() -> list[tuple[np.uint32, np.uint32]]:
-    """The maps h ↦ a h + b (mod 2³²), a odd, whose smallest values over the shingles make a signature.
+    """The permutations h ↦ a h + b (mod 2³²) with odd a; a signature is the minimum of each over the shingles.
 
-    They are those of ``datasketch.MinHash``, which takes most of a second to import in each process.
+    They equal those of ``datasketch.MinHash``, which is not used here because every worker would spend most of a second
+    importing it.
     """
     draw = np.random.RandomState(_SEED)
     a = draw.randint(0, 1 << 31, PERMUTATIONS, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
@@ -216,19 +222,19 @@ def _permutations() -> list[tuple[np.uint32, np.uint32]]:
 def find_duplicates(
     hashes: np.ndarray, in_train: np.ndarray, signatures: np.ndarray | None, threshold: float | None
 ) -> list[Finding]:
-    """At most one finding for each document; the training documents among them are those that can go.
+    """At most one finding per document; the training documents among them may be removed.
 
-    - A document whose text came before duplicates the first with that text.
-    - A validation or test document that is near an earlier validation or test document duplicates that one.
-    - A training document near a validation or test document duplicates the most similar of those, wherever it stands.
-    - Any other training document near earlier training documents duplicates the most similar of those that have no
-      finding themselves.
+    - A document with the same text as an earlier one duplicates the first document with that text.
+    - A validation or test document near an earlier validation or test document duplicates the most similar of those.
+    - A training document near a validation or test document, earlier or later, duplicates the most similar of those.
+    - Any other training document near earlier training documents duplicates the most similar of those without a
+      finding of their own.
 
     Args:
-        hashes: Of the texts, ``(documents, 2)``, in the order of the corpus.
+        hashes: Hashes of the texts in corpus order, ``(documents, 2)`` uint64.
         in_train: Which documents are in the training split, ``(documents,)``.
-        signatures: ``(documents, PERMUTATIONS)``.
-        threshold: Least similarity of near duplicates; None, as well as no signatures, to find exact ones only.
+        signatures: ``(documents, PERMUTATIONS)`` uint32; None to find exact duplicates only.
+        threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
     """
     _, first, group = np.unique(hashes.view("V16")[:, 0], return_index=True, return_inverse=True)
     first = first[group]
@@ -245,7 +251,7 @@ def _find_near(signatures: np.ndarray, distinct: np.ndarray, in_train: np.ndarra
     index = MinHashLSH(threshold, PERMUTATIONS, weights=(_FALSE_POSITIVE_WEIGHT, _FALSE_NEGATIVE_WEIGHT))
     suspects = np.flatnonzero(distinct & _sharing_a_band(signatures, index.b, index.r))
     findings = []
-    # validation and test come first, so that a training document finds all of them
+    # index validation and test documents first, so that every training document is compared with all of them
     for document in suspects[np.argsort(in_train[suspects], kind="stable")]:
         minhash = LeanMinHash(seed=_SEED, hashvalues=signatures[document], scheme=_SCHEME)
         near = [
@@ -269,9 +275,10 @@ def _similarities(signatures: np.ndarray, document: int, others: list[Any]) -> I
 
 
 def _sharing_a_band(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
-    """Which documents share a band with another. The others are near none, and the index is spared them.
+    """Which documents share a band with another, ``(documents,)``; the others have no near duplicate to be found.
 
-    The index keeps kilobytes of Python objects for a document, and in most corpora few documents resemble another.
+    Only the sharing ones are indexed: the index keeps kilobytes of Python objects per document, and in most corpora
+    few documents resemble another.
     """
     sharing = np.zeros(len(signatures), dtype=bool)
     for band in range(bands):

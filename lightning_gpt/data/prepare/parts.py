@@ -1,8 +1,8 @@
-"""The parts of a prepared corpus: Arrow files of tokenised documents, written whole or not at all.
+"""The parts of a prepared corpus: Arrow files of tokenised documents, each written atomically.
 
-The files are written by the ``datasets`` library, and ``datasets.Dataset.from_file`` opens them. A part holds the
-documents from ``first_document`` to before ``end_document`` of its source, less those that the source does not accept
-and those that were removed as duplicates.
+The ``datasets`` library writes the files, and ``datasets.Dataset.from_file`` opens them. A part covers the documents
+``first_document`` to ``end_document - 1`` of its source; it leaves out those that the source does not accept and those
+that were removed as duplicates.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from lightning_gpt.data.duplicates import SPLITS, marks_file, marks_of, read_marks
-from lightning_gpt.data.sources import Document, SourceBase
+from lightning_gpt.data.prepare.duplicates import SPLITS, document_metadata, metadata_bytes, read_metadata
+from lightning_gpt.data.sources.base import Document, SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
 from lightning_gpt.whole_file import write_file
 
-# a part ends with the document that reaches one of these
+# a part ends with the document that reaches one of these limits
 PART_CHARACTERS = 16_000_000
 PART_DOCUMENTS = 4096
 
 
 @dataclass(frozen=True)
 class Tally:
-    """An amount of text; ``bytes`` is its length in UTF-8."""
+    """Counts of documents, tokens and UTF-8 bytes."""
 
     documents: int = 0
     tokens: int = 0
@@ -48,77 +48,79 @@ _PLAIN_FIELDS = ("file", "first_document", "end_document", "tokens_read", "size"
 
 @dataclass(frozen=True)
 class Part:
-    """An Arrow file and what is in it."""
+    """What an Arrow file contains, and the size and SHA-256 it must have."""
 
     file: str
     first_document: int
     end_document: int
     splits: dict[SplitName, Tally]
     tokens_read: dict[SplitName, int]
-    """Tokens of each split before duplicates were removed."""
+    """Tokens of each split, counted before duplicates were removed."""
     size: int
     sha256: str
 
     @property
     def total(self) -> Tally:
-        """All splits together."""
+        """The sum over all splits."""
         return sum(self.splits.values(), Tally())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with the totals."""
+        """The part as plain values, including the totals."""
         return {**asdict(self), **asdict(self.total)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The part that :meth:`to_json` described."""
+        """The part that :meth:`to_json` wrote."""
         splits: dict[SplitName, Tally] = {split: Tally(**values["splits"][split]) for split in SPLITS}
         plain = {name: values[name] for name in _PLAIN_FIELDS}
         return cls(splits=splits, **plain)
 
 
 Limits = Mapping[SplitName, int]
-"""Tokens of each split that are wanted of a source; none where all are."""
+"""How many tokens of each split to read of a source; empty to read it to its end."""
 
 
-class Enough:
-    """Whether parts of a source hold what its limits ask for; never where it has none.
+class Quota:
+    """Tracks whether the parts of a source reach its limits. Without limits the quota is never met.
 
-    It goes by what was read: whether a source is read further must not depend on what was removed since.
+    It counts the tokens before duplicates were removed, so that removing some never makes a resumed run read further.
     """
 
     def __init__(self, limits: Limits, parts: Iterable[Part] = ()) -> None:
-        self._missing = dict(limits)
+        self._missing = dict(limits)  # may become negative
         for part in parts:
             self.add(part)
 
     def add(self, part: Part) -> None:
-        """Count a part."""
+        """Count the tokens of another part."""
         for split in self._missing:
             self._missing[split] -= part.tokens_read[split]
 
-    def __bool__(self) -> bool:
+    @property
+    def met(self) -> bool:
+        """Whether every split has reached its limit."""
         return bool(self._missing) and max(self._missing.values()) <= 0
 
 
-def needed(parts: Iterable[Part], limits: Limits) -> list[Part]:
-    """The parts up to where they are enough; all of them where they never are."""
-    kept, enough = [], Enough(limits)
+def parts_to_keep(parts: Iterable[Part], limits: Limits) -> list[Part]:
+    """The first parts that together reach the limits; all of them if they never do."""
+    kept, quota = [], Quota(limits)
     for part in parts:
-        if enough:
+        if quota.met:
             break
         kept.append(part)
-        enough.add(part)
+        quota.add(part)
     return kept
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as a JSON file, the same bytes for the same values."""
+    """Write plain values as a JSON file; equal values give equal bytes."""
     write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @dataclass
 class Task:
-    """A part to write: its path without suffix, its range of documents, and those among them that are used."""
+    """A part to write: its path without suffix, its range of documents, and the accepted documents in that range."""
 
     stem: Path
     first_document: int
@@ -129,15 +131,15 @@ class Task:
     characters: int = 0
 
     def add(self, number: int, document: Document) -> None:
-        """Put document ``number`` of the source into the part."""
+        """Add document ``number`` of the source."""
         self.numbers.append(number)
         self.texts.append(document.text)
         self.origins.append(document.origin)
         self.characters += len(document.text)
 
 
-def tasks(source: SourceBase, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
-    """The parts of a source that are not done, cut by nothing but the documents."""
+def remaining_tasks(source: SourceBase, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
+    """The tasks that follow the parts ``done``. Where one ends depends on the documents alone."""
     start = done[-1].end_document if done else 0
     stems = (folder / part_name(number) for number in itertools.count(len(done)))
     task = Task(next(stems), start, start)
@@ -153,12 +155,12 @@ def tasks(source: SourceBase, folder: Path, done: Sequence[Part]) -> Iterator[Ta
 
 
 class PartWriter:
-    """Tokenises the documents of a part and writes it, with what the search for duplicates needs to know of them.
+    """Tokenises the documents of a task and writes the part, with the metadata that the search for duplicates needs.
 
     Args:
-        tokenizer: For the ids.
-        split: Where each document belongs.
-        near_duplicates: Whether they are looked for, which takes a signature of each document.
+        tokenizer: Turns texts into token ids.
+        split: Assigns each document to a split.
+        near_duplicates: Whether to compute the signatures that a search for near duplicates needs.
     """
 
     def __init__(self, tokenizer: Tokenizer, split: Split, near_duplicates: bool) -> None:
@@ -167,24 +169,24 @@ class PartWriter:
         self.near_duplicates = near_duplicates
 
     def write(self, task: Task) -> Part:
-        """Make the part; its ``.json`` is written last, so that a part which has one is complete."""
-        marks = marks_of(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
-        write_file(task.stem.with_suffix(".npz"), marks_file(marks))
+        """Write the part; its ``.json`` is written last and marks it as complete."""
+        metadata = document_metadata(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
+        write_file(task.stem.with_suffix(".npz"), metadata_bytes(metadata))
         tokens = [self._tokens(text, origin) for text, origin in zip(task.texts, task.origins, strict=True)]
-        kept = (marks["numbers"], marks["labels"], marks["bytes"])
+        kept = (metadata["numbers"], metadata["labels"], metadata["bytes"])
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
-        read = {split: int(lengths[marks["labels"] == label].sum()) for label, split in enumerate(SPLITS)}
+        read = {split: int(lengths[metadata["labels"] == label].sum()) for label, split in enumerate(SPLITS)}
         return self._write(task.stem, (task.first_document, task.end_document), read, kept, tokens)
 
     def _tokens(self, text: str, origin: str) -> np.ndarray:
         try:
             return self.tokenizer.encode_document(text)
         except UnicodeEncodeError as error:
-            raise WorkError(f"{origin}: no Unicode text ({error.reason} at character {error.start})") from None
+            raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
 
     def drop(self, stem: Path, part: Part, removed: np.ndarray) -> Part:
-        """Write a part again without the documents of these numbers; those that are gone already do not matter."""
-        numbers, labels, sizes = read_marks(stem.with_suffix(".npz"), "numbers", "labels", "bytes")
+        """Rewrite a part without the documents ``removed``; numbers that it no longer contains are ignored."""
+        numbers, labels, sizes = read_metadata(stem.with_suffix(".npz"), "numbers", "labels", "bytes")
         stays = ~np.isin(numbers, removed)
         kept = (numbers[stays], labels[stays], sizes[stays])
         wanted = set(kept[0].tolist())
@@ -214,7 +216,7 @@ class PartWriter:
 
 
 def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.ndarray], token_type: str) -> bytes:
-    # takes a second to import, which those who only read are spared
+    # takes a second to import, and readers do not need it
     from datasets import ClassLabel, Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -225,7 +227,7 @@ def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.nda
     values = np.concatenate([np.empty(0, token_type), *tokens])
     columns = {"number": numbers, "split": labels, "tokens": pa.ListArray.from_arrays(offsets, values)}
     stream = pa.BufferOutputStream()
-    # one batch, so that the tokens lie in one piece
+    # one record batch, so that the tokens are contiguous
     writer = ArrowWriter(features=features, stream=stream, writer_batch_size=max(1, len(numbers)))
     writer.write_table(pa.table(columns))
     writer.finalize(close_stream=False)
@@ -233,7 +235,7 @@ def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.nda
 
 
 def complete_parts(folder: Path) -> list[Part]:
-    """The parts of a source that are written, up to the first that is not."""
+    """The complete parts of a source, up to the first that is missing."""
     parts: list[Part] = []
     while (file := folder / f"{part_name(len(parts))}.json").exists():
         parts.append(Part.from_json(json.loads(file.read_text(encoding="utf-8"))))
@@ -241,12 +243,15 @@ def complete_parts(folder: Path) -> list[Part]:
 
 
 def part_name(number: int) -> str:
-    """What the files of a part are called, less their suffixes."""
+    """The name of a part's files without suffix."""
     return f"part-{number:05d}"
 
 
 def read_part(file: Path, start: int = 0) -> Iterator[tuple[int, SplitName, np.ndarray]]:
-    """Number, split and tokens of a part's documents from number ``start`` on; the tokens lie in the mapped file."""
+    """Number, split and tokens of a part's documents from number ``start`` on.
+
+    The tokens are read-only views of the memory-mapped file.
+    """
     for batch in pa.ipc.open_stream(pa.memory_map(str(file))):
         numbers, labels = batch.column("number").to_numpy(), batch.column("split").to_numpy()
         tokens = batch.column("tokens")

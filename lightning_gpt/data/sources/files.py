@@ -10,26 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_gpt.data.sources import Document, Source, first_line, missing_field, text_field
-from lightning_gpt.data.wikipedia import articles
+from lightning_gpt.data.sources.base import Document, Source, first_line, missing_field, text_field
+from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
 
 Reading = Generator[Document, None, int]
-"""A file's documents from a number on. What it returns is how many were passed over: that number, or all there are."""
+"""Yields a file's documents from number ``start`` on; returns how many were skipped: ``start``, or all it has."""
 
 
 class Files(Source):
     """Local files: ``.txt``, ``.md``, ``.jsonl`` (also ``.gz``, ``.zst``), ``.parquet``, Wikipedia ``.xml.bz2``.
 
-    A ``.txt`` or ``.md`` file is one document. The licence that Project Gutenberg puts before and after its texts is
-    left out.
+    A ``.txt`` or ``.md`` file is one document. The licence text that Project Gutenberg adds to its ``.txt`` files is
+    removed.
 
     Args:
-        paths: Files, folders (all files of known kinds below) and globs (``corpus/**/*.jsonl``), read in this order;
-            what a folder or glob gives is read in order of its name.
+        paths: Files, folders (all supported files below them) and globs (``corpus/**/*.jsonl``), read in this order;
+            the files of a folder or glob are read in order of their names.
         column: The field that holds the text in JSON Lines and Parquet files.
-        separator: Cuts each ``.txt`` and ``.md`` file into several documents, such as ``"\\n\\n\\n"``; a file is one
-            when omitted.
+        separator: Splits each ``.txt`` and ``.md`` file into documents, such as ``"\\n\\n\\n"``; without it a file is
+            one document.
     """
 
     default_name = "files"
@@ -51,7 +51,7 @@ class Files(Source):
             start -= yield from _READERS[_kind(file) or ""](self, file, start)
 
     def _read_text(self, file: Path, start: int) -> Reading:
-        # read even where it is passed over: whether it is a document or empty, only its text tells
+        # even a skipped file must be read: empty ones are not documents and do not count
         with _refusing(f"data file {str(file)!r} cannot be read", OSError):
             raw = file.read_bytes()
         text = _decode(raw, file)
@@ -77,8 +77,8 @@ class Files(Source):
                 record = json.loads(text)
             except json.JSONDecodeError as error:
                 raise WorkError(f"{origin}: invalid JSON ({error.msg}, column {error.colno})") from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-                raise WorkError(f"{origin}: JSON that Python does not read ({first_line(error)})") from None
+            except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
+                raise WorkError(f"{origin}: JSON beyond Python's limits ({first_line(error)})") from None
             yield Document(text_field(record, self.column, origin), origin)
         return passed
 
@@ -94,7 +94,7 @@ class Files(Source):
             names = table.schema_arrow.names
             if self.column not in names:
                 raise missing_field(self.column, names, str(file))
-            # row groups before the start are not even read: the footer tells how many rows they have
+            # skip row groups before the start without reading them: the footer has their row counts
             row, group, sizes = 0, 0, [table.metadata.row_group(n).num_rows for n in range(table.num_row_groups)]
             while group < len(sizes) and row + sizes[group] <= start:
                 row, group = row + sizes[group], group + 1
@@ -111,9 +111,9 @@ class Files(Source):
         from xml.etree.ElementTree import ParseError
 
         passed = 0
-        # RuntimeError: gensim's reader raises it for a file that ends before its first element does
+        # RuntimeError: raised by gensim when a file ends before its first element is complete
         with _refusing(f"{file} cannot be read as a Wikipedia dump", ParseError, OSError, EOFError, RuntimeError):
-            # every article is cleaned: whether enough is left of it to be a document shows only then
+            # skipped articles are cleaned too: only then is it known whether they are long enough to count
             for title, text in articles(file):
                 if passed < start:
                     passed += 1
@@ -139,30 +139,34 @@ def _kind(file: Path) -> str | None:
 
 
 def _expand(path: str) -> list[Path]:
-    """The files that a path, folder or glob stands for."""
+    """The files of a path, folder or glob.
+
+    Raises:
+        CallError: There are none, or one is of an unsupported kind.
+    """
     known = ", ".join(_READERS)
     as_path = Path(path).expanduser()
     if as_path.is_dir():
         found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
         if not found:
-            raise CallError(f"data folder {path!r} holds no file of a known kind ({known})")
+            raise CallError(f"data folder {path!r} contains no supported file ({known})")
         return found
     if as_path.exists():
         if _kind(as_path) is None:
-            raise CallError(f"data file {path!r} is of no known kind; known are {known}")
+            raise CallError(f"data file {path!r} is not of a supported kind ({known})")
         return [as_path]
     found = sorted(file for file in map(Path, glob.glob(str(as_path), recursive=True)) if file.is_file())
     if not found:
-        raise CallError(f"data file {path!r} does not exist and fits no file as a glob")
+        raise CallError(f"data file {path!r} does not exist, and as a glob it matches no file")
     unknown = [str(file) for file in found if _kind(file) is None]
     if unknown:
-        raise CallError(f"glob {path!r} gives {unknown[0]!r}, which is of no known kind; known are {known}")
+        raise CallError(f"glob {path!r} matches {unknown[0]!r}, which is not of a supported kind ({known})")
     return found
 
 
 @contextmanager
 def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turns these errors into one line that names the file."""
+    """Turn these errors into a WorkError that starts with ``problem``."""
     try:
         yield
     except errors as error:
@@ -170,7 +174,7 @@ def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 _BUFFER = 2**16
-"""Bytes: lines are often longer than Python's default, and a much larger one would be lost where a file breaks off."""
+"""Bytes. Lines are often longer than Python's default buffer; a much larger one would lose more of a truncated file."""
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -188,11 +192,11 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
-    """The decompressed bytes of a file. Arrow's stream knows both formats and, unlike ``gzip``, is fast."""
+    """The decompressed bytes of a file. Arrow's stream reads both formats and is faster than ``gzip``."""
     import pyarrow
 
     if os.fstat(raw.fileno()).st_size == 0:
-        raise OSError(f"it is empty, and so not even the beginning of a {compression} file")
+        raise OSError(f"it is empty, so it is not a {compression} file")
     return io.BufferedReader(pyarrow.CompressedInputStream(raw, compression), _BUFFER)
 
 
@@ -205,7 +209,7 @@ def _decode(raw: bytes, file: Path, line: int | None = None) -> str:
         raise WorkError(f"{file}, line {line}: invalid UTF-8 (byte 0x{byte:02x} at offset {error.start})") from None
 
 
-# the rest of a mark's line, and of a title that goes on over the next two, up to the asterisks that close it
+# the rest of a marker's line, including a title that continues on up to two more lines, up to the closing asterisks
 _TITLE = r"(?:(?:[^\n]*\n(?=\S)){0,2}?[^\n]*?\*{3}[ \t\r]*$|[^\n]*)"
 _MARK = re.compile(
     rf"""
@@ -217,13 +221,13 @@ _MARK = re.compile(
     re.M | re.I | re.X,
 )
 _LONGEST_LICENCE = 30_000
-"""Characters; the longest that Project Gutenberg has used is 19,000. What is longer is text, whatever mark it is at."""
+"""Characters. Project Gutenberg's longest licence has 19,000; anything longer is kept as text despite its marker."""
 
 
 def without_licence(text: str) -> str:
-    """A text without Project Gutenberg's licence, which stands before its START mark and after its END mark.
+    """The text without Project Gutenberg's licence, which precedes a START marker and follows an END marker.
 
-    Also where several books follow each other. A text without these marks is given back as it is.
+    The text may contain several books. Without markers it is returned unchanged.
     """
     marks = [(mark.start(), mark.end(), mark.lastgroup) for mark in _MARK.finditer(text)]
     if not marks:

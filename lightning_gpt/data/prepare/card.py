@@ -1,6 +1,6 @@
-"""The data card: what a prepared corpus holds, for a program (``card.json``) and for a reader (``card.md``).
+"""The data card: a summary of a prepared corpus, for programs (``card.json``) and for people (``card.md``).
 
-It knows of no date and no machine, so that the same configuration gives the same card.
+It contains no date and no machine name, so the same configuration always gives the same card.
 """
 
 import json
@@ -8,15 +8,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_gpt.data.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
-from lightning_gpt.data.parts import Limits, Part, Tally
+from lightning_gpt.data.prepare.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
+from lightning_gpt.data.prepare.parts import Limits, Part, Tally
 from lightning_gpt.data.split import SplitName
 
 _EXAMPLES = 5
 
 
 def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> dict[str, Any]:
-    """The card of a manifest and of the duplicates that were found, in the order of the documents."""
+    """The card as plain values.
+
+    Args:
+        manifest: The content of ``manifest.json``.
+        duplicates: All duplicates, in document order.
+    """
     config = manifest["config"]
     across = [duplicate for duplicate in duplicates if duplicate.across]
     within = [duplicate for duplicate in duplicates if not duplicate.across]
@@ -55,7 +60,7 @@ def _splits(
 
 
 def bytes_per_token(tally: Tally) -> float | None:
-    """Bytes of text to a token, the closing <|endoftext|> of each document aside; None where there is no text."""
+    """Bytes of text per token, not counting the closing <|endoftext|> of each document; None if there is no text."""
     tokens = tally.tokens - tally.documents
     return round(tally.bytes / tokens, 4) if tokens else None
 
@@ -67,7 +72,7 @@ def _counts(duplicates: Sequence[Duplicate]) -> dict[str, int]:
 
 def _read_until(limits: Limits) -> str:
     wanted = (f"{limit:,} {split} tokens" for split, limit in limits.items())
-    return f", read until it gave {', '.join(wanted)}" if limits else ""
+    return f", read until it had yielded {', '.join(wanted)}" if limits else ""
 
 
 def _example(duplicate: Duplicate) -> str:
@@ -80,9 +85,9 @@ def card_text(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
     tokenizer, threshold = card["tokenizer"], card["near_duplicate_threshold"]
     near = (
-        "Near duplicates were not looked for."
+        "No search for near duplicates was made."
         if threshold is None
-        else f"Near duplicates: an estimated Jaccard similarity of at least {threshold} between the sets of "
+        else f"Near duplicates: estimated Jaccard similarity of at least {threshold} between the documents' sets of "
         f"{SHINGLE_WORDS} consecutive words."
     )
     removed = (
@@ -93,9 +98,9 @@ def card_text(card: Mapping[str, Any]) -> str:
     lines = [
         "# Data card",
         "",
-        f"- tokenizer: {tokenizer['name']} of {tokenizer['vocab_size']:,} tokens, `{tokenizer['fingerprint']}`",
+        f"- tokenizer: {tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, `{tokenizer['fingerprint']}`",
         f"- split by a hash of the text: {card['val_share']:.1%} validation, {card['test_share']:.1%} test",
-        f"- digest of the split: `{card['split_digest']}`",
+        f"- split digest: `{card['split_digest']}`",
         *(
             f"- source {source['name']}: {source['class']} `{json.dumps(source['arguments'], ensure_ascii=False)}`"
             f"{_read_until(source['limits'])}"
@@ -111,13 +116,13 @@ def card_text(card: Mapping[str, Any]) -> str:
             for split, of in source["splits"].items()
         ),
         "",
-        "Each document is closed by `<|endoftext|>`, which is among its tokens and not in bytes/token.",
+        "Each document ends with `<|endoftext|>`, which counts as one of its tokens but not in bytes/token.",
         "",
         "## Duplicates",
         "",
-        f"{near} {removed} `duplicates.jsonl` lists every document that was found and the one that it duplicates.",
+        f"{near} {removed} `duplicates.jsonl` lists every duplicate with the document it duplicates.",
         "",
-        "| documents of | duplicate one of | exact | near | removed |",
+        "| split | duplicates a document of | exact | near | removed |",
         "| --- | --- | ---: | ---: | ---: |",
         *(
             f"| {pair['split']} | {pair['of']} | {pair['exact']:,} | {pair['near']:,} | {pair['removed']:,} |"
@@ -126,5 +131,5 @@ def card_text(card: Mapping[str, Any]) -> str:
     ]
     for title, name in (("Across splits", "across_splits"), ("Within a split", "within_a_split")):
         examples = [f"- {example}" for example in card[f"examples_{name}"]]
-        lines += ["", f"{title}, the first {_EXAMPLES}:", "", *(examples or ["- none"])]
+        lines += ["", f"{title} (first {_EXAMPLES}):", "", *(examples or ["- none"])]
     return "\n".join([*lines, ""])

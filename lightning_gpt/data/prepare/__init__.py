@@ -1,0 +1,1 @@
+"""Writing a prepared corpus: tokenised parts, duplicates and the data card."""

@@ -1,0 +1,192 @@
+"""Prepare a corpus: tokenise sources into a folder, find duplicates, write the manifest and the card.
+
+All work happens in ``<folder>.partial``. A part whose ``.json`` exists there is complete, so a run that was killed
+resumes after the last complete part; at the end one rename gives the folder its name. The result depends on the
+documents and the settings alone: neither interruptions nor the number of workers change a byte.
+
+:mod:`~lightning_gpt.data.prepared` opens the folder.
+"""
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from lightning_gpt.console import console
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.prepare.card import card_text, make_card
+from lightning_gpt.data.prepare.duplicates import search
+from lightning_gpt.data.prepare.parts import Limits, PartWriter, complete_parts, write_json
+from lightning_gpt.data.prepare.workers import Progress, write_parts
+from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
+from lightning_gpt.data.sources.base import SourceBase
+from lightning_gpt.data.split import SplitName
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.whole_file import write_file
+
+
+def prepare_corpus(
+    folder: Path,
+    data: TextData,
+    descriptions: Sequence[Mapping[str, Any]],
+    *,
+    jobs: int | None,
+    remove_duplicates: bool,
+    near_duplicate_threshold: float | None,
+    progress: Progress,
+) -> None:
+    """Tokenise all documents of ``data`` into ``folder``, resuming what an earlier call left unfinished.
+
+    Args:
+        folder: The folder to make; it must not exist.
+        data: The sources, the tokenizer (trained first if it has to be) and the split.
+        descriptions: For each source its name, class and arguments as plain values, for the manifest.
+        jobs: Number of worker processes; one per processor when None.
+        remove_duplicates: Whether to remove training documents that duplicate a validation or test document, or an
+            earlier training document.
+        near_duplicate_threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
+        progress: Receives the parts as they are written.
+
+    Raises:
+        CallError: The unfinished folder was started with other settings, or no document has text.
+        WorkError: The folder cannot be written, another process is preparing it, or a worker died.
+        Stopped: After Ctrl-C.
+    """
+    limits = [_limits(source, data) for source in data.sources]
+    config = {
+        "tokenizer": data.vocab_size_to_train or data.tokenizer.fingerprint,
+        "val_share": data.split.val,
+        "test_share": data.split.test,
+        "near_duplicate_threshold": near_duplicate_threshold,
+        "remove_duplicates": remove_duplicates,
+        "sources": [{**described, "limits": of} for described, of in zip(descriptions, limits, strict=True)],
+    }
+    work = unfinished(folder)
+    with _locked(work, config) as finished:
+        if not finished:
+            folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
+            writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
+            sources = list(zip(data.sources, folders, limits, strict=True))
+            write_parts(sources, writer, jobs or os.cpu_count() or 1, progress)
+            _finish(work, config, folders, writer)
+        for temporary in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
+            temporary.unlink()
+        work.rename(folder)
+
+
+def _limits(source: SourceBase, data: TextData) -> Limits:
+    """How many tokens of each split to read at least; no limits when the source is read to its end.
+
+    Evaluation never takes more than ``eval_tokens`` of one source.
+    """
+    if source.max_tokens is None:
+        return {}
+    shares: dict[SplitName, float] = {"val": data.split.val, "test": data.split.test}
+    return {"train": source.max_tokens, **{split: data.eval_tokens for split, share in shares.items() if share}}
+
+
+@contextmanager
+def _locked(work: Path, config: dict[str, Any]) -> Iterator[bool]:
+    """Create the unfinished folder, or reopen it, and hold its lock; yields whether only the rename is left.
+
+    Raises:
+        CallError: It was started with other settings.
+        WorkError: It cannot be created, or another process holds its lock.
+    """
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise WorkError(f"{work} cannot be created: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (work / MANIFEST).exists():
+            write_json(work / MANIFEST, {"format": FORMAT, "config": config})
+        started = json.loads((work / MANIFEST).read_text(encoding="utf-8"))
+        changes = list(_differences({"format": FORMAT, **started["config"]}, {"format": FORMAT, **config}))
+        if changes:
+            raise CallError(
+                f"{work} was started with other settings: {'; '.join(changes[:3])}; delete it to start over, or choose "
+                f"another output"
+            )
+        yield "split_digest" in started
+    except BlockingIOError:
+        raise WorkError(f"another process is already preparing {work}") from None
+    finally:
+        os.close(lock)
+
+
+def _differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        for name in was | now:
+            yield from _differences(was.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for position, pair in enumerate(zip(was, now, strict=True)):
+            yield from _differences(*pair, f"{key}[{position}]")
+    elif was != now:
+        yield f"{key} changed from {was!r} to {now!r}"
+
+
+def _source_folder(work: Path, position: int, name: str) -> Path:
+    """The folder for a source's parts; characters that a folder's name may not contain become dashes."""
+    return work / f"{position}-{re.sub('[^a-zA-Z0-9._-]+', '-', name)}"
+
+
+def _tokenizer(work: Path, data: TextData) -> Tokenizer:
+    """The tokenizer that the folder already holds, else that of the data (trained now if it has to be)."""
+    folder = work / "tokenizer"
+    for file in folder.glob("*.tiktoken"):
+        return Tokenizer.from_file(file)
+    data.setup("prepare")
+    write_file(folder / f"{data.tokenizer.name}.tiktoken", data.tokenizer.table.encode())
+    return data.tokenizer
+
+
+def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: PartWriter) -> None:
+    """Find duplicates, remove them if asked to, and write the card and the manifest."""
+    names = [source["name"] for source in config["sources"]]
+    written = [
+        (name, folder / Path(part.file).stem, part)
+        for name, folder in zip(names, folders, strict=True)
+        for part in complete_parts(folder)
+    ]
+    if not written:
+        raise CallError(f"the corpus is empty: no document with text in {', '.join(names)}")
+    with console.status("looking for duplicates"):
+        metadata = [(name, stem.with_suffix(".npz")) for name, stem, _ in written]
+        found = search(metadata, config["near_duplicate_threshold"], config["remove_duplicates"])
+        for (_, stem, part), removed in zip(written, found.removed, strict=True):
+            if len(removed):
+                writer.drop(stem, part, removed)
+    table = writer.tokenizer.table.encode()
+    manifest = {
+        "format": FORMAT,
+        "config": config,
+        "tokenizer": {
+            "name": writer.tokenizer.name,
+            "vocab_size": writer.tokenizer.vocab_size,
+            "fingerprint": writer.tokenizer.fingerprint,
+            "token_type": writer.tokenizer.token_type,
+            "file": f"tokenizer/{writer.tokenizer.name}.tiktoken",
+            "size": len(table),
+            "sha256": sha256(table).hexdigest(),
+        },
+        "split_digest": found.digest,
+        "sources": [
+            {"folder": folder.name, "parts": [part.to_json() for part in complete_parts(folder)]} for folder in folders
+        ],
+    }
+    lines = (json.dumps(asdict(duplicate), ensure_ascii=False) + "\n" for duplicate in found.duplicates)
+    write_file(work / "duplicates.jsonl", "".join(lines).encode())
+    card = make_card(manifest, found.duplicates)
+    write_json(work / "card.json", card)
+    write_file(work / "card.md", card_text(card).encode())
+    # last: its split_digest marks the folder as complete
+    write_json(work / MANIFEST, manifest)

@@ -1,0 +1,155 @@
+"""Worker processes that tokenise the documents of all sources and write the parts.
+
+The main process reads the sources in order and cuts them into tasks; a worker turns each task into a part. The cuts
+depend on the documents alone, so the parts are the same for any number of workers.
+
+Every worker imports this module, so it must not import Lightning or torch.
+"""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any, Protocol
+
+from lightning_gpt.data.prepare.parts import (
+    Limits,
+    Part,
+    PartWriter,
+    Quota,
+    Task,
+    complete_parts,
+    parts_to_keep,
+    remaining_tasks,
+)
+from lightning_gpt.data.sources.base import SourceBase
+from lightning_gpt.errors import Stopped, WorkError
+
+
+class Progress(AbstractContextManager[Any], Protocol):
+    """Receives what was written. It is entered before the first source and left after the last."""
+
+    def begin(self, name: str, done: Sequence[Part]) -> None:
+        """Source ``name`` is next; an earlier run has already written the parts ``done``."""
+
+    def advance(self, parts: Sequence[Part]) -> None:
+        """These parts were written."""
+
+    def dismiss(self, parts: Sequence[Part]) -> None:
+        """These parts were written, but turned out to lie beyond the limits and were deleted."""
+
+
+def write_parts(
+    sources: Sequence[tuple[SourceBase, Path, Limits]], writer: PartWriter, jobs: int, progress: Progress
+) -> None:
+    """Write the missing parts of all sources.
+
+    Args:
+        sources: Each source with the folder for its parts and its limits.
+        writer: Turns tasks into parts; every worker gets a copy.
+        jobs: Number of worker processes.
+        progress: Receives the parts as they are written.
+
+    Raises:
+        Stopped: After Ctrl-C, once the parts in progress are written.
+        WorkError: A worker died.
+    """
+    stop = threading.Event()
+    # set a flag: a KeyboardInterrupt raised inside a finalizer would be swallowed by Python
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
+    try:
+        with progress:
+            workers = _Workers(pool, jobs, progress)
+            for source, folder, limits in sources:
+                _write_source(source, folder, limits, workers, stop)
+            workers.wait()
+        if stop.is_set():
+            raise Stopped("stopped; finished parts are kept: run the same command again to resume")
+    except BrokenProcessPool:
+        raise WorkError(
+            "a worker process died (killed, or out of memory?); finished parts are kept: run the same command again "
+            "to resume, perhaps with fewer jobs"
+        ) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+        pool.shutdown(cancel_futures=True)
+
+
+class _Workers:
+    """The pool of worker processes and the tasks that it is working on."""
+
+    def __init__(self, pool: ProcessPoolExecutor, jobs: int, progress: Progress) -> None:
+        self._pool, self._jobs, self.progress = pool, jobs, progress
+        self._running: set[Future[Part]] = set()
+
+    def submit(self, task: Task) -> Future[Part]:
+        """Submit a task; waits while one is already queued, so that few texts are held in memory."""
+        while len(self._running) > self._jobs:
+            self.wait(FIRST_COMPLETED)
+        part = self._pool.submit(_write_part, task)
+        self._running.add(part)
+        return part
+
+    def wait(self, until: str = ALL_COMPLETED) -> None:
+        """Wait until all submitted tasks are done, or the first of them."""
+        finished, self._running = wait(self._running, return_when=until)
+        self.progress.advance([part.result() for part in finished])
+
+
+def _write_source(source: SourceBase, folder: Path, limits: Limits, workers: _Workers, stop: threading.Event) -> None:
+    """Write the missing parts of a source, up to its limits."""
+    done = parts_to_keep(complete_parts(folder), limits)
+    _delete_all_but(done, folder)
+    workers.progress.begin(source.name, done)
+    quota, submitted = Quota(limits, done), deque[Future[Part]]()
+    for task in () if quota.met else remaining_tasks(source, folder, done):
+        while submitted and submitted[0].done():
+            quota.add(submitted.popleft().result())
+        if quota.met or stop.is_set():
+            break
+        submitted.append(workers.submit(task))
+    if limits:
+        # later parts were submitted before the earlier ones were known to meet the limits
+        workers.wait()
+        written = complete_parts(folder)
+        kept = parts_to_keep(written, limits)
+        _delete_all_but(kept, folder)
+        workers.progress.dismiss(written[len(kept) :])
+
+
+def _delete_all_but(parts: Sequence[Part], folder: Path) -> None:
+    """Delete partially written files and every part that is not among ``parts``."""
+    stems = {Path(part.file).stem for part in parts}
+    for file in folder.glob("*"):
+        if file.suffix == ".tmp" or file.stem not in stems:
+            file.unlink()
+
+
+_writer: PartWriter | None = None  # set in worker processes only
+
+
+def _start_worker(writer: PartWriter) -> None:
+    """Set up a worker process: keep the writer, leave Ctrl-C to the main process, and exit when that exits."""
+    global _writer
+    _writer = writer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def exit_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def _write_part(task: Task) -> Part:
+    assert _writer is not None
+    return _writer.write(task)
