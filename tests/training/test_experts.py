@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
+from tests.training.runs import weights
 
 FFN = {"kind": "moe", "n_expert": 4, "top_k": 2, "balance": "bias", "balance_rate": 0.01, "z_loss": 0.0}
 BIASES = [f"model.blocks.{layer}.ffn.router.bias" for layer in (0, 1)]
@@ -24,10 +25,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["model"]["init_args"]["dropout"] = 0.0  # each process draws its own
     content["data"]["batch_size"] = 8
     return write_config(folder / "moe.yaml", content)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_the_bias_moves_once_an_optimizer_step(alone: Path) -> None:

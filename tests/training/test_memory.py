@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
-from tests.training.test_resume import assert_same_series, wait_for_saves, weights
+from tests.training.runs import assert_same_series, wait_for_saves, weights
 
 STEPS = 40
 SEGMENTS: dict[str, Any] = {"kind": "segment", "length": 48}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
-from tests.training.test_resume import assert_same_series, wait_for_saves
+from tests.training.runs import assert_same_series, wait_for_saves
 
 STEPS = 40
 RECIPE = {
