@@ -106,12 +106,15 @@ def test_evaluation_starts_with_nothing_remembered_and_is_the_same_for_any_batch
     [
         (
             ("--data.packing", "concatenate", "--model.memory", '{"kind": "segment"}'),
-            "only where data.packing is lanes",
+            "only if data.packing is lanes",
         ),
         (("--data.separate_documents", "true"), "separate_documents says nothing where packing is lanes"),
-        (("--data.separate_documents", "true", "--data.packing", "best_fit"), "set data.packing lanes instead of sep"),
-        (("--model.compile_blocks", "true"), "compile_blocks does not go with memory"),
-        (("--model.optimization.batch_warmup", "0.5"), "as many lanes as a step has rows"),
+        (
+            ("--data.separate_documents", "true", "--data.packing", "best_fit"),
+            "set data.packing to lanes instead of sep",
+        ),
+        (("--model.compile_blocks", "true"), "compile_blocks and memory cannot be combined"),
+        (("--model.optimization.batch_warmup", "0.5"), "the number of lanes is the number of rows per optimizer step"),
         (("--model.position", "learned", "--model.memory", "segment"), "use position alibi, none, rotary, t5"),
     ],
 )
