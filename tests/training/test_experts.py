@@ -79,8 +79,10 @@ def test_the_start_says_how_many_parameters_are_active_and_a_capacity_what_it_dr
     once = ("--trainer.max_steps", "1", "--trainer.val_check_interval", "2", "--model.init_args.ffn", ffn)
     done = must_run("fit", "--config", str(config), *once, cwd=tmp_path)
     lines = [line.split() for line in done.stderr.splitlines() + done.stdout.splitlines()]
-    said = {" ".join(line[:-1]): int(line[-1].replace(",", "")) for line in lines if line and line[0] in ("all", "of")}
-    assert said["all"] - said["of them active, for one token"] == 2 * 2 * (2 * 32 * 64 + 64 + 32)
+    said = {
+        " ".join(line[:-1]): int(line[-1].replace(",", "")) for line in lines if line and line[0] in ("all", "active")
+    }
+    assert said["all"] - said["active per token"] == 2 * 2 * (2 * 32 * 64 + 64 + 32)
     logged = scalars(tmp_path / "runs/tiny/version_0")
     for layer in (0, 1):
         assert 0.4 < logged[f"experts/dropped/layer_{layer:02}", 1] < 1

@@ -68,4 +68,4 @@ def test_a_growing_batch_needs_a_number_of_steps(folder: Path) -> None:
     options = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "2")
     done = run_command("fit", "--config", "tiny.yaml", *options, cwd=folder)
     assert done.returncode == 2, done.stderr
-    assert "optimization.batch_warmup makes the number" in done.stderr.splitlines()[-1]
+    assert "optimization.batch_warmup changes the number" in done.stderr.splitlines()[-1]
