@@ -1,6 +1,7 @@
 """A plain ``lightning.Trainer`` over any loader trains the model that ``lightning-gpt fit`` trains."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 from tests.training.runs import weights
 
+DOCS = Path(__file__).parents[2] / "docs"
 SEED, RATE = 3, 0.01
 MOE: dict[str, Any] = {"kind": "moe", "n_expert": 4, "top_k": 2, "balance": "bias", "balance_rate": RATE}
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "dim": 16, "block_size": 8, "vocab_size": 40, "dropout": 0.2}
@@ -137,3 +139,11 @@ def test_validation_inside_an_accumulated_step_is_refused_and_at_the_end_of_an_e
         trainer(tmp_path, accumulate_grad_batches=2, val_check_interval=3).fit(moe_module(), batches(7), batches(1))
     trainer(tmp_path, accumulate_grad_batches=2).fit(moe_module(), batches(7), batches(1))
     trainer(tmp_path, accumulate_grad_batches=2, val_check_interval=3).fit(moe_module(), batches(7))
+
+
+def test_the_documented_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "engineer.md").read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(compile(block, "engineer.md", "exec"), names)
+    assert names["module"].trainer.global_step == 8

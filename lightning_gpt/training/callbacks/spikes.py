@@ -114,18 +114,18 @@ class Spikes(Callback):
         )
 
     def _stop(self, trainer: L.Trainer, step: int, found: str) -> None:
-        said = f"step {step} was not taken: {found}"
+        message = f"step {step} was not taken: {found}"
         callbacks = trainer.checkpoint_callbacks
         path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
         if path is None or not path.exists():
-            raise WorkError(f"{said}; no checkpoint was saved before it")
+            raise WorkError(f"{message}; no checkpoint was saved before it")
         saved = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         if trainer.is_global_zero:
             skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
             config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
             say("to resume from there and skip the steps since")
             say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'")
-        raise WorkError(f"{said}; the last good checkpoint, of step {saved}, is {path}")
+        raise WorkError(f"{message}; the last good checkpoint, of step {saved}, is {path}")
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
