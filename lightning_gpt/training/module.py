@@ -60,9 +60,9 @@ class LanguageModule(EvaluatedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch in nats, plus the z-loss if there is one.
 
-        Dropout, and every other random choice of the model, is a function of the seed (``seed_everything``'s, or 0), the
-        process and the micro-batch's place in the run. The place is the number of rows trained on so far if the batch
-        has a ``cursor``, else the optimizer step and ``batch_idx``.
+        Dropout, and every other random choice of the model, is a function of the seed (that of ``seed_everything``, or
+        0), the process and the micro-batch's place in the run. The place is the number of rows trained on so far if the
+        batch has a ``cursor``, else the optimizer step and ``batch_idx``.
 
         Args:
             batch: ``ids`` and ``targets``, both ``(rows, block_size)``; ``documents``, ``starts`` and ``cursor`` are
