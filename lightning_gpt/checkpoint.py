@@ -13,22 +13,22 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 
 MODEL_KEY = "lightning_gpt_model"
-"""The entry of a checkpoint that holds the model's name and config."""
+"""The entry of a checkpoint that names the model's name and config."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint, read and found whole."""
+    """The content of a checkpoint file."""
 
     path: Path
     content: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
-        """Read a checkpoint file; weights, numbers and text only, never code.
+        """Read a checkpoint file, which may hold tensors, numbers and text but no code.
 
         Raises:
-            CallError: Where there is no such file, it is cut short or it was not written by this package.
+            CallError: If the file is missing, truncated or not written by this package.
         """
         path = Path(path)
         if not path.is_file():
@@ -38,7 +38,7 @@ class Checkpoint:
         except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
             raise CallError(
                 f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: "
-                f"it is cut short, or it is no checkpoint"
+                f"it is truncated or not a checkpoint"
             ) from None
         if not isinstance(content, dict) or MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model's name and config, as :meth:`~lightning_gpt.models.LanguageModel.describe` gave them."""
+        """The model's name and config, as returned by :meth:`~lightning_gpt.models.LanguageModel.describe`."""
         described: dict[str, Any] = self.content[MODEL_KEY]
         return described
 
@@ -59,33 +59,41 @@ class Checkpoint:
         return model.eval()
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model was trained with."""
+        """The tokenizer that the model was trained with.
+
+        Raises:
+            CallError: If the model was trained without :class:`~lightning_gpt.data.datamodule.TextData`.
+        """
         state = self.content.get("TextData", {}).get("tokenizer")
         if state is None:
-            raise CallError(f"checkpoint {str(self.path)!r} holds no tokenizer; it was trained without TextData")
+            raise CallError(f"checkpoint {str(self.path)!r} has no tokenizer: it was trained without TextData")
         return Tokenizer.from_state_dict(state)
 
     def require_same_model(self, model: LanguageModel) -> None:
-        """Refuse to load these weights into a model of another kind or config, naming what differs."""
+        """Refuse to load these weights into a model of another kind or architecture, naming what differs.
+
+        Raises:
+            CallError: If the kind differs, or any part of the config that determines weights or their meaning.
+        """
         was, now = self.model, model.describe()
         if was["name"] != now["name"]:
             raise CallError(
-                f"checkpoint {str(self.path)!r} holds a {was['name']} and the config builds a {now['name']}"
+                f"checkpoint {str(self.path)!r} holds a {was['name']} but the config builds a {now['name']}"
             )
-        free = {"dropout", "attention_backend", "checkpointing"}  # these change no weight's shape or meaning
+        free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
         keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
         if keys:
-            differing = ", ".join(f"{key} {was['config'].get(key)} there and {now['config'][key]} here" for key in keys)
-            raise CallError(f"checkpoint {str(self.path)!r} holds another architecture: {differing}")
+            differing = [f"{key} is {was['config'].get(key)} there and {now['config'][key]} here" for key in keys]
+            raise CallError(f"checkpoint {str(self.path)!r} has a different architecture: {'; '.join(differing)}")
 
 
 def load(path: str | Path) -> LanguageModel:
-    """The bare model of a checkpoint that ``lightning-gpt fit`` wrote, in evaluation mode on the CPU.
+    """The bare model of a checkpoint written by ``lightning-gpt fit``, in evaluation mode on the CPU.
 
     Args:
-        path: Such as ``runs/quickstart/version_0/checkpoints/last.ckpt``.
+        path: For example ``runs/quickstart/version_0/checkpoints/last.ckpt``.
 
     Raises:
-        CallError: Where the file is missing, cut short or not such a checkpoint.
+        CallError: If the file is missing, truncated or not such a checkpoint.
     """
     return Checkpoint.read(path).build()

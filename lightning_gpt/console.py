@@ -1,4 +1,4 @@
-"""What the program says while it works: one place, standard error, the first process only."""
+"""Progress messages, on standard error of the first process only."""
 
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console

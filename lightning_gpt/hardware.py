@@ -1,4 +1,4 @@
-"""What the machine is, as far as the operating system tells; nothing heavy is imported for it."""
+"""Properties of the machine reported by the operating system, without heavy imports."""
 
 import platform
 import sys
@@ -18,7 +18,7 @@ def processor() -> str:
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:
-    """Memory of this process that is in use, or the most since :func:`restart_peak`; None where Linux does not tell."""
+    """This process's resident memory in bytes, or its peak since :func:`restart_peak`; None outside Linux."""
     if sys.platform != "linux":
         return None
     field = "VmHWM:" if peak else "VmRSS:"
@@ -29,14 +29,14 @@ def resident_bytes(*, peak: bool = False) -> int | None:
 
 
 def can_restart_peak() -> bool:
-    """Whether the peak can be made to start again."""
+    """Whether the peak can be reset."""
     return _CLEAR_REFS.exists()
 
 
 def restart_peak() -> None:
-    """Let the peak of the resident set start again from now.
+    """Reset the peak of the resident set to its current size.
 
     Raises:
-        OSError: Where the system does not allow it.
+        OSError: If the system does not allow it.
     """
     _CLEAR_REFS.write_text("5")  # proc(5)

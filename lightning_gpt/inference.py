@@ -1,4 +1,4 @@
-"""Text to text: prompts in, continuations out, as they are drawn."""
+"""Text generation: a prompt in, its continuation out as it is sampled."""
 
 import codecs
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ from lightning_gpt.models.evaluating import evaluating
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
-    """The ids ``(time,)`` of a prompt that fits the model; an empty prompt is ``<|endoftext|>``, a document's start.
+    """The ids ``(time,)`` of a prompt; an empty prompt becomes ``<|endoftext|>``, the start of a document.
 
     Raises:
-        CallError: Where the prompt is longer than the context, or has ids that the model does not know.
+        CallError: If the prompt is longer than the model's context, or has ids outside its vocabulary.
     """
     ids = torch.from_numpy(tokenizer.encode(prompt)).long()
     if len(ids) == 0:
@@ -27,10 +27,14 @@ def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch
 
 
 def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
-    """``ids`` ``(time,)`` as they are, where they fit the model's context and vocabulary."""
+    """Return ``ids`` ``(time,)`` if they fit the model's context and vocabulary.
+
+    Raises:
+        CallError: If they do not.
+    """
     if len(ids) > model.config.block_size:
         raise CallError(
-            f"the prompt has {len(ids)} tokens and the model's context (block_size) is {model.config.block_size}: "
+            f"the prompt has {len(ids)} tokens but the model's context (block_size) is {model.config.block_size}: "
             f"shorten the prompt"
         )
     model.require_ids(ids[None])
@@ -48,13 +52,21 @@ def stream_text(
     n_guess: int = 4,
     early_exit: EarlyExit | None = None,
 ) -> Iterator[str]:
-    """Yield the continuation of ``ids`` ``(time,)`` piece by piece, up to ``<|endoftext|>``.
+    """Yield the continuation of ``ids`` piece by piece, up to ``<|endoftext|>``.
 
-    A ``draft`` guesses ``n_guess`` tokens at a time for ``model`` to accept or not; the text is distributed the same.
-    With ``early_exit`` of the model, tokens that it is sure of run through its first layers only.
+    A character whose bytes are spread over several tokens is held back until it is complete. The global random state
+    is not used, so the same seed gives the same text whatever ran before.
 
-    A character whose bytes come as several tokens is held back until it is whole. The global random state is
-    not touched: the same seed gives the same text whatever ran before.
+    Args:
+        model: The model that continues the text.
+        tokenizer: The tokenizer it was trained with.
+        ids: The prompt, ``(time,)``, on the model's device.
+        max_new_tokens: Maximum number of tokens to sample.
+        sampling: How each token is chosen.
+        seed: Seed of the sampling.
+        draft: A smaller model for speculative decoding, which does not change the distribution of the text.
+        n_guess: How many tokens the draft proposes at a time.
+        early_exit: A wrapper of ``model`` that runs tokens it is sure of through its first layers only.
     """
     generator = torch.Generator(device=ids.device).manual_seed(seed)
     characters = codecs.getincrementaldecoder("utf-8")("replace")

@@ -1,23 +1,24 @@
-"""What a model costs, counted from its parts without running it."""
+"""What a model costs, computed from its parts without running it."""
 
 import torch
 
 from lightning_gpt.models.base import LanguageModel
 
 BACKWARD = 2
-"""FLOPs of the backward pass for one of the forward: a gradient for each of the two factors of a product."""
+"""FLOPs of the backward pass per FLOP of the forward pass: one gradient for each of a product's two factors."""
 
 
 def flops_per_token(model: LanguageModel, time: int) -> float:
-    """Floating-point operations of the matrix products of one token's forward pass, in sequences of ``time`` tokens.
+    """FLOPs per token of the forward pass's matrix products, in sequences of ``time`` tokens.
 
-    Every layer says what it costs (:meth:`~lightning_gpt.models.layer.Layer.flops`): two for each weight that a token
-    meets, and the attention's two products of ``2 · n_head · head_dim · columns``. A full causal layer counts all
-    ``columns = time``, though half are hidden: the convention of Chowdhery et al. 2022 (2204.02311), appendix B.
-    Training takes ``1 + BACKWARD`` times this; what checkpointing computes again is not counted, as there.
+    Every layer states its own (:meth:`~lightning_gpt.models.layer.Layer.flops`): 2 for each weight that a token meets,
+    and ``2 · n_head · head_dim · columns`` for each of attention's two products. A full causal layer counts all
+    ``columns = time`` although half of them are masked, the convention of Chowdhery et al. 2022 (2204.02311),
+    appendix B. Training takes ``1 + BACKWARD`` times as much; by the same convention, recomputation by checkpointing is
+    not counted.
 
     Args:
-        model: Also one on the meta device: no weight is read.
+        model: May be on the meta device, because no weight is read.
         time: Length of the sequences, in tokens.
     """
     with torch.device("cpu"):
@@ -25,5 +26,5 @@ def flops_per_token(model: LanguageModel, time: int) -> float:
 
 
 def training_flops_per_token(model: LanguageModel, time: int) -> float:
-    """The same for a training step: forward and backward."""
+    """FLOPs per token of a training step, forward and backward; see :func:`flops_per_token`."""
     return (1 + BACKWARD) * flops_per_token(model, time)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written."""
+"""Writing files atomically."""
 
 import os
 from contextlib import suppress
@@ -8,16 +8,16 @@ from lightning_gpt.errors import WorkError
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file, and its folders where they are missing, in one step: a kill leaves the old file or the new one.
+    """Write a file atomically, creating missing folders: a kill leaves either the old file or the new one.
 
     Args:
         path: The file.
-        content: All of it; text as UTF-8.
+        content: Its whole content; text is encoded as UTF-8.
 
     Raises:
-        WorkError: Where the system does not let it be written, as on a full disk.
+        WorkError: If the file cannot be written, for example because the disk is full.
     """
-    # the process's number keeps two that write the same file out of each other's way
+    # the process number keeps two processes that write the same file apart
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,5 +30,5 @@ def write_file(path: Path, content: bytes | str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise WorkError(
-            f"{path} cannot be written: {error.strerror}; what is done is kept: mend this, and run the command again"
+            f"{path} cannot be written: {error.strerror}; finished work is kept: fix this and rerun the command"
         ) from None

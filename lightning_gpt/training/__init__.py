@@ -1,1 +1,1 @@
-"""Training under Lightning: the modules, the optimizer and the callbacks."""
+"""Training under Lightning: modules, optimizer, schedules and callbacks."""

@@ -1,4 +1,4 @@
-"""``torch.compile`` by block: one graph for all of them, and only where it is run thousands of times."""
+"""``torch.compile`` block by block, for training steps only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,20 +9,18 @@ from lightning_gpt.models import GPT
 
 
 class CompiledBlocks:
-    """The blocks of a model, compiled inside :meth:`training` and as they are elsewhere.
+    """The blocks of a model, compiled inside :meth:`training` and uncompiled elsewhere.
 
-    Blocks of one kind are the same code with other weights, so that one is compiled for all. Validation, generation
-    and recording run the blocks as they are: each of their shapes would be compiled anew for a few passes.
+    Blocks of one kind run the same code on different weights, so one compiled graph serves them all. Validation,
+    generation and recording stay uncompiled: each of their shapes would be compiled anew for only a few passes.
 
     Args:
-        model: Whose blocks are compiled when first run.
+        model: The model; its blocks are compiled on their first run.
     """
 
     def __init__(self, model: GPT) -> None:
-        self._compiled = [
-            (block, torch.compile(block.forward))
-            for block in dict.fromkeys(each.unwrapped for each in model.each_block())
-        ]
+        blocks = dict.fromkeys(each.unwrapped for each in model.each_block())  # one that layers share is compiled once
+        self._compiled = [(block, torch.compile(block.forward)) for block in blocks]
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Loss and bits per byte over a whole split, whatever its batches and processes."""
+"""Loss and bits per byte over a whole split, independent of batch size and number of processes."""
 
 import math
 
@@ -10,7 +10,7 @@ from torchmetrics import Metric
 class MeanLoss(Metric):
     """Total negative log-likelihood / total tokens, in nats, over all batches and all processes.
 
-    ``exp`` of it is the perplexity. The sum is kept in float64, so that it does not depend on the batching.
+    Its exponential is the perplexity. The sum is kept in float64, so that it does not depend on the batching.
     """
 
     is_differentiable = False
@@ -26,22 +26,27 @@ class MeanLoss(Metric):
         self.add_state("total_counted", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, nll: Tensor, counted: Tensor) -> None:
-        """Add tokens: their ``nll`` and what each is ``counted`` as, of one shape; what is not counted is 0 in both."""
+        """Add tokens.
+
+        Args:
+            nll: Their negative log-likelihoods in nats; 0 for tokens that do not count.
+            counted: What each counts as, of the same shape: 1 (True), a number of bytes, or 0 for not at all.
+        """
         self.total_nll += nll.double().sum()
         self.total_counted += counted.sum()
 
     def compute(self) -> Tensor:
-        """The mean in nats; nan where no token was counted."""
+        """The mean in nats; nan if no token was counted."""
         return self.total_nll / self.total_counted
 
 
 class BitsPerByte(MeanLoss):
     """Total negative log-likelihood in bits / total bytes of text, over all batches and all processes.
 
-    What compares models of different vocabularies: a byte is the same whatever it was split into. The tokens that end
-    documents cost bits and are no bytes of text. :meth:`update` is given how many bytes each token stands for.
+    It compares models with different vocabularies, because bytes do not depend on how text was split into tokens. The
+    tokens that end documents cost bits but stand for no bytes. :meth:`update` is given each token's number of bytes.
     """
 
     def compute(self) -> Tensor:
-        """Bits a byte; nan where no byte was counted."""
+        """Bits per byte; nan if no byte was counted."""
         return super().compute() / math.log(2)

@@ -1,4 +1,4 @@
-"""How the weights are trained: the options, and the optimizer and learning rates that they ask for."""
+"""How the weights are trained: the options, and the optimizer and learning-rate schedule built from them."""
 
 import math
 from collections import defaultdict
@@ -24,21 +24,24 @@ class Optimization:
     """How the weights are trained.
 
     Args:
-        optimizer: ``adamw`` for all, or ``muon`` for hidden matrices and AdamW for the rest.
+        optimizer: ``adamw`` for all weights, or ``muon`` for hidden matrices and AdamW for the rest.
         lr: Peak learning rate.
         weight_decay: Decoupled decay (Loshchilov & Hutter 2019, 1711.05101), on matrices only.
         betas: Decay rates of AdamW's two moments.
-        muon: What Muon does with hidden matrices, where it is chosen.
-        warmup: Share of all optimizer steps over which the learning rate rises linearly from 0 to ``lr``.
-        schedule: What follows the warm-up: half a cosine, a line, no change, or ``wsd``: no change, then a decay.
-        stable: Share of all optimizer steps at ``lr`` under ``wsd``; what is left after them is the decay.
-        decay_shape: The decay of ``wsd``: a line, or 1 − √ of the share of it that is done.
-        final_lr: Where a decay ends at the last step, as a share of ``lr``.
-        mup: The narrow model whose learning rate this is; the model's starts and rates are then scaled by μP.
-        z_loss: Coefficient of log²Z beside each token's cross-entropy, Z the sum of the exponentials of its logits
-            (Chowdhery et al. 2022, 2204.02311, section 5, has 1e-4). ``train/loss`` has it in, ``val/loss`` has not.
-        batch_warmup: Share of all optimizer steps over which the batch grows to all of ``accumulate_grad_batches``,
-            from one micro-batch on.
+        muon: Options of Muon, used only if it is chosen.
+        warmup: Share of all optimizer steps that warm the learning rate up. With W such steps, the n-th (1 is the
+            first) has n/W of ``lr``: the first step already has 1/W of it, not 0.
+        schedule: What follows the warm-up: ``cosine`` (half a period), ``linear``, ``constant``, or ``wsd``, which
+            stays constant and then decays.
+        stable: Share of all optimizer steps at ``lr`` under ``wsd``; the decay takes the remaining ones.
+        decay_shape: The decay of ``wsd``: linear, or 1 − √(share of the decay that is done).
+        final_lr: Learning rate of the last step of a decay, as a share of ``lr``.
+        mup: The narrow model that ``lr`` was found with. Initial weights and learning rates are then scaled by μP.
+        z_loss: Coefficient of log²Z, which is added to each token's cross-entropy; Z is the sum of the exponentials of
+            its logits (Chowdhery et al. 2022, 2204.02311, section 5, use 1e-4). ``train/loss`` includes it,
+            ``val/loss`` does not.
+        batch_warmup: Share of all optimizer steps over which the batch grows from one micro-batch to
+            ``accumulate_grad_batches``.
     """
 
     optimizer: OptimizerName = "adamw"
@@ -68,7 +71,7 @@ class Optimization:
             raise CallError(f"stable is {self.stable}; it is a share of the steps: at least 0 and at most 1")
         if self.schedule == "wsd" and self.warmup + self.stable > 1:
             raise CallError(
-                f"warmup {self.warmup} and stable {self.stable} are shares of the steps and are more than 1 together"
+                f"warmup {self.warmup} and stable {self.stable} are shares of the steps; together they exceed 1"
             )
         if not 0 <= self.final_lr <= 1:
             raise CallError(f"final_lr is {self.final_lr}; it is a share of lr: at least 0 and at most 1")
@@ -100,11 +103,12 @@ def adamw(
     """AdamW over the parameters of ``model``: matrices decay, biases and norms do not.
 
     Args:
-        model: Whose trainable parameters are optimised.
+        model: The model whose trainable parameters are optimised.
         lr: Learning rate.
         weight_decay: Decoupled decay of the matrices.
         betas: Decay rates of the two moments.
-        fused: Update all parameters in one pass, on CPU in a fifth of the time; where it can be when omitted.
+        fused: Whether to update all parameters in one pass, which takes a fifth of the time on a CPU. When omitted,
+            fused wherever the parameters' devices support it.
     """
     return _adamw(model.parameters(), lr, weight_decay, betas, fused)
 
@@ -117,13 +121,13 @@ def _adamw(
     fused: bool | None,
     rates: Mapping[Tensor, float] = {},
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameters``, the learning rate of each multiplied by its one of ``rates``."""
+    """AdamW over ``parameters``; ``rates`` holds factors of single parameters' learning rates, 1 if absent."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     alike: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in trained:
         alike[parameter.ndim >= 2, rates.get(parameter, 1.0)].append(parameter)
     groups: list[dict[str, Any]] = [
-        # decay is lr × weight_decay, and how much of a weight a step forgets must not depend on the width
+        # a step shrinks a weight by lr × weight_decay, which must not depend on the width
         {"params": members, "lr": lr * rate, "weight_decay": weight_decay / rate if decays else 0.0}
         for (decays, rate), members in sorted(alike.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
@@ -135,19 +139,20 @@ def _adamw(
 def optimizer(
     model: LanguageModel, optimization: Optimization, fused: bool | None = None, dtype: torch.dtype | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer that ``optimization`` asks for.
+    """The optimizer described by ``optimization``.
 
     Args:
-        model: Whose trainable parameters are optimised.
+        model: The model whose trainable parameters are optimised.
         optimization: The options.
         fused: As in :func:`adamw`.
-        dtype: In which Muon makes its updates orthogonal; each matrix's own when None.
+        dtype: The dtype in which Muon orthogonalises its updates; each matrix's own when None.
     """
     o = optimization
     rates = {} if o.mup is None else learning_rates(model, o.mup)
     if o.optimizer == "adamw":
         return _adamw(model.parameters(), o.lr, o.weight_decay, o.betas, fused, rates)
-    # an orthogonal update is right at every width as it is (Bernstein & Newhouse 2024, 2410.21265, section 2)
+    # Muon needs no μP rates: an orthogonal update has the right size at every width (Bernstein & Newhouse 2024,
+    # 2410.21265, section 2)
     matrices = hidden_matrices(model)
     theirs = {parameter for members in matrices.values() for parameter in members}
     rest = [parameter for parameter in model.parameters() if parameter not in theirs]
@@ -155,5 +160,5 @@ def optimizer(
 
 
 def schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, total_steps: int) -> LambdaLR:
-    """The learning rate of each optimizer step; step the result once an optimizer step."""
+    """The learning-rate schedule over ``total_steps``; call its ``step`` once per optimizer step."""
     return LambdaLR(optimizer, lambda step: optimization.lr_factor(step, total_steps))

@@ -1,4 +1,4 @@
-"""The most floating-point operations a second that this device does in matrix products: what MFU is a share of."""
+"""A device's peak rate of floating-point operations in matrix products, the denominator of MFU."""
 
 import time
 
@@ -19,7 +19,7 @@ _DENSE_TFLOPS = {
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
-"""Published peaks of known GPUs by a part of their name; of names that hold another, the longer stands first."""
+"""Published peaks of known GPUs, by a part of their name; a longer name comes before any name it contains."""
 
 _SIZE, _ROUNDS = 1024, 5
 
@@ -33,8 +33,8 @@ def precision_dtype(precision: str) -> torch.dtype:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest products of ``dtype`` on ``device``.
 
-    Half precision on a GPU that is known: the published dense peak, which no product quite reaches. Anything else:
-    measured, in a fraction of a second, as the best rate of a product of two square matrices.
+    For half precision on a known GPU this is the published dense peak, which no product quite reaches. For anything
+    else it is measured, in a fraction of a second, as the best rate of a product of two square matrices.
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         published = published_peak(torch.cuda.get_device_name(device))
@@ -45,13 +45,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def published_peak(name: str) -> float | None:
-    """The published dense half-precision FLOP/s of the GPU that calls itself ``name``; None for one not known."""
+    """The published dense half-precision FLOP/s of the GPU called ``name``; None if it is not in the table."""
     return next((tera * 1e12 for part, tera in _DENSE_TFLOPS.items() if part in name), None)
 
 
 def product_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
-    """Least seconds of a ``size × size`` product over ``rounds``; a first, which sets the library up, is left out."""
-    left = right = torch.ones(size, size, device=device, dtype=dtype)  # no random numbers are taken from the run
+    """Seconds of the fastest of ``rounds`` ``size × size`` products, after an untimed one to set the library up."""
+    left = right = torch.ones(size, size, device=device, dtype=dtype)  # ones, so as to draw no random numbers
     out = torch.empty_like(left)
     times = []
     for _ in range(1 + rounds):
@@ -64,6 +64,6 @@ def product_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until what was asked of ``device`` is done."""
+    """Wait until ``device`` has finished all work queued so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Which precision this machine is fast in."""
+"""Selecting the fastest Trainer precision for this machine."""
 
 import time
 
@@ -6,10 +6,10 @@ import torch
 
 
 def fastest_precision(accelerator: str = "auto") -> tuple[str, str]:
-    """A Trainer precision that trains well and fast here, and why it was chosen.
+    """A Trainer precision that is safe and fast on this machine, and the reason for selecting it.
 
-    On a GPU, by what it supports. On a CPU by a short measurement: bf16 products are several times faster
-    than fp32 where the processor has AVX512-BF16 or AMX, and slower where it has not; no version number tells.
+    On a GPU it depends on what the GPU supports. On a CPU it depends on a short measurement: bf16 products are several
+    times faster than fp32 with AVX512-BF16 or AMX and slower without, and no version number tells which.
 
     Args:
         accelerator: The Trainer's flag: ``auto``, ``cpu``, ``gpu``, ``cuda`` or ``mps``.
@@ -17,17 +17,17 @@ def fastest_precision(accelerator: str = "auto") -> tuple[str, str]:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", "this GPU has bf16 units"
-        return "16-mixed", "this GPU has fp16 and no bf16 units"
+        return "16-mixed", "this GPU has fp16 units but no bf16 units"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
-        return "32-true", "no mixed precision is proved on this accelerator"
+        return "32-true", "mixed precision has not been tested on this accelerator"
     gain = _product_time(torch.float32) / _product_time(torch.bfloat16)
     if gain > 1.5:
-        return "bf16-mixed", f"bf16 products measured {gain:.1f} x as fast as fp32 on this CPU"
-    return "32-true", f"bf16 products measured only {gain:.1f} x as fast as fp32 on this CPU"
+        return "bf16-mixed", f"bf16 matrix products are {gain:.1f}x as fast as fp32 on this CPU"
+    return "32-true", f"bf16 matrix products are only {gain:.1f}x as fast as fp32 on this CPU"
 
 
 def _product_time(dtype: torch.dtype, size: int = 512, rounds: int = 5) -> float:
-    """Least seconds of one ``size × size`` product in ``dtype``; the first, which sets the library up, left out."""
+    """The fastest of ``rounds`` ``size × size`` products in ``dtype``, in seconds, after one untimed product."""
     matrix = torch.randn(size, size).to(dtype)
     matrix @ matrix
     times = []

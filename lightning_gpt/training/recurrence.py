@@ -1,29 +1,33 @@
-"""What a model with memory remembers while it trains and is evaluated: a state for each lane.
+"""The memory of each lane of text, for a model that carries memory from one row to the next.
 
-With ``data.packing: lanes`` row r of a micro-batch goes on in the document that it read one optimizer step before. An
-optimizer step has as many lanes as rows; those of its m-th micro-batch on process r are the lanes
-``(m × processes + r) × batch_size`` and on. In a checkpoint the states stand in the order of the lanes, so that a run
-resumed with other processes and micro-batches of the same step takes each its own.
+With ``data.packing: lanes``, row r of a micro-batch continues the document that row r read one optimizer step earlier.
+An optimizer step has as many lanes as rows. Its m-th micro-batch on process r reads lanes
+``(m × processes + r) × batch_size`` onwards. A checkpoint stores the states in lane order, so that a run resumed with a
+different number of processes or micro-batches per step gives each process the states of its own lanes.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.stream import Cursor
+from lightning_gpt.errors import CallError
 from lightning_gpt.models import MemoryGPT
 from lightning_gpt.models.memory.base import State
 
 Gather = Callable[[Tensor], Tensor]
-"""A tensor of this process to those of all, ``(processes, ...)``."""
+"""Gathers a tensor from all processes, as ``(processes, ...)``."""
 
 
 class LaneStates:
     """The states of the lanes that one process reads.
 
     Args:
-        model: Whose memory it is.
+        model: A model with memory.
     """
 
     def __init__(self, model: MemoryGPT) -> None:
@@ -32,11 +36,11 @@ class LaneStates:
         self._states: dict[int, State] = {}  # by micro-batch of the step
 
     def clear(self) -> None:
-        """Forget all."""
+        """Empty all memory."""
         self._states = {}
 
     def of(self, batch: Batch, micro_batch: int = 0) -> State:
-        """What the rows of ``batch`` go on from; a pass that it is handed to keeps in it what comes next."""
+        """The state that the rows of ``batch`` continue from; a pass that is given it updates it in place."""
         state = self._states.get(micro_batch)
         if state is None:
             state = self.memory.new_state(len(batch["ids"]), self._like.detach())
@@ -44,7 +48,7 @@ class LaneStates:
         return self._states[micro_batch]
 
     def all(self, gather: Gather) -> dict[str, Tensor]:
-        """The states of all processes' lanes, in the order of the lanes; empty before the first step."""
+        """The states of all processes' lanes, in lane order; empty before the first step."""
         if not self._states:
             return {}
         own = [vars(self._states[number]) for number in sorted(self._states)]
@@ -52,7 +56,7 @@ class LaneStates:
         return {name: gather(tensor).transpose(0, 1).flatten(0, 2).cpu() for name, tensor in stacked.items()}
 
     def load(self, states: dict[str, Tensor], micro_batches: int, rank: int, world_size: int) -> None:
-        """Take this process's part of the states of all lanes."""
+        """Take this process's share of the states of all lanes."""
         self.clear()
         own = {
             name: tensor.view(
@@ -62,3 +66,56 @@ class LaneStates:
         }
         for number in range(micro_batches if own else 0):
             self._states[number] = State(**{name: tensor[number] for name, tensor in own.items()})
+
+    def check(self, data: TextData) -> None:
+        """Refuse data from which nothing could be remembered.
+
+        Raises:
+            CallError: If rows hold several documents that must not see each other, or if neither the rows nor the
+                segments within a row are continued.
+        """
+        if data.separate_documents:
+            raise CallError(
+                "memory is carried within a document: set data.packing to lanes instead of separate_documents"
+            )
+        if data.packing != "lanes" and self.memory.segment == data.block_size:
+            raise CallError(
+                f"memory is carried from row to row only if data.packing is lanes, and it is {data.packing}: set "
+                f"lanes, or set a memory segment below block_size, {data.block_size}, to carry memory within a row"
+            )
+
+
+def lane_states(model: nn.Module) -> LaneStates | None:
+    """Empty lane states for ``model``; None for a model without memory."""
+    return LaneStates(model) if isinstance(model, MemoryGPT) else None
+
+
+def remembering(
+    lanes: LaneStates | None, batch: Batch, micro_batch: int = 0, row: int | None = None
+) -> AbstractContextManager[None]:
+    """Inside, the model continues from what the lanes of ``batch`` remember and updates it.
+
+    Does nothing for a model without memory, or for a batch whose rows are not lanes.
+
+    Args:
+        lanes: The states, or None for a model without memory.
+        batch: The rows about to be read.
+        micro_batch: Their micro-batch within the optimizer step.
+        row: Read only this row, and leave the states unchanged.
+    """
+    if lanes is None or "starts" not in batch:
+        return nullcontext()
+    state = lanes.of(batch, micro_batch)
+    return lanes.memory.carried(state if row is None else state.row(row))
+
+
+def micro_batch_of(cursor: Cursor, rows: int) -> int:
+    """The micro-batch within its optimizer step after which the data stands at ``cursor``; 0 if rows are not lanes.
+
+    Args:
+        cursor: Where the data continues after the micro-batch.
+        rows: Rows of a micro-batch over all processes.
+    """
+    if "lanes" not in cursor:
+        return 0
+    return int((cursor["rows"] - rows) % len(cursor["lanes"]) // rows)

@@ -1,4 +1,4 @@
-"""The learning rate, and the batch, over the optimizer steps of a run."""
+"""Learning rate and batch size as functions of the optimizer step."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,15 @@ DecayShape = Literal["linear", "1-sqrt"]
 
 
 def warmed_up(step: int, warmup_steps: int) -> float:
-    """The share of the peak that a linear warm-up has reached at ``step`` (0 is the first): all of it at its end."""
+    """The share of the peak learning rate at ``step`` (0 is the first) of a linear warm-up.
+
+    It is ``(step + 1) / warmup_steps``: the first step already has 1/W of the peak, the last of the W steps all of it.
+    """
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def decayed(progress: float, shape: Literal["cosine", "linear", "1-sqrt"], final: float) -> float:
-    """A decay from 1, where ``progress`` is 0, to ``final``, where it is 1.
+    """A decay from 1 at ``progress`` 0 to ``final`` at ``progress`` 1.
 
     ``cosine``: half a period, Loshchilov & Hutter 2017 (1608.03983), eq. 5. ``1-sqrt``: ``1 − √progress``, Hägele et
     al. 2024 (2405.18392), eq. 1.
@@ -29,19 +32,19 @@ def decayed(progress: float, shape: Literal["cosine", "linear", "1-sqrt"], final
 
 @dataclass(frozen=True)
 class Stage:
-    """From optimizer step ``first`` (0 is the first of the run) on, a step has ``accumulate`` micro-batches."""
+    """From optimizer step ``first`` onwards (0 is the run's first), a step has ``accumulate`` micro-batches."""
 
     first: int
     accumulate: int
 
 
 def batch_stages(accumulate: int, warmup_steps: int) -> tuple[Stage, ...]:
-    """How the batch grows to ``accumulate`` micro-batches within about ``warmup_steps`` optimizer steps.
+    """Stages by which the batch grows to ``accumulate`` micro-batches in about ``warmup_steps`` optimizer steps.
 
-    The sizes are 1 and then one prime factor more each time (12: 1, 2, 4, 12), so that each divides the next, and each
-    but the last is held for an equal number of steps: Brown et al. 2020 (2005.14165), appendix B, grow the batch
-    gradually too. A stage is lengthened by as few steps as let it end where a step of the next size may begin, which is
-    at a multiple of that size: then a step never crosses an epoch, nor a validation the middle of a step.
+    The sizes start at 1 and gain one prime factor at a time (12: 1, 2, 4, 12), so that each divides the next. Each
+    size but the last is held for an equal number of steps. Brown et al. 2020 (2005.14165), appendix B, also grow the
+    batch gradually. A stage is lengthened by the fewest steps after which the micro-batches done are a multiple of the
+    next size. No step then crosses the end of an epoch, and no validation falls inside a step.
     """
     sizes = [1]
     while sizes[-1] < accumulate:
@@ -60,5 +63,5 @@ def batch_stages(accumulate: int, warmup_steps: int) -> tuple[Stage, ...]:
 
 
 def accumulated_at(stages: tuple[Stage, ...], step: int) -> int:
-    """Micro-batches in optimizer step ``step``."""
+    """The number of micro-batches in optimizer step ``step``."""
     return next(stage.accumulate for stage in reversed(stages) if step >= stage.first)

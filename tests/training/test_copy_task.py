@@ -4,6 +4,7 @@ Real training on lanes over documents of 4 to 16 segments of 4 tokens, then 64 d
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,15 +12,28 @@ import torch
 
 from lightning_gpt.data.batches import Batch, EvalLanes, SizedTrainBatches
 from lightning_gpt.data.lanes import LaneStream
+from lightning_gpt.data.sources.base import Document, Source
+from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader
+from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.base import evaluating
 from lightning_gpt.models.memory.base import Memory
 from lightning_gpt.training.optim import adamw
 from lightning_gpt.training.recurrence import LaneStates
-from tests.data.helpers import BYTES, EVERYTHING, Listed
 
 SEGMENT, LETTERS = 4, "abcdefgh"
+BYTES = Tokenizer("bytes", {bytes([byte]): byte for byte in range(256)})
+
+
+class Texts(Source):
+    def __init__(self, texts: Sequence[str]) -> None:
+        super().__init__("texts", None)
+        self.texts = texts
+
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        for number, text in enumerate(self.texts[start:], start):
+            yield Document(text, f"text {number}")
 
 
 def document(letter: str, segments: int) -> str:
@@ -44,7 +58,7 @@ def trained(memory: Any, block_size: int, rows: int, steps: int, lr: float, size
     with torch.no_grad():
         for parameter in model.blocks.parameters():
             parameter *= size if parameter.ndim == 2 else 1
-    reader = Reader(Listed(texts), EVERYTHING, "train", BYTES)
+    reader = Reader(Texts(texts), Split(val=0.0, test=0.0), "train", BYTES)
     stream = LaneStream((reader,), (1.0,), block_size, 4096, 0, "lanes", rows)
     lanes, optimizer = lanes_of(model), adamw(model, lr=lr, weight_decay=0.01)
     for batch in SizedTrainBatches(stream, rows, 0, 1, steps, 1):

@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
+from tests.training.runs import weights
 
 FFN = {"kind": "moe", "n_expert": 4, "top_k": 2, "balance": "bias", "balance_rate": 0.01, "z_loss": 0.0}
 BIASES = [f"model.blocks.{layer}.ffn.router.bias" for layer in (0, 1)]
@@ -24,10 +25,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["model"]["init_args"]["dropout"] = 0.0  # each process draws its own
     content["data"]["batch_size"] = 8
     return write_config(folder / "moe.yaml", content)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_the_bias_moves_once_an_optimizer_step(alone: Path) -> None:
@@ -82,8 +79,10 @@ def test_the_start_says_how_many_parameters_are_active_and_a_capacity_what_it_dr
     once = ("--trainer.max_steps", "1", "--trainer.val_check_interval", "2", "--model.init_args.ffn", ffn)
     done = must_run("fit", "--config", str(config), *once, cwd=tmp_path)
     lines = [line.split() for line in done.stderr.splitlines() + done.stdout.splitlines()]
-    said = {" ".join(line[:-1]): int(line[-1].replace(",", "")) for line in lines if line and line[0] in ("all", "of")}
-    assert said["all"] - said["of them active, for one token"] == 2 * 2 * (2 * 32 * 64 + 64 + 32)
+    said = {
+        " ".join(line[:-1]): int(line[-1].replace(",", "")) for line in lines if line and line[0] in ("all", "active")
+    }
+    assert said["all"] - said["active per token"] == 2 * 2 * (2 * 32 * 64 + 64 + 32)
     logged = scalars(tmp_path / "runs/tiny/version_0")
     for layer in (0, 1):
         assert 0.4 < logged[f"experts/dropped/layer_{layer:02}", 1] < 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
-from tests.training.test_resume import assert_same_series, wait_for_saves, weights
+from tests.training.runs import assert_same_series, wait_for_saves, weights
 
 STEPS = 40
 SEGMENTS: dict[str, Any] = {"kind": "segment", "length": 48}
@@ -106,12 +106,15 @@ def test_evaluation_starts_with_nothing_remembered_and_is_the_same_for_any_batch
     [
         (
             ("--data.packing", "concatenate", "--model.memory", '{"kind": "segment"}'),
-            "only where data.packing is lanes",
+            "only if data.packing is lanes",
         ),
-        (("--data.separate_documents", "true"), "separate_documents and packing lanes cannot be combined"),
-        (("--data.separate_documents", "true", "--data.packing", "best_fit"), "set data.packing lanes instead of sep"),
-        (("--model.compile_blocks", "true"), "compile_blocks does not go with memory"),
-        (("--model.optimization.batch_warmup", "0.5"), "as many lanes as a step has rows"),
+        (("--data.separate_documents", "true"), "separate_documents says nothing where packing is lanes"),
+        (
+            ("--data.separate_documents", "true", "--data.packing", "best_fit"),
+            "set data.packing to lanes instead of sep",
+        ),
+        (("--model.compile_blocks", "true"), "compile_blocks and memory cannot be combined"),
+        (("--model.optimization.batch_warmup", "0.5"), "the number of lanes is the number of rows per optimizer step"),
         (("--model.position", "learned", "--model.memory", "segment"), "use position alibi, none, rotary, t5"),
     ],
 )
@@ -126,7 +129,7 @@ def test_another_number_of_lanes_is_refused(alone: Path, tmp_path: Path) -> None
     last = str(alone / "checkpoints/last.ckpt")
     done = run_command("fit", "--ckpt_path", last, "--data.batch_size", "8", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "lanes (rows of an optimizer step) changed from 8 to 16" in done.stderr.splitlines()[-1]
+    assert "lanes (rows of an optimizer step) was 8 and is 16" in done.stderr.splitlines()[-1]
 
 
 def test_generation_and_prediction_go_with_memory(alone: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def test_cpu_precision_follows_the_measurement(gain: float, expected: str, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     chosen, reason = precision.fastest_precision("cpu")
     assert chosen == expected
-    assert f"{gain:.1f} x" in reason
+    assert f"{gain:.1f}x" in reason
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16-mixed"), (False, "16-mixed")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
-from tests.training.test_resume import assert_same_series, wait_for_saves
+from tests.training.runs import assert_same_series, wait_for_saves
 
 STEPS = 40
 RECIPE = {
@@ -68,4 +68,4 @@ def test_a_growing_batch_needs_a_number_of_steps(folder: Path) -> None:
     options = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "2")
     done = run_command("fit", "--config", "tiny.yaml", *options, cwd=folder)
     assert done.returncode == 2, done.stderr
-    assert "optimization.batch_warmup makes the number" in done.stderr.splitlines()[-1]
+    assert "optimization.batch_warmup changes the number" in done.stderr.splitlines()[-1]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
+from tests.training.runs import assert_same_series, wait_for_saves, weights
 
 STEPS = 140  # more than an epoch of the corpus below, in optimizer steps of two micro-batches
 
@@ -23,34 +24,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_config(folder / "tiny.yaml", content)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-
-
-def assert_same_series(part: Path, whole: Path) -> None:
-    """Every value that ``part`` logged is the one that ``whole`` logged at that step."""
-    expected = scalars(whole)
-    logged = scalars(part)
-    assert logged, f"{part} logged nothing"
-    assert {key: expected.get(key) for key in logged} == logged
-
-
 def assert_same_end(run: Path, alone: Path) -> None:
     """The last weights are equal to the bit, and the resumed part logged all that was to come."""
     assert max(step for _, step in scalars(run)) == STEPS
     ours, theirs = weights(run), weights(alone)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def wait_for_saves(path: Path, saves: int, seconds: float = 180) -> None:
-    """Wait until ``path`` was written ``saves`` times."""
-    end, seen = time.monotonic() + seconds, set()
-    while len(seen) < saves:
-        assert time.monotonic() < end, f"{path} was written {len(seen)} times in {seconds} s"
-        if path.exists():
-            seen.add(path.stat().st_mtime_ns)
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("moment", range(3))

@@ -40,7 +40,7 @@ def test_wsd_of_a_shape_is_the_shape_alone_without_a_stable_part() -> None:
 
 
 def test_more_than_all_steps_are_refused() -> None:
-    with pytest.raises(CallError, match=r"warmup 0.3 and stable 0.8 .* more than 1"):
+    with pytest.raises(CallError, match=r"warmup 0.3 and stable 0.8 .* exceed 1"):
         Optimization(schedule="wsd", warmup=0.3, stable=0.8)
 
 

@@ -114,7 +114,7 @@ def test_a_run_is_stopped_and_goes_on_as_it_was_told(tmp_path: Path) -> None:
         ({"threshold": 0.0}, "spikes.threshold is 0.0; it must be above 0"),
         ({"window": 3}, "spikes.window is 3; it must be at least 4"),
         ({"skip_steps": [(5, 4)]}, r"\[5, 4\]; a pair is \[first, last\]"),
-        ({"skip_steps": [(0, 4)]}, "1 is the least"),
+        ({"skip_steps": [(0, 4)]}, "counted from 1"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, said: str) -> None:

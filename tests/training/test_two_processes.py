@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.processes import must_run, scalars, start_command, tiny_config, tiny_corpus, write_config
-from tests.training.test_resume import wait_for_saves
+from tests.training.runs import wait_for_saves
 
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 

@@ -55,6 +55,13 @@ class MemoryGPTConfig(GPTConfig):
                 )
 
 
+def gpt_with(memory: Given, config: GPTConfig) -> GPT:
+    """A GPT with fresh weights, with a memory where one is chosen: ``none`` and None are none."""
+    if memory in (None, "none", {"kind": "none"}):
+        return GPT(config)
+    return MemoryGPT(MemoryGPTConfig(memory=memory, **vars(config)))
+
+
 @models.register("memory_gpt", MemoryGPTConfig)
 class MemoryGPT(GPT):
     """A GPT whose memory reads each text segment by segment; see :class:`~lightning_gpt.models.memory.base.Memory`."""

@@ -1,4 +1,8 @@
-"""What is logged, watched, saved and said while a model trains; one callback a file."""
+"""What is logged, checked, saved and reported while a model trains; one callback per file.
+
+Callbacks that log and draw never change what is trained. Those that do are options, off by default: ``Averaging``,
+``Spikes``, ``Grow`` and ``Upcycle``.
+"""
 
 from lightning_gpt.training.callbacks.averaging import Averaging
 from lightning_gpt.training.callbacks.board import Board

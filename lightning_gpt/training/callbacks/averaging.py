@@ -1,4 +1,4 @@
-"""A running mean of the weights, which validation and use see."""
+"""A running mean of the weights, which validation and later use of the model see."""
 
 from typing import Any
 
@@ -14,12 +14,13 @@ class Averaging(WeightAveraging):
     """Keeps an exponential moving average of the weights: Polyak & Juditsky 1992; Izmailov et al. 2018 (1803.05407).
 
     After each optimizer step ``mean ← β mean + (1 − β) weights``, where β is the lesser of ``decay`` and
-    ``(1 + n) / (10 + n)`` after n steps, so that the start is soon forgotten. Validation measures the mean. A
-    checkpoint holds the mean as its weights, so that :func:`lightning_gpt.load` gives it, and beside it the weights in
-    training, from which a resumed run goes on. What is drawn after a validation is of the weights in training.
+    ``(1 + n) / (10 + n)`` after n steps, so that the initial weights are soon forgotten. Validation measures the mean.
+    A checkpoint stores the mean as its weights, so that :func:`lightning_gpt.load` returns it, and the weights in
+    training beside it, from which a resumed run continues. Samples and diagnostics logged after a validation are of
+    the weights in training.
 
     Args:
-        decay: β: the mean reaches some 1 / (1 − β) steps back. No averaging when omitted.
+        decay: β; the mean reaches about 1 / (1 − β) steps back. No averaging when omitted.
     """
 
     def __init__(self, decay: float | None = None) -> None:
@@ -42,8 +43,8 @@ class Averaging(WeightAveraging):
             super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning would put the mean in the weights' place before the last checkpoint is saved; then no run could go
-        on from it as if it had not stopped."""
+        """Do nothing: Lightning would replace the weights by the mean before the last checkpoint is saved, and that
+        checkpoint could then not be resumed exactly."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._average_model is not None:
@@ -53,4 +54,4 @@ class Averaging(WeightAveraging):
         if self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
         elif trainer.state.fn == "fit" and "current_model_state" in checkpoint:
-            pl_module.load_state_dict(checkpoint["current_model_state"])  # it goes on without a mean
+            pl_module.load_state_dict(checkpoint["current_model_state"])  # the run continues without a mean

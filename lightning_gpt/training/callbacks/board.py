@@ -1,4 +1,4 @@
-"""TensorBoard as the bench: charts that overlay, the token table, hyper-parameters beside the result."""
+"""The layout of TensorBoard: overlaid charts, hyper-parameters beside results, the token embeddings."""
 
 import dataclasses
 from typing import Any
@@ -16,13 +16,13 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.training.module import LanguageModule
 
 _MOST_TOKENS = 5000
-"""The projector reads its points as text: more of them take long to write and longer to load."""
+"""The projector reads points as text; more of them take long to write and longer to load."""
 
 _RESULTS = ("val/loss", "val/perplexity", "val/bits_per_byte")
 
 
 def board_of(trainer: L.Trainer) -> SummaryWriter | None:
-    """Where to write pictures, texts and charts; None without TensorBoard, and on all processes but the first."""
+    """TensorBoard's writer; None without TensorBoard, and on every process but the first."""
     if not trainer.is_global_zero:
         return None
     logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
@@ -32,11 +32,11 @@ def board_of(trainer: L.Trainer) -> SummaryWriter | None:
 class Board(Callback):
     """Lays TensorBoard out for a run.
 
-    - *Custom scalars*: training and validation loss in one chart, and each depth diagnostic with all its layers in one.
-    - *HParams*: the sizes and settings of the run beside its last validation results. They are written at
-      the start, so that a run that is killed has them too.
-    - *Projector*: at the end of fit the token table, with tokens, ids and how often each is in the training text; of a
-      large vocabulary the first 5,000 ids, which byte-pair encodings give to the most frequent merges.
+    - *Custom scalars*: training and validation loss in one chart; one chart per depth diagnostic, with all layers.
+    - *HParams*: the run's sizes and settings beside its last validation results. They are written at the start, so
+      that a killed run has them too.
+    - *Projector*: at the end of fit, the token embeddings with each token, its id and its count in the training text.
+      Of a large vocabulary only the first 5,000 ids, which byte-pair encodings give to the most frequent merges.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,13 +59,13 @@ class Board(Callback):
 
 
 def _write(board: SummaryWriter, *summaries: Any) -> None:
-    """Add summaries as they are: ``add_hparams`` would open a folder, and so a second run, for them."""
+    """Add summaries to this run; ``add_hparams`` would open a folder for them, which TensorBoard shows as a run."""
     for summary in summaries:
         board._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
 
 def layout() -> dict[str, dict[str, list[Any]]]:
-    """The custom-scalars page: a category a theme, a chart a diagnostic, a line a layer.
+    """The custom-scalars page: one category per theme, one chart per diagnostic, one line per layer.
 
     Tags are regular expressions.
     """
@@ -83,7 +83,7 @@ def layout() -> dict[str, dict[str, list[Any]]]:
 
 
 def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, int | float | str]:
-    """What a run is set apart by: model, optimization, batch, steps, precision; by name, each a plain value."""
+    """The settings that distinguish runs (model, optimization, batch, steps, precision) as plain values by name."""
     described, data = module.model.describe(), trainer.datamodule  # type: ignore[attr-defined]
     settings = {"model": described["class"], **described["config"], **dataclasses.asdict(module.optimization)}
     settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
@@ -102,7 +102,7 @@ def _plain(value: Any) -> int | float | str:
 
 def _add_token_table(board: SummaryWriter, module: LanguageModule, data: TextData, step: int) -> None:
     weights = module.model.get_parameter("token_embedding.weight").detach()[:_MOST_TOKENS]
-    table = weights.double().cpu().round(decimals=5)  # written as text: more digits are more megabytes
+    table = weights.double().cpu().round(decimals=5)  # written as text, where digits cost megabytes
     ids, counts = range(len(table)), data.counts()
     columns = {"token": readable_tokens(data.tokenizer, ids), "id": [str(number) for number in range(len(table))]}
     if counts is not None:

@@ -1,4 +1,4 @@
-"""``last.ckpt`` to go on from and ``best.ckpt`` to use; and a stop that loses nothing."""
+"""``last.ckpt`` to resume from, ``best.ckpt`` to use, and stopping without losing anything."""
 
 import signal
 import threading
@@ -14,10 +14,11 @@ from lightning_gpt.training.callbacks.summary import say_next_commands
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` every so many optimizer steps, at the end, and when asked to stop.
+    """Saves ``checkpoints/last.ckpt`` every N optimizer steps, at the end, and when asked to stop.
 
-    Ctrl-C and SIGTERM let the step in progress end, save, and stop by raising :class:`Stopped`; a second Ctrl-C
-    stops at once. A file is written beside the old one and then takes its place, so a kill leaves one or the other.
+    On Ctrl-C or SIGTERM the current step finishes, the checkpoint is saved, and :class:`Stopped` is raised; a second
+    Ctrl-C stops at once. The checkpoint is written to a temporary file, which then replaces the old one atomically, so
+    a kill leaves either the old checkpoint or the new one.
 
     Args:
         every_n_steps: Optimizer steps between two saves.
@@ -61,7 +62,7 @@ class LastCheckpoint(Checkpoint):
         if not stop and step % self.every_n_steps:
             return
         loop = trainer.fit_loop
-        # A checkpoint of a step whose validation is still to come would, resumed, leave that validation out.
+        # Resumed from a checkpoint saved between a step and its validation, Lightning would skip that validation.
         if loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
             self._waits_for_validation = True
             return
@@ -87,10 +88,10 @@ class LastCheckpoint(Checkpoint):
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         if trainer.is_global_zero:
             say_next_commands(self.path.parent.parent)
-        raise Stopped(f"stopped after optimizer step {trainer.global_step}; its state is in {self.path}")
+        raise Stopped(f"stopped after optimizer step {trainer.global_step}; its state is saved in {self.path}")
 
     def _stop_agreed(self, trainer: L.Trainer) -> bool:
-        """Whether to stop now: the same answer on every process, asked for every tenth step where there are several."""
+        """Whether to stop now, the same on every process; several processes agree only at every tenth step."""
         if trainer.world_size == 1:
             return self._stop_asked
         if trainer.global_step % 10:
@@ -99,7 +100,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt``: the state of least ``val/loss``."""
+    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``."""
 
     def __init__(self) -> None:
         super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)

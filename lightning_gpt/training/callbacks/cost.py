@@ -1,4 +1,4 @@
-"""What a run costs: time a step, memory, parameters."""
+"""What a run costs: time per step, memory, parameters."""
 
 import ctypes
 import gc
@@ -18,10 +18,10 @@ _MARKS_HELD = 256
 
 
 class StepClock:
-    """Seconds between marks, on a GPU by the device's own clock, so that marking waits for nothing.
+    """Seconds between marks; on a GPU by the device's own clock, so that a mark does not wait for the device.
 
     Args:
-        device: Where the work that is timed is done.
+        device: The device that does the timed work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,12 +31,12 @@ class StepClock:
         self._last: float | None = None
 
     def restart(self) -> None:
-        """The time since the last mark counts no step."""
+        """Discard the time since the last mark."""
         self._collect()
         self._events, self._last = [], None
 
     def mark(self) -> None:
-        """A step ends here and the next begins."""
+        """End a step and begin the next."""
         if self._on_gpu:
             self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
             self._events[-1].record()
@@ -56,18 +56,18 @@ class StepClock:
             self._events = self._events[-1:]
 
     def median(self) -> float | None:
-        """The median of all steps so far, in seconds; None where there was none."""
+        """The median of all steps so far, in seconds; None before the first."""
         self._collect()
         return statistics.median(self.seconds) if self.seconds else None
 
 
 class PeakMemory:
-    """The most memory that each step had in use, above what was in use before the first.
+    """The peak memory of each step in bytes, above what was in use before the first.
 
-    On CUDA what torch allocated; on a CPU the resident set, where Linux tells it; elsewhere nothing.
+    On CUDA the memory that torch allocated; on a CPU under Linux the resident set; elsewhere nothing is measured.
 
     Args:
-        device: Where the work that is measured is done.
+        device: The device that does the measured work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -77,12 +77,12 @@ class PeakMemory:
 
     def _in_use(self) -> int | None:
         if self._device.type == "cuda":
-            return 0  # the weights count: a model that needs no GPU memory is no model
+            return 0  # so that the weights count too
         _give_back()
         return resident_bytes()
 
     def begin(self) -> None:
-        """A step begins here."""
+        """Begin a step."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._before is not None:
@@ -90,7 +90,7 @@ class PeakMemory:
                 restart_peak()
 
     def end(self) -> None:
-        """The step ends here."""
+        """End the step."""
         on_gpu = self._device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else resident_bytes(peak=True)
         if peak is not None and self._before is not None:
@@ -98,17 +98,17 @@ class PeakMemory:
 
 
 class Cost(Callback):
-    """Logs what the run cost, once, at its end, at the last optimizer step.
+    """Logs the cost of a run once, at its end, with the number of the last optimizer step.
 
-    - ``cost/step_seconds``: median wall time of an optimizer step of this process; a step that validation came into
-      is left out.
-    - ``cost/tokens_per_second``: tokens of a step, over all processes, by that time.
+    - ``cost/step_seconds``: median wall time of an optimizer step of this process, without steps interrupted by
+      validation.
+    - ``cost/tokens_per_second``: tokens per step, over all processes, divided by that time.
     - ``cost/peak_memory_mb``: median over the steps of a step's peak, in MB of 10⁶ bytes. On CUDA
-      ``max_memory_allocated``, which has the weights in it; on a CPU the resident set above what it was before the
-      first step: gradients, optimizer state, activations. Not logged on a CPU that does not run Linux.
+      ``max_memory_allocated``, which includes the weights; on a CPU the growth of the resident set since before the
+      first step: gradients, optimizer state, activations. On a CPU it is logged under Linux only.
     - ``cost/parameters``: trainable parameters.
 
-    Medians, because a step in which something is logged or saved does more than train.
+    Medians, because steps in which something is logged or saved do more than train.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -158,7 +158,7 @@ class Cost(Callback):
 
 
 def _give_back() -> None:
-    """Give the system the memory that nothing uses any more: what a validation left behind is no step's."""
+    """Return unused memory to the system, so that what a validation freed is not counted for the next step."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # where the C library is another than glibc
+    with suppress(OSError, AttributeError):  # the C library is not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)

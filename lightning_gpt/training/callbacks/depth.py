@@ -1,4 +1,4 @@
-"""What depth does to the model while it trains: every diagnostic by layer, at each validation."""
+"""Every depth diagnostic by layer, at each validation of a training run."""
 
 import json
 import time
@@ -26,23 +26,24 @@ from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.whole_file import write_file
 
 _RATIO_EVERY = 5
-"""Of the logged steps, those whose update is measured: a copy of the weights costs more than all norms."""
+"""The update is measured at every fifth logged step, because it needs a copy of the weights."""
 _ROW_TOKENS = 128
-"""Length of a probe row at most: the spectra of attention cost time³."""
+"""Maximum length of a probe row, because the cost of attention spectra grows with its cube."""
 
 
 class DepthDiagnostics(Callback):
     """Measures every layer on fixed probe tokens before the first step and at each validation.
 
-    Scalars ``depth/<diagnostic>/layer_<i>``, heatmaps of layer and step at the end of fit, and ``depth.json`` in the
-    run's folder: a list of ``{"step": n, diagnostic: [value of each layer], ...}``, a value of several heads being a
-    list. A resumed run goes on from the file beside its checkpoint. Gradient norms are those of the logged optimizer
-    steps, update-to-weight ratios of the first of them and every fifth from there; in the file, of the last one before.
-    All of it is done by the first process.
+    It logs scalars ``depth/<diagnostic>/layer_<i>`` and, at the end of fit, heatmaps of layer by step. It also writes
+    ``depth.json`` in the run's folder, a list of ``{"step": n, diagnostic: [value of each layer], ...}`` in which a
+    value by head is itself a list. A resumed run continues the file beside its checkpoint.
+
+    Gradient norms are measured at each logged optimizer step, update-to-weight ratios at the first logged step and
+    every fifth one after it; the file holds the latest of each. Only the first process measures.
 
     Args:
         enabled: Whether to measure at all.
-        tokens: How many tokens of the validation text to probe, at most; never more than a micro-batch has.
+        tokens: Maximum number of validation tokens to probe; never more than a micro-batch has.
     """
 
     def __init__(self, enabled: bool = True, tokens: int = 256) -> None:
@@ -60,7 +61,9 @@ class DepthDiagnostics(Callback):
         self._seconds = self._started = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking is a broadcast: every process must
+        self._folder = Path(
+            trainer.log_dir or trainer.default_root_dir
+        )  # reading it is a broadcast, so every process must
 
     def state_dict(self) -> dict[str, Any]:
         return {"of_step": self._of_step}
@@ -90,7 +93,7 @@ class DepthDiagnostics(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        every = getattr(trainer, "log_every_n_steps", 0)  # 0 where the Trainer was told to log nothing
+        every = getattr(trainer, "log_every_n_steps", 0)  # 0 if the Trainer logs nothing
         if self._batch is None or not every or (trainer.global_step + 1) % every:
             return
         assert isinstance(pl_module, LanguageModule)
@@ -133,11 +136,11 @@ class DepthDiagnostics(Callback):
             self._seconds += time.perf_counter() - start
 
     def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
-        """The first validation tokens as rows, the same for any number of processes; None where nothing is measured."""
+        """The first validation tokens as rows, the same for any number of processes; None to measure nothing."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not self.enabled or not trainer.is_global_zero or not trainer.enable_validation:
             return None
-        if getattr(trainer, "fast_dev_run", False):  # which shall leave no file
+        if getattr(trainer, "fast_dev_run", False):  # it must leave no file
             return None
         if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
             return None
@@ -154,7 +157,7 @@ class DepthDiagnostics(Callback):
         return moved
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take every diagnostic now, log it and write it down."""
+        """Measure, log and write every diagnostic."""
         if self._batch is None:
             return
         assert isinstance(pl_module, LanguageModule)
@@ -178,7 +181,7 @@ class DepthDiagnostics(Callback):
             logger.log_metrics(values, step=trainer.global_step)
 
     def _draw(self, trainer: L.Trainer) -> None:
-        """All pictures, over the whole run: with a resumed run's earlier part."""
+        """Draw all pictures over the whole run, including the part before a resume."""
         board = board_of(trainer)
         if board is None:
             return
@@ -195,7 +198,7 @@ class DepthDiagnostics(Callback):
 
 
 def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> list[Value]:
-    """‖W_new − W‖/‖W‖ of each block; ``before`` is written over."""
+    """‖W_new − W‖/‖W‖ of each block; overwrites ``before``."""
     ratios: list[Value] = []
     for old, new in zip(before, after, strict=True):
         size = norm(old)
@@ -206,7 +209,7 @@ def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> li
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``depth.json``; none where there is no such file."""
+    """The entries of a ``depth.json``; none if the file does not exist."""
     if not path.is_file():
         return []
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))

@@ -6,14 +6,13 @@ from lightning_gpt.training.callbacks.trained_start import TrainedStart
 
 
 class Grow(TrainedStart):
-    """Gives the model the blocks of a trained shallower one before the first step; those above add nothing yet.
+    """Copies the blocks of a trained shallower model before the first step; the blocks above them add nothing yet.
 
-    The function is preserved, so the run starts from the trained model's loss; the sources are in
-    :func:`~lightning_gpt.models.from_trained.growth.grow`. The model may differ in ``n_layer`` only. A resumed run is
-    not grown again.
+    The function is preserved, so the run starts at the trained model's loss. The models may differ in ``n_layer`` only.
+    :func:`~lightning_gpt.models.from_trained.growth.grow` gives the sources. A resumed run is not grown again.
 
     Args:
-        checkpoint: The shallower model's checkpoint; nothing is grown where None.
+        checkpoint: The shallower model's checkpoint; None grows nothing.
     """
 
     done = "grown"
@@ -22,5 +21,5 @@ class Grow(TrainedStart):
         super().__init__(checkpoint)
 
     def fill(self, trained: GPT, model: GPT) -> None:
-        """Blocks below as trained, those above as the identity."""
+        """Copy the trained blocks; make those above them the identity."""
         grow(trained, model)

@@ -9,10 +9,10 @@ from lightning_gpt.training.module import LanguageModule
 
 
 class InitialLoss(Callback):
-    """Logs ``initial/loss`` and beside it ``initial/uniform_loss``, ln|V|, at step 0.
+    """Logs ``initial/loss`` at step 0, and beside it ``initial/uniform_loss``, the loss ln|V| of a uniform guess.
 
-    The loss is that of the whole validation split under the fresh weights, measured before training starts where
-    ``num_sanity_val_steps`` asks for the whole split, as it does unless told otherwise.
+    The loss is that of the untrained weights over the batches of Lightning's sanity check: the whole validation split
+    unless ``num_sanity_val_steps`` says otherwise.
     """
 
     def on_sanity_check_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What ``predict`` leaves behind: the model's view of the test text, row by row."""
+"""The output of ``predict``: the model's losses and predictions on the test text, row by row."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from lightning_gpt.models.head import IGNORED
 
 
 class Predictions(Callback):
-    """Writes ``predictions.jsonl`` (one file a process): per row the tokens, their loss in nats, and the likeliest."""
+    """Writes ``predictions.jsonl``, one file per process: each row's tokens, losses in nats and likeliest tokens."""
 
     def __init__(self) -> None:
         self._file: TextIO | None = None

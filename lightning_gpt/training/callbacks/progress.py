@@ -1,4 +1,4 @@
-"""The progress of a run: a live bar on a terminal, a line now and then anywhere else."""
+"""The progress of a run: a live bar on a terminal, occasional lines elsewhere."""
 
 import time
 from typing import Any
@@ -14,10 +14,10 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class RunProgress(ProgressBar):
-    """Optimizer steps done of all, loss, perplexity, tokens/s, share of the devices' peak and the time left.
+    """Shows optimizer steps done, loss, perplexity, tokens/s, model FLOPs utilisation and time left.
 
     Args:
-        metrics: Where the figures come from; they change at every logged step.
+        metrics: The source of the figures, which change at every logged step.
     """
 
     def __init__(self, metrics: StepMetrics) -> None:

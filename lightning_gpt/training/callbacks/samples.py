@@ -1,4 +1,4 @@
-"""What the model writes and where it looks, in TensorBoard as training goes."""
+"""Text samples and attention patterns in TensorBoard while a model trains."""
 
 import re
 
@@ -21,10 +21,10 @@ class Samples(Callback):
 
     Args:
         prompts: Texts to continue.
-        max_new_tokens: Length of each continuation.
-        temperature: Of the drawing; 0 is greedy.
-        seed: Of the drawing, the same each time, so that continuations can be compared.
-        attention_text: The text whose attention is drawn, every layer and head; cut to the model's context.
+        max_new_tokens: Length of each continuation, in tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Sampling seed, the same at each validation so that continuations can be compared.
+        attention_text: The text whose attention is drawn for every layer and head, truncated to the model's context.
     """
 
     def __init__(
@@ -61,5 +61,5 @@ class Samples(Callback):
 
 
 def _plain(text: str) -> str:
-    """``text`` so that Markdown, which TensorBoard reads, shows it as it is."""
+    """``text`` escaped for Markdown, which TensorBoard renders."""
     return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~])", r"\\\1", text)

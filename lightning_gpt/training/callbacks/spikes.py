@@ -1,4 +1,4 @@
-"""What is done about a loss that jumps."""
+"""Stopping at, or skipping, steps whose loss spikes."""
 
 import math
 import shlex
@@ -20,20 +20,21 @@ _MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Spikes(Callback):
-    """Looks at each optimizer step's loss and gradients before the step is taken.
+    """Checks each optimizer step's loss and gradients before the step is taken.
 
-    A spike is a loss above the mean of the last ``window`` steps' by more than ``threshold`` of their standard
-    deviations, or a loss or gradient that is not finite. The weights are then still those of the step before, and
-    ``last.ckpt`` is from before too. A run is exactly repeatable, so one that goes on from there meets the same spike,
-    unless the steps around it are left out: ``skip_steps``, as in Chowdhery et al. 2022 (2204.02311), section 5.1.
+    A spike is a loss that exceeds the mean over the last ``window`` steps by more than ``threshold`` standard
+    deviations, or a loss or gradient that is not finite. It is found while the weights are still those of the previous
+    step, and ``last.ckpt`` is older still. A run is exactly repeatable, so when resumed from there it meets the same
+    spike, unless the steps around it are skipped with ``skip_steps``, as in Chowdhery et al. 2022 (2204.02311),
+    section 5.1.
 
     Args:
-        threshold: In standard deviations; nothing is looked for when omitted.
-        window: Optimizer steps that the mean and the deviation are of; until half of it is full, only what is not
-            finite is a spike.
-        action: ``stop`` the run, naming the last good checkpoint, or ``skip`` the step and go on.
-        skip_steps: Pairs ``[first, last]`` of optimizer steps (1 is the first of the run) that are not taken: their
-            rows are read, and weights and moments stay as they are.
+        threshold: In standard deviations; when omitted, nothing is checked.
+        window: Number of optimizer steps in the mean and standard deviation. Until half the window is filled, only
+            values that are not finite are spikes.
+        action: ``stop`` the run and name the last good checkpoint, or ``skip`` the step and continue.
+        skip_steps: Pairs ``[first, last]`` of optimizer steps to skip (1 is the run's first). Their rows are read;
+            weights, optimizer state and expert biases do not change.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Spikes(Callback):
             raise CallError(f"spikes.window is {window}; it must be at least 4")
         for first, last in skip_steps or ():
             if not 1 <= first <= last:
-                raise CallError(f"spikes.skip_steps has [{first}, {last}]; a pair is [first, last], and 1 is the least")
+                raise CallError(f"spikes.skip_steps has [{first}, {last}]; a pair is [first, last], counted from 1")
         self.threshold = threshold
         self.window = window
         self.action = action
@@ -77,25 +78,25 @@ class Spikes(Callback):
         if any(first <= step <= last for first, last in self.skip_steps):
             _leave_out(optimizer)
         elif self.threshold is not None:
-            # each is divided by the accumulation already, so that their sum is the step's mean
+            # each is already divided by the number of micro-batches, so that their sum is the step's mean
             mean = trainer.strategy.reduce(torch.stack(micro_losses).sum(), reduce_op="mean")
             self._look(trainer, optimizer, step, float(mean))
 
     def _look(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, step: int, loss: float) -> None:
-        """Stop, or leave the step out, where it is a spike; then its loss counts for those to come."""
-        # under fp16 gradients overflow now and then, and the scaler leaves those steps out itself
+        """Stop or skip the step if it is a spike; then add its loss to the window."""
+        # fp16 gradients overflow now and then, and the scaler skips those steps itself
         found = self._spike(loss, None if trainer.precision == "16-mixed" else optimizer)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if found else 0
         if found and (self.action == "stop" or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW):
             self._stop(trainer, step, found)
         if found:
-            say(f"step {step:,}: {found}; the step is left out")
+            say(f"step {step:,}: {found}; step skipped")
             _leave_out(optimizer)
         if math.isfinite(loss):
             self._before.append(loss)
 
     def _spike(self, loss: float, optimizer: torch.optim.Optimizer | None) -> str | None:
-        """What is wrong with the step that is to come, if anything."""
+        """What is wrong with the coming step; None if nothing is."""
         assert self.threshold is not None
         if not math.isfinite(loss):
             return f"the loss is {loss}"
@@ -113,18 +114,18 @@ class Spikes(Callback):
         )
 
     def _stop(self, trainer: L.Trainer, step: int, found: str) -> None:
-        said = f"step {step} was not taken: {found}"
+        message = f"step {step} was not taken: {found}"
         callbacks = trainer.checkpoint_callbacks
         path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
         if path is None or not path.exists():
-            raise WorkError(f"{said}; no checkpoint was saved before it")
+            raise WorkError(f"{message}; no checkpoint was saved before it")
         saved = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         if trainer.is_global_zero:
             skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
             config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
-            say("to go on from there without the steps since")
+            say("to resume from there and skip the steps since")
             say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'")
-        raise WorkError(f"{said}; the last good checkpoint, of step {saved}, is {path}")
+        raise WorkError(f"{message}; the last good checkpoint, of step {saved}, is {path}")
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -132,5 +133,5 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _leave_out(optimizer: torch.optim.Optimizer) -> None:
-    """A step without gradients changes neither weights nor moments."""
+    """Remove the gradients: a step without them changes neither weights nor optimizer state."""
     optimizer.zero_grad(set_to_none=True)

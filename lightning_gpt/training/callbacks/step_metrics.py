@@ -1,4 +1,4 @@
-"""The training curves: what each logged optimizer step did."""
+"""The training curves, by logged optimizer step."""
 
 import math
 import time
@@ -24,16 +24,17 @@ def rows_drawn(data: object) -> dict[str, float]:
 
 
 class StepMetrics(Callback):
-    """Logs ``train/loss``, ``perplexity``, ``lr``, ``grad_norm``, ``tokens_per_second`` and ``mfu`` by optimizer step.
+    """Logs the training curves every ``log_every_n_steps`` optimizer steps of the Trainer.
 
-    And ``data/rows/<source>``, what the mix has drawn from each source. ``mfu``, the model FLOPs utilisation of
-    Chowdhery et al. 2022 (2204.02311), section 4.1, is the share of the devices' peak that the step's matrix products
-    by formula make up (:func:`~lightning_gpt.planning.training_flops_per_token`,
-    :func:`~lightning_gpt.training.peak.peak_flops`).
-
-    Every ``log_every_n_steps`` steps of the Trainer. The loss is the mean over the micro-batches since the last
-    logged step, on the first process; the gradient norm is that of the logged step, before clipping; tokens are
-    counted over all processes, and time in validation is left out.
+    - ``train/loss`` and ``train/perplexity``: mean over the micro-batches since the last logged step, on the first
+      process.
+    - ``train/lr``: the learning rate of the next step.
+    - ``train/grad_norm``: the norm of the logged step's gradient, before clipping.
+    - ``train/tokens_per_second``: over all processes, without the time in validation.
+    - ``train/mfu``: model FLOPs utilisation, Chowdhery et al. 2022 (2204.02311), section 4.1: the FLOPs of the matrix
+      products by formula (:func:`~lightning_gpt.planning.training_flops_per_token`) as a share of the devices' peak
+      (:func:`~lightning_gpt.training.peak.peak_flops`).
+    - ``data/rows/<source>``: the rows drawn from each source so far.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class StepMetrics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        # what Lightning hands on is the loss divided for the accumulation
+        # Lightning has divided the loss by the number of micro-batches
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         self._tokens += batch["targets"].numel() * trainer.world_size
         if trainer.global_step == self._step:
@@ -94,13 +95,13 @@ class StepMetrics(Callback):
 
     @staticmethod
     def _logs(trainer: L.Trainer, step: int) -> bool:
-        # log_every_n_steps is 0 where the Trainer was told to log nothing
+        # 0 if the Trainer logs nothing
         every = getattr(trainer, "log_every_n_steps", 0)
         return bool(every) and step % every == 0
 
 
 def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModule) -> float | None:
-    """Share of the peak of all devices that one token a second takes; None for a model that is none of ours."""
+    """The share of all devices' peak that one token per second takes; None for a model of another package."""
     if not isinstance(pl_module, LanguageModule):
         return None
     flops = training_flops_per_token(pl_module.model, pl_module.model.config.block_size)

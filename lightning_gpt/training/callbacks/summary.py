@@ -1,4 +1,4 @@
-"""What a run says at its start and at its end."""
+"""What a run reports at its start and at its end."""
 
 import math
 import shlex
@@ -24,14 +24,14 @@ _SAMPLE_PROMPT = "The"
 
 
 class RunSummary(Callback):
-    """The initial loss beside ln|V| at the start; perplexities, a sample and the next commands at the end."""
+    """Prints model size and initial loss at the start; perplexities, a sample and the next commands at the end."""
 
     def __init__(self) -> None:
         self._start_loss: float | None = None
         self._folder: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir  # asking is a broadcast: every process must
+        self._folder = trainer.log_dir  # reading it is a broadcast, so every process must
 
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,7 +51,7 @@ class RunSummary(Callback):
         total, active = sum(p.numel() for p in model.parameters()), active_parameters(model)
         table.add_row("all", f"{total:,}", style="bold")
         if active != total:
-            table.add_row("of them active, for one token", f"{active:,}", style="bold")
+            table.add_row("active per token", f"{active:,}", style="bold")
         console.print(table)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, TextData) and data.vocab_size_to_train is not None and trainer.loggers and self._folder:
@@ -65,7 +65,7 @@ class RunSummary(Callback):
         vocab_size = pl_module.model.config.vocab_size
         uniform = math.log(vocab_size)
         say(
-            f"initial validation loss {self._start_loss:.4f}, {self._start_loss / uniform - 1:+.2%} of "
+            f"initial validation loss {self._start_loss:.4f}, {self._start_loss / uniform - 1:+.2%} from "
             f"ln|V| = ln {vocab_size:,} = {uniform:.4f}"
         )
 
@@ -88,31 +88,31 @@ class RunSummary(Callback):
         model, tokenizer = pl_module.model, data.tokenizer
         ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
         text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
-        say(f"a sample: {' '.join((_SAMPLE_PROMPT + text).split())}")
+        say(f"sample: {' '.join((_SAMPLE_PROMPT + text).split())}")
         say_next_commands(Path(self._folder))
 
     def _say_perplexities(self, trainer: L.Trainer, data: TextData) -> None:
         loss = float(trainer.callback_metrics["val/loss"])
         lines = []
         if self._start_loss is not None:
-            lines.append(("at the start", math.exp(self._start_loss)))
-        lines.append((f"last measured (of {trainer.global_step:,} steps)", math.exp(loss)))
+            lines.append(("before training", math.exp(self._start_loss)))
+        lines.append((f"last validation (of {trainer.global_step:,} steps)", math.exp(loss)))
         counts = data.counts()
         if counts is not None:
             targets = data.evaluation("val").all_targets
             token_counts = np.sum([c.token_counts for c in counts], axis=0)
             unigram = math.exp(unigram_loss(token_counts, targets[targets != IGNORED].numpy()))
-            lines.append(("unigram model on the same text", unigram))
+            lines.append(("unigram baseline on the same text", unigram))
         say("validation perplexity")
         for name, perplexity in lines:
             say(f"  {name:<34}{perplexity:>12,.2f}")
         if counts is not None:
-            say(f"  the model is at {math.exp(loss) / unigram:.3f} x the unigram model's perplexity")
+            say(f"  perplexity is {math.exp(loss) / unigram:.3f}x the unigram baseline's")
         say(f"validation bits per byte {float(trainer.callback_metrics['val/bits_per_byte']):.4f}")
 
 
 def _say_what_was_drawn(data: TextData) -> None:
-    """How much of each source was trained on."""
+    """Print how much of each source was trained on."""
     if data.cursor is None:
         return
     drawn, rows = data.cursor["sources"], data.rows_of_a_pass()
@@ -126,13 +126,13 @@ def _say_what_was_drawn(data: TextData) -> None:
 
 @rank_zero_only
 def _print_results(trainer: L.Trainer) -> None:
-    """The result of ``validate`` and ``test``: what is asked for, so on standard output."""
+    """Print the result of ``validate`` or ``test``, on standard output because it is what the user asked for."""
     for name, value in trainer.callback_metrics.items():
         print(f"{name} {float(value):.6f}")
 
 
 def say_next_commands(run: Path) -> None:
-    """Print the exact commands to look at, use and go on with a run."""
+    """Print the exact commands to look at, use and resume a run."""
     folder, last, config = (
         shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml")
     )

@@ -1,4 +1,4 @@
-"""Mixture of depths while it trains: how many tokens go through each block that some pass by."""
+"""Logs how many tokens go through each routed block of a mixture of depths."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from lightning_gpt.training.module import LanguageModule
 
 
 class TokenRoutes(Callback):
-    """Logs ``routing/share/layer_<i>`` at each validation: the share of its tokens that went through the block.
+    """Logs ``routing/share/layer_<i>`` at each validation: the share of the tokens that went through the block.
 
-    In training that share is the capacity; here each token was decided by itself, so the two are near where the
-    decision has been learned. Nothing for a model whose blocks all tokens go through.
+    In training that share equals the capacity. In validation each token is decided on its own, so the share is near the
+    capacity once the decision has been learned. A model without routed blocks logs nothing.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class TokenRoutes(Callback):
             self._routers = {int(name.split(".")[1]): router for name, router in token_routers(pl_module.model).items()}
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for router in self._routers.values():  # samples and diagnostics have been read since the last one
+        for router in self._routers.values():  # samples and diagnostics have counted since the last one
             router.take_passed()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

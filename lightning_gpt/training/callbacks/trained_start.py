@@ -1,4 +1,4 @@
-"""Starting a run's model from the weights of another that was trained."""
+"""Starting a run from the weights of another trained model."""
 
 from abc import ABC, abstractmethod
 
@@ -17,18 +17,18 @@ class TrainedStart(Callback, ABC):
     """Fills the model from a checkpoint before the first step; a resumed run is not filled again.
 
     Args:
-        checkpoint: The trained model's checkpoint; nothing is done where None.
+        checkpoint: The trained model's checkpoint; None does nothing.
     """
 
     done: str
-    """What was done, for the message: ``grown``."""
+    """The participle for messages, such as ``grown``."""
 
     def __init__(self, checkpoint: str | None = None) -> None:
         self.checkpoint = checkpoint
 
     @abstractmethod
     def fill(self, trained: GPT, model: GPT) -> None:
-        """Give ``model`` what it takes of ``trained``."""
+        """Fill the weights of ``model`` from ``trained``."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self.checkpoint is None or stage != "fit" or trainer.ckpt_path is not None:
@@ -41,6 +41,6 @@ class TrainedStart(Callback, ABC):
                 f"a GPT can be {self.done} from a GPT, not a {type(model).__name__} from a {type(trained).__name__}"
             )
         if isinstance(data, TextData) and checkpoint.tokenizer().fingerprint != data.tokenizer.fingerprint:
-            raise CallError(f"checkpoint {self.checkpoint!r} was trained with another tokenizer than this run has")
+            raise CallError(f"checkpoint {self.checkpoint!r} was trained with a different tokenizer than this run uses")
         self.fill(trained, model)
         say(f"{self.done} from {self.checkpoint}")

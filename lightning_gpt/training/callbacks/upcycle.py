@@ -6,13 +6,13 @@ from lightning_gpt.training.callbacks.trained_start import TrainedStart
 
 
 class Upcycle(TrainedStart):
-    """Gives the model the weights of a dense one before the first step; every expert starts as its network.
+    """Copies the weights of a trained dense model before the first step; every expert starts as its dense network.
 
-    Komatsuzaki et al. 2022 (2212.05055): the function is preserved. The model must be the dense one but for its
-    ``ffn``, whose experts are of the dense network's kind and ``hidden`` width. A resumed run is not upcycled again.
+    The function is preserved (Komatsuzaki et al. 2022, 2212.05055). The models may differ in ``ffn`` only, whose
+    experts must have the dense network's kind and ``hidden`` width. A resumed run is not upcycled again.
 
     Args:
-        checkpoint: The dense model's checkpoint; nothing is upcycled where None.
+        checkpoint: The dense model's checkpoint; None upcycles nothing.
     """
 
     done = "upcycled"
@@ -21,5 +21,5 @@ class Upcycle(TrainedStart):
         super().__init__(checkpoint)
 
     def fill(self, trained: GPT, model: GPT) -> None:
-        """The dense network in the place of each expert."""
+        """Copy the dense network into each expert."""
         upcycle(trained, model)
