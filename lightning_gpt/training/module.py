@@ -15,7 +15,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.registry import Given
 from lightning_gpt.training.compiling import CompiledBlocks
