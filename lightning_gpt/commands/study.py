@@ -7,15 +7,15 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files, parse_function_call
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.diagnostics import diagnostic
-from lightning_gpt.studies.progress import Display
-from lightning_gpt.studies.report import check_report, write_report
-from lightning_gpt.studies.results import StudyResults, cell_folder, collect, read_result, write_results
-from lightning_gpt.studies.runner import Runner
-from lightning_gpt.studies.slurm import array_script
-from lightning_gpt.studies.spec import read_study
-from lightning_gpt.studies.vocabulary import SharedVocabularies
+from lightning_gpt.studies.report.report import check_report, write_report
+from lightning_gpt.studies.run.diagnostics import diagnostic
+from lightning_gpt.studies.run.display import Display
+from lightning_gpt.studies.run.results import StudyResults, cell_folder, collect, read_result, write_results
+from lightning_gpt.studies.run.runner import Runner
+from lightning_gpt.studies.run.slurm import array_script
+from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 
 _FLAGS = ("--slurm", "--report_only")
 

@@ -15,7 +15,7 @@ import yaml
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.cells import Cell
+from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
 
 

@@ -14,10 +14,10 @@ import pytest
 
 from lightning_gpt.commands import study as command
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.process import latest_checkpoint
-from lightning_gpt.studies.results import cell_folder
-from lightning_gpt.studies.runner import share_of_machine
-from lightning_gpt.studies.spec import read_study
+from lightning_gpt.studies.run.process import latest_checkpoint
+from lightning_gpt.studies.run.results import cell_folder
+from lightning_gpt.studies.run.runner import share_of_machine
+from lightning_gpt.studies.spec.study import read_study
 from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 
@@ -187,7 +187,7 @@ def test_wrong_call_is_refused_before_anything_runs(
 
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
     from lightning_gpt.errors import WorkError
-    from lightning_gpt.studies.runner import exclusive, shared
+    from lightning_gpt.studies.run.runner import exclusive, shared
 
     with shared(tmp_path), shared(tmp_path), pytest.raises(WorkError, match="another study is at work"):
         exclusive(tmp_path).__enter__()

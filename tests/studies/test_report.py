@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.document import Findings, Table
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.report import report_blocks, write_report
-from lightning_gpt.studies.results import Result, StudyResults, collect, write_results
-from lightning_gpt.studies.sections import make_section
+from lightning_gpt.studies.report.document import Findings, Table
+from lightning_gpt.studies.report.report import report_blocks, write_report
+from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.run.results import Result, StudyResults, collect, write_results
+from lightning_gpt.studies.spec.measures import measure
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 
 REFERENCE = {"name": "the papers", "axis": LAYERS, "values": {"val/perplexity": {2: 38.5, 4: 29.4}}}

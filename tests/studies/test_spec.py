@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.cells import merged, short_names, value_at, with_keys
-from lightning_gpt.studies.report import check_report
+from lightning_gpt.studies.report.report import check_report
+from lightning_gpt.studies.spec.cells import merged, short_names, value_at, with_keys
 from tests.studies.helpers import LAYERS, study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -99,8 +99,8 @@ def test_keys() -> None:
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
-    from lightning_gpt.studies.diagnostics import diagnostic
-    from lightning_gpt.studies.spec import read_study
+    from lightning_gpt.studies.run.diagnostics import diagnostic
+    from lightning_gpt.studies.spec.study import read_study
 
     made = read_study(file, preset)
     assert made.name == file.stem
@@ -117,7 +117,7 @@ def test_the_promised_studies_are_shipped() -> None:
 
 
 def test_depth_study_holds_the_papers_figures() -> None:
-    from lightning_gpt.studies.spec import read_study
+    from lightning_gpt.studies.spec.study import read_study
 
     reference = read_study(next(file for file in STUDIES if file.stem == "depth"), "cpu").reference
     assert reference is not None

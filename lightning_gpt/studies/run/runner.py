@@ -12,13 +12,13 @@ from types import FrameType
 from typing import Any
 
 from lightning_gpt.errors import Stopped, WorkError
-from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.environment import cores, visible_gpus
-from lightning_gpt.studies.locks import try_lock
-from lightning_gpt.studies.process import CellProcess, lock_cell
-from lightning_gpt.studies.progress import Display
-from lightning_gpt.studies.results import cell_folder, collect, read_result
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.run.display import Display
+from lightning_gpt.studies.run.environment import cores, visible_gpus
+from lightning_gpt.studies.run.locks import try_lock
+from lightning_gpt.studies.run.process import CellProcess, lock_cell
+from lightning_gpt.studies.run.results import cell_folder, collect, read_result
+from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.spec.study import Study
 
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_SAVE = 120.0

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from lightning_gpt.studies import plots
-from lightning_gpt.studies.document import Block, Heading, Picture
-from lightning_gpt.studies.groups import Group, Spread, groups, spread
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections.base import Section, capital, file_name
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.document import Block, Heading, Picture
+from lightning_gpt.studies.report.groups import Group, Spread, groups, spread
+from lightning_gpt.studies.report.sections.base import Section, capital, file_name
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.study import Study
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.cells import VARIANT, Cell, make_cells, merged, short_names
-from lightning_gpt.studies.measures import measure
+from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, short_names
+from lightning_gpt.studies.spec.measures import measure
 
 _PRESET_KEYS = ("base", "config", "grid", "variants", "seeds")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")

@@ -7,9 +7,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.process import CellProcess
-from lightning_gpt.studies.results import Result, StudyResults
+from lightning_gpt.studies.run.process import CellProcess
+from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.spec.measures import measure
 
 _FIGURES_IN_A_LINE = 3
 

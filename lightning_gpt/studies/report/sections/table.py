@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from lightning_gpt.studies.cells import setting_text
-from lightning_gpt.studies.document import Block, Heading, Table
-from lightning_gpt.studies.groups import groups
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections.base import Section
+from lightning_gpt.studies.report.document import Block, Heading, Table
+from lightning_gpt.studies.report.groups import groups
+from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.measures import measure
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.locks import try_lock
-from lightning_gpt.studies.results import fail, finish, run_folders
+from lightning_gpt.studies.run.locks import try_lock
+from lightning_gpt.studies.run.results import fail, finish, run_folders
+from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
 
 _COMMAND = (sys.executable, "-m", "lightning_gpt")

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
 
 _STYLE = """
 :root { color-scheme: light; }

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table, Text
-from lightning_gpt.studies.html import to_html
-from lightning_gpt.studies.markdown import to_markdown
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.plots import files_of
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections import make_section
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.html import to_html
+from lightning_gpt.studies.report.markdown import to_markdown
+from lightning_gpt.studies.report.plots import files_of
+from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
 
 

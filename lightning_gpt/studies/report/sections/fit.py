@@ -7,15 +7,15 @@ from typing import Literal
 import numpy as np
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies import plots
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.fits import Line, PowerLaw, fit_line, fit_power
-from lightning_gpt.studies.groups import groups
-from lightning_gpt.studies.measures import number_text
-from lightning_gpt.studies.quantity import Quantity
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections.base import Section, capital, file_name
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
+from lightning_gpt.studies.report.fits import Line, PowerLaw, fit_line, fit_power
+from lightning_gpt.studies.report.groups import groups
+from lightning_gpt.studies.report.quantity import Quantity
+from lightning_gpt.studies.report.sections.base import Section, capital, file_name
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.measures import number_text
+from lightning_gpt.studies.spec.study import Study
 
 _FITS_FROM = 0.99
 _FEW = 100

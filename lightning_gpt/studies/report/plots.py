@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lightning_gpt.studies.groups import Group, Spread
+from lightning_gpt.studies.report.groups import Group, Spread
 
 # Okabe & Ito 2008, without the yellow that white swallows
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")

@@ -4,17 +4,17 @@ import dataclasses
 from typing import Any
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.sections.accounts import Accounts
-from lightning_gpt.studies.sections.base import Section
-from lightning_gpt.studies.sections.compare import Compare
-from lightning_gpt.studies.sections.coordinates import Coordinates
-from lightning_gpt.studies.sections.curves import Curves
-from lightning_gpt.studies.sections.fit import Fit
-from lightning_gpt.studies.sections.flow import Flow
-from lightning_gpt.studies.sections.initialisation import Initialisation
-from lightning_gpt.studies.sections.layers import Layers
-from lightning_gpt.studies.sections.table import SettingsTable
-from lightning_gpt.studies.sections.trend import Trend
+from lightning_gpt.studies.report.sections.accounts import Accounts
+from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.report.sections.compare import Compare
+from lightning_gpt.studies.report.sections.coordinates import Coordinates
+from lightning_gpt.studies.report.sections.curves import Curves
+from lightning_gpt.studies.report.sections.fit import Fit
+from lightning_gpt.studies.report.sections.flow import Flow
+from lightning_gpt.studies.report.sections.initialisation import Initialisation
+from lightning_gpt.studies.report.sections.layers import Layers
+from lightning_gpt.studies.report.sections.table import SettingsTable
+from lightning_gpt.studies.report.sections.trend import Trend
 
 SECTIONS: dict[str, type[Section]] = {
     "table": SettingsTable,

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies import plots
-from lightning_gpt.studies.diagnostics import diagnostic
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.groups import Group, groups, layer_values
-from lightning_gpt.studies.measures import measure, number_text
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections.base import Section, capital, file_name
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.groups import Group, groups, layer_values
+from lightning_gpt.studies.report.sections.base import Section, capital, file_name
+from lightning_gpt.studies.run.diagnostics import diagnostic
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.measures import measure, number_text
+from lightning_gpt.studies.spec.study import Study
 
 _EVEN = 10.0
 """Up to this factor between the first block and the last, either way, they are called of one size."""

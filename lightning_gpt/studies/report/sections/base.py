@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 
-from lightning_gpt.studies.document import Block
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.report.document import Block
+from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.spec.study import Study
 
 
 class Section(ABC):

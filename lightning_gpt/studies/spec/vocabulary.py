@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.studies.cells import Cell, value_at, with_keys
+from lightning_gpt.studies.spec.cells import Cell, value_at, with_keys
 
 _SIZE = "data.tokenizer"
 _DECIDES = ("data.sources", "data.val_share", "data.test_share", "data.prepared", _SIZE)

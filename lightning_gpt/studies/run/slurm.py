@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.spec.study import Study
 
 _SECONDS_TO_SAVE = 120
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from lightning_gpt.studies.cells import value_at
-from lightning_gpt.studies.document import Block, Findings, Heading, Table, Text
-from lightning_gpt.studies.fits import rank_correlation
-from lightning_gpt.studies.groups import layer_values, spread
-from lightning_gpt.studies.results import Result, StudyResults
-from lightning_gpt.studies.sections.base import Section
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Table, Text
+from lightning_gpt.studies.report.fits import rank_correlation
+from lightning_gpt.studies.report.groups import layer_values, spread
+from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.spec.cells import value_at
 
 _CHANCE = 0.01
 _COSINE, _RESIDUAL = "token_cosine", "rank_residual"

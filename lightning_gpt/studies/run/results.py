@@ -11,11 +11,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_gpt.studies.cells import Cell, setting_text
-from lightning_gpt.studies.diagnostics import read_layers
-from lightning_gpt.studies.environment import environment
-from lightning_gpt.studies.measures import SCALAR
-from lightning_gpt.studies.spec import Study
+from lightning_gpt.studies.run.diagnostics import read_layers
+from lightning_gpt.studies.run.environment import environment
+from lightning_gpt.studies.spec.cells import Cell, setting_text
+from lightning_gpt.studies.spec.measures import SCALAR
+from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
 
 Status = Literal["finished", "failed", "unfinished", "missing"]
@@ -33,7 +33,7 @@ class Result:
         status: ``finished``; ``failed``; ``unfinished``, begun and not ended; ``missing``, not begun.
         values: The last value of every scalar, by tag; one that is not finite is left out, as JSON has none.
         curves: Every scalar that is not by layer, by tag, as pairs of step and value.
-        layers: The depth diagnostics at each validation, by step: see :mod:`~lightning_gpt.studies.diagnostics`.
+        layers: The depth diagnostics at each validation, by step: see :mod:`~lightning_gpt.studies.run.diagnostics`.
         environment: Where it was made.
         error: The last line of what a failed cell said.
     """

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
 
 
 def to_markdown(title: str, blocks: Sequence[Block], files: Mapping[str, str]) -> str:

@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 
-from lightning_gpt.studies import plots
-from lightning_gpt.studies.cells import value_at
-from lightning_gpt.studies.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.groups import Group, groups, layer_values, spread
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.results import Result, StudyResults
-from lightning_gpt.studies.sections.base import Section
+from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.groups import Group, groups, layer_values, spread
+from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.measures import measure
 
 _LIKE_UNIFORM = 0.01
 _ROW_TOKENS = 128  # the probe of the depth diagnostics has rows of at most so many tokens
