@@ -170,8 +170,8 @@ class LanguageModule(L.LightningModule):
         self.eval_bits.reset()
         # the value is the same on every process already; Lightning wants to be told so
         self.log_dict(values, logger=False, sync_dist=True)
-        if self.logger is not None and not self.trainer.sanity_checking:
-            self.logger.log_metrics({key: float(value) for key, value in values.items()}, step=self.trainer.global_step)
+        for logger in [] if self.trainer.sanity_checking else self.loggers:
+            logger.log_metrics({key: float(value) for key, value in values.items()}, step=self.trainer.global_step)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over the trainer's number of optimizer steps."""
