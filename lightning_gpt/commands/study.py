@@ -7,10 +7,11 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files, parse_function_call
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
-from lightning_gpt.studies.run.diagnostics import diagnostic
+from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
-from lightning_gpt.studies.run.results import StudyResults, cell_folder, collect, read_result, write_results
+from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.spec.cells import Cell

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from lightning_gpt.studies.run.results import Result, StudyResults, cell_folder
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.run.result import Result, cell_folder
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.whole_file import write_file

@@ -9,8 +9,8 @@ import pytest
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Findings, Picture, Table
 from lightning_gpt.studies.report.report import check_report
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
-from lightning_gpt.studies.run.results import StudyResults
 from tests.studies.helpers import finished, study
 
 WIDTHS = (64, 128, 256)

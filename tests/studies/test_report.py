@@ -14,8 +14,9 @@ import pytest
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Findings, Table
 from lightning_gpt.studies.report.report import report_blocks, write_report
+from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
-from lightning_gpt.studies.run.results import Result, StudyResults, collect, write_results
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.measures import measure
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 

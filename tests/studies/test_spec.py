@@ -99,7 +99,7 @@ def test_keys() -> None:
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
-    from lightning_gpt.studies.run.diagnostics import diagnostic
+    from lightning_gpt.studies.report.diagnostics import diagnostic
     from lightning_gpt.studies.spec.study import read_study
 
     made = read_study(file, preset)

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.cells import VARIANT, setting_text
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.run.results import Result
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.cells import Cell, value_at
 from lightning_gpt.studies.spec.measures import SCALAR, measure
 from lightning_gpt.studies.spec.study import Study

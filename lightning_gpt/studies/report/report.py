@@ -7,8 +7,8 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Pict
 from lightning_gpt.studies.report.html import to_html
 from lightning_gpt.studies.report.markdown import to_markdown
 from lightning_gpt.studies.report.plots import files_of
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file

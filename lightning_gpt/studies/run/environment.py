@@ -1,4 +1,4 @@
-"""Where figures were made: the code, the packages, the machine."""
+"""What a cell ran with: the code, the packages and the machine."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ _PACKAGES = ("lightning-gpt", "torch", "lightning", "tokenizers", "tiktoken", "d
 
 
 def environment() -> dict[str, Any]:
-    """Git revision of the code's working tree (None where there is none), versions and hardware, as plain values."""
+    """The code's git revision (None outside a git repository), package versions and hardware, as plain values."""
     return {
         "git": _git(),
         "python": platform.python_version(),
@@ -28,17 +28,17 @@ def environment() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_names() -> list[str]:
-    """The names of the NVIDIA GPUs here, in their order, as ``nvidia-smi`` says: torch need not be imported for it."""
+    """The names of this machine's NVIDIA GPUs, in order, from ``nvidia-smi``, which needs no import of torch."""
     return _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
 
 
 def visible_gpus() -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` may name here: what it names already, or all GPUs."""
+    """The GPUs that cells may use, as ``CUDA_VISIBLE_DEVICES`` names them: those it already lists, or all."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]

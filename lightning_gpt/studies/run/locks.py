@@ -1,4 +1,4 @@
-"""Locks that the operating system gives up when their holders end, however they end."""
+"""Locks that the operating system releases when their holders end, however they end."""
 
 import fcntl
 import os
@@ -6,13 +6,14 @@ from pathlib import Path
 
 
 def try_lock(path: Path, *, shared: bool = False) -> int | None:
-    """Lock a file, which is made where there is none; returns its descriptor, or None where another holds it.
+    """Lock a file, created where missing; returns its descriptor, or None where another process holds the lock.
 
-    The lock lasts until every process that has the descriptor, inherited ones too, has closed it or ended.
+    The lock lasts until every process that has the descriptor, including those that inherited it, has closed it or
+    ended.
 
     Args:
         path: The file.
-        shared: Whether others may share the lock; one that is not shared is for one holder alone.
+        shared: Whether other shared locks may be held at the same time; otherwise the lock is exclusive.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,4 +1,4 @@
-"""Running the cells of a study, so many at a time, until all are done or it is told to stop."""
+"""Running the cells of a study, several at a time, until all are done or it is told to stop."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from lightning_gpt.studies.run.display import Display
 from lightning_gpt.studies.run.environment import cores, visible_gpus
 from lightning_gpt.studies.run.locks import try_lock
 from lightning_gpt.studies.run.process import CellProcess, lock_cell
-from lightning_gpt.studies.run.results import cell_folder, collect, read_result
+from lightning_gpt.studies.run.result import cell_folder, read_result, read_results
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study
 
@@ -26,13 +26,13 @@ _SECONDS_TO_SAVE = 120.0
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs the cells of a study in its folder; finished ones are left alone, and begun ones go on.
+    """Runs the cells of a study in its folder: skips finished cells and resumes unfinished ones.
 
     Args:
         study: The study.
         folder: Its folder.
-        jobs: Cells at a time.
-        run_config: What is run of a cell: its configuration with the study's own files put in.
+        jobs: Cells to run at a time.
+        run_config: The configuration to run for a cell: its own, with the study's own files put in.
     """
 
     study: Study
@@ -44,13 +44,13 @@ class Runner:
         """Run all cells that are not finished.
 
         Raises:
-            Stopped: On Ctrl-C or SIGTERM, after the running cells have saved where they stand.
-            WorkError: Where another process runs this folder.
+            Stopped: On Ctrl-C or SIGTERM, after the running cells have saved their state.
+            WorkError: Another study runs in this folder.
         """
         with exclusive(self.folder), _stop_flag() as stop:
-            results = collect(self.study, self.folder)
-            display.begin(results)
-            waiting = deque(result.cell for result in results.results if result.status != "finished")
+            results = read_results(self.study, self.folder)
+            display.begin(self.study.title, results)
+            waiting = deque(result.cell for result in results if result.status != "finished")
             running: dict[int, CellProcess] = {}
             try:
                 while (waiting or running) and not stop.asked:
@@ -65,25 +65,27 @@ class Runner:
                 display.end()
                 _stop(list(running.values()), stop)
         if stop.asked:
-            done = len(collect(self.study, self.folder).finished)
-            raise Stopped(f"stopped; {done} of {len(self.study.cells)} cells are done, the same command goes on")
+            done = sum(result.status == "finished" for result in read_results(self.study, self.folder))
+            raise Stopped(
+                f"stopped; {done} of {len(self.study.cells)} cells are done; rerun the same command to resume"
+            )
 
     def run_one(self, cell: Cell, display: Display) -> None:
-        """Run one cell, beside others that are run elsewhere in the same folder."""
+        """Run one cell, while other processes may run other cells in the same folder."""
         with shared(self.folder), _stop_flag() as stop:
             result = read_result(cell, cell_folder(self.folder, cell))
             if result.status == "finished":
                 return
             lock = lock_cell(cell_folder(self.folder, cell))
             if lock is None:
-                raise WorkError(f"another process is at work on cell {cell.number}, {cell.name}")
+                raise WorkError(f"another process is running cell {cell.number}, {cell.name}")
             process = self._process(cell, lock, 0)
             display.started(process)
             try:
                 while not process.poll():
                     if stop.asked:
                         _stop([process], stop)
-                        raise Stopped(f"stopped; cell {cell.number} goes on when it is run again")
+                        raise Stopped(f"stopped; rerun the same command to resume cell {cell.number}")
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
             except BaseException:
                 process.signal(signal.SIGTERM)
@@ -91,7 +93,7 @@ class Runner:
             display.ended(read_result(cell, process.folder), process.seconds)
 
     def _start(self, waiting: deque[Cell], running: dict[int, CellProcess], display: Display) -> None:
-        """Start cells in the slots that are free; one whose last process still saves its state waits for it."""
+        """Start cells in the free slots; a cell whose last process is still saving its state waits for it."""
         for slot in range(self.jobs):
             for _ in range(len(waiting) if slot not in running else 0):
                 cell = waiting.popleft()
@@ -110,10 +112,10 @@ class Runner:
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
-    """The variables that give one of ``jobs`` processes its share of the cores and of the GPUs.
+    """The environment variables that give one of ``jobs`` processes its share of the cores and GPUs.
 
-    Each gets an equal number of threads, and its own GPUs where there are enough; otherwise they take turns. A number
-    of threads or a list of GPUs that the study was started with is what is shared out.
+    Each process gets an equal number of threads, and GPUs of its own where there are enough; otherwise several
+    processes share a GPU. ``OMP_NUM_THREADS`` and ``CUDA_VISIBLE_DEVICES`` limit what there is to share.
     """
     threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
     shared_out = {"OMP_NUM_THREADS": str(max(1, threads // jobs))}
@@ -126,14 +128,14 @@ def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Inside, no other study and no single cell runs in ``folder``."""
+    """Inside the context, no other study and no single cell runs in ``folder``."""
     with _locked(folder, shared=False):
         yield
 
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
-    """Inside, only single cells run in ``folder``."""
+    """Inside the context, only single cells run in ``folder``."""
     with _locked(folder, shared=True):
         yield
 
@@ -143,9 +145,9 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
     try:
         lock = try_lock(folder / "lock", shared=shared)
     except OSError as error:
-        raise WorkError(f"{folder} cannot be made: {error.strerror}") from None
+        raise WorkError(f"{folder} cannot be created: {error.strerror}") from None
     if lock is None:
-        raise WorkError(f"another study is at work in {folder}")
+        raise WorkError(f"another study is running in {folder}")
     try:
         yield
     finally:
@@ -153,7 +155,7 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
 
 
 class _Stop:
-    """Whether, and how often, the process was asked to stop."""
+    """How often the process was asked to stop."""
 
     asked = 0
 
@@ -173,7 +175,7 @@ def _stop_flag() -> Iterator[_Stop]:
 
 
 def _stop(running: list[CellProcess], stop: _Stop) -> None:
-    """Let running cells save and stop; a second request, or patience at its end, kills them."""
+    """Let running cells save and stop; a second request to stop, or a timeout, kills them."""
     asked, end = stop.asked, time.monotonic() + _SECONDS_TO_SAVE
     for process in running:
         process.signal(signal.SIGTERM)

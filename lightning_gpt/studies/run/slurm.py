@@ -1,4 +1,4 @@
-"""A study as a SLURM job array: a job a cell."""
+"""A study as a SLURM job array with one job per cell."""
 
 import shlex
 import sys
@@ -10,18 +10,18 @@ _SECONDS_TO_SAVE = 120
 
 
 def array_script(study: Study, study_file: Path, folder: Path) -> str:
-    """The text of a batch script whose jobs run one cell each, from this working directory with this Python.
+    """The text of a batch script whose jobs run one cell each, in this working directory and with this Python.
 
-    ``--time``, ``--partition``, ``--gres`` and the like are the cluster's and are given to ``sbatch``.
+    Options that depend on the cluster, such as ``--time``, ``--partition`` and ``--gres``, are passed to ``sbatch``.
     """
     call = [sys.executable, "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
     call += ["--preset", study.preset] if study.preset else []
     call += ["--folder", str(folder.resolve())]
     return f"""\
 #!/bin/bash
-# {len(study.cells)} cells of the study {study.title}. Submit with what your cluster asks for, for example:
+# {len(study.cells)} cells of the study {study.title}. Submit it with the options that your cluster needs, for example:
 #   sbatch --time=04:00:00 --cpus-per-task=4 --gres=gpu:1 THIS_FILE
-# A job that is stopped saves where it stands, and goes on when it is queued again. When all are done:
+# A job that is stopped saves its state, and resumes when it is queued again. When all jobs are done, run:
 #   {shlex.join([*call, "--report_only", "true"])}
 #SBATCH --job-name={study.title}
 #SBATCH --array=0-{len(study.cells) - 1}

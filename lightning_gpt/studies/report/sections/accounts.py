@@ -9,8 +9,9 @@ from typing import Any
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Table, Text
 from lightning_gpt.studies.report.fits import rank_correlation
 from lightning_gpt.studies.report.groups import layer_values, spread
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.cells import value_at
 
 _CHANCE = 0.01

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 from lightning_gpt.studies.report.document import Block
-from lightning_gpt.studies.run.results import StudyResults
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.spec.study import Study
 
 

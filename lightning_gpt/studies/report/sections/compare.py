@@ -6,8 +6,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
 from lightning_gpt.studies.report.groups import Group, Spread, groups, label_of, pooled_deviation
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import measure, number_text
 from lightning_gpt.studies.spec.study import Study
 

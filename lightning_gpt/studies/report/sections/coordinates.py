@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.fits import PowerLaw, fit_power
 from lightning_gpt.studies.report.groups import Spread, layer_values, spread
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.diagnostics import diagnostic
-from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.cells import Cell, value_at
 from lightning_gpt.studies.spec.measures import number_text
 from lightning_gpt.studies.spec.study import Study

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Heading, Picture
 from lightning_gpt.studies.report.groups import Group, Spread, groups, spread
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 

@@ -12,8 +12,8 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Pict
 from lightning_gpt.studies.report.fits import Line, PowerLaw, fit_line, fit_power
 from lightning_gpt.studies.report.groups import groups
 from lightning_gpt.studies.report.quantity import Quantity
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import number_text
 from lightning_gpt.studies.spec.study import Study
 

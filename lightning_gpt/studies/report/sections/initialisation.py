@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.groups import Group, groups, layer_values, spread
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.run.results import Result, StudyResults
+from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.measures import measure
 

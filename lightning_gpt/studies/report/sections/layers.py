@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.groups import Group, Spread, groups, layer_values
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.report.sections.trend import direction
-from lightning_gpt.studies.run.diagnostics import diagnostic
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import measure, number_text
 from lightning_gpt.studies.spec.study import Study
 

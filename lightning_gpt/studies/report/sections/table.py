@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lightning_gpt.studies.report.document import Block, Heading, Table
 from lightning_gpt.studies.report.groups import groups
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.cells import setting_text
 from lightning_gpt.studies.spec.measures import measure
 

@@ -12,8 +12,8 @@ from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
 from lightning_gpt.studies.report.groups import Spread, groups, label_of, pooled_deviation, spread
 from lightning_gpt.studies.report.quantity import Quantity
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.results import StudyResults
 from lightning_gpt.studies.spec.measures import measure, number_text
 from lightning_gpt.studies.spec.study import Reference, Study
 

@@ -1,35 +1,16 @@
-"""The depth diagnostics of a run by layer: reading them from its ``depth.json``, and what they are called."""
+"""The depth diagnostics of a run by layer, read from its ``depth.json``."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from lightning_gpt.analysis.depth import Diagnostic
-
-
-def diagnostic(name: str) -> "Diagnostic":
-    """The diagnostic called ``name``.
-
-    Imports torch, so it is for the report, and for the process that checks the study.
-
-    Raises:
-        CallError: Where there is none of that name.
-    """
-    from lightning_gpt.analysis.depth import DIAGNOSTICS
-    from lightning_gpt.errors import CallError
-
-    if name not in DIAGNOSTICS:
-        raise CallError(f"report: unknown diagnostic {name!r}; known are {', '.join(DIAGNOSTICS)}")
-    return DIAGNOSTICS[name]
+from typing import Any
 
 
 def read_layers(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``depth.json`` by step: ``{"step": 0, "token_cosine": [value of each layer]}``.
+    """The entries of a run's ``depth.json``, by step: ``{"step": 0, "token_cosine": [value of each layer]}``.
 
-    A value per head is averaged over the heads. No file gives no entries: a run without the diagnostics has none.
+    A value per head is averaged over the heads. A run without the diagnostics has no such file, and so no entries.
     """
     try:
         content = json.loads((run / "depth.json").read_text(encoding="utf-8"))
@@ -46,7 +27,7 @@ def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mean(value: Any) -> float | None:
-    """The mean of a number or of nested lists of them; None where one is missing or not finite."""
+    """The mean of a number or of nested lists of numbers; None where one is missing or not finite."""
     if isinstance(value, list):
         parts = [_mean(each) for each in value]
         known = [part for part in parts if part is not None]
