@@ -1,4 +1,4 @@
-"""Imports inside ``studies`` point one way: report → run → spec."""
+"""Imports inside ``studies`` point one way: verdicts → report → run → spec."""
 
 import ast
 from pathlib import Path
@@ -10,6 +10,7 @@ MAY_IMPORT = {
     "spec": {"spec"},
     "run": {"spec", "run"},
     "report": {"spec", "run", "report"},
+    "verdicts": {"spec", "run", "report"},
 }
 
 

@@ -13,13 +13,15 @@ import pytest
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Findings, Table
-from lightning_gpt.studies.report.report import report_blocks, write_report
+from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.run.result import Result
 from lightning_gpt.studies.spec.measures import measure
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 
+ACCOUNTS = "lightning_gpt.studies.verdicts.oversmoothing.Accounts"
+INITIALISATION = "lightning_gpt.studies.verdicts.initialisation.Initialisation"
 REFERENCE = {"name": "the papers", "axis": LAYERS, "values": {"val/perplexity": {2: 38.5, 4: 29.4}}}
 SECTIONS = [
     "table",
@@ -30,8 +32,8 @@ SECTIONS = [
     {"compare": {"measure": "val/loss"}},
     {"layers": {"diagnostic": "token_cosine"}},
     {"flow": {"diagnostic": "grad_norm"}},
-    "initialisation",
-    "accounts",
+    INITIALISATION,
+    ACCOUNTS,
 ]
 
 
@@ -215,12 +217,12 @@ def smoothing_results(folder: Path, bare: float, positive: bool) -> StudyResults
 
 
 def test_accounts_follow_the_figures(tmp_path: Path) -> None:
-    said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), "accounts")
+    said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), ACCOUNTS)
     assert "2103.03404): supported." in said
     assert "2401.04301): supported." in said
     assert "2312.06182): not tested." in said
     assert "2405.18781): not tested." in said
-    said = sentences(smoothing_results(tmp_path, bare=0.8, positive=False), "accounts")
+    said = sentences(smoothing_results(tmp_path, bare=0.8, positive=False), ACCOUNTS)
     assert "2103.03404): not supported." in said
     assert "2401.04301): not supported." in said
 
@@ -264,3 +266,21 @@ def test_results_are_read_back_and_a_changed_config_is_another_cell(tmp_path: Pa
 )
 def test_numbers_as_people_read_them(value: float, text: str) -> None:
     assert measure("scalar:x").text(value) == text
+
+
+def test_a_study_may_bring_a_section_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_sections.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lightning_gpt.studies.report.document import Text\n"
+        "from lightning_gpt.studies.report.sections.base import Section\n"
+        "@dataclass(frozen=True)\n"
+        "class Count(Section):\n"
+        "    noun: str = 'cells'\n"
+        "    def blocks(self, results):\n"
+        "        return [Text(f'{len(results.finished)} {self.noun}')]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = results(tmp_path, report=[{"my_sections.Count": {"noun": "runs"}}])
+    check_report(found.study)
+    write_report(found, tmp_path)
+    assert "\n\n6 runs\n\n" in (tmp_path / "report.md").read_text()

@@ -32,6 +32,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown section": ("tabel", "unknown section 'tabel'; known are table"),
+    "section of no module": (
+        "nowhere.Section",
+        "section 'nowhere.Section' cannot be imported: No module named 'nowhere'",
+    ),
+    "section of no class": ("pathlib.Pth", "section 'pathlib.Pth' cannot be imported: .* has no attribute 'Pth'"),
+    "class that is no section": ("pathlib.Path", "'pathlib.Path' is not a section: it must be a dataclass"),
+    "option of an imported section": (
+        {"lightning_gpt.studies.verdicts.oversmoothing.Accounts": {"a": "b"}},
+        "Accounts has no option 'a'; it has none",
+    ),
     "unknown option": ({"trend": {"x": "n_layer", "z": "a"}}, "trend has no option 'z'; it has x, y"),
     "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
     "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
