@@ -84,7 +84,7 @@ def test_report_only(alone: Path) -> None:
     assert (alone / "out/report.md").is_file()
     done = run_command("study", "--config", "tiny.yaml", "--folder", "nothing", "--report_only", cwd=alone)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "no cell of tiny is finished in nothing" in done.stderr
+    assert "no cell of tiny is finished in nothing:" in done.stderr
 
 
 def wait_for_checkpoint(folder: Path, seconds: float = 600) -> None:
@@ -174,7 +174,7 @@ def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
         ({}, ("--preset", "cpu"), r"no preset 'cpu'; it has none"),
         ({}, ("--jobs", "0"), r"jobs is 0; it must be at least 1"),
         ({}, ("--cell", "2"), r"cell is 2; this study has 2 \(allowed: 0 to 1\)"),
-        ({}, ("--slurm", "--report_only"), r"exclude one another"),
+        ({}, ("--slurm", "--report_only"), r"cannot be combined"),
     ],
 )
 def test_wrong_call_is_refused_before_anything_runs(

@@ -18,7 +18,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "empty axis": ({"grid": {LAYERS: []}}, f"grid: {LAYERS} is an empty axis"),
     "axis of one value": ({"grid": {LAYERS: 4}}, f"{LAYERS} is 4; it must be a list"),
     "value twice": ({"grid": {LAYERS: [1, 1]}}, "holds a value twice"),
-    "mapping on an axis": ({"grid": {LAYERS: [{"a": 1}]}}, "use variants for more"),
+    "mapping on an axis": ({"grid": {LAYERS: [{"a": 1}]}}, "use variants for anything else"),
     "seeds on an axis": ({"grid": {"seed_everything": [1]}}, "list the seeds under seeds"),
     "no seeds": ({"seeds": []}, "seeds is empty"),
     "seed of words": ({"seeds": ["a"]}, "must be a whole number"),
@@ -45,8 +45,11 @@ WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown option": ({"trend": {"x": "n_layer", "z": "a"}}, "trend has no option 'z'; it has x, y"),
     "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
     "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
-    "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is no axis of numbers"),
-    "unknown quantity": ({"fit": {"x": "n_layer * depth", "y": "val/loss"}}, "'depth' is no measure, no axis"),
+    "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is not a numeric axis"),
+    "unknown quantity": (
+        {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
+        "'depth' is neither a measure, nor an axis",
+    ),
     "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear or power"),
 }
 

@@ -1,4 +1,4 @@
-"""What a report is made of, apart from how it is written down."""
+"""The blocks of a report, independent of its format."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Heading:
-    """The title of a part."""
+    """The heading of a section."""
 
     text: str
 
@@ -21,7 +21,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Findings:
-    """Sentences that say what was found; the report gathers them at its top as well."""
+    """Sentences that state what was found; the report repeats them at its top."""
 
     sentences: list[str]
 
@@ -32,9 +32,9 @@ class Table:
 
     Args:
         header: The columns' titles.
-        rows: As many texts each as there are columns.
+        rows: The cells of each row, one per column.
         caption: What it shows.
-        theirs: The numbers of the columns that are somebody else's figures.
+        theirs: The numbers, from 0, of the columns that hold published figures of others.
     """
 
     header: list[str]
@@ -48,9 +48,9 @@ class Picture:
     """A plot, written as PNG and SVG.
 
     Args:
-        name: Of its files.
+        name: The name of its files.
         figure: The plot.
-        caption: What it shows; also said where a picture cannot be seen.
+        caption: What it shows; also the text for readers who cannot see the picture.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Lines, power laws and rank correlations of a handful of points."""
+"""Lines, power laws and rank correlations of a few points."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class PowerLaw:
 
 
 def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
-    """The line through the points; None for fewer than three different ``x``, where any R² would say nothing."""
+    """The line through the points; None for fewer than three different ``x``, where R² would mean nothing."""
     if len(set(x)) < 3:
         return None
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -50,7 +50,7 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
 
 
 def fit_power(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
-    """The power law through the points; None for fewer than three different ``x``, or where one is not positive."""
+    """The power law through the points; None for fewer than three different ``x``, or any value of 0 or less."""
     if min([*x, *y], default=0.0) <= 0:
         return None
     line = fit_line([math.log(value) for value in x], [math.log(value) for value in y])
@@ -59,7 +59,7 @@ def fit_power(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's ρ (1904) of two sequences, and how often shuffled ones reach it: a two-sided permutation test."""
+    """Spearman's ρ (1904) of two sequences, and the p-value of a two-sided permutation test."""
 
     rho: float
     p: float
@@ -67,7 +67,7 @@ class RankCorrelation:
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> RankCorrelation | None:
-    """Spearman's ρ; None for fewer than four pairs, or where a side never changes. Ties share their mean rank."""
+    """Spearman's ρ; None for fewer than four pairs, or where a side is constant. Ties share their mean rank."""
     if len(x) < 4 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
     a, b = _standard_ranks(x), _standard_ranks(y)
@@ -79,7 +79,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> RankCorrelation 
 
 
 def _standard_ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks with ties averaged, less their mean, over their standard deviation."""
+    """Ranks, with ties averaged, standardised to mean 0 and standard deviation 1."""
     array = np.asarray(values, dtype=np.float64)
     _, inverse, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

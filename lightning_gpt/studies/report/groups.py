@@ -1,4 +1,4 @@
-"""Results of one setting under several seeds, taken together."""
+"""The results of one setting over its seeds."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class Spread:
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """The spread of the values that there are; None where there is none."""
+    """The spread of the values that are not None; None where all are."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -31,7 +31,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 
 def pooled_deviation(spreads: Iterable[Spread]) -> float | None:
-    """The standard deviation between seeds, over all settings that have one."""
+    """The standard deviation between seeds, pooled over all settings that have one."""
     squares = [(each.deviation**2, each.n - 1) for each in spreads if each.deviation is not None]
     weight = sum(n for _, n in squares)
     return math.sqrt(sum(square * n for square, n in squares) / weight) if weight else None
@@ -39,13 +39,13 @@ def pooled_deviation(spreads: Iterable[Spread]) -> float | None:
 
 @dataclass(frozen=True)
 class Group:
-    """The finished cells of one setting, one a seed.
+    """The finished cells of one setting, one per seed.
 
     Args:
-        settings: What sets it apart, by axis.
-        label: The same for people.
-        results: Its finished cells; none where all are missing.
-        planned: How many there are to be.
+        settings: Its value on each axis.
+        label: The same, for people.
+        results: Its finished cells.
+        planned: How many cells it has, finished or not.
     """
 
     settings: dict[str, Any]
@@ -54,24 +54,24 @@ class Group:
     planned: int
 
     def spread(self, tag: str) -> Spread | None:
-        """Of a measure, over the seeds."""
+        """The spread of a measure over the seeds."""
         return spread(result.value(tag) for result in self.results)
 
     def layers(self, diagnostic: str, *, first: bool = False) -> list[Spread]:
-        """A diagnostic by layer over the seeds, as it was measured last (or first); empty where it was not."""
+        """A diagnostic by layer, over the seeds, as last (or first) measured; empty where it was not measured."""
         series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
         spreads = [spread(values) for values in zip(*series, strict=False)]
         return [each for each in spreads if each is not None]
 
 
 def layer_values(result: Result, diagnostic: str, *, first: bool = False) -> list[float | None]:
-    """A diagnostic of a run by layer, as it was measured last (or first); empty where it was not."""
+    """A run's diagnostic by layer, as last (or first) measured; empty where it was not measured."""
     entries = [entry[diagnostic] for entry in result.layers if entry.get(diagnostic)]
     return list(entries[0 if first else -1]) if entries else []
 
 
 def groups(results: StudyResults) -> list[Group]:
-    """All settings of a study in order."""
+    """All settings of a study, in order."""
     found: dict[str, list[Result]] = {}
     for result in results.results:
         found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
@@ -84,7 +84,7 @@ def groups(results: StudyResults) -> list[Group]:
 
 
 def label_of(settings: dict[str, Any], axes: dict[str, str], leave_out: Sequence[str] = ()) -> str:
-    """Settings for people: ``n_layer 4, dim 128``; a variant goes by its name."""
+    """Settings for people: ``n_layer 4, dim 128``; a variant is shown by its name alone."""
     parts = [
         setting_text(value) if key == VARIANT else f"{axes[key]} {setting_text(value)}"
         for key, value in settings.items()

@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing beside it."""
+"""A report as one self-contained HTML page."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ _LONG = 24
 
 
 def to_html(title: str, blocks: Sequence[Block], svgs: Mapping[str, bytes]) -> str:
-    """The page; ``svgs`` are the pictures by name, and are put into it."""
+    """The page; ``svgs`` holds the pictures by name, which are embedded."""
     body = "\n".join(_block(block, svgs) for block in blocks)
     return f"""\
 <!DOCTYPE html>

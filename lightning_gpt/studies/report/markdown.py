@@ -1,4 +1,4 @@
-"""A report as Markdown, with its pictures in files beside it."""
+"""A report as Markdown, with its pictures in separate files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Pict
 
 
 def to_markdown(title: str, blocks: Sequence[Block], files: Mapping[str, str]) -> str:
-    """The text; ``files`` are the pictures' paths by name, relative to it."""
+    """The text; ``files`` holds the pictures' paths by name, relative to the Markdown file."""
     return "\n\n".join([f"# {_plain(title)}", *(_block(block, files) for block in blocks)]) + "\n"
 
 
@@ -33,7 +33,7 @@ def _table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """``text`` so that Markdown shows it as it is."""
+    """``text`` with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>])", r"\\\1", text)
 
 

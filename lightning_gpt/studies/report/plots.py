@@ -1,4 +1,4 @@
-"""The plots of a report: dark text on white, colours that the colour-blind can tell apart, markers that differ too."""
+"""The plots of a report: dark text on white, colours safe for the colour-blind, and a marker per line."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +13,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lightning_gpt.studies.report.groups import Group, Spread
 
-# Okabe & Ito 2008, without the yellow that white swallows
+# Okabe & Ito 2008, without its yellow, which is hard to see on white
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", ":", "-.")
 _HALF_A_DECADE = 10**0.5
 THEIRS = "#8A6D3B"
-"""The colour of somebody else's figures."""
+"""The colour of published figures of others."""
 
 _STYLE: Any = {
     "font.size": 10,
@@ -32,13 +32,13 @@ _STYLE: Any = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9,
-    "svg.hashsalt": "study",  # the same plot, the same file
+    "svg.hashsalt": "study",  # the same plot gives the same file
 }
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line of a plot looks."""
+    """The look of a line in a plot."""
 
     color: str | tuple[float, ...]
     marker: str
@@ -46,7 +46,7 @@ class Look:
 
 
 def looks(count: int, *, ordered: bool) -> list[Look]:
-    """A look for each of ``count`` lines: shades from dark to light where they are ordered, distinct colours else."""
+    """A look for each of ``count`` lines: shades from dark to light where ordered, otherwise distinct colours."""
     shades = colormaps["viridis"]
     made = []
     for number in range(count):
@@ -59,14 +59,14 @@ def looks(count: int, *, ordered: bool) -> list[Look]:
 
 
 def looks_of(groups: Sequence[Group]) -> list[Look]:
-    """A look for each group: ordered where one axis of numbers sets them apart."""
+    """A look for each group; ordered where the groups differ on one axis of numbers."""
     values = [value for group in groups for value in group.settings.values()]
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return looks(len(groups), ordered=numbers and len(values) == len(groups))
 
 
 def new_figure(columns: int = 1, height: float = 3.9, width: float = 6.4) -> tuple[Figure, list[Axes]]:
-    """A figure with so many plots side by side."""
+    """A figure with ``columns`` plots side by side; sizes in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width if columns == 1 else 4.9 * columns, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -74,7 +74,7 @@ def new_figure(columns: int = 1, height: float = 3.9, width: float = 6.4) -> tup
 
 
 def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
-    """A line through means, with ± one standard deviation over the seeds."""
+    """A line through the means, with error bars of one standard deviation over the seeds."""
     means = [each.mean for each in spreads]
     deviations = [each.deviation or 0.0 for each in spreads]
     style = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "markersize": 5, "linewidth": 1.7}
@@ -82,7 +82,7 @@ def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: 
 
 
 def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
-    """A line through many means, with ± one standard deviation over the seeds as a band."""
+    """A line through the means, with a band of one standard deviation over the seeds; for many points."""
     means = [each.mean for each in spreads]
     low = [each.mean - (each.deviation or 0.0) for each in spreads]
     high = [each.mean + (each.deviation or 0.0) for each in spreads]
@@ -92,7 +92,7 @@ def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Loo
 
 
 def new_dot_rows(rows: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
-    """A figure with a row a label, the first at the top, and a dot a value."""
+    """A figure with one row per label, the first at the top, and one dot per value."""
     figure, (ax,) = new_figure(height=1.2 + 0.42 * len(rows), width=7.2)
     for row, values in enumerate(rows.values()):
         ax.plot(values, [row] * len(values), "o", color=_DISTINCT[0], alpha=0.7, markersize=6)
@@ -102,19 +102,19 @@ def new_dot_rows(rows: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:
 
 
 def whole_numbers(ax: Axes) -> None:
-    """Ticks at whole numbers on the horizontal axis."""
+    """Put the horizontal axis's ticks at whole numbers."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def log_where_far(ax: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:
-    """A logarithmic scale on each axis whose positive values span more than half a decade, where it shows a law."""
+    """Make each axis logarithmic whose values are positive and span more than half a decade."""
     for values, set_scale in ((xs, ax.set_xscale), (ys, ax.set_yscale)):
         if 0 < _HALF_A_DECADE * min(values) < max(values):
             set_scale("log", subs=[2, 5])
 
 
 def readable_numbers(ax: Axes) -> None:
-    """Ticks as 200,000 and 0.25, at few enough places that they do not touch."""
+    """Label ticks as 200,000 and 0.25, few enough that they do not overlap."""
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log":
             axis.set_minor_formatter(FuncFormatter(_tick))
@@ -128,7 +128,7 @@ def _tick(value: float, position: int | None = None) -> str:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], count: int) -> None:
-    """One legend for all plots of a figure: inside where it is short, beside them where it is long."""
+    """One legend for all plots of a figure: inside the plot where short, beside the plots where long."""
     handles, labels = axes[0].get_legend_handles_labels()
     if count > 1 and len(axes) == 1 and count <= 5:
         axes[0].legend()
@@ -137,7 +137,7 @@ def legend(figure: Figure, axes: Sequence[Axes], count: int) -> None:
 
 
 def files_of(figure: Figure) -> Iterable[tuple[str, bytes]]:
-    """The figure as ``png`` and ``svg``; the same bytes for the same figure."""
+    """The figure as ``png`` and ``svg`` files; equal figures give equal bytes."""
     with matplotlib.rc_context(_STYLE):
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a plot's axis may be: a measure, an axis of the grid, a key of the configuration, or a product of such."""
+"""What a plot can show on an axis: a measure, a grid axis, a configuration key, or a product of these."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,40 +12,40 @@ from lightning_gpt.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of every finished cell.
+    """A number that each finished cell has.
 
     Args:
-        text: As it is written in the study: ``cost/step_seconds``, ``n_layer``, ``n_layer * block_size * dim``.
+        text: Its expression in the study: ``cost/step_seconds``, ``n_layer`` or ``n_layer * block_size * dim``.
     """
 
     text: str
 
     @property
     def factors(self) -> list[str]:
-        """What is multiplied."""
+        """The factors of the product."""
         return [factor.strip() for factor in self.text.split("*")]
 
     @property
     def title(self) -> str:
-        """For an axis of a plot."""
+        """Its name on a plot's axis."""
         return measure(self.text).title if _is_measure(self.text) else " · ".join(self.factors)
 
     @property
     def label(self) -> str:
-        """For a sentence."""
+        """Its name in a sentence."""
         return measure(self.text).label if _is_measure(self.text) else " · ".join(self.factors)
 
     def check(self, study: Study) -> None:
-        """Refuse a name that is no measure, no axis and no key of the configuration."""
+        """Refuse a name that is neither a measure, nor an axis, nor a configuration key."""
         for factor in self.factors:
             if not _is_measure(factor) and any(_setting(cell, factor) is None for cell in study.cells):
                 raise CallError(
-                    f"report: {factor!r} is no measure, no axis of the grid ({', '.join(study.axes.values())}) and no "
-                    f"model or data option that the study's config sets"
+                    f"report: {factor!r} is neither a measure, nor an axis of the grid "
+                    f"({', '.join(study.axes.values())}), nor a model or data option that the study's config sets"
                 )
 
     def of(self, result: Result) -> float | None:
-        """The number of a cell, as it is shown; None where it has none."""
+        """The cell's number as displayed; None where it has none."""
         product = 1.0
         for factor in self.factors:
             value = result.value(factor) if _is_measure(factor) else _setting(result.cell, factor)
@@ -60,7 +60,7 @@ def _is_measure(name: str) -> bool:
 
 
 def _setting(cell: Cell, name: str) -> Any:
-    """The cell's value of a key: dotted in full, or its last part under the model's or the data's options."""
+    """The cell's value at a key: a full dotted key, or the name of a model, optimization, data or trainer option."""
     for prefix in ("", "model.init_args.", "model.init_args.optimization.", "data.", "trainer."):
         value = value_at(cell.config, prefix + name)
         if value is not None:

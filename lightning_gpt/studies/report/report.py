@@ -1,4 +1,4 @@
-"""The report of a study: ``report.html``, ``report.md`` and the plots, from the cells that are finished."""
+"""The report of a study: ``report.html``, ``report.md`` and the plots, from the finished cells."""
 
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from lightning_gpt.whole_file import write_file
 
 
 def check_report(study: Study) -> None:
-    """Refuse sections that do not exist or do not fit the study, before anything runs."""
+    """Refuse sections that do not exist or do not suit the study, before anything runs."""
     for name, options in study.report:
         make_section(name, options).check(study)
 
 
 def write_report(results: StudyResults, folder: Path) -> str:
-    """Write the report and its plots to ``folder``; returns a line that says where."""
+    """Write the report and its plots to ``folder``; returns a line that names the files."""
     blocks = report_blocks(results)
     svgs, files = {}, {}
     (folder / "plots").mkdir(parents=True, exist_ok=True)
@@ -36,11 +36,11 @@ def write_report(results: StudyResults, folder: Path) -> str:
     write_file(folder / "report.html", to_html(title, blocks, svgs))
     write_file(folder / "report.md", to_markdown(title, blocks, files))
     done = f"{len(results.finished)} of {len(results.results)} cells"
-    return f"{folder}: report.html, report.md, results.csv, results.json and plots, over {done}"
+    return f"{folder}: report.html, report.md, results.csv, results.json and plots of {done}"
 
 
 def report_blocks(results: StudyResults) -> list[Block]:
-    """What the report says, in order: question, what is missing, findings, the sections, how it was made."""
+    """The report in order: question, missing cells, findings, sections, how it was made."""
     study = results.study
     blocks = [block for name, options in study.report for block in make_section(name, options).blocks(results)]
     findings = [sentence for block in blocks if isinstance(block, Findings) for sentence in block.sentences]
@@ -67,7 +67,7 @@ def _missing(results: StudyResults) -> list[Block]:
     blocks: list[Block] = []
     if others:
         done = f"{len(results.finished)} of {len(results.results)}"
-        blocks.append(Text(f"This report is partial: {done} cells are finished. The figures below are of those alone."))
+        blocks.append(Text(f"This report is partial: {done} cells are finished. The figures below cover only those."))
         rows = [[result.cell.name, result.status, result.error] for result in others]
         blocks.append(Table(["cell", "status", "error"], rows, "Cells without figures."))
     if absent:
@@ -77,7 +77,7 @@ def _missing(results: StudyResults) -> list[Block]:
 
 
 def _how(results: StudyResults) -> list[Block]:
-    """Where the figures were made, and every cell's own."""
+    """The environments that the cells ran in, and the figures of every cell."""
     study = results.study
     blocks: list[Block] = [Heading("How it was made")]
     blocks += [Text(_environment_text(environment)) for environment in results.environments()]
@@ -87,7 +87,7 @@ def _how(results: StudyResults) -> list[Block]:
         for result in results.results
     ]
     header = ["cell", "status", *(each.title for each in measures)]
-    caption = "Every cell; results.csv has the same figures in full, and results.json each cell's configuration."
+    caption = "Every cell. results.csv has the same figures in full precision, results.json each cell's configuration."
     return [*blocks, Table(header, rows, caption)]
 
 
@@ -95,7 +95,7 @@ def _environment_text(environment: dict[str, Any]) -> str:
     git = environment.get("git")
     code = "no git revision"
     if git:
-        code = f"git revision {git['revision'][:12]}{' with changes' if git['changed'] else ''}"
+        code = f"git revision {git['revision'][:12]}{' with uncommitted changes' if git['changed'] else ''}"
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     gpus = ", ".join(environment["gpus"]) or "no GPU"
     return (

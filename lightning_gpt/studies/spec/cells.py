@@ -1,4 +1,4 @@
-"""The cells of a study: every combination of its variants, axes and seeds, each a whole configuration of ``fit``."""
+"""The cells of a study: one complete ``fit`` configuration for each combination of variants, axes and seeds."""
 
 import hashlib
 import itertools
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 VARIANT = "variant"
-"""The axis that named variants make."""
+"""The key of the axis that named variants form."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Cell:
     """One run of a study.
 
     Args:
-        number: Its place in the study, from 0.
-        name: What it is called, such as ``n_layer=4,seed=0``.
-        settings: What sets it apart, by axis, the seed left out.
-        seed: Of ``seed_everything``.
-        config: Its whole configuration for ``fit``.
+        number: Its position in the study, from 0.
+        name: Its name, such as ``n_layer=4,seed=0``.
+        settings: Its value on each axis, without the seed.
+        seed: Its value of ``seed_everything``.
+        config: Its complete configuration for ``fit``.
     """
 
     number: int
@@ -33,19 +33,19 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """A short hash of the configuration: a cell whose configuration changed is another cell."""
+        """A short hash of the configuration: changing the configuration makes it another cell."""
         canonical = json.dumps(self.config, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
     @property
     def folder(self) -> str:
-        """The name of its folder, for any file system: name and digest."""
+        """The name of its folder, valid on any file system: name and digest."""
         safe = re.sub(r"[^\w.=,+-]+", "-", self.name)
         return f"{safe[:80]}-{self.digest}"
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on it: mappings key by key, anything else as a whole."""
+    """``base`` overridden by ``over``: mappings are merged key by key, anything else is replaced."""
     result = deepcopy(dict(base))
     for key, value in over.items():
         both = isinstance(result.get(key), dict) and isinstance(value, Mapping)
@@ -65,7 +65,7 @@ def with_keys(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
 
 
 def value_at(config: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key; None where there is none."""
+    """The value at a dotted key; None where the key is missing."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -75,7 +75,7 @@ def value_at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The shortest endings of dotted keys that tell them apart: ``model.init_args.n_layer`` is ``n_layer``."""
+    """The shortest unique ending of each dotted key: ``n_layer`` for ``model.init_args.n_layer``."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -86,7 +86,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value as it is written in YAML."""
+    """A setting's value as YAML writes it."""
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
 
 
@@ -96,7 +96,7 @@ def make_cells(
     variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> list[Cell]:
-    """All cells, the seeds of one setting side by side; axes override variants, and variants the configuration."""
+    """All cells, ordered by setting and then by seed; axes override variants, and variants override ``config``."""
     cells: list[Cell] = []
     names = short_names([*([VARIANT] if variants else []), *grid])
     for settings in _settings(grid, variants):

@@ -1,4 +1,4 @@
-"""What can be measured of a run, and how a figure of it is written."""
+"""What can be measured of a run, and how the figures are formatted."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from lightning_gpt.errors import CallError
 
 SCALAR = "scalar:"
-"""Before the tag of any other scalar of a run's event files."""
+"""The prefix that makes a measure of any other scalar in a run's ``metrics.jsonl``."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Measure:
     """A figure of a run.
 
     Args:
-        tag: Its tag in the event files, and its column in ``results.csv``.
-        label: What it is called in tables and plots.
-        unit: Of the shown figure; empty where it has none.
-        scale: The shown figure over the stored one.
+        tag: Its tag in ``metrics.jsonl``, and its column in ``results.csv``.
+        label: Its name in tables and plots.
+        unit: The unit of the displayed figure; empty where it has none.
+        scale: The factor from the stored figure to the displayed one.
     """
 
     tag: str
@@ -29,16 +29,16 @@ class Measure:
 
     @property
     def title(self) -> str:
-        """Label and unit."""
+        """The label with the unit in brackets."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @property
     def suffix(self) -> str:
-        """The unit as it stands behind a figure."""
+        """The unit as it follows a figure, with the space before it."""
         return f" {self.unit}" if self.unit else ""
 
     def text(self, value: float | None, deviation: float | None = None) -> str:
-        """``value`` to four significant digits, ± ``deviation`` where there is any; a dash for no value."""
+        """``value`` to four significant digits, with ± ``deviation`` where there is one; a dash for None."""
         if value is None:
             return "–"
         shown = value * self.scale
@@ -49,7 +49,7 @@ class Measure:
 
 
 def number_text(value: float) -> str:
-    """A number to four significant digits, whole numbers in full."""
+    """A number to four significant digits; whole numbers in full."""
     if not math.isfinite(value):
         return str(value)
     if value == int(value) and abs(value) < 1e15:
@@ -89,7 +89,7 @@ _MEASURES = {
     )
 }
 KNOWN = tuple(_MEASURES)
-"""The measures that every run has (``test/…`` by a second process, where it is asked for)."""
+"""The measures that every run has; those of ``test/`` are measured by a second process, where asked for."""
 
 _DEPTH = re.compile(r"depth/(\w+)/layer_\d\d")
 
@@ -98,7 +98,7 @@ def measure(name: str) -> Measure:
     """The measure called ``name``.
 
     Raises:
-        CallError: Where ``name`` is none of the known, no depth diagnostic and no ``scalar:TAG``.
+        CallError: ``name`` is neither a known measure, nor a depth diagnostic, nor ``scalar:TAG``.
     """
     if name in _MEASURES:
         return _MEASURES[name]

@@ -1,4 +1,4 @@
-"""A study as it is written in YAML, read and checked before anything runs."""
+"""A study's YAML file, read and checked before anything runs."""
 
 import math
 import re
@@ -22,12 +22,12 @@ _SEED_KEY = "seed_everything"
 
 @dataclass(frozen=True)
 class Reference:
-    """Somebody else's figures, to stand beside ours and be marked as theirs.
+    """Published figures to show beside ours, marked as theirs.
 
     Args:
-        name: Whose they are.
-        axis: The axis that they are given along.
-        values: By measure, the figure at each value of the axis.
+        name: Who published them.
+        axis: The axis that they vary along.
+        values: For each measure, the figure at each value of the axis.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Study:
     """What to run, what to measure and what to report.
 
     Args:
-        name: What the study is called; of letters, digits, ``-`` and ``_``.
-        question: What it asks, for the report.
-        config: What all cells have in common, as a configuration of ``fit``.
-        grid: The values of each axis, by the dotted key that it sets.
-        variants: Named mappings of dotted keys to values; they make one more axis.
-        seeds: Of ``seed_everything``: each setting is run with every seed.
-        measure: The columns of ``results.csv``.
+        name: The study's name, made of letters, digits, ``-`` and ``_``.
+        question: The question that it asks, for the report.
+        config: The configuration of ``fit`` that all cells share.
+        grid: The values of each axis, by the dotted key that the axis sets.
+        variants: Named mappings of dotted keys to values; together they form one more axis.
+        seeds: Values of ``seed_everything``; each setting is run with every seed.
+        measure: The measures: columns of ``results.csv``.
         report: The sections of the report, each a name and its options.
-        reference: Figures of others.
-        preset: The preset that was chosen; empty where the study has none.
+        reference: Published figures to compare with.
+        preset: The chosen preset; empty where the study has none.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Study:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All runs of the study, in order."""
+        """All cells of the study, in order."""
         return make_cells(self.config, self.grid, self.variants, self.seeds)
 
     @cached_property
     def axes(self) -> dict[str, str]:
-        """The short name of each axis, by its key; that of the seeds is left out."""
+        """The short name of each axis, by its key; seeds are not among them."""
         return short_names([*([VARIANT] if self.variants else []), *self.grid])
 
 
 def read_study(file: Path, preset: str | None) -> Study:
-    """Read and check a study's YAML file, with a preset laid over it.
+    """Read and check a study's YAML file, with a preset merged over it.
 
     Raises:
-        CallError: Where the file is no study, or the preset none of its presets.
+        CallError: The file is not a valid study, or has no such preset.
     """
     content = _Reader(file, yaml.safe_load(file.read_text(encoding="utf-8")))
     presets = content.mapping("presets")
@@ -127,7 +127,7 @@ class _Reader:
     def study(self, preset: str | None) -> Study:
         name = self.content.get("name")
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise self.error(f"name is {name!r}; it must be of letters, digits, - and _")
+            raise self.error(f"name is {name!r}; it may contain letters, digits, - and _ only")
         over = _Reader(self.file, {}, _PRESET_KEYS)
         if preset is not None:
             over = _Reader(self.file, self._preset(preset), _PRESET_KEYS, f"preset {preset}: ")
@@ -138,7 +138,7 @@ class _Reader:
         for reader in (self, over):
             config = merged(config, reader.mapping("config"))
         if _SEED_KEY in config:
-            del config[_SEED_KEY]  # the seeds are the study's
+            del config[_SEED_KEY]  # the study sets the seeds
         axes = {**self.mapping("grid"), **over.mapping("grid")}
         variants = over.mapping("variants") or self.mapping("variants")
         seeds = over.sequence("seeds", self.sequence("seeds", [0]))
@@ -171,22 +171,24 @@ class _Reader:
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no YAML"
+            reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
             raise self.error(f"base {str(path)!r} cannot be read: {reason}") from None
         if not isinstance(content, dict):
-            raise self.error(f"base {str(path)!r} holds no mapping of options to values")
+            raise self.error(f"base {str(path)!r} does not hold a mapping of options to values")
         return content
 
     def _axis(self, key: str, values: Any) -> list[Any]:
         if key == _SEED_KEY:
-            raise self.error(f"grid: {key} is no axis; list the seeds under seeds")
+            raise self.error(f"grid: {key} cannot be an axis; list the seeds under seeds")
         if not isinstance(values, list):
             raise self.error(f"grid: {key} is {values!r}; it must be a list of values")
         if not values:
-            raise self.error(f"grid: {key} is an empty axis; give it at least one value, or leave it out")
+            raise self.error(f"grid: {key} is an empty axis; give it at least one value, or remove it")
         for value in values:
             if not isinstance(value, str | int | float | bool | None):
-                raise self.error(f"grid: {key} holds {value!r}; an axis is of numbers and words, use variants for more")
+                raise self.error(
+                    f"grid: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
+                )
         if len(set(map(repr, values))) < len(values):
             raise self.error(f"grid: {key} holds a value twice: {values}")
         return values
@@ -238,4 +240,4 @@ class _Reader:
         for name, values in study.variants.items():
             for key in values:
                 if key in study.grid:
-                    raise self.error(f"variant {name} sets {key}, which is an axis of the grid: it would have no say")
+                    raise self.error(f"variant {name} sets {key}, which is an axis of the grid and would override it")

@@ -1,4 +1,4 @@
-"""The vocabularies that a study's cells share: trained once, instead of by every cell."""
+"""The vocabularies that a study's cells share, trained once instead of in every cell."""
 
 import hashlib
 import json
@@ -11,21 +11,21 @@ from lightning_gpt.studies.spec.cells import Cell, value_at, with_keys
 
 _SIZE = "data.tokenizer"
 _DECIDES = ("data.sources", "data.val_share", "data.test_share", "data.prepared", _SIZE)
-"""What the trained vocabulary is a function of: the training documents and the size."""
+"""The options that decide the trained vocabulary: those of the training documents, and its size."""
 
 
 @dataclass(frozen=True)
 class SharedVocabularies:
-    """Where the vocabularies of a study's cells are.
+    """Finds the vocabulary of each cell of a study.
 
     Args:
-        folder: The study's.
+        folder: The study's folder.
     """
 
     folder: Path
 
     def place(self, cell: Cell) -> Path | None:
-        """The folder of the cell's vocabulary; None where it trains none."""
+        """The folder of the cell's vocabulary; None where the cell trains no vocabulary."""
         size = value_at(cell.config, _SIZE)
         if not isinstance(size, int) or isinstance(size, bool) or value_at(cell.config, "data.prepared"):
             return None
@@ -33,7 +33,7 @@ class SharedVocabularies:
         return self.folder / "vocabularies" / hashlib.sha256(decides.encode()).hexdigest()[:8]
 
     def to_train(self, cells: Sequence[Cell]) -> dict[Path, dict[str, Any]]:
-        """The places that are empty yet, each with the configuration of a cell that asks for its vocabulary."""
+        """The folders that are still empty, each with the configuration of a cell that needs its vocabulary."""
         wanted: dict[Path, dict[str, Any]] = {}
         for cell in cells:
             place = self.place(cell)
@@ -42,7 +42,7 @@ class SharedVocabularies:
         return wanted
 
     def run_config(self, cell: Cell) -> dict[str, Any]:
-        """The cell's configuration with the shared vocabulary's file in the place of its size."""
+        """The cell's configuration, with the vocabulary's size replaced by the file of the shared vocabulary."""
         place = self.place(cell)
         file = None if place is None else _file(place)
         return cell.config if file is None else with_keys(cell.config, {_SIZE: str(file.resolve())})

@@ -1,4 +1,4 @@
-"""The model before training: its loss beside ln|V|, its attention beside the uniform one."""
+"""The study ``initialisation``: the untrained model's loss against ln|V|, and its attention against uniform."""
 
 import math
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.measures import measure
 
 _LIKE_UNIFORM = 0.01
-_ROW_TOKENS = 128  # the probe of the depth diagnostics has rows of at most so many tokens
+_ROW_TOKENS = 128  # the longest row of tokens that the depth diagnostics probe
 _LOSS, _UNIFORM, _ENTROPY = "initial/loss", "initial/uniform_loss", "attention_entropy"
 
 
 @dataclass(frozen=True)
 class Initialisation(Section):
-    """Loss at step 0 against ln|V|, and the entropy of attention at step 0 against that of uniform causal attention."""
+    """Loss against ln|V|, and entropy of attention against that of uniform causal attention, both at step 0."""
 
     def blocks(self, results: StudyResults) -> list[Block]:
         shown = [group for group in groups(results) if group.spread(_LOSS)]
@@ -40,7 +40,7 @@ class Initialisation(Section):
             rows.append([group.label, loss_text, f"{uniform.mean:.4f}", f"{excess:+.2%}"])
         sentence = (
             f"At step 0 the loss is within {_LIKE_UNIFORM:.0%} of ln|V| in {near} of {len(rows)} settings: there the "
-            f"fresh model knows nothing and says so."
+            f"untrained model is near uniform."
         )
         header = ["setting", "loss at step 0 (nats)", "ln|V|", "difference"]
         return [Findings([sentence]), Table(header, rows, "Mean ± sd over the seeds.")]
@@ -65,15 +65,15 @@ class Initialisation(Section):
         ax.set_xlim(0, 1.05)
         ax.set_xlabel("attention entropy / entropy of uniform causal attention")
         sentence = (
-            f"At step 0 the entropy of attention is at least {1 - _LIKE_UNIFORM:.0%} of the uniform one's in {near} of "
-            f"{len(measured)} settings: there each token attends to all before it nearly alike."
+            f"At step 0 the entropy of attention is at least {1 - _LIKE_UNIFORM:.0%} of that of uniform attention in "
+            f"{near} of {len(measured)} settings: there each token attends almost equally to all tokens before it."
         )
-        caption = "A dot a layer and seed, a bar at the mean; the dashed line is uniform attention."
+        caption = "One dot per layer and seed; bar: mean; dashed: uniform attention."
         return [Findings([sentence]), Picture("initial_attention", figure, caption)]
 
 
 def _entropy_shares(result: Result) -> list[float]:
-    """By layer, the entropy at step 0 over ``1/t Σ_i ln i``, the entropy of uniform causal attention over t tokens."""
+    """For each layer, entropy at step 0 / ``1/t Σ_i ln i``, the entropy of uniform causal attention over t tokens."""
     if not result.layers or result.layers[0]["step"] != 0:
         return []
     time = value_at(result.cell.config, "model.init_args.block_size")

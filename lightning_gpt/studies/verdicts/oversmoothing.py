@@ -1,4 +1,4 @@
-"""Which account of over-smoothing in the literature the runs support, each by one plain test."""
+"""The study ``oversmoothing``: which accounts in the literature the runs support, by one simple test each."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _SUPPORTED, _AGAINST, _OPEN, _UNTESTED = "supported", "not supported", "undecide
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say to one account."""
+    """What the runs show about one account."""
 
     account: str
     claim: str
@@ -31,7 +31,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Accounts(Section):
-    """A row an account: what it claims, what was measured to test it, and whether the runs support it."""
+    """One row per account: what it claims, what was measured to test it, and whether the runs support it."""
 
     def blocks(self, results: StudyResults) -> list[Block]:
         runs = [result for result in results.finished if layer_values(result, _COSINE)]
@@ -41,9 +41,9 @@ class Accounts(Section):
         sentences = [f"{each.account}: {each.verdict}. {each.measured}" for each in verdicts]
         rows = [[each.account, each.claim, each.measured, each.verdict] for each in verdicts]
         note = (
-            "Each account is reduced to one test on these runs, so a verdict speaks of that test at this size, not of "
-            "the account as a whole. Correlations are over layers of all runs, which are not independent; they do not "
-            "show what causes what."
+            "Each account is reduced to one test on these runs, so a verdict is about that test at this size, not "
+            "about the account as a whole. Correlations are over the layers of all runs, which are not independent; "
+            "they do not show causes."
         )
         table = Table(["account", "claim", "measured", "verdict"], rows)
         return [Heading("Accounts of over-smoothing"), Findings(sentences), Text(note), table]
@@ -74,16 +74,16 @@ def _rank_collapse(runs: Sequence[Result]) -> Verdict:
     without = [run for run in runs if _option(run, "residual", "pre") == "none"]
     beside = [run for run in runs if _option(run, "residual", "pre") == "pre" and _like_one_of(run, without)]
     texts, lower = [], []
-    for first, when in ((True, "before training"), (False, "after it")):
+    for first, when in ((True, "before training"), (False, "after training")):
         bare = _mean([_last(run, _RESIDUAL, first=first) for run in without])
         skip = _mean([_last(run, _RESIDUAL, first=first) for run in beside])
         if bare is None or skip is None:
             continue
-        texts.append(f"{when} {bare:.3g} without and {skip:.3g} with them")
+        texts.append(f"{when}, {bare:.3g} without and {skip:.3g} with skip connections")
         lower.append(bare < 0.1 * skip)
     if not texts:
-        return Verdict(account, claim, "The runs hold no pair with and without skip connections.", _UNTESTED)
-    measured = f"Rank residual of the last layer, FFN kept: {'; '.join(texts)}.{_acceleration(without)}"
+        return Verdict(account, claim, "There is no pair of runs with and without skip connections.", _UNTESTED)
+    measured = f"Rank residual of the last layer, with the FFN: {'; '.join(texts)}.{_acceleration(without)}"
     verdict = _SUPPORTED if all(lower) else _OPEN if any(lower) else _AGAINST
     return Verdict(account, claim, measured, verdict)
 
@@ -95,7 +95,7 @@ def _like_one_of(run: Result, others: Sequence[Result]) -> bool:
 
 
 def _acceleration(without: Sequence[Result]) -> str:
-    """Whether the residual falls by a growing factor from layer to layer, as a doubly exponential fall does."""
+    """Whether the factor by which the residual falls grows from layer to layer, as in a doubly exponential fall."""
     early, late = [], []
     for run in without:
         series = [value for value in layer_values(run, _RESIDUAL, first=True) if value]
@@ -107,15 +107,15 @@ def _acceleration(without: Sequence[Result]) -> str:
     if not early:
         return ""
     first, second = (math.exp(sum(part) / len(part)) for part in (early, late))
-    shape = "faster than exponentially" if second < first < 1 else "no faster than exponentially"
+    shape = "faster than exponentially" if second < first < 1 else "not faster than exponentially"
     return (
-        f" Before training and without them a layer multiplies it by {first:.3g} in the first half of the layers and "
-        f"by {second:.3g} in the second: {shape}."
+        f" Before training and without skip connections, a layer multiplies it by {first:.3g} in the first half of the "
+        f"layers and by {second:.3g} in the second: {shape}."
     )
 
 
 def _growths(runs: Sequence[Result], of_blocks: str) -> tuple[list[float], list[float]]:
-    """A figure of each block, and how much the tokens' cosine grows across that block, over all trained runs."""
+    """Each block's figure, and the growth of token cosine across that block, over all trained runs."""
     xs, ys = [], []
     for run in runs:
         cosines, figures = layer_values(run, _COSINE), layer_values(run, of_blocks)
@@ -130,11 +130,11 @@ def _growths(runs: Sequence[Result], of_blocks: str) -> tuple[list[float], list[
 
 
 def _correlation(runs: Sequence[Result], figure: str, what: str) -> tuple[str, str]:
-    """What was measured and the verdict, for an account that has the cosine grow where a block's figure is large."""
+    """Measurement and verdict for an account by which token cosine grows more where a block's figure is larger."""
     xs, ys = _growths(runs, figure)
     found = rank_correlation(xs, ys)
     if found is None:
-        return "The runs do not hold the diagnostics.", _UNTESTED
+        return "The runs lack the diagnostics.", _UNTESTED
     measured = f"Spearman's ρ of {what} and the growth of token cosine across a block: {found.rho:.2f}"
     measured += f" (p = {found.p:.2g}, {found.n} blocks of {len(runs)} runs)."
     return measured, _OPEN if found.p >= _CHANCE else _SUPPORTED if found.rho > 0 else _AGAINST
@@ -144,7 +144,7 @@ def _spectral_gap(runs: Sequence[Result]) -> Verdict:
     measured, verdict = _correlation(runs, "spectral_gap", "attention's spectral gap")
     return Verdict(
         "Spectral gap of attention (2312.06182)",
-        "Tokens grow alike because attention has one leading eigenvalue and a gap below it: the wider, the faster",
+        "Tokens become alike because attention has one leading eigenvalue and a gap below it: the wider, the faster",
         measured,
         verdict,
     )
@@ -154,7 +154,7 @@ def _eigenspectrum(runs: Sequence[Result]) -> Verdict:
     measured, verdict = _correlation(runs, "value_positive_share", "the positive share of W_V W_O's spectrum")
     return Verdict(
         "Eigenspectrum of the value projection (2401.04301)",
-        "Over-smoothing is not bound to come: whether attention smooths or sharpens depends on the sign of W_V W_O's "
+        "Over-smoothing is not inevitable: whether attention smooths or sharpens depends on the sign of W_V W_O's "
         "eigenvalues",
         measured,
         verdict,
@@ -162,9 +162,9 @@ def _eigenspectrum(runs: Sequence[Result]) -> Verdict:
 
 
 def _norm(runs: Sequence[Result]) -> Verdict:
-    """Wu et al.: a LayerNorm can keep tokens apart, also under a causal mask: pairs that differ in the norm alone."""
+    """Wu et al.: LayerNorm can keep tokens apart, even under a causal mask: pairs that differ only in the norm."""
     account = "Masks and LayerNorm (2405.18781)"
-    claim = "Under a causal mask tokens still collapse, more slowly; LayerNorm can keep the rank above one"
+    claim = "Under a causal mask tokens still collapse, but more slowly; LayerNorm can keep the rank above one"
     higher, total, pairs = 0, 0, []
     for run in runs:
         if _option(run, "norm", "layer") != "none":
@@ -177,10 +177,10 @@ def _norm(runs: Sequence[Result]) -> Verdict:
                     total, higher = total + 1, higher + (normed > bare)
                     pairs.append((bare, normed))
     if not total:
-        return Verdict(account, claim, "The runs hold no pair with and without LayerNorm.", _UNTESTED)
+        return Verdict(account, claim, "There is no pair of runs with and without LayerNorm.", _UNTESTED)
     bare_mean, normed_mean = (sum(side) / total for side in zip(*pairs, strict=True))
     measured = (
         f"Rank residual of the last layer before training: {normed_mean:.3g} with LayerNorm, {bare_mean:.3g} without; "
-        f"higher with it in {higher} of {total} pairs that differ in the norm alone."
+        f"higher with it in {higher} of {total} pairs that differ only in the norm."
     )
     return Verdict(account, claim, measured, _SUPPORTED if higher == total else _AGAINST if not higher else _OPEN)

@@ -1,4 +1,4 @@
-"""What a section of a report is."""
+"""The base class of a report's sections."""
 
 from abc import ABC, abstractmethod
 
@@ -8,22 +8,22 @@ from lightning_gpt.studies.spec.study import Study
 
 
 class Section(ABC):
-    """A part of a report, made from results; its fields are the options that a study's YAML may give it."""
+    """A part of a report, made from results; its dataclass fields are the options that a study's YAML may set."""
 
-    def check(self, study: Study) -> None:  # noqa: B027 - a section without options has nothing to check
-        """Refuse options that do not fit the study, before anything runs."""
+    def check(self, study: Study) -> None:  # noqa: B027 - not every section has options to check
+        """Refuse options that do not suit the study, before anything runs."""
 
     @abstractmethod
     def blocks(self, results: StudyResults) -> list[Block]:
-        """The section's content; empty where there are no figures for it yet."""
+        """The section's content; empty while there are no figures for it."""
 
 
 def file_name(*parts: str) -> str:
-    """A file's name from words."""
+    """A valid file name made of ``parts``."""
     text = "_".join(parts)
     return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in text).strip("-")
 
 
 def capital(text: str) -> str:
-    """``text`` as a sentence begins; names inside it keep their capitals."""
+    """``text`` with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""A measure of every setting side by side: for variants, which are no numbers to plot against."""
+"""A measure of all settings side by side, for variants, which have no numeric axis."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ from lightning_gpt.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class Compare(Section):
-    """A dot a seed, a bar at the mean, a line a setting.
+    """One row per setting, with one dot per seed and a bar at the mean.
 
     Args:
-        measure: What is compared.
-        beside: The setting that the others are held against, as the report calls it; none when empty. A difference is
-            called one from twice the standard deviation between seeds on.
+        measure: What to compare.
+        beside: The setting to compare the others with, by its name in the report; none when empty. A difference
+            counts from twice the standard deviation between seeds.
     """
 
     measure: str
@@ -29,7 +29,9 @@ class Compare(Section):
         measure(self.measure)
         labels = list(dict.fromkeys(label_of(cell.settings, study.axes) for cell in study.cells))
         if self.beside and self.beside not in labels:
-            raise CallError(f"report: compare has beside {self.beside!r}; the settings are {'; '.join(labels)}")
+            raise CallError(
+                f"report: compare: beside is {self.beside!r}; it must be one of the settings {'; '.join(labels)}"
+            )
 
     def blocks(self, results: StudyResults) -> list[Block]:
         what = measure(self.measure)
@@ -45,13 +47,13 @@ class Compare(Section):
         if len(shown) > 1:
             low, high = (what.text(pair[1].mean, pair[1].deviation) for pair in (best, worst))
             sentences = [
-                f"{capital(what.label)} is least with {best[0].label} ({low}{what.suffix}) and most with "
+                f"{capital(what.label)} is lowest with {best[0].label} ({low}{what.suffix}) and highest with "
                 f"{worst[0].label} ({high}{what.suffix})."
             ]
             sentences += self._differences({group.label: found for group, found in shown})
         counts = sorted({found.n for _, found in shown})
         seeds = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-        caption = f"{capital(what.label)}: a dot a seed (n = {seeds}), a bar at the mean."
+        caption = f"{capital(what.label)}: one dot per seed (n = {seeds}); bar: mean."
         return [
             Heading(f"{capital(what.label)} by setting"),
             Findings(sentences),

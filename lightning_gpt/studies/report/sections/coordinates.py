@@ -1,4 +1,4 @@
-"""The coordinate check: whether activations keep their size when the model is made wider."""
+"""The coordinate check: whether the size of activations depends on the model's width."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,21 +19,22 @@ from lightning_gpt.studies.spec.study import Study
 _WIDTH = "model.init_args.dim"
 _MUP = "model.init_args.optimization.mup"
 _FLAT = 0.25
-"""A slope up to this, either way, is called none: what μP prevents grows as the root of the width or faster."""
+"""Slopes up to this, of either sign, count as flat: growth that μP prevents has a slope of 0.5 or more."""
 
 _Wide = dict[int, list[Result]]
-"""Finished cells by their width."""
+"""Finished cells by width."""
 
 
 @dataclass(frozen=True)
 class Coordinates(Section):
-    """A diagnostic against the width in logarithms, a line a layer, for each parametrisation (standard, or a μP base).
+    """A diagnostic against the width, on log axes with one line per layer; one plot per parametrisation.
 
-    Yang et al. 2022 (2203.03466), appendix D.1: under μP the size of activations after some steps does not depend on
-    the width; otherwise some grow with it, and a learning rate found at one width does not serve another.
+    A parametrisation is the standard one, or μP with a base width. Yang et al. 2022 (2203.03466), appendix D.1: under
+    μP the size of activations after a few steps does not depend on the width; otherwise some grow with it, and a
+    learning rate found at one width does not suit another.
 
     Args:
-        diagnostic: What is measured of a layer, such as ``rms`` or ``logit_rms``.
+        diagnostic: The diagnostic of a layer, such as ``rms`` or ``logit_rms``.
     """
 
     diagnostic: str
@@ -43,11 +44,11 @@ class Coordinates(Section):
         for cell in study.cells:
             width = value_at(cell.config, _WIDTH)
             if not isinstance(width, int):
-                raise CallError(f"report: coordinates needs {_WIDTH} in every cell, and {cell.name} does not set it")
+                raise CallError(f"report: coordinates needs {_WIDTH} in every cell, but {cell.name} does not set it")
             widths.setdefault(_parametrisation(cell), set()).add(width)
         for name, found in widths.items():
             if len(found) < 3:
-                raise CallError(f"report: coordinates needs three widths at least, and {name} has {sorted(found)}")
+                raise CallError(f"report: coordinates needs at least three widths, but {name} has {sorted(found)}")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         found: dict[str, _Wide] = {}
@@ -83,7 +84,7 @@ class Coordinates(Section):
         ]
 
     def _sizes(self, wide: _Wide) -> dict[int, dict[int, Spread]]:
-        """The last figure of each layer at each width, over the seeds."""
+        """The last figure of each layer at each width, over the seeds: by layer, then by width."""
         layers: dict[int, dict[int, Spread]] = {}
         for width, results in sorted(wide.items()):
             series = [layer_values(result, self.diagnostic) for result in results]
@@ -94,7 +95,7 @@ class Coordinates(Section):
         return layers
 
     def _laws(self, wide: _Wide, *, first: bool) -> dict[int, PowerLaw | None]:
-        """The power of the width that each layer goes with, through all cells."""
+        """The power law of the width that fits each layer best, over all cells."""
         points: dict[int, list[tuple[float, float]]] = {}
         for width, results in wide.items():
             for result in results:
@@ -109,9 +110,9 @@ class Coordinates(Section):
             return []
         what = diagnostic(self.diagnostic)
         most = max(slopes, key=lambda layer: abs(slopes[layer]))
-        furthest = f"the slope furthest from 0 is {slopes[most]:+.2f}, of {_layer_name(most, what.of)}"
+        furthest = f"steepest slope: {slopes[most]:+.2f}, {_layer_name(most, what.of)}"
         if abs(slopes[most]) <= _FLAT:
-            verdict = f"does not depend on the width in any layer ({furthest}; up to ±{_FLAT} counts as none)"
+            verdict = f"does not depend on the width in any layer ({furthest}; up to ±{_FLAT} counts as flat)"
         else:
             way = "grows" if slopes[most] > 0 else "shrinks"
             moving = sum(abs(slope) > _FLAT for slope in slopes.values())
@@ -133,7 +134,7 @@ class Coordinates(Section):
                 slopes = [_slope(each[name].get(layer)) for each in (laws, starts)]
                 rows.append([f"{name}, {_layer_name(layer, what.of)}", *values, *slopes])
         header = ["parametrisation, layer", *(f"width {width:,}" for width in widths), "slope", "slope before training"]
-        caption = f"{capital(what.title)} after training, mean over seeds; a slope is the power of the width."
+        caption = f"{capital(what.title)} after training, mean over the seeds; slope: exponent of the width."
         return Table(header, rows, caption)
 
 

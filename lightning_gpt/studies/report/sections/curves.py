@@ -1,4 +1,4 @@
-"""A scalar over the steps of the runs."""
+"""A scalar over the optimizer steps."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from lightning_gpt.studies.spec.study import Study
 
 @dataclass(frozen=True)
 class Curves(Section):
-    """A line a setting, with its spread over the seeds.
+    """One line per setting, with its spread over the seeds.
 
     Args:
-        measure: The scalar.
+        measure: The scalar to plot.
     """
 
     measure: str = "val/loss"
@@ -35,9 +35,9 @@ class Curves(Section):
         what = measure(self.measure)
         ax.set(xlabel="optimizer step", ylabel=what.title)
         plots.legend(figure, [ax], len(shown))
-        caption = f"{capital(what.label)} over the steps: mean and ± sd over the seeds."
+        caption = f"{capital(what.label)} over the optimizer steps: mean ± sd over the seeds."
         return [
-            Heading(f"{capital(what.label)} while training"),
+            Heading(f"{capital(what.label)} during training"),
             Picture(file_name("curve", self.measure), figure, caption),
         ]
 

@@ -1,4 +1,4 @@
-"""A line or a power law through all cells."""
+"""A line or a power law fitted to all cells."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ _FEW = 100
 
 @dataclass(frozen=True)
 class Fit(Section):
-    """Points of all finished cells, and what fits them best in least squares.
+    """One point per finished cell, and the least-squares fit.
 
     Args:
-        x: A measure, an axis, a model or data option, or a product of such: ``n_layer * block_size * dim``.
-        y: The same.
-        kind: ``linear``, or ``power`` for a power law, a line in the logarithms.
-        claim: What somebody says of it, set beside whether the fit bears it out (R² of at least 0.99).
+        x: A measure, an axis, a model or data option, or a product of these: ``n_layer * block_size * dim``.
+        y: The same, for the vertical axis.
+        kind: ``linear``, or ``power`` for a power law: a line in the logarithms.
+        claim: A published claim; the report states whether the fit agrees with it (R² of at least 0.99).
     """
 
     x: str
@@ -69,7 +69,7 @@ class Fit(Section):
         plots.readable_numbers(ax)
         ax.set(xlabel=x.title, ylabel=y.title)
         plots.legend(figure, [ax], len(shown))
-        caption = f"{capital(y.label)} against {x.label}: a point a cell (n = {len(every)}), and the fit."
+        caption = f"{capital(y.label)} against {x.label}: one point per cell (n = {len(every)}), and the fit."
         return [
             Heading(f"{capital(y.label)} against {x.label}: {'a line' if self.kind == 'linear' else 'a power law'}"),
             Findings([self._sentence(found, xs)]),
@@ -80,11 +80,11 @@ class Fit(Section):
         x, y = Quantity(self.x), Quantity(self.y)
         if found is None:
             return (
-                f"{capital(y.label)} against {x.label}: no fit, which needs finished cells at three different "
-                f"values (there are {len(set(xs))})."
+                f"{capital(y.label)} against {x.label}: not fitted, because a fit needs finished cells at three "
+                f"different values (there are {len(set(xs))})."
             )
         law = isinstance(found, PowerLaw)
-        shape, not_shape = ("a power law", "no power law") if law else ("linear", "not linear")
+        shape, not_shape = ("a power law", "not a power law") if law else ("linear", "not linear")
         fits = found.r2 >= _FITS_FROM
         verdict = f"{shape} (R² is at least {_FITS_FROM})" if fits else f"{not_shape} (R² is below {_FITS_FROM})"
         r2 = f"R² = {found.r2:.4f}{' of the logarithms' if law else ''} over {found.n} cells"

@@ -1,4 +1,4 @@
-"""What becomes of a quantity on its way through the blocks: whether early and late blocks get gradients of one size."""
+"""How a quantity changes along the blocks: whether gradients of early and late blocks have the same size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from lightning_gpt.studies.spec.measures import measure, number_text
 from lightning_gpt.studies.spec.study import Study
 
 _EVEN = 10.0
-"""Up to this factor between the first block and the last, either way, they are called of one size."""
+"""The largest factor between first and last block that counts as the same size."""
 
 
 @dataclass(frozen=True)
 class Flow(Section):
-    """The first block's figure over the last's, as last measured, and the factor a block that it comes to.
+    """The ratio of the first block's figure to the last's, as last measured, and the factor per block.
 
-    With a ratio ``r`` over L blocks the factor a block, back from the last to the first, is ``r^(1/(L − 1))``: below 1
-    the quantity vanishes on its way back, exponentially in the depth where the factor does not depend on L; above 1 it
-    grows (Hochreiter 1991; Glorot & Bengio 2010, section 4.2; of transformers: Xiong et al. 2020, 2002.04745).
+    For a ratio ``r`` over L blocks, the factor per block from the last to the first is ``r^(1/(L − 1))``. Below 1 the
+    quantity vanishes towards the first block, exponentially in the depth where the factor does not depend on L; above
+    1 it grows (Hochreiter 1991; Glorot & Bengio 2010, section 4.2; for transformers: Xiong et al. 2020, 2002.04745).
 
     Args:
-        diagnostic: A depth diagnostic of the blocks that is never negative, such as ``grad_norm``.
+        diagnostic: A non-negative depth diagnostic of the blocks, such as ``grad_norm``.
     """
 
     diagnostic: str
 
     def check(self, study: Study) -> None:
         if diagnostic(self.diagnostic).of != "blocks":
-            raise CallError(f"report: flow needs a diagnostic of the blocks, and {self.diagnostic} is of the stream")
+            raise CallError(f"report: flow needs a diagnostic of the blocks, but {self.diagnostic} is of the stream")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         ways = [_Way(group, self.diagnostic) for group in groups(results)]
@@ -48,15 +48,15 @@ class Flow(Section):
         ax.set_xscale("log")
         ax.set_xlabel(f"{what.title}: first block over last")
         caption = (
-            f"{capital(what.title)} of the first block over the last's: a dot a seed; dashed: equal; shaded: within a "
-            f"factor of {_EVEN:.0f}."
+            f"{capital(what.title)} of the first block over the last's: one dot per seed; dashed: equal; shaded: "
+            f"within a factor of {_EVEN:.0f}."
         )
         gone = [way.group.label for way in ways if any(0 in ends for ends in way.ends)]
         left_out = [
-            f"{capital(what.title)} of an end is 0 in a run with {label}, which is left out here." for label in gone
+            f"A run with {label} is left out here: {what.title} is 0 in its first or last block." for label in gone
         ]
         return [
-            Heading(f"{capital(what.title)} on its way through the blocks"),
+            Heading(f"{capital(what.title)} along the blocks"),
             Findings([*self._sentences(shown), *left_out]),
             Picture(file_name("flow", self.diagnostic), figure, caption),
             self._table(shown),
@@ -67,11 +67,13 @@ class Flow(Section):
         even = [way.group.label for way in shown if way.is_even]
         if even:
             names = "; ".join(even)
-            sentences.append(f"First and last block are within a factor of {_EVEN:.0f} in {title} with: {names}.")
+            sentences.append(
+                f"The first and the last block are within a factor of {_EVEN:.0f} in {title} with: {names}."
+            )
         return sentences + [
-            f"{capital(title)} {'vanishes' if way.ratio < 1 else 'grows'} toward the first block with "
+            f"{capital(title)} {'vanishes' if way.ratio < 1 else 'grows'} towards the first block with "
             f"{way.group.label}: there it is {number_text(way.ratio)} times the last block's, a factor of "
-            f"{number_text(way.a_block)} a block."
+            f"{number_text(way.per_block)} per block."
             for way in shown
             if not way.is_even
         ]
@@ -81,8 +83,8 @@ class Flow(Section):
         for way in shown:
             layers = way.group.layers(self.diagnostic)
             ends = [figures.text(each.mean, each.deviation) for each in (layers[0], layers[-1])]
-            rows.append([way.group.label, *ends, number_text(way.ratio), number_text(way.a_block)])
-        header = ["setting", "first block", "last block", "first over last", "factor a block"]
+            rows.append([way.group.label, *ends, number_text(way.ratio), number_text(way.per_block)])
+        header = ["setting", "first block", "last block", "first over last", "factor per block"]
         caption = (
             f"{capital(diagnostic(self.diagnostic).title)} after training, mean ± sd over the seeds; ratio and factor: "
             "geometric means over the seeds."
@@ -91,7 +93,7 @@ class Flow(Section):
 
 
 class _Way:
-    """From the last block back to the first, in the runs of one setting that have more than one block."""
+    """First and last block in the runs of one setting; runs of a single block have no ratio."""
 
     def __init__(self, group: Group, name: str) -> None:
         self.group = group
@@ -106,8 +108,8 @@ class _Way:
         return geometric_mean(self.ratios)
 
     @property
-    def a_block(self) -> float:
-        """The factor that each block makes of it."""
+    def per_block(self) -> float:
+        """The factor per block, from the last to the first."""
         return float(self.ratio ** (1 / self._steps))
 
     @property

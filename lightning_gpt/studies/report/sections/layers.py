@@ -1,4 +1,4 @@
-"""A depth diagnostic layer by layer."""
+"""A depth diagnostic by layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from lightning_gpt.studies.spec.study import Study
 _DEPTH = "model.init_args.n_layer"
 _LOG_FROM = 20.0
 _ALIKE = 0.01
-"""A change from end to end up to this share of the larger end is called none."""
+"""A change from first to last layer counts from this share of the larger of the two."""
 _WHEN = {"first": "before training", "last": "after training"}
 
 
 @dataclass(frozen=True)
 class Layers(Section):
-    """A line a setting over the layers, as first measured and as last measured, with the spread over the seeds.
+    """One line per setting over the layers, as first and as last measured, with the spread over the seeds.
 
     Args:
         diagnostic: Its name in ``depth.json``, such as ``token_cosine``.
-        when: Which of the two the words and the table are of: ``first`` or ``last``.
+        when: Which of the two the sentences and the table describe: ``first`` or ``last``.
     """
 
     diagnostic: str
@@ -38,7 +38,7 @@ class Layers(Section):
     def check(self, study: Study) -> None:
         diagnostic(self.diagnostic)
         if self.when not in _WHEN:
-            raise CallError(f"report: layers has when {self.when!r}; it must be {' or '.join(_WHEN)}")
+            raise CallError(f"report: layers: when is {self.when!r}; it must be {' or '.join(_WHEN)}")
 
     def blocks(self, results: StudyResults) -> list[Block]:
         shown = [group for group in groups(results) if group.layers(self.diagnostic)]
@@ -59,7 +59,7 @@ class Layers(Section):
         before.set_ylabel(what.title)
         _same_scale(before, after, shown, self.diagnostic)
         plots.legend(figure, [before, after], len(shown))
-        caption = f"{capital(what.title)} ({what.meaning}) by layer: mean and ± sd over the seeds."
+        caption = f"{capital(what.title)} ({what.meaning}) by layer: mean ± sd over the seeds."
         sentences = [self._steadiness(shown), *self._depths(shown)]
         return [
             Heading(f"{capital(what.title)} by layer"),
@@ -88,7 +88,7 @@ class Layers(Section):
         smoothing = ""
         if what.smoothing is not None:
             agree = up if what.smoothing == "higher" else down
-            smoothing = f"; over-smoothing would have it {'rise' if what.smoothing == 'higher' else 'fall'}"
+            smoothing = f"; over-smoothing would make it {'rise' if what.smoothing == 'higher' else 'fall'}"
             smoothing += f", as it does in {agree} of {len(ends)}"
         return (
             f"From {start} to the last {end} {_WHEN[self.when]}, {what.title} ({what.meaning}) rises in {up} and falls "
@@ -118,7 +118,7 @@ class Layers(Section):
             "embedding" if what.of == "stream" else "block 0",
             *(str(each) for each in range(1, layers)),
         ]
-        return Table(header, rows, f"{capital(what.title)} {_WHEN[self.when]}, mean over seeds.")
+        return Table(header, rows, f"{capital(what.title)} {_WHEN[self.when]}, mean over the seeds.")
 
 
 def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
@@ -129,7 +129,7 @@ def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
 
 
 def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> None:
-    """One vertical scale for both plots; a logarithmic one where the values span far and nothing bounds them."""
+    """Give both plots one vertical scale; a logarithmic one for unbounded values that span a wide range."""
     means = [each.mean for group in shown for first in (True, False) for each in group.layers(name, first=first)]
     if diagnostic(name).high is None and min(means) > 0 and max(means) / min(means) > _LOG_FROM:
         before.set_yscale("log")

@@ -1,4 +1,4 @@
-"""The table of all settings: mean ± sd over the seeds, with somebody else's figures beside ours."""
+"""The table of all settings: mean ± sd over the seeds, with published figures beside ours."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from lightning_gpt.studies.spec.measures import measure
 
 @dataclass(frozen=True)
 class SettingsTable(Section):
-    """A row a setting, a column a measure; a reference's figures in the column beside ours, marked as theirs."""
+    """One row per setting and one column per measure; a reference's figures follow in a column marked as theirs."""
 
     def blocks(self, results: StudyResults) -> list[Block]:
         study, reference = results.study, results.study.reference
@@ -32,7 +32,7 @@ class SettingsTable(Section):
                 if reference is not None and each.tag in reference.values:
                     row.append(each.text(reference.values[each.tag].get(group.settings[reference.axis])))
             rows.append(row)
-        caption = "Mean ± sample standard deviation over the seeds; n: seeds finished of seeds planned."
+        caption = "Mean ± sample standard deviation over the seeds; n: finished seeds / planned seeds."
         if theirs and reference is not None:
-            caption += f" Figures of {reference.name} are theirs, from other data, sizes and machines."
+            caption += f" Figures of {reference.name} are their own, from other data, sizes and machines."
         return [Heading("All settings"), Table(header, rows, caption, frozenset(theirs))]

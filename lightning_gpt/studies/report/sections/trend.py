@@ -1,4 +1,4 @@
-"""A quantity along an axis of the grid, and whether it goes the way that somebody else's figures go."""
+"""A measure along an axis of the grid, and whether it changes in the same direction as published figures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from lightning_gpt.studies.spec.study import Reference, Study
 
 @dataclass(frozen=True)
 class Trend(Section):
-    """A measure against an axis of numbers, a line for each setting of the other axes.
+    """A measure against a numeric axis, with one line for each setting of the other axes.
 
     Args:
         x: The axis, by its short name or its key.
@@ -35,7 +35,9 @@ class Trend(Section):
         axis = self._axis(study)
         values = study.grid.get(axis, ["none"])
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            raise CallError(f"report: trend: {self.x!r} is no axis of numbers; those of the grid are {_named(study)}")
+            raise CallError(
+                f"report: trend: {self.x!r} is not a numeric axis; the axes of the grid are {_named(study)}"
+            )
 
     def _axis(self, study: Study) -> str:
         return next((key for key, short in study.axes.items() if self.x in (key, short)), "")
@@ -58,7 +60,7 @@ class Trend(Section):
         plots.legend(figure, axes[:1], len(lines))
         caption = f"{capital(what.label)} against {self.x}: mean ± sd over the seeds (n = {_counts(lines)})."
         if reference is not None and theirs:
-            caption += f" Right: each over its own value at the first point; the dashed line is of {reference.name}."
+            caption += f" Right: each relative to its own first point; dashed: {reference.name}."
         sentences = [self._sentence(label, points) for label, points in lines.items()]
         if reference is not None and theirs:
             sentences += [_against(reference, theirs, points, what.label) for points in list(lines.values())[:1]]
@@ -88,13 +90,13 @@ class Trend(Section):
         sentence = f"{capital(what.label)}{of} {direction(means)} with {self.x} ({steps}{what.suffix})."
         noise = pooled_deviation(points.values())
         if noise is None:
-            return sentence + " One seed each: the spread between seeds is not known."
+            return sentence + " With one seed each, the spread between seeds is unknown."
         change = abs(means[-1] - means[0])
         if noise == 0:
             return sentence
         ratio = change / noise
         verdict = "within the noise of the seeds" if ratio < 2 else "beyond the noise of the seeds"
-        return sentence + f" From end to end that is {ratio:.1f} times the sd between seeds: {verdict}."
+        return sentence + f" The change from end to end is {ratio:.1f} times the sd between seeds: {verdict}."
 
 
 def _named(study: Study) -> str:
@@ -102,19 +104,19 @@ def _named(study: Study) -> str:
 
 
 def direction(values: Sequence[float]) -> str:
-    """How a sequence goes, in words."""
+    """The direction in which a sequence changes, in words."""
     steps = [later - earlier for earlier, later in pairwise(values)]
     if all(step < 0 for step in steps):
         return "falls at every step"
     if all(step > 0 for step in steps):
         return "rises at every step"
     if values[-1] == values[0]:
-        return "ends where it began, and not steadily,"
+        return "ends where it began, with changes in between,"
     return f"{'falls' if values[-1] < values[0] else 'rises'} from end to end, though not at every step,"
 
 
 def _against(reference: Reference, theirs: dict[Any, float], ours: dict[float, Spread], label: str) -> str:
-    """Whether ours goes the way that theirs goes, at the values that both have."""
+    """Whether ours changes in the same direction as theirs, over the axis values that both have."""
     both = [x for x in sorted(float(x) for x in theirs) if x in ours]
     if len(both) < 2:
         return ""
