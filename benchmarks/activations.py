@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks import peers
+from benchmarks.workload import Spec
 from lightning_gpt.models.base import LanguageModel
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
 
 

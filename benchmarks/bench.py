@@ -8,10 +8,10 @@ from functools import cached_property
 
 import torch
 
-from lightning_gpt.benchmark import machine, peers
-from lightning_gpt.benchmark.remote import RemoteWorker
-from lightning_gpt.benchmark.rounds import interleaved
-from lightning_gpt.benchmark.workload import Device, Spec, Workload
+from benchmarks import machine, peers
+from benchmarks.remote import RemoteWorker
+from benchmarks.rounds import interleaved
+from benchmarks.workload import Device, Spec, Workload
 from lightning_gpt.training.precision import fastest_precision
 
 OURS = "ours"

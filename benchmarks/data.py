@@ -1,7 +1,7 @@
 """What the data path costs, as ratios of interleaved rounds in one process.
 
-    python benchmarks/data.py            throughput beside bare tiktoken; a training step beside one fixed batch
-    python benchmarks/data.py --memory   peak memory over a large synthetic corpus beside a small one
+    python -m benchmarks.data            throughput beside bare tiktoken; a training step beside one fixed batch
+    python -m benchmarks.data --memory   peak memory over a large synthetic corpus beside a small one
 
 Prints a line a figure; nothing here passes or fails.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.data.batches import TrainBatches
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.files import Files
@@ -92,20 +92,20 @@ def step_with_loader() -> None:
     fixed = next(loader)
 
     def step(batch: dict[str, torch.Tensor]) -> None:
-        model.loss(batch["ids"], batch["targets"]).backward()
+        model.loss(batch["ids"], batch["targets"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
     def loaded() -> float:
         start = time.perf_counter()
         for _ in range(4):
-            step(next(loader))  # type: ignore[arg-type]
+            step(next(loader))
         return time.perf_counter() - start
 
     def in_memory() -> float:
         start = time.perf_counter()
         for _ in range(4):
-            step(fixed)  # type: ignore[arg-type]
+            step(fixed)
         return time.perf_counter() - start
 
     say_ratio("training step with the loader / with one fixed batch", loaded, in_memory)
@@ -117,7 +117,8 @@ def memory(folder: Path, megabytes: tuple[float, float]) -> None:
     for size in megabytes:
         path = folder / f"{size:g}.jsonl"
         write_corpus(path, size)
-        child = subprocess.run([sys.executable, __file__, "--walk", str(path)], capture_output=True, check=True)
+        command = [sys.executable, "-m", "benchmarks.data", "--walk", str(path)]
+        child = subprocess.run(command, capture_output=True, check=True)
         peaks.append(float(child.stdout))
         path.unlink()
         print(f"peak memory over {size:,.0f} MB of text: {peaks[-1]:,.0f} MB")

@@ -1,6 +1,6 @@
 """What early exit saves in generation, and what it costs in loss.
 
-    python benchmarks/early_exit.py runs/quickstart/version_0/checkpoints/last.ckpt
+    python -m benchmarks.early_exit runs/quickstart/version_0/checkpoints/last.ckpt
 
 Reads held-out rows of the embedded corpus token by token through a cache, as generation does, with all layers and with
 each threshold in turn, on one thread. Prints a line a threshold: layers a token ran through, time a token over that
@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.benchmark.rounds import ratio
+from benchmarks.rounds import ratio
 from lightning_gpt.checkpoint import load
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import GPT

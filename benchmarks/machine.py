@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.benchmark.rounds import seconds
+from benchmarks.rounds import seconds
 from lightning_gpt.hardware import processor
 from lightning_gpt.training.peak import product_seconds, synchronize
 

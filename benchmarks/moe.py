@@ -1,6 +1,6 @@
 """A training step of a mixture of experts beside that of the dense model with the same active parameters.
 
-    python benchmarks/moe.py
+    python -m benchmarks.moe
 
 Prints a line a mixture: the ratio of the two times over interleaved rounds in one process, on one thread and in
 processor seconds, which other work on the machine lengthens less than the clock's. Nothing passes or fails.
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.training.optim import adamw

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_gpt.benchmark.subject import Generate, Subject
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks.subject import Generate, Subject
+from benchmarks.workload import Spec
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
 from lightning_gpt.models.decoding.int8 import int8

@@ -10,13 +10,13 @@ from typing import Any
 
 from lightning_gpt.errors import CallError, WorkError
 
-_ROOT = str(Path(__file__).parents[2])
+_ROOT = str(Path(__file__).parents[1])
 # another environment's Python finds this package after its own packages, so that it keeps its versions of all others
-_PROGRAM = f"import sys; sys.path.append({_ROOT!r}); from lightning_gpt.benchmark.worker import main; main()"
+_PROGRAM = f"import sys; sys.path.append({_ROOT!r}); from benchmarks.worker import main; main()"
 
 
 class RemoteWorker:
-    """A fresh process that answers what :class:`~lightning_gpt.benchmark.worker.Worker` has methods for.
+    """A fresh process that answers what :class:`~benchmarks.worker.Worker` has methods for.
 
     Args:
         python: Its interpreter; this process's own when None.

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.benchmark.result import Result, Skipped
+from benchmarks.result import Result, Skipped
 
 Outcome = Result | Skipped
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lightning_gpt.benchmark.rounds import Spread
+from benchmarks.rounds import Spread
 
 
 @dataclass(frozen=True)

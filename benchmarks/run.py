@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from lightning_gpt.benchmark import machine
-from lightning_gpt.benchmark.bench import OURS, Bench
-from lightning_gpt.benchmark.profile import profile_step
-from lightning_gpt.benchmark.report import Outcome, line, write
-from lightning_gpt.benchmark.rows import ROWS
-from lightning_gpt.benchmark.workload import Device, Workload
+from benchmarks import machine
+from benchmarks.bench import OURS, Bench
+from benchmarks.report import Outcome, line, write
+from benchmarks.rows import ROWS
+from benchmarks.step_profile import profile_step
+from benchmarks.workload import Device, Workload
 from lightning_gpt.console import console, say
 from lightning_gpt.errors import CallError, WorkError
 

@@ -1,6 +1,6 @@
 """What a token costs under the speed run's recipe beside the plain one's, each with its config's batch and optimizer.
 
-    python benchmarks/speedrun.py
+    python -m benchmarks.speedrun
 
 Takes a training step of each in turn, in one process, on random tokens under bf16 autocast, and prints the ratio of
 their times for a token: median over the rounds, least and most. Nothing passes or fails.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.muon import MuonOptions
 from lightning_gpt.training.optim import Optimization, optimizer

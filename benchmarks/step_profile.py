@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks import peers
+from benchmarks.workload import Spec
 
 _STEPS, _ROWS = 3, 20
 

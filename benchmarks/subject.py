@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks.workload import Spec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """The mean cross-entropy of targets after ids, ``(batch, time)`` both, as the project computes it."""

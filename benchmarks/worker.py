@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.attention import attention_work
-from lightning_gpt.benchmark.memory import peak_bytes
-from lightning_gpt.benchmark.subject import Subject
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks import peers
+from benchmarks.attention import attention_work
+from benchmarks.memory import peak_bytes
+from benchmarks.subject import Subject
+from benchmarks.workload import Spec
 
 _STEPS = 3
 

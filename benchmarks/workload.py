@@ -51,7 +51,7 @@ class Spec:
     """One model of one project, as plain values that another process can be told.
 
     Args:
-        project: Which of :data:`~lightning_gpt.benchmark.peers.PROJECTS`.
+        project: Which of :data:`~benchmarks.peers.PROJECTS`.
         n_layer: Number of transformer blocks.
         workload: The other sizes.
         device: Where it runs.

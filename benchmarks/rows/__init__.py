@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
-from lightning_gpt.benchmark.bench import Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.rows import attention, fit, generation, memory, startup, training
+from benchmarks.bench import Bench
+from benchmarks.report import Outcome
+from benchmarks.rows import attention, fit, generation, memory, startup, training
 
 ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "step": training.step,

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from lightning_gpt.benchmark import memory as process_memory
-from lightning_gpt.benchmark.attention import attention_seconds
-from lightning_gpt.benchmark.bench import OURS, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+from benchmarks import memory as process_memory
+from benchmarks.attention import attention_seconds
+from benchmarks.bench import OURS, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped, Target
+from benchmarks.rounds import Spread, interleaved, ratio
 
 
 def memory(bench: Bench) -> Iterator[Outcome]:

@@ -10,12 +10,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.bench import OURS, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Target
-from lightning_gpt.benchmark.rounds import Spread, ratio
-from lightning_gpt.benchmark.subject import Subject
+from benchmarks import peers
+from benchmarks.bench import OURS, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Target
+from benchmarks.rounds import Spread, ratio
+from benchmarks.subject import Subject
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.training.callbacks import Cost, RunProgress, StepMetrics
 from lightning_gpt.training.module import GPTModule

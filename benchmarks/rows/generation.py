@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.bench import OURS, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
-from lightning_gpt.benchmark.subject import Subject
+from benchmarks import peers
+from benchmarks.bench import OURS, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped, Target
+from benchmarks.rounds import Spread, interleaved, ratio
+from benchmarks.subject import Subject
 from lightning_gpt.models.base import LanguageModel, evaluating
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 

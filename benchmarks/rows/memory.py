@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from lightning_gpt.benchmark import memory as process_memory
-from lightning_gpt.benchmark.activations import kept_bytes
-from lightning_gpt.benchmark.bench import OURS, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+from benchmarks import memory as process_memory
+from benchmarks.activations import kept_bytes
+from benchmarks.bench import OURS, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped, Target
+from benchmarks.rounds import Spread, interleaved, ratio
 
 _PEERS = ("nanoGPT", "litgpt")
 _DEPTHS = (4, 12)

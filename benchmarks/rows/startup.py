@@ -6,10 +6,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from lightning_gpt.benchmark.bench import Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Target
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio, seconds
+from benchmarks.bench import Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Target
+from benchmarks.rounds import Spread, interleaved, ratio, seconds
 from lightning_gpt.errors import WorkError
 
 _COMMAND = [sys.executable, "-m", "lightning_gpt"]
@@ -38,7 +38,7 @@ def start(bench: Bench) -> Iterator[Outcome]:
 
     The validation before training, which a run may leave out, is left out.
     """
-    callback = "lightning_gpt.benchmark.first_step.EndAtFirstStep"
+    callback = "benchmarks.first_step.EndAtFirstStep"
     flags = ("--trainer.max_steps", "1", "--trainer.num_sanity_val_steps", "0")
     times = interleaved(
         {

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.bench import OURS, PRODUCT, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
-from lightning_gpt.benchmark.subject import Subject
+from benchmarks import peers
+from benchmarks.bench import OURS, PRODUCT, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped, Target
+from benchmarks.rounds import Spread, interleaved, ratio
+from benchmarks.subject import Subject
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.compiling import CompiledBlocks
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_gpt.benchmark.workload import Device, Workload
+from benchmarks.workload import Device, Workload
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError
 
@@ -38,7 +38,7 @@ def bench(
     """
     import torch
 
-    from lightning_gpt.benchmark.run import run_rows
+    from benchmarks.run import run_rows
 
     if threads is not None and threads < 1:
         raise CallError(f"threads is {threads}; it must be at least 1")

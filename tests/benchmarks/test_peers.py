@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_gpt.benchmark import peers
-from lightning_gpt.benchmark.workload import Spec, Workload
+from benchmarks import peers
+from benchmarks.workload import Spec, Workload
 
 HERE = ("ours", "nanoGPT", "Hugging Face")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gpt.benchmark.bench import Bench
-from lightning_gpt.benchmark.memory import peak_bytes
-from lightning_gpt.benchmark.remote import RemoteWorker
-from lightning_gpt.benchmark.workload import Workload
+from benchmarks.bench import Bench
+from benchmarks.memory import peak_bytes
+from benchmarks.remote import RemoteWorker
+from benchmarks.workload import Workload
 from lightning_gpt.errors import CallError, WorkError
 
 

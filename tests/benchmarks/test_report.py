@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gpt.benchmark.report import line, markdown, write
-from lightning_gpt.benchmark.result import Result, Skipped, Target
-from lightning_gpt.benchmark.rounds import Spread
+from benchmarks.report import line, markdown, write
+from benchmarks.result import Result, Skipped, Target
+from benchmarks.rounds import Spread
 
 FIGURES = {"ours": Spread(1834.4, 1800, 1900), "nanoGPT": Spread(1000, 990, 1010)}
 FAST = Result("step", "L = 4", Spread(1.834, 1.79, 1.9), "x", Target(1.8, "at least"), FIGURES, "tokens/s")

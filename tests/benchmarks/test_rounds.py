@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.benchmark.rounds import Spread, interleaved, ratio
+from benchmarks.rounds import Spread, interleaved, ratio
 
 
 def test_everyone_runs_in_each_round_in_an_order_that_turns() -> None:

@@ -8,13 +8,13 @@ from functools import partial
 import pytest
 import torch
 
-from lightning_gpt.benchmark.activations import bytes_kept_by, kept_bytes
-from lightning_gpt.benchmark.bench import OURS, PRODUCT, Bench
-from lightning_gpt.benchmark.report import Outcome
-from lightning_gpt.benchmark.result import Result, Skipped
-from lightning_gpt.benchmark.rounds import Spread
-from lightning_gpt.benchmark.rows import ROWS, attention, generation, memory, training
-from lightning_gpt.benchmark.workload import Spec
+from benchmarks.activations import bytes_kept_by, kept_bytes
+from benchmarks.bench import OURS, PRODUCT, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped
+from benchmarks.rounds import Spread
+from benchmarks.rows import ROWS, attention, generation, memory, training
+from benchmarks.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_gpt.commands.bench import bench
 from lightning_gpt.errors import CallError
-from tests.benchmark.conftest import NANO_GPT
+from tests.benchmarks.stand_in import NANO_GPT
 from tests.processes import must_run, run_command
 
 SMALL = (
