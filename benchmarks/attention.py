@@ -1,10 +1,10 @@
 """One layer of attention alone, forward and backward."""
 
-import time
 from collections.abc import Callable
 
 import torch
 
+from benchmarks.rounds import seconds
 from benchmarks.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
 
@@ -26,14 +26,6 @@ def attention_work(spec: Spec, length: int) -> Callable[[], None]:
 
 
 def attention_seconds(spec: Spec, length: int) -> Callable[[], float]:
-    """The time of that pass."""
+    """The time of that pass, in seconds."""
     run = attention_work(spec, length)
-
-    def timed() -> float:
-        start = time.perf_counter()
-        run()
-        if spec.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    return timed
+    return lambda: seconds(run, torch.device(spec.device))

@@ -6,6 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from lightning_gpt.training.peak import synchronize
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -46,8 +50,14 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of ``work``."""
-    start = time.perf_counter()
+def clock(device: torch.device) -> float:
+    """``time.perf_counter()`` once ``device`` has finished its queued work: CUDA runs behind the Python code."""
+    synchronize(device)
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall time of ``work`` in seconds, including all it leaves queued on ``device`` and nothing queued before."""
+    start = clock(device)
     work()
-    return time.perf_counter() - start
+    return clock(device) - start

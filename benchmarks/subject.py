@@ -1,11 +1,11 @@
 """One project's model with its optimizer: what is trained, and generates, in a round."""
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rounds import seconds
 from benchmarks.workload import Spec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -38,10 +38,12 @@ class Subject:
     ) -> None:
         self.spec, self.model, self.optimizer = spec, model, optimizer
         self._loss, self._generate = loss, generate
-        work, chance = spec.workload, torch.Generator().manual_seed(0)
-        ids = torch.randint(work.vocab_size, (work.batch, work.time + 1), generator=chance)
+        # drawn on the CPU, whatever the default device: a generator only fills tensors of its own device, and the
+        # tokens are then the same on every device
+        work, chance = spec.workload, torch.Generator("cpu").manual_seed(0)
+        ids = torch.randint(work.vocab_size, (work.batch, work.time + 1), generator=chance, device="cpu")
         self.ids, self.targets = (part.contiguous().to(spec.device) for part in (ids[:, :-1], ids[:, 1:]))
-        prompts = torch.randint(work.vocab_size, (work.generate_batch, work.prompt), generator=chance)
+        prompts = torch.randint(work.vocab_size, (work.generate_batch, work.prompt), generator=chance, device="cpu")
         self.prompts = prompts.to(spec.device)
 
     def step(self) -> None:
@@ -63,19 +65,13 @@ class Subject:
 
     def timed_step(self) -> float:
         """Seconds of one training step."""
-        return self._timed(self.step)
+        return seconds(self.step, self.torch_device)
 
     def timed_generate(self, prompts: int) -> float:
         """Seconds of continuing ``prompts`` prompts."""
-        return self._timed(lambda: self.generate(prompts))
+        return seconds(lambda: self.generate(prompts), self.torch_device)
 
-    def _timed(self, work: Callable[[], None]) -> float:
-        self._wait()
-        start = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self.spec.device == "cuda":
-            torch.cuda.synchronize()
+    @property
+    def torch_device(self) -> torch.device:
+        """Where the model and its tokens are."""
+        return torch.device(self.spec.device)

@@ -1,7 +1,6 @@
 """A step of a real ``fit`` beside a bare loop over the same model and batches."""
 
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +13,7 @@ from benchmarks import peers
 from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Target
-from benchmarks.rounds import Spread, ratio
+from benchmarks.rounds import Spread, clock, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.training.callbacks import Cost, RunProgress, StepMetrics
@@ -39,7 +38,7 @@ class BareSteps(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._batches: list[Any] = []
-        self._since = time.perf_counter()
+        self._since = clock(self.subject.torch_device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,13 +46,13 @@ class BareSteps(Callback):
         self._batches.append(batch)
         if len(self._batches) < _STEPS_A_ROUND:
             return
-        now = time.perf_counter()
+        now = clock(self.subject.torch_device)
         self.fit_seconds.append((now - self._since) / _STEPS_A_ROUND)
         for each in self._batches:
             self.subject.ids, self.subject.targets = each["ids"], each["targets"]
             self.subject.step()
         self._batches = []
-        self._since = time.perf_counter()
+        self._since = clock(self.subject.torch_device)
         self.bare_seconds.append((self._since - now) / _STEPS_A_ROUND)
 
 

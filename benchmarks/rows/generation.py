@@ -1,7 +1,6 @@
 """Generation with the KV cache: beside the other projects, and over the length of what has been read."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
@@ -12,7 +11,7 @@ from benchmarks import peers
 from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
-from benchmarks.rounds import Spread, interleaved, ratio
+from benchmarks.rounds import Spread, clock, interleaved, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.models.base import LanguageModel, evaluating
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
@@ -86,10 +85,8 @@ def position(bench: Bench) -> Iterator[Outcome]:
 
 def _seconds_by_position(model: LanguageModel, prompt: torch.Tensor, tokens: int) -> list[float]:
     """Seconds that each new token took; index 0 reads the prompt ``(1, 1)`` too."""
-    marks = [time.perf_counter()]
+    marks = [clock(prompt.device)]
     with evaluating(model):
         for _ in sample(Decoder(model, prompt, None, tokens), tokens, Sampling(temperature=0)):
-            if prompt.is_cuda:
-                torch.cuda.synchronize()
-            marks.append(time.perf_counter())
+            marks.append(clock(prompt.device))
     return [after - before for before, after in pairwise(marks)]

@@ -6,6 +6,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+import torch
+
 from benchmarks.bench import Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Target
@@ -63,4 +65,4 @@ def _process(*command: str) -> Callable[[], float]:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise WorkError(f"{' '.join(command[1:])} failed: {last}")
 
-    return lambda: seconds(run)
+    return lambda: seconds(run, torch.device("cpu"))
