@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -66,9 +67,10 @@ def cka_heatmap(matrix: Tensor, step: int) -> Figure:
 
 
 def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
-    """The eigenvalues of each block's ``W_V W_O`` in the complex plane, a colour a head.
+    """The eigenvalues of each block's ``W_V W_O`` in the complex plane, one colour per head.
 
-    Those right of the vertical line make tokens alike, those left of it set them apart (2401.04301).
+    Inside the circle ``|1 + λ| = 1`` attention sharpens, outside it smooths (2401.04301); near 0 the circle is a
+    vertical line.
 
     Args:
         eigenvalues: ``(n_head, head_dim)`` complex of each block, or None for a block without value projections.
@@ -84,7 +86,7 @@ def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
     sizes = [float(found.abs().nan_to_num(0.0).max()) for found in eigenvalues if found is not None]
     limit = 1.1 * max(sizes, default=0.0) or 1.0
     for block, (ax, of_block) in enumerate(zip(axes, eigenvalues, strict=False)):
-        ax.axvline(0, color="grey", linewidth=0.8)
+        ax.add_patch(Circle((-1, 0), 1, fill=False, edgecolor="grey", linewidth=0.8))
         for head, of_head in enumerate([] if of_block is None else of_block):
             ax.plot(of_head.real, of_head.imag, ".", markersize=3, color=f"C{head % 10}")
         ax.set_xlim(-limit, limit)
