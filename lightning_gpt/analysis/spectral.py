@@ -96,7 +96,7 @@ def spectral_radius(eigenvalues: Tensor) -> Tensor:
 def value_projection(attention: nn.Module) -> tuple[Tensor, Tensor] | None:
     """``W_V`` ``(n_head, dim, head_dim)`` and ``W_O`` ``(n_head, head_dim, dim)`` of an attention layer.
 
-    Heads that share their values (grouped queries) have each a copy. None for a layer without the linear maps ``w_v``
+    Heads that share their values (grouped queries) each get a copy. None for a layer without the linear maps ``w_v``
     and ``w_0`` (the single head) or ``qkv`` and ``projection`` (multi-head attention).
     """
     if isinstance(w_v := getattr(attention, "w_v", None), nn.Linear):
