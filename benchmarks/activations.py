@@ -1,4 +1,4 @@
-"""How many bytes a forward pass of ours keeps for its gradient."""
+"""How many bytes a forward pass of our model keeps for the backward pass."""
 
 import re
 
@@ -12,10 +12,10 @@ from lightning_gpt.models.base import LanguageModel
 
 
 def kept_bytes(spec: Spec) -> int:
-    """Bytes of all arrays that the blocks' outputs hold for the backward pass, weights and ids left out.
+    """Bytes of all arrays kept for the backward pass of the blocks, without weights and ids.
 
-    Counted, not measured: the arrays that the graph's nodes saved, each once, and those that checkpointed blocks hold
-    as their inputs. The fused loss holds nothing of the size of activations besides.
+    Counted, not measured: each array saved in the graph, once, and the inputs that checkpointed blocks keep. The fused
+    loss keeps nothing else of the size of activations.
     """
     subject = peers.build(spec)
     assert isinstance(subject.model, LanguageModel)
@@ -23,7 +23,7 @@ def kept_bytes(spec: Spec) -> int:
 
 
 def bytes_kept_by(model: LanguageModel, ids: Tensor) -> int:
-    """The same for a model of ours and one batch of ids ``(batch, time)``."""
+    """The same for a given model and one batch of ids ``(batch, time)``."""
     kept: dict[int, int] = {}
     not_activations = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     not_activations.add(ids.untyped_storage().data_ptr())
@@ -39,7 +39,7 @@ def bytes_kept_by(model: LanguageModel, ids: Tensor) -> int:
             if isinstance(value, Tensor):
                 pack(value)
 
-    # a checkpointed part saves nothing in the graph but is held with what it will be run again from
+    # a checkpointed part saves nothing in the graph, but its inputs are kept to run it again
     part = {"none": None, "block": r"blocks\.\d+", "attention": r"blocks\.\d+\.attention"}[model.config.checkpointing]
     again = [module for name, module in model.named_modules() if part is not None and re.fullmatch(part, name)]
     handles = [module.register_forward_pre_hook(enter) for module in again]

@@ -1,4 +1,4 @@
-"""One layer of attention alone, forward and backward."""
+"""Forward and backward passes of a single attention layer."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from lightning_gpt.models import GPT, GPTConfig
 
 
 def attention_work(spec: Spec, length: int) -> Callable[[], None]:
-    """A forward and backward pass of the attention that ``spec.options`` name, over one sequence of ``length``."""
+    """A forward and backward pass of the attention in ``spec.options`` over one sequence of ``length`` tokens."""
     work = spec.workload
     config = GPTConfig(n_layer=1, n_head=work.n_head, dim=work.dim, vocab_size=2, position="none", **spec.options)
     with torch.device(spec.device):
@@ -26,6 +26,6 @@ def attention_work(spec: Spec, length: int) -> Callable[[], None]:
 
 
 def attention_seconds(spec: Spec, length: int) -> Callable[[], float]:
-    """The time of that pass, in seconds."""
+    """Measures that pass, in seconds."""
     run = attention_work(spec, length)
     return lambda: seconds(run, torch.device(spec.device))

@@ -1,4 +1,4 @@
-"""What one benchmark run holds: its settings, who can take part, and times that several rows need."""
+"""The state of one benchmark run: its settings, the projects available, and times used by several rows."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from lightning_gpt.training.precision import fastest_precision
 
 OURS = "ours"
 PRODUCT = "product"
-"""A contender that is no project: the FLOP/s of a plain product, measured in the same rounds."""
+"""Not a project: the FLOP/s of a plain matrix product, measured in the same rounds."""
 
 
 @dataclass
@@ -24,11 +24,11 @@ class Bench:
     """One benchmark run.
 
     Args:
-        workload: What everyone is asked to do.
-        device: Where.
-        rounds: Rounds that count.
-        peer_dir: Where nanoGPT's and minGPT's files are.
-        litgpt_python: The interpreter of an environment with litgpt, where this one has none.
+        workload: The work that every project does.
+        device: Where the models run.
+        rounds: Number of measured rounds.
+        peer_dir: Folder with the clones of nanoGPT and minGPT.
+        litgpt_python: Python interpreter of an environment with litgpt, if it is not installed in this one.
     """
 
     workload: Workload
@@ -40,18 +40,18 @@ class Bench:
 
     @property
     def torch_device(self) -> torch.device:
-        """The device, as torch takes it."""
+        """The device as a ``torch.device``."""
         return torch.device(self.device)
 
     @cached_property
     def bf16_reason(self) -> str | None:
-        """Why bf16 is not worth measuring here; None where it is fast."""
+        """Why bf16 is not measured on this machine; None if it is fast."""
         precision, reason = fastest_precision(self.device)
         return None if precision == "bf16-mixed" else reason
 
     @cached_property
     def missing(self) -> dict[str, str]:
-        """The projects that cannot take part, and why."""
+        """The projects that cannot be measured, each with the reason."""
         reasons = {project: peers.missing(project, self.peer_dir) for project in peers.PROJECTS}
         if reasons["litgpt"] is not None and self.litgpt_python is not None:
             with self.worker("litgpt") as worker:
@@ -59,7 +59,7 @@ class Bench:
         return {project: reason for project, reason in reasons.items() if reason is not None}
 
     def spec(self, project: str, n_layer: int, bf16: bool = False, **options: object) -> Spec:
-        """A model of ``project`` under this run's settings."""
+        """The description of a model of ``project`` with this run's settings."""
         return Spec(
             project=project,
             n_layer=n_layer,
@@ -71,13 +71,13 @@ class Bench:
         )
 
     def worker(self, project: str) -> RemoteWorker:
-        """A fresh process that can build ``project``."""
+        """A new process that can build ``project``."""
         elsewhere = project == "litgpt" and peers.missing(project, self.peer_dir) is not None
         return RemoteWorker(self.litgpt_python if elsewhere else None, torch.get_num_threads())
 
     @contextmanager
     def steppers(self, specs: dict[str, Spec]) -> Iterator[dict[str, Callable[[], float]]]:
-        """A training step's time of each of ``specs``, from models that live until the context ends."""
+        """For each of ``specs``, a function that times one training step; the models exist until the context ends."""
         with ExitStack() as stack:
             yield {name: self._stepper(spec, stack) for name, spec in specs.items()}
         gc.collect()
@@ -94,9 +94,9 @@ class Bench:
         return step
 
     def step_times(self, n_layer: int, bf16: bool) -> dict[str, list[float]]:
-        """Seconds of a training step of every project that takes part, and the product's FLOP/s, by round.
+        """Seconds per training step of every available project, and the product's FLOP/s, by round.
 
-        With ``bf16`` those under autocast, and nanoGPT also as it is published, at fp32.
+        With ``bf16``, steps run under autocast; nanoGPT is also measured as published, in fp32.
         """
         if (n_layer, bf16) not in self._step_times:
             names = [name for name in peers.PROJECTS if name not in self.missing]

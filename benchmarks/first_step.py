@@ -1,4 +1,4 @@
-"""A callback that ends the process where training would begin, so that the start of ``fit`` can be timed."""
+"""A callback that ends the process when training begins, to measure how long ``fit`` takes to start."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class EndAtFirstStep(Callback):
-    """Ends the process, with status 0, when the first batch is there; nothing is saved or cleaned up."""
+    """Exits the process with status 0 when the first batch is ready; nothing is saved or cleaned up."""
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

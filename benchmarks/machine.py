@@ -1,4 +1,4 @@
-"""What the machine can do, and what it is: the limits that a training step is set beside."""
+"""What the machine is, and the limits that training steps are compared with."""
 
 import os
 from typing import Any
@@ -14,22 +14,22 @@ _COPY_BYTES = 2**28
 
 
 def product_flops(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
-    """The best rate of a square product, in FLOP/s."""
+    """The highest rate of a square matrix product over ``rounds``, in FLOP/s."""
     size = PRODUCT_SIZE if device.type == "cpu" else 4 * PRODUCT_SIZE
     return 2 * size**3 / product_seconds(device, dtype, size, rounds)
 
 
 def bandwidth(device: torch.device, rounds: int) -> float:
-    """The best rate at which an array much larger than any cache is copied: bytes read and written a second."""
+    """The highest rate of copying an array much larger than any cache: bytes read and written per second."""
     source = torch.ones(_COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
 
     times = [seconds(lambda: target.copy_(source), device) for _ in range(1 + rounds)]
-    return 2 * _COPY_BYTES / min(times[1:])  # the first copy also touches the target's memory for the first time
+    return 2 * _COPY_BYTES / min(times[1:])  # the first copy also allocates the target's pages
 
 
 def describe(device: torch.device, rounds: int) -> dict[str, Any]:
-    """Name, threads, versions, and the measured limits, ready to be read."""
+    """Name, threads, versions and measured limits, formatted for reading."""
     flops = {name: product_flops(device, dtype, rounds) for name, dtype in _DTYPES.items()}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

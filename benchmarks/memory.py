@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its peak, in this process, over what the process held before."""
+"""The peak memory of a piece of work in this process, above what the process used before."""
 
 import gc
 from collections.abc import Callable
@@ -9,17 +9,17 @@ from lightning_gpt.hardware import can_restart_peak, resident_bytes, restart_pea
 
 
 def missing(device: str) -> str | None:
-    """Why peaks cannot be measured here; None where they can."""
+    """Why peaks cannot be measured on this machine; None if they can."""
     if device == "cuda" or can_restart_peak():
         return None
-    return "the peak of a process's memory is read from Linux's /proc, which is not here"
+    return "peak memory on a CPU is read from Linux's /proc, which this system does not have"
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int:
-    """The most that ``work`` held at once, in bytes.
+    """The most memory that ``work`` used at once, in bytes.
 
-    On CUDA what torch allocated; on a CPU the resident set. Only in a process that has done nothing else is the latter
-    exact: memory that was freed before may be used again, and is then not seen.
+    On CUDA this is the memory allocated by torch, on a CPU the resident set. The latter is exact only in a fresh
+    process: memory that was freed earlier can be reused without being counted.
     """
     gc.collect()
     if device == "cuda":

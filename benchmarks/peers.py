@@ -1,7 +1,7 @@
-"""The projects that ours is set beside, each built and trained as it does it itself.
+"""The projects that are compared, each built and trained with its own code.
 
-Each builder imports its project when it is called. Sizes, ties and biases are the same for all as far as a project
-lets them be chosen: minGPT does not tie its embeddings, and litgpt's positions are rotary, over a quarter of each head.
+Each builder imports its project when called. Sizes, tied weights and biases are the same wherever a project allows it.
+The exceptions: minGPT does not tie its embeddings, and litgpt has rotary positions on a quarter of each head.
 """
 
 import contextlib
@@ -26,25 +26,25 @@ from lightning_gpt.training.optim import adamw
 LR, WEIGHT_DECAY, BETAS = 3e-4, 0.1, (0.9, 0.95)
 
 NANO_GPT_FILE, MIN_GPT_FILE = "nanoGPT/model.py", "minGPT/mingpt/model.py"
-"""Where the files of the projects that are on no package index lie under ``--peer_dir``."""
+"""Paths below ``--peer_dir`` of the projects that are not on a package index."""
 
 
 def build(spec: Spec) -> Subject:
-    """The model and optimizer that ``spec`` asks for."""
+    """The model and optimizer that ``spec`` describes."""
     torch.manual_seed(0)
     with torch.device(spec.device):
         return PROJECTS[spec.project](spec)
 
 
 def missing(project: str, peer_dir: str | None) -> str | None:
-    """Why ``project`` cannot be built in this process, in a few words; None where it can."""
+    """Why ``project`` cannot be built in this process, in a few words; None if it can."""
     package = {"Hugging Face": "transformers", "litgpt": "litgpt"}.get(project)
     if package is not None and importlib.util.find_spec(package) is None:
-        more = ", or name the Python of an environment that has it: --litgpt_python" if package == "litgpt" else ""
+        more = ", or give --litgpt_python, the Python of an environment that has it" if package == "litgpt" else ""
         return f"{package} is not installed (pip install {package}{more})"
     file = {"nanoGPT": NANO_GPT_FILE, "minGPT": MIN_GPT_FILE}.get(project)
     if file is not None and peer_dir is None:
-        return f"--peer_dir is not given: a folder that holds {file}"
+        return f"--peer_dir is not given: a folder that contains {file}"
     if file is not None and not Path(str(peer_dir), file).is_file():
         return f"{Path(str(peer_dir), file)} does not exist"
     return None
@@ -57,7 +57,7 @@ def ours(spec: Spec) -> Subject:
 
 
 def ours_rounded(spec: Spec, precision: Literal["bf16", "int8"]) -> Subject:
-    """Ours as ``lightning-gpt generate --precision`` runs it: for generation alone."""
+    """Our model as ``lightning-gpt generate --precision`` runs it, for generation only."""
     torch.manual_seed(0)
     with torch.device(spec.device):
         model = gpt(spec)
@@ -70,7 +70,7 @@ def _greedy(model: LanguageModel) -> Generate:
 
 
 def gpt(spec: Spec) -> GPT:
-    """Our model alone."""
+    """Our model without an optimizer."""
     work = spec.workload
     config = GPTConfig(
         n_layer=spec.n_layer,
@@ -162,7 +162,7 @@ def hugging_face(spec: Spec) -> Subject:
 
 
 def litgpt(spec: Spec) -> Subject:
-    """litgpt's ``GPT`` and the loss and optimizer of its ``pretrain``; not compiled, as no other is."""
+    """litgpt's ``GPT`` and the loss and optimizer of its ``pretrain``; no project is compiled."""
     module, utils = importlib.import_module("litgpt.model"), importlib.import_module("litgpt.utils")
     work = spec.workload
     config = module.Config(
@@ -189,16 +189,16 @@ PROJECTS: dict[str, Callable[[Spec], Subject]] = {
     "Hugging Face": hugging_face,
     "litgpt": litgpt,
 }
-"""Every project by the name that tables give it."""
+"""Every project by its name in tables."""
 
 
 def _module_at(file: Path) -> ModuleType:
-    """The module in ``file``, by its path: other projects have a ``model.py`` too."""
+    """Import ``file`` by its path, because several projects have a ``model.py``."""
     found = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
     if found is None or found.loader is None:
-        raise CallError(f"{file} is no Python file")
+        raise CallError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # dataclasses look their module up
+    sys.modules[found.name] = module  # dataclasses look up their module there
     found.loader.exec_module(module)
     return module
 
@@ -213,5 +213,5 @@ def _importable(folder: str) -> Iterator[None]:
 
 
 def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """What a project prints while it is built is no result of ours."""
+    """Hide what a project prints while it is built."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -1,4 +1,4 @@
-"""Asking a worker process."""
+"""Client of a worker process."""
 
 import json
 import subprocess
@@ -11,26 +11,26 @@ from typing import Any
 from lightning_gpt.errors import CallError, WorkError
 
 _ROOT = str(Path(__file__).parents[1])
-# another environment's Python finds this package after its own packages, so that it keeps its versions of all others
+# appended, so that another environment's Python prefers its own versions of all other packages
 _PROGRAM = f"import sys; sys.path.append({_ROOT!r}); from benchmarks.worker import main; main()"
 
 
 class RemoteWorker:
-    """A fresh process that answers what :class:`~benchmarks.worker.Worker` has methods for.
+    """A new process that answers requests for the methods of :class:`~benchmarks.worker.Worker`.
 
     Args:
-        python: Its interpreter; this process's own when None.
-        threads: How many threads it computes with.
+        python: Interpreter to run; that of this process if None.
+        threads: Number of threads for torch.
     """
 
     def __init__(self, python: str | None, threads: int) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would fill and block it
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - an unread pipe would fill up and block the process
         try:
             self._process = subprocess.Popen(
                 [python or sys.executable, "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._said,
+                stderr=self._stderr,
                 text=True,
             )
         except OSError as error:
@@ -38,10 +38,10 @@ class RemoteWorker:
         self.ask("threads", number=threads)
 
     def ask(self, method: str, **arguments: Any) -> Any:
-        """What the worker answers.
+        """The worker's answer.
 
         Raises:
-            WorkError: Where the worker failed or ended.
+            WorkError: If the worker failed or exited.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -53,9 +53,9 @@ class RemoteWorker:
             line = ""
         if not line:
             self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise WorkError(f"a benchmark process ended: {last}")
+            self._stderr.seek(0)
+            last = (self._stderr.read().strip().splitlines() or ["no error output"])[-1]
+            raise WorkError(f"a benchmark process exited: {last}")
         answer = json.loads(line)
         if "error" in answer:
             raise WorkError(f"a benchmark process failed at {method}: {answer['error']}")
@@ -69,4 +69,4 @@ class RemoteWorker:
     ) -> None:
         self._process.kill()
         self._process.communicate()
-        self._said.close()
+        self._stderr.close()

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a line as soon as it is known, then a JSON file and a Markdown table."""
+"""The output of a benchmark: one line per outcome, a JSON file and a Markdown table."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,18 +16,18 @@ def line(outcome: Outcome) -> str:
         return f"{outcome.row}: {outcome.what}: skipped, {outcome.why}"
     parts = [f"{outcome.row}: {outcome.what}: {outcome.measured}"]
     if outcome.target is not None:
-        parts.append(f"asked {outcome.asked}: {outcome.verdict}")
+        parts.append(f"target {outcome.asked}: {outcome.verdict}")
     if outcome.figures:
         parts.append(outcome.contenders)
     return "; ".join(parts)
 
 
 def markdown(machine: Mapping[str, Any], outcomes: Iterable[Outcome]) -> str:
-    """The table as a Markdown page."""
+    """The machine and the table as Markdown."""
     lines = [
         *(f"- {name}: {value}" for name, value in machine.items()),
         "",
-        "| row | what | asked | measured (least to most) | | each |",
+        "| row | what | target | measured (min to max) | | values |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for outcome in outcomes:
@@ -41,7 +41,7 @@ def markdown(machine: Mapping[str, Any], outcomes: Iterable[Outcome]) -> str:
 
 
 def write(folder: Path, machine: Mapping[str, Any], outcomes: list[Outcome]) -> None:
-    """``bench.json`` and ``bench.md`` in ``folder``."""
+    """Write ``bench.json`` and ``bench.md`` to ``folder``."""
     content = {"machine": dict(machine), "rows": [outcome.values() for outcome in outcomes]}
     (folder / "bench.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(machine, outcomes), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One line of the table: what was asked, and what was measured."""
+"""One line of the table: what was measured, and its target."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -8,33 +8,33 @@ from benchmarks.rounds import Spread
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is asked to be.
+    """The target of a measured value.
 
     Args:
-        bound: In the figure's unit.
-        sense: Whether it is asked to be at least or at most that.
+        bound: Bound in the unit of the value.
+        sense: Whether the value should be at least or at most the bound.
     """
 
     bound: float
     sense: Literal["at least", "at most"]
 
     def reached(self, value: float) -> bool:
-        """Whether ``value`` is as asked."""
+        """Whether ``value`` meets the target."""
         return value >= self.bound if self.sense == "at least" else value <= self.bound
 
 
 @dataclass(frozen=True)
 class Result:
-    """A measured figure.
+    """A measured value.
 
     Args:
-        row: The row's name, as ``--rows`` takes it.
+        row: Name of the row, as ``--rows`` takes it.
         what: What was measured.
-        value: The figure over the rounds.
-        unit: ``x`` for a ratio, ``%``, ``s``, ``ms`` or nothing.
-        target: What it is asked to be.
-        figures: What each contender did, by name.
-        figure_unit: Unit of those.
+        value: The value over the rounds.
+        unit: ``x`` for a ratio, ``%``, ``s``, ``ms`` or empty.
+        target: The target, if there is one.
+        figures: The values that were compared, by name.
+        figure_unit: Unit of ``figures``.
     """
 
     row: str
@@ -54,19 +54,19 @@ class Result:
 
     @property
     def asked(self) -> str:
-        """``at least 1.8 x``, or nothing."""
+        """The target as text, ``at least 1.8 x``; empty without one."""
         return "" if self.target is None else f"{self.target.sense} {self.target.bound:g}{self._of_unit}"
 
     @property
     def verdict(self) -> str:
-        """``reached``, ``not reached``, or nothing where nothing is asked."""
+        """``reached`` or ``not reached``; empty without a target."""
         if self.target is None:
             return ""
         return "reached" if self.target.reached(self.value.median) else "not reached"
 
     @property
     def contenders(self) -> str:
-        """Each contender's median, in words."""
+        """The median of each of ``figures`` as text."""
         return ", ".join(f"{name} {_short(spread.median)} {self.figure_unit}" for name, spread in self.figures.items())
 
     @property
@@ -74,17 +74,17 @@ class Result:
         return f" {self.unit}" if self.unit else ""
 
     def values(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Plain values for JSON."""
         return {**asdict(self), "asked": self.asked, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured.
+    """Something that was not measured.
 
     Args:
-        row: The row's name.
-        what: What was left out of it, or the whole of it.
+        row: Name of the row.
+        what: The part of the row that was skipped, or ``the row``.
         why: The reason.
     """
 
@@ -93,12 +93,12 @@ class Skipped:
     why: str
 
     def values(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Plain values for JSON."""
         return {**asdict(self), "verdict": "skipped"}
 
 
 def _short(value: float) -> str:
-    """Three significant digits, and thousands in full."""
+    """Three significant digits; all digits from 100 up; four decimals just below 1."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.4f}".rstrip("0").rstrip(".") if 0.99 < value < 1 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Measuring contenders side by side, so that a machine that slows down slows them all down."""
+"""Interleaved measurements, so that a machine that slows down affects everything compared alike."""
 
 import gc
 import statistics
@@ -13,7 +13,7 @@ from lightning_gpt.training.peak import synchronize
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of some figures, with the least and the most of them."""
+    """The median, minimum and maximum of some values."""
 
     median: float
     least: float
@@ -21,19 +21,19 @@ class Spread:
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> "Spread":
-        """Of at least one figure."""
+        """The spread of at least one value."""
         return cls(statistics.median(figures), min(figures), max(figures))
 
     def scaled(self, factor: float) -> "Spread":
-        """The same in another unit; ``factor`` is positive."""
+        """The spread in another unit; ``factor`` is positive."""
         return Spread(self.median * factor, self.least * factor, self.most * factor)
 
 
 def interleaved(costs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each of ``costs`` gives in each of ``rounds`` rounds.
+    """Call each of ``costs`` once per round and return its values by round.
 
-    Each round asks everyone once, in an order that is reversed from round to round; a first round, in which libraries
-    set themselves up, is thrown away, and garbage is collected before each cost.
+    The order is reversed from round to round, and garbage is collected before each call. One more round comes first and
+    is discarded, because libraries initialise themselves in it.
     """
     measured: dict[str, list[float]] = {name: [] for name in costs}
     for number in range(1 + rounds):
@@ -46,18 +46,18 @@ def interleaved(costs: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """``above / below``, each ratio of two figures of one round."""
+    """The spread of ``above / below``; each ratio is of two values from the same round."""
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])
 
 
 def clock(device: torch.device) -> float:
-    """``time.perf_counter()`` once ``device`` has finished its queued work: CUDA runs behind the Python code."""
+    """``time.perf_counter()`` once ``device`` has finished its queued work, since CUDA calls return early."""
     synchronize(device)
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of ``work`` in seconds, including all it leaves queued on ``device`` and nothing queued before."""
+    """Wall time of ``work`` in seconds, with all the work it queues on ``device`` and none queued before."""
     start = clock(device)
     work()
     return clock(device) - start

@@ -1,4 +1,4 @@
-"""A whole benchmark run: the rows one after the other, their lines, and the files."""
+"""A complete benchmark run: measures the rows in order, prints their lines and writes the files."""
 
 from pathlib import Path
 
@@ -24,19 +24,19 @@ def run_rows(
     profile: bool,
     folder: Path,
 ) -> None:
-    """Measure the rows ``names`` (all when None), print each outcome on standard output, and write the files.
+    """Measure the rows ``names`` (all if None), print each outcome to standard output and write the files.
 
-    What was measured before a row fails is kept: the files are written after each row.
+    The files are written after each row, so a failing row does not lose earlier results.
     """
     for name in names or ():
         if name not in ROWS:
-            raise CallError(f"rows names {name!r}; the rows are {', '.join(ROWS)}")
+            raise CallError(f"rows has {name!r}; allowed: {', '.join(ROWS)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WorkError(f"output folder {str(folder)!r} cannot be made: {error.strerror}") from None
+        raise WorkError(f"cannot create the output folder {str(folder)!r}: {error.strerror}") from None
     bench = Bench(workload, device, rounds, peer_dir, litgpt_python)
-    with console.status("the machine's limits"):
+    with console.status("measuring the machine's limits"):
         description = machine.describe(bench.torch_device, rounds)
     for name, value in {**description, "rounds": rounds}.items():
         print(f"{name}: {value}", flush=True)
@@ -49,11 +49,11 @@ def run_rows(
         write(folder, {**description, "rounds": rounds}, outcomes)
     if profile:
         _profile(bench, folder)
-    say(f"{folder / 'bench.json'} and {folder / 'bench.md'} hold the table")
+    say(f"table written to {folder / 'bench.json'} and {folder / 'bench.md'}")
 
 
 def _profile(bench: Bench, folder: Path) -> None:
     for name in ("fp32", "bf16") if bench.bf16_reason is None else ("fp32",):
-        with console.status(f"profiling a step at {name}"):
+        with console.status(f"profiling a step in {name}"):
             table = profile_step(bench.spec(OURS, _PROFILE_N_LAYER, name == "bf16"), folder, name)
-        print(f"\na training step at {name}, L = {_PROFILE_N_LAYER}\n{table}", flush=True)
+        print(f"\na training step in {name}, L = {_PROFILE_N_LAYER}\n{table}", flush=True)

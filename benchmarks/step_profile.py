@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: torch's profiler over a few steps of ours."""
+"""Where the time of a training step goes: torch's profiler over a few steps of our model."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def profile_step(spec: Spec, folder: Path, name: str) -> str:
     """Write ``profile-NAME.txt`` (a table) and ``trace-NAME.json`` (for chrome://tracing or Perfetto) to ``folder``.
 
     Returns:
-        The table: operators by the time in themselves, over a few steps.
+        The table: operators sorted by their own time (without the operators they call), over a few steps.
     """
     subject = peers.build(spec)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""One project's model with its optimizer: what is trained, and generates, in a round."""
+"""One project's model with its optimizer, as trained and sampled from in a round."""
 
 from collections.abc import Callable
 
@@ -9,23 +9,23 @@ from benchmarks.rounds import seconds
 from benchmarks.workload import Spec
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""The mean cross-entropy of targets after ids, ``(batch, time)`` both, as the project computes it."""
+"""The project's mean cross-entropy in nats of ``targets`` given ``ids``, both ``(batch, time)``."""
 Generate = Callable[[Tensor, int], object]
-"""Continue prompts ``(batch, time)`` by a number of tokens, as the project does it."""
+"""The project's generation: continues prompts ``(batch, time)`` by a number of tokens."""
 
 
 class Subject:
-    """A model of some project on random tokens.
+    """A project's model on random tokens.
 
-    A training step is the same for all: the project's loss, its gradients, clipping to norm 1, the project's
+    A training step is the same for all projects: the project's loss, its gradients, clipping to norm 1, the project's
     optimizer, gradients set to None.
 
     Args:
-        spec: What it was built from.
+        spec: The description it was built from.
         model: The project's model, on its device.
-        optimizer: As the project makes it.
+        optimizer: The project's optimizer; None for a model that only generates.
         loss: The project's loss.
-        generate: The project's generation, where it is measured.
+        generate: The project's generation, if it is measured.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Subject:
     ) -> None:
         self.spec, self.model, self.optimizer = spec, model, optimizer
         self._loss, self._generate = loss, generate
-        # drawn on the CPU, whatever the default device: a generator only fills tensors of its own device, and the
-        # tokens are then the same on every device
+        # on the CPU whatever the default device: a generator can only fill tensors of its own device, and this way the
+        # tokens are the same everywhere
         work, chance = spec.workload, torch.Generator("cpu").manual_seed(0)
         ids = torch.randint(work.vocab_size, (work.batch, work.time + 1), generator=chance, device="cpu")
         self.ids, self.targets = (part.contiguous().to(spec.device) for part in (ids[:, :-1], ids[:, 1:]))

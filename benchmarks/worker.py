@@ -1,6 +1,6 @@
-"""A process of its own for a subject: one JSON request a line on standard input, one answer a line on standard output.
+"""A separate process for a subject: one JSON request per line of standard input, one answer per line of output.
 
-It needs nothing but torch and the project that it is asked for, so that it also runs in another environment's Python.
+It needs only torch and the requested project, so that it also runs in another environment's Python.
 """
 
 import json
@@ -20,7 +20,7 @@ _STEPS = 3
 
 
 class Worker:
-    """What can be asked of the process: one method a request."""
+    """The requests that the process answers, one method each."""
 
     def __init__(self) -> None:
         self._subject: Subject | None = None
@@ -30,11 +30,11 @@ class Worker:
         return peers.missing(project, peer_dir)
 
     def threads(self, number: int) -> None:
-        """Compute with as many threads as the asking process does."""
+        """Use as many threads as the requesting process."""
         torch.set_num_threads(number)
 
     def build(self, spec: dict[str, Any]) -> None:
-        """Hold this subject in place of the one before."""
+        """Build this subject; it replaces the previous one."""
         self._subject = None
         self._subject = peers.build(Spec.from_values(spec))
 
@@ -44,11 +44,13 @@ class Worker:
         return self._subject.timed_step()
 
     def step_memory(self, spec: dict[str, Any]) -> int:
-        """Bytes at the peak of a model's making and first steps, over the process before."""
+        """Peak memory in bytes of building a model and taking its first steps, above what the process used before."""
         asked = Spec.from_values(spec)
-        torch.ones(64, 64, device=asked.device) @ torch.ones(64, 64, device=asked.device)  # the libraries' own memory
+        torch.ones(64, 64, device=asked.device) @ torch.ones(
+            64, 64, device=asked.device
+        )  # allocates the libraries' own memory
         small = Spec.from_values({**spec, "n_layer": 1, "workload": {**spec["workload"], "vocab_size": 64, "time": 8}})
-        peers.build(small).step()  # what is imported and set up once is no step's
+        peers.build(small).step()  # imports and initialisation do not belong to a step
 
         def work() -> None:
             subject = peers.build(asked)
@@ -58,16 +60,16 @@ class Worker:
         return peak_bytes(work, asked.device)
 
     def attention_memory(self, spec: dict[str, Any]) -> int:
-        """Bytes at the peak of one attention layer's forward and backward pass."""
+        """Peak memory in bytes of one attention layer's forward and backward pass."""
         asked = Spec.from_values(spec)
-        attention_work(asked, 16)()  # what is set up once
+        attention_work(asked, 16)()  # initialisation
         return peak_bytes(attention_work(asked, asked.workload.attention_time), asked.device)
 
 
 def main() -> None:
-    """Answer requests until standard input ends: ``{"ask": method, ...}`` gets ``{"answer": value}`` or an error."""
+    """Answer requests until standard input ends: ``{"ask": method, ...}`` returns ``{"answer": value}`` or an error."""
     answers = sys.stdout
-    sys.stdout = sys.stderr  # what projects print is no answer
+    sys.stdout = sys.stderr  # what projects print must not mix with the answers
     worker = Worker()
     for line in sys.stdin:
         request = json.loads(line)
@@ -78,7 +80,7 @@ def main() -> None:
 def _answer(method: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return {"answer": method(**arguments)}
-    except Exception as error:  # the asking process says it in its own words
+    except Exception as error:  # the requesting process reports it
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 

@@ -1,4 +1,4 @@
-"""What every contender is asked to do."""
+"""The work that every project does."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,22 +8,22 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The sizes of the model and its batch, the same for all projects.
+    """Sizes of the model and its batch, the same for all projects.
 
     Args:
         dim: Width of the residual stream.
         n_head: Number of attention heads.
         time: Length of a training sequence and the models' longest context, in tokens.
-        batch: Sequences in a training step.
+        batch: Sequences per training step.
         vocab_size: Number of token ids.
-        depths: Numbers of layers that training steps are measured at.
-        checkpoint_depth: Number of layers where activation checkpointing is measured.
-        generate_depth: Number of layers that text is generated with.
+        depths: Numbers of layers at which training steps are measured.
+        checkpoint_depth: Number of layers at which activation checkpointing is measured.
+        generate_depth: Number of layers of the model that generates.
         prompt: Length of a prompt, in tokens.
-        new_tokens: Tokens that are generated after it.
-        generate_batch: Prompts that are continued at once.
-        attention_time: Length of a sequence where attention alone is measured; windows also at twice of it.
-        window: How far a window of attention sees, in tokens.
+        new_tokens: Tokens generated after the prompt.
+        generate_batch: Prompts continued at once.
+        attention_time: Sequence length at which attention alone is measured; windows also at twice this length.
+        window: Size of the attention window, in tokens.
     """
 
     dim: int = 256
@@ -42,22 +42,22 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a training step."""
+        """Tokens per training step."""
         return self.batch * self.time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One model of one project, as plain values that another process can be told.
+    """One model of one project, as plain values that can be sent to another process.
 
     Args:
-        project: Which of :data:`~benchmarks.peers.PROJECTS`.
+        project: A key of :data:`~benchmarks.peers.PROJECTS`.
         n_layer: Number of transformer blocks.
         workload: The other sizes.
-        device: Where it runs.
-        bf16: Whether its forward pass runs under autocast to bf16.
-        peer_dir: Where the clones of projects lie that are on no package index.
-        options: More fields of our model's config.
+        device: Device of the model.
+        bf16: Whether the forward pass runs under bf16 autocast.
+        peer_dir: Folder with the clones of projects that are not on a package index.
+        options: Further fields of our model's config.
     """
 
     project: str

@@ -1,4 +1,4 @@
-"""The rows of the table: each a function that measures and yields what it found, as soon as it is known."""
+"""The rows of the table: each is a function that measures and yields its outcomes one by one."""
 
 from collections.abc import Callable, Iterator
 
@@ -24,4 +24,4 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "help": startup.help_,
     "start": startup.start,
 }
-"""Every row by the name that ``--rows`` takes, in the order of the table."""
+"""Every row by its name in ``--rows``, in the order of the table."""

@@ -1,4 +1,4 @@
-"""Attention alone: what a kernel that holds no square saves, and what a window costs over length."""
+"""Attention alone: the memory saved by a kernel that never stores T × T scores, and the cost of a window by length."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from benchmarks.rounds import Spread, interleaved, ratio
 
 
 def memory(bench: Bench) -> Iterator[Outcome]:
-    """The peak of one layer's forward and backward pass by the fused kernel, beside the formula's."""
+    """Peak memory of one layer's forward and backward pass with the fused kernel, relative to the formula."""
     reason = process_memory.missing(bench.device)
     if reason is not None:
         yield Skipped("attention", "the row", reason)
@@ -24,17 +24,17 @@ def memory(bench: Bench) -> Iterator[Outcome]:
             peaks[backend] = int(worker.ask("attention_memory", spec=asdict(spec)))
     figures = {name: Spread.of([peak / 1e6]) for name, peak in peaks.items()}
     value = Spread.of([peaks["sdpa"] / peaks["manual"]])
-    what = f"attention memory, T = {bench.workload.attention_time}, forward and backward, sdpa beside manual"
+    what = f"attention memory, T = {bench.workload.attention_time}, forward and backward, sdpa vs. manual"
     yield Result("attention", what, value, "x", Target(0.1, "at most"), figures, "MB")
 
 
 def window(bench: Bench) -> Iterator[Outcome]:
-    """The time of window attention over a sequence of twice the length."""
+    """The time of window attention on a sequence of twice the length, relative to the single length."""
     time, width = bench.workload.attention_time, bench.workload.window
     spec = bench.spec(OURS, 1, attention={"kind": "window", "window": width})
     lengths = {f"T = {length}": attention_seconds(spec, length) for length in (2 * time, time)}
     times = interleaved(lengths, bench.rounds)
     long, short = times
     figures = {name: Spread.of(times[name]).scaled(1e3) for name in times}
-    what = f"window attention of {width}, forward and backward, T = {2 * time} beside {time}"
+    what = f"window attention of {width}, forward and backward, T = {2 * time} vs. {time}"
     yield Result("window", what, ratio(times[long], times[short]), "x", Target(2.2, "at most"), figures, "ms")

@@ -1,4 +1,4 @@
-"""A step of a real ``fit`` beside a bare loop over the same model and batches."""
+"""A step of a real ``fit`` compared with a bare loop on the same model and batches."""
 
 import tempfile
 import warnings
@@ -24,11 +24,11 @@ _STEPS_A_ROUND = 3
 
 
 class BareSteps(Callback):
-    """Between the Trainer's steps, takes as many bare ones with a model of its own, and times both.
+    """Alternates the Trainer's steps with as many bare steps of a second model, and times both.
 
     Args:
-        subject: The bare loop's model.
-        rounds: Rounds that count; a first one is thrown away.
+        subject: The model of the bare loop.
+        rounds: Number of measured rounds; one more comes first and is discarded.
     """
 
     def __init__(self, subject: Subject, rounds: int) -> None:
@@ -57,7 +57,7 @@ class BareSteps(Callback):
 
 
 def fit(bench: Bench) -> Iterator[Outcome]:
-    """The Trainer with the callbacks of ``fit``, its progress bar, its data and TensorBoard, logging every step."""
+    """A Trainer step with ``fit``'s callbacks, progress bar, data and TensorBoard logs every step, vs. a bare loop."""
     work = bench.workload
     bare = BareSteps(peers.build(bench.spec(OURS, _N_LAYER)), bench.rounds)
     metrics = StepMetrics()
@@ -81,15 +81,15 @@ def fit(bench: Bench) -> Iterator[Outcome]:
             n_layer=_N_LAYER, n_head=work.n_head, dim=work.dim, block_size=work.time, vocab_size=vocab_size
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning's advice is on a run, and this is none
+            warnings.simplefilter("ignore")  # Lightning's advice is for real runs
             trainer.fit(module, data)
     times = {"fit": bare.fit_seconds[1:], "bare loop": bare.bare_seconds[1:]}
     figures = {name: Spread.of(seconds) for name, seconds in times.items()}
-    what = f"step of fit (bar, TensorBoard, logged every step), L = {_N_LAYER}, beside a bare loop"
+    what = f"step of fit (bar, TensorBoard, logged every step), L = {_N_LAYER}, vs. a bare loop"
     value = ratio(times["fit"], times["bare loop"])
     yield Result("fit", what, value, "x", Target(1.03, "at most"), figures, "s")
 
 
 def _tokenizer(vocab_size: int) -> str | int:
-    """GPT-2's, or for another size one of that size, trained on the documents."""
+    """GPT-2's tokenizer if the size matches, else one of that size trained on the documents."""
     return "gpt2" if vocab_size == 50257 else vocab_size

@@ -1,4 +1,4 @@
-"""Generation with the KV cache: beside the other projects, and over the length of what has been read."""
+"""Generation with the KV cache: compared with other projects, and by position in the sequence."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +20,15 @@ _EARLY, _LATE, _AROUND = 10, 250, 5
 
 
 def one_prompt(bench: Bench) -> Iterator[Outcome]:
-    """One prompt continued greedily, beside Hugging Face (with its cache) and nanoGPT (which has none and samples).
+    """One prompt continued greedily, vs. Hugging Face (with its cache) and nanoGPT (which has no cache and samples).
 
-    Also with our weights in bf16 and int8, theirs staying as they are published.
+    Also with our weights in bf16 and int8, while the others stay as published.
     """
     yield from _generation(bench, "generate", 1, {"Hugging Face": 2.0, "nanoGPT": 4.0}, ["bf16", "int8"])
 
 
 def batch(bench: Bench) -> Iterator[Outcome]:
-    """A batch of prompts of one length, beside Hugging Face."""
+    """A batch of prompts of equal length, vs. Hugging Face."""
     yield from _generation(bench, "generate_batch", bench.workload.generate_batch, {"Hugging Face": 1.3})
 
 
@@ -41,7 +41,7 @@ def _generation(
 ) -> Iterator[Outcome]:
     work = bench.workload
     for peer in (name for name in asked if name in bench.missing):
-        yield Skipped(row, f"beside {peer}", bench.missing[peer])
+        yield Skipped(row, f"vs. {peer}", bench.missing[peer])
     names = [OURS, *(name for name in asked if name not in bench.missing)]
     subjects = {name: peers.build(bench.spec(name, work.generate_depth)) for name in names}
     for precision in rounded:
@@ -55,9 +55,7 @@ def _generation(
             speeds = {name: Spread.of([tokens / t for t in times[name]]) for name in (ours, peer)}
             said = what if ours == OURS else f"{what}, {ours}"
             target = Target(asked[peer], "at least") if ours == OURS else None
-            yield Result(
-                row, f"{said}, beside {peer}", ratio(times[peer], times[ours]), "x", target, speeds, "tokens/s"
-            )
+            yield Result(row, f"{said}, vs. {peer}", ratio(times[peer], times[ours]), "x", target, speeds, "tokens/s")
 
 
 def _generating(subject: Subject, prompts: int) -> Callable[[], float]:
@@ -65,7 +63,7 @@ def _generating(subject: Subject, prompts: int) -> Callable[[], float]:
 
 
 def position(bench: Bench) -> Iterator[Outcome]:
-    """The time of a token far into a sequence, beside that of one near its start."""
+    """The time per token late in a sequence, relative to one near the start."""
     work = bench.workload
     late = min(_LATE, work.time - _AROUND - 1)
     subject = peers.build(bench.spec(OURS, work.generate_depth))
@@ -78,13 +76,13 @@ def position(bench: Bench) -> Iterator[Outcome]:
                 times[name].append(statistics.median(seconds[middle - _AROUND : middle + _AROUND]))
     figures = {f"at {late}": Spread.of(times["late"]), f"at {_EARLY}": Spread.of(times["early"])}
     figures = {name: spread.scaled(1e3) for name, spread in figures.items()}
-    what = f"time per generated token at position {late} beside position {_EARLY}, L = {work.generate_depth}"
+    what = f"time per generated token at position {late} vs. position {_EARLY}, L = {work.generate_depth}"
     value = ratio(times["late"], times["early"])
     yield Result("position", what, value, "x", Target(1.2, "at most"), figures, "ms")
 
 
 def _seconds_by_position(model: LanguageModel, prompt: torch.Tensor, tokens: int) -> list[float]:
-    """Seconds that each new token took; index 0 reads the prompt ``(1, 1)`` too."""
+    """Seconds per new token; the first also reads the prompt ``(1, 1)``."""
     marks = [clock(prompt.device)]
     with evaluating(model):
         for _ in sample(Decoder(model, prompt, None, tokens), tokens, Sampling(temperature=0)):

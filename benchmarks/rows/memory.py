@@ -1,4 +1,4 @@
-"""Memory of a training step, and what activation checkpointing saves of it."""
+"""Memory of a training step, and how much of it activation checkpointing saves."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,19 +15,19 @@ _DEPTHS = (4, 12)
 
 
 def memory(bench: Bench) -> Iterator[Outcome]:
-    """The peak of making a model and training it, over the process before, each in a fresh process."""
+    """Peak memory of building and training a model, each in a fresh process, above what that process used before."""
     reason = process_memory.missing(bench.device)
     if reason is not None:
         yield Skipped("memory", "the row", reason)
         return
     for peer in (name for name in _PEERS if name in bench.missing):
-        yield Skipped("memory", f"beside {peer}", bench.missing[peer])
+        yield Skipped("memory", f"vs. {peer}", bench.missing[peer])
     for n_layer in [n for n in bench.workload.depths if n in _DEPTHS] or bench.workload.depths[:1]:
         peaks = {name: _step_peak(bench, name, n_layer) for name in (OURS, *_PEERS) if name not in bench.missing}
         for peer in list(peaks)[1:]:
             target = Target(0.4, "at most") if peer == "nanoGPT" and n_layer == 4 else None
             figures = {name: Spread.of([peaks[name] / 1e6]) for name in (OURS, peer)}
-            what = f"peak of a step, L = {n_layer}, beside {peer}"
+            what = f"peak of a step, L = {n_layer}, vs. {peer}"
             yield Result("memory", what, Spread.of([peaks[OURS] / peaks[peer]]), "x", target, figures, "MB")
 
 
@@ -37,7 +37,7 @@ def _step_peak(bench: Bench, project: str, n_layer: int) -> int:
 
 
 def checkpointing(bench: Bench) -> Iterator[Outcome]:
-    """What the blocks keep for the gradient when each is run again for it, and the step time that it costs."""
+    """Activations kept for the backward pass with checkpointing, and the step time it costs."""
     n_layer = bench.workload.checkpoint_depth
     specs = {kind: bench.spec(OURS, n_layer, checkpointing=kind) for kind in ("none", "block", "attention")}
     kept = {kind: kept_bytes(spec) for kind, spec in specs.items()}
@@ -45,11 +45,11 @@ def checkpointing(bench: Bench) -> Iterator[Outcome]:
         times = interleaved(steps, bench.rounds)
     for kind, most_kept, most_time in (("block", 0.25, 1.35), ("attention", None, None)):
         sizes = {name: Spread.of([kept[name] / 1e6]) for name in ("none", kind)}
-        what = f"activations kept, L = {n_layer}, checkpointing {kind} beside none"
+        what = f"activations kept, L = {n_layer}, checkpointing {kind} vs. none"
         target = Target(most_kept, "at most") if most_kept else None
         value = Spread.of([kept[kind] / kept["none"]])
         yield Result("checkpointing", what, value, "x", target, sizes, "MB")
         speeds = {name: Spread.of(times[name]) for name in ("none", kind)}
-        what = f"step time, L = {n_layer}, checkpointing {kind} beside none"
+        what = f"step time, L = {n_layer}, checkpointing {kind} vs. none"
         target = Target(most_time, "at most") if most_time else None
         yield Result("checkpointing", what, ratio(times[kind], times["none"]), "x", target, speeds, "s")

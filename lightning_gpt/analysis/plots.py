@@ -86,7 +86,7 @@ def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure
 
 
 def _shrink(matrices: np.ndarray, most: int) -> np.ndarray:
-    """Average blocks until neither of the last two axes is longer than ``most``; masked entries are NaN and left out."""
+    """Average blocks until neither of the last two axes is longer than ``most``; masked entries (NaN) are skipped."""
     total, count = np.nan_to_num(matrices), np.isfinite(matrices).astype(np.float32)
     for axis in (-2, -1):
         starts = range(0, total.shape[axis], -(-total.shape[axis] // most))

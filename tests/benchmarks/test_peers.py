@@ -77,8 +77,8 @@ def test_what_a_project_prints_is_no_result(
 @pytest.mark.parametrize(
     ("project", "given", "reason"),
     [
-        ("nanoGPT", None, "--peer_dir is not given: a folder that holds nanoGPT/model.py"),
-        ("minGPT", None, "--peer_dir is not given: a folder that holds minGPT/mingpt/model.py"),
+        ("nanoGPT", None, "--peer_dir is not given: a folder that contains nanoGPT/model.py"),
+        ("minGPT", None, "--peer_dir is not given: a folder that contains minGPT/mingpt/model.py"),
         ("minGPT", "empty", "empty/minGPT/mingpt/model.py does not exist"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_process_that_dies_is_said_to(tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no torch here' >&2\nexit 3\n")
     broken.chmod(0o755)
-    with pytest.raises(WorkError, match="a benchmark process ended: no torch here"):
+    with pytest.raises(WorkError, match="a benchmark process exited: no torch here"):
         RemoteWorker(str(broken), threads=1)
 
 

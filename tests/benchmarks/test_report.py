@@ -21,10 +21,10 @@ LEFT_OUT = Skipped("step", "beside litgpt", "litgpt is not installed")
     [
         (
             FAST,
-            "step: L = 4: 1.83 x (1.79 to 1.9); asked at least 1.8 x: reached; ours 1,834 tokens/s, "
+            "step: L = 4: 1.83 x (1.79 to 1.9); target at least 1.8 x: reached; ours 1,834 tokens/s, "
             "nanoGPT 1,000 tokens/s",
         ),
-        (LARGE, "memory: peak: 0.52 x; asked at most 0.4 x: not reached"),
+        (LARGE, "memory: peak: 0.52 x; target at most 0.4 x: not reached"),
         (FREE, "step: beside minGPT: 2 x (1.5 to 2.5)"),
         (LEFT_OUT, "step: beside litgpt: skipped, litgpt is not installed"),
     ],

@@ -35,7 +35,7 @@ def measured(bench: Bench) -> Bench:
 
 def test_a_ratio_is_of_the_same_round_and_above_one_where_ours_is_faster(measured: Bench) -> None:
     rows = results(training.step(measured))
-    assert [row.what for row in rows] == [f"fp32, L = {n}, beside nanoGPT" for n in (1, 2, 3)]
+    assert [row.what for row in rows] == [f"fp32, L = {n}, vs. nanoGPT" for n in (1, 2, 3)]
     assert all(row.value == Spread(2, 2, 2) for row in rows)
     assert rows[0].asked == "at least 1.8 x"
     assert rows[0].figures["ours"] == Spread.of([64.0, 32.0])
@@ -43,14 +43,14 @@ def test_a_ratio_is_of_the_same_round_and_above_one_where_ours_is_faster(measure
 
 def test_bf16_has_both_nanogpts(measured: Bench) -> None:
     rows = {row.what: row for row in results(training.step_bf16(measured))}
-    assert rows["bf16, L = 2, beside nanoGPT under the same autocast"].asked == "at least 1.5 x"
-    published = rows["bf16, L = 2, beside nanoGPT as published (fp32)"]
+    assert rows["bf16, L = 2, vs. nanoGPT under the same autocast"].asked == "at least 1.5 x"
+    published = rows["bf16, L = 2, vs. nanoGPT as published (fp32)"]
     assert (published.asked, published.value.median) == ("at least 3.5 x", 4)
 
 
 def test_who_is_absent_is_skipped(measured: Bench) -> None:
     skipped = [outcome for outcome in training.step(measured) if isinstance(outcome, Skipped)]
-    assert {outcome.what for outcome in skipped} == {"beside minGPT", "beside Hugging Face", "beside litgpt"}
+    assert {outcome.what for outcome in skipped} == {"vs. minGPT", "vs. Hugging Face", "vs. litgpt"}
 
 
 def test_where_bf16_is_slow_it_is_not_measured(measured: Bench) -> None:
@@ -94,18 +94,18 @@ def test_steps_are_measured_of_everyone_who_is_there(bench: Bench) -> None:
 
 def test_generation_beside_who_can(bench: Bench) -> None:
     rows = list(generation.one_prompt(bench))
-    assert rows[0] == Skipped("generate", "beside Hugging Face", "left out of tests")
+    assert rows[0] == Skipped("generate", "vs. Hugging Face", "left out of tests")
     assert isinstance(rows[1], Result)
-    assert rows[1].what == "4 tokens after 3, L = 1, one prompt, beside nanoGPT"
+    assert rows[1].what == "4 tokens after 3, L = 1, one prompt, vs. nanoGPT"
     assert rows[1].asked == "at least 4 x"
     assert [row.what for row in rows[2:] if isinstance(row, Result) and row.asked == ""] == [
-        f"4 tokens after 3, L = 1, one prompt, ours in {precision}, beside nanoGPT" for precision in ("bf16", "int8")
+        f"4 tokens after 3, L = 1, one prompt, ours in {precision}, vs. nanoGPT" for precision in ("bf16", "int8")
     ]
 
 
 def test_positions_stay_within_the_context(bench: Bench) -> None:
     (row,) = results(generation.position(bench))
-    assert "at position 26 beside position 10" in row.what
+    assert "at position 26 vs. position 10" in row.what
 
 
 def test_window_is_measured_at_twice_the_length(bench: Bench) -> None:
@@ -115,10 +115,10 @@ def test_window_is_measured_at_twice_the_length(bench: Bench) -> None:
 
 def test_checkpointing_keeps_less(bench: Bench) -> None:
     rows = {row.what: row for row in results(memory.checkpointing(bench))}
-    kept = rows["activations kept, L = 3, checkpointing block beside none"]
+    kept = rows["activations kept, L = 3, checkpointing block vs. none"]
     assert kept.asked == "at most 0.25 x"
     assert kept.value.median < 0.25
-    less = rows["activations kept, L = 3, checkpointing attention beside none"]
+    less = rows["activations kept, L = 3, checkpointing attention vs. none"]
     assert kept.value.median < less.value.median < 1
 
 
@@ -142,5 +142,5 @@ def test_every_row_has_its_name_in_the_help() -> None:
     from lightning_gpt.commands.bench import bench as command
 
     assert command.__doc__ is not None
-    described = command.__doc__.partition("Which rows, with commas between:")[2].partition("; or all")[0]
+    described = command.__doc__.partition("Rows to measure, separated by commas:")[2].partition("; or all")[0]
     assert [name.strip() for name in described.split(",")] == list(ROWS)

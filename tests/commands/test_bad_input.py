@@ -149,7 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # called in fresh interpreters too: a command that is none, and the first, middle and last thing that commands look at
-FRESH = ("unknown command", "unknown option", "empty corpus", "other depth", "top_p above 1", "layer that is not there")
+FRESH = ("unknown command", "unknown option", "empty corpus", "other depth", "top_p above 1", "layer out of range")
 
 
 @pytest.mark.parametrize(
