@@ -21,11 +21,11 @@ def bench(
     output: str = "bench",
     workload: Workload = Workload(),
 ) -> None:
-    """Measure rows of the benchmark table, print each result at once, and write OUTPUT/bench.json and OUTPUT/bench.md.
+    """Measure rows of the benchmark table; print each result and write OUTPUT/bench.json and OUTPUT/bench.md.
 
     Args:
-        rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, memory, checkpointing,
-            fit, generate, generate_batch, position, attention, window, help, start; or all.
+        rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, memory,
+            checkpointing, fit, generate, generate_batch, position, attention, window, help, start; or all.
         peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
         litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.
         threads: Number of threads for all projects; torch's default if omitted.
