@@ -17,7 +17,7 @@ from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.base import evaluating
+from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.memory.base import Memory
 from lightning_gpt.training.optim import adamw
 from lightning_gpt.training.recurrence import LaneStates
