@@ -30,6 +30,7 @@ from lightning_gpt.training.callbacks import (
     Grow,
     InitialLoss,
     LastCheckpoint,
+    MetricsFile,
     Predictions,
     RunProgress,
     RunSummary,
@@ -113,7 +114,17 @@ class TrainCLI(LightningCLI):
             name = self._get(self.config, "name")
             kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
         metrics = StepMetrics()
-        callbacks = [metrics, RunSummary(), Board(), Experts(), TokenRoutes(), InitialLoss(), Cost(), Predictions()]
+        callbacks = [
+            MetricsFile(),
+            metrics,
+            RunSummary(),
+            Board(),
+            Experts(),
+            TokenRoutes(),
+            InitialLoss(),
+            Cost(),
+            Predictions(),
+        ]
         if config.enable_progress_bar is not False:
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":

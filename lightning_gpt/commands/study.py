@@ -1,4 +1,4 @@
-"""``lightning-gpt study``: a grid of training runs, and the report on what came out."""
+"""``lightning-gpt study``: runs a grid of training runs and reports their results."""
 
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -7,15 +7,16 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files, parse_function_call
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.diagnostics import diagnostic
-from lightning_gpt.studies.progress import Display
-from lightning_gpt.studies.report import check_report, write_report
-from lightning_gpt.studies.results import StudyResults, cell_folder, collect, read_result, write_results
-from lightning_gpt.studies.runner import Runner
-from lightning_gpt.studies.slurm import array_script
-from lightning_gpt.studies.spec import read_study
-from lightning_gpt.studies.vocabulary import SharedVocabularies
+from lightning_gpt.studies.report.diagnostics import diagnostic
+from lightning_gpt.studies.report.report import check_report, write_report
+from lightning_gpt.studies.report.results import StudyResults, collect, write_results
+from lightning_gpt.studies.run.display import Display
+from lightning_gpt.studies.run.result import cell_folder, read_result
+from lightning_gpt.studies.run.runner import Runner
+from lightning_gpt.studies.run.slurm import array_script
+from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 
 _FLAGS = ("--slurm", "--report_only")
 
@@ -29,19 +30,19 @@ def study(
     slurm: bool = False,
     report_only: bool = False,
 ) -> None:
-    """Run a study: every cell of its grid as a process of its own, then its tables, plots and report.
+    """Run a study: each cell of its grid as a process of its own, then write tables, plots and a report.
 
-    Finished cells are left alone and begun ones go on, so the same command takes up a study that was stopped or
-    killed. A cell that fails is reported and the others go on; the exit status is then 1.
+    Rerun the same command to resume a study that was stopped or killed: finished cells are skipped and unfinished ones
+    resumed. A cell that fails is reported while the others continue; the exit status is then 1.
 
     Args:
         config: The study's YAML file, such as configs/studies/depth.yaml.
-        preset: Which of the file's presets to run, such as cpu or paper.
-        folder: Where the cells, results.csv, results.json, plots and report go; studies/NAME-PRESET when omitted.
-        jobs: Cells to run at a time; cores and GPUs are shared out among them.
-        cell: Run this one cell only, by its number from 0, and write no report: a job of a SLURM array does so.
-        slurm: Print a SLURM array script whose jobs run a cell each, and run nothing.
-        report_only: Write results and report from the cells that are finished, and run nothing.
+        preset: The preset of that file to run, such as cpu or paper.
+        folder: Folder for the cells, results.csv, results.json, plots and report; studies/NAME-PRESET when omitted.
+        jobs: Cells to run at a time; they share the cores and GPUs.
+        cell: Run only this cell, by its number from 0, and write no report; jobs of a SLURM array use this.
+        slurm: Print a SLURM array script with one job per cell, and run nothing.
+        report_only: Write results and report from the finished cells, and run nothing.
     """
     read = read_study(Path(config), preset)
     check_report(read)
@@ -49,7 +50,7 @@ def study(
     if jobs < 1:
         raise CallError(f"jobs is {jobs}; it must be at least 1")
     if sum((cell is not None, slurm, report_only)) > 1:
-        raise CallError("--cell, --slurm and --report_only exclude one another")
+        raise CallError("--cell, --slurm and --report_only cannot be combined")
     if cell is not None and not 0 <= cell < len(read.cells):
         raise CallError(f"cell is {cell}; this study has {len(read.cells)} (allowed: 0 to {len(read.cells) - 1})")
     if report_only:
@@ -60,7 +61,7 @@ def study(
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
     sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
-        place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it, and makes no folder
+        place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(read, Path(config), place), end="")
         return
     runner = Runner(read, place, jobs, shared.run_config)
@@ -80,19 +81,20 @@ def study(
     failed = [result.cell.name for result in results.results if result.status == "failed"]
     if failed:
         names = "; ".join(failed[:3]) + (" and others" if len(failed) > 3 else "")
-        raise WorkError(f"{len(failed)} of {len(read.cells)} cells failed ({names}); the report names their errors")
+        raise WorkError(f"{len(failed)} of {len(read.cells)} cells failed ({names}); the report gives their errors")
 
 
 def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
-    """Check the cells and train the vocabularies that they share; returns the cells' parameters, by number.
+    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters.
 
-    In a process of its own, because it imports Lightning, and this one is to stay small while the cells train.
+    This is done in a process of its own, because it imports Lightning, and the study's process should stay small while
+    the cells train.
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(_prepare_here, cells, diagnostics, shared).result()
         except BrokenProcessPool:
-            raise WorkError("the process that checks the cells has died (was it killed, or short of memory?)") from None
+            raise WorkError("the process that checks the cells died (was it killed, or out of memory?)") from None
 
 
 def _prepare_here(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
@@ -107,16 +109,16 @@ def _prepare_here(cells: list[Cell], diagnostics: list[str], shared: SharedVocab
 
 
 def _report(results: StudyResults, folder: Path) -> None:
-    """Write the tables and the report, and say where they are."""
+    """Write the tables and the report, and print where they are."""
     if not results.finished:
-        raise WorkError(f"no cell of {results.study.title} is finished in {folder}, so there is nothing to report")
+        raise WorkError(f"no cell of {results.study.title} is finished in {folder}: nothing to report")
     write_results(results, folder)
     print(write_report(results, folder))
 
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and run the study."""
-    # a flag may stand alone
+    # a flag may be given without a value
     follows = [*args[1:], "--"]
     args = [
         f"{arg}=true" if arg in _FLAGS and after.startswith("-") else arg

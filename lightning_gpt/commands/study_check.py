@@ -1,4 +1,4 @@
-"""What a study does once before its cells run: check them, and train what they share."""
+"""What a study does once before its cells run: check them, and train the vocabularies that they share."""
 
 import io
 import logging
@@ -15,24 +15,24 @@ import yaml
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.cells import Cell
+from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
 
 
 class _ParsedOnly(TrainCLI):
-    """The CLI of ``fit`` up to the point where the work would start, over one configuration after another."""
+    """The CLI of ``fit`` up to where training would start; it can check several configurations in turn."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         return
 
     def before_instantiate_classes(self) -> None:
-        """Build for this machine, and keep no run: the cells may be meant for another, and are not begun."""
+        """Build for this machine's CPU and without a run folder: cells may be meant for another machine."""
         trainer = self.config[self.config.subcommand].trainer
         trainer.accelerator, trainer.devices, trainer.strategy = "cpu", 1, "auto"
         trainer.precision, trainer.logger = "32-true", False
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer, the model without memory for its weights."""
+        """Build model, data and trainer; the model on the meta device, without memory for its weights."""
         with torch.device("meta"):
             super().instantiate_classes()
 
@@ -44,10 +44,10 @@ class _ParsedOnly(TrainCLI):
 
 
 def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
-    """Build each setting of a study as ``fit`` would; returns the parameters of each cell's model, by its number.
+    """Build each setting of a study as ``fit`` would; returns the number of parameters of each cell's model, by cell.
 
     Raises:
-        CallError: Where ``fit`` would refuse a cell, naming the cell and the reason.
+        CallError: ``fit`` would refuse a cell; the message names the cell and the reason.
     """
     cli: _ParsedOnly | None = None
     sizes: dict[str, int] = {}
@@ -55,7 +55,7 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         file = Path(folder) / "cell.yaml"
         for cell in cells:
-            setting = repr(sorted(cell.settings.items(), key=str))  # seeds are whole numbers, looked at already
+            setting = repr(sorted(cell.settings.items(), key=str))  # settings repeat over the seeds
             if setting in sizes:
                 continue
             file.write_text(yaml.safe_dump(cell.config), encoding="utf-8")
@@ -76,7 +76,7 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
 
 
 def train_vocabulary(config: dict[str, Any], folder: Path) -> None:
-    """Train the vocabulary that a cell's configuration asks for, and write it to ``folder``."""
+    """Train the vocabulary that a cell's configuration needs, and write it to ``folder``."""
     _quieten()
     with tempfile.TemporaryDirectory() as temporary, redirect_stderr(io.StringIO()):
         file = Path(temporary) / "cell.yaml"
@@ -90,5 +90,5 @@ def train_vocabulary(config: dict[str, Any], folder: Path) -> None:
 
 
 def _quieten() -> None:
-    """Silence what is news of a run, which this is not."""
+    """Silence messages about a run's seed, since nothing is run here."""
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

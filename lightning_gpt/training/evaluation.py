@@ -104,5 +104,5 @@ class EvaluatedModule(L.LightningModule):
         self.eval_bits.reset()
         # the metrics have summed over the processes already; Lightning warns unless sync_dist says so
         self.log_dict(values, logger=False, sync_dist=True)
-        if self.logger is not None and not self.trainer.sanity_checking:
-            self.logger.log_metrics({key: float(value) for key, value in values.items()}, step=self.trainer.global_step)
+        for logger in () if self.trainer.sanity_checking else self.loggers:
+            logger.log_metrics({key: float(value) for key, value in values.items()}, step=self.trainer.global_step)

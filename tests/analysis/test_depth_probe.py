@@ -128,6 +128,33 @@ def test_value_spectra_are_by_head_and_zero_weights_have_none(gpt: GPT) -> None:
     assert figures["value_positive_share"][1] == pytest.approx([1.0, 1.0])
 
 
+def test_a_value_projection_that_turns_the_stream_round_and_enlarges_it_smooths(gpt: GPT) -> None:
+    """``W_O = −c W_Vᵀ`` makes every eigenvalue negative; those below −2 amplify what all tokens share."""
+    attention = gpt.blocks[1].attention
+    values, _ = value_projection(attention)
+    for smallest, expected in ((-1.9, None), (-2.1, 1.0)):
+        scale = -smallest / float(torch.linalg.eigvalsh(values.mT @ values).min())
+        with torch.no_grad():
+            attention.projection.weight.copy_(-scale * attention.qkv.weight[-DIM:].mT)
+        shares = measure(probe_of(gpt))["value_positive_share"][1]
+        of_heads = zip(*(weights.numpy(force=True) for weights in value_projection(attention)), strict=True)
+        by_hand = [reference.positive_share(w_v, w_o) for w_v, w_o in of_heads]
+        assert shares == pytest.approx(by_hand)
+        if expected is not None:
+            assert shares == pytest.approx([expected] * N_HEAD)
+
+
+@pytest.mark.parametrize("kind", ["differential", "shaped"])
+def test_the_spectral_gap_of_attention_with_negative_weights_is_that_of_its_eigenvalues(kind: str) -> None:
+    config = GPTConfig(n_layer=2, n_head=2, dim=16, block_size=TIME, vocab_size=11, attention=kind)
+    probe = probe_of(randomise(GPT(config), seed=1, std=1.0).double())
+    assert min(float(pattern.diagonal(dim1=-2, dim2=-1).min()) for pattern in probe.patterns) < 0
+    for pattern, gaps in zip(probe.patterns, measure(probe)["spectral_gap"], strict=True):
+        for head in range(2):
+            by_hand = np.mean([max(0.0, reference.spectral_gap(row[head].numpy())) for row in pattern])
+            assert gaps[head] == pytest.approx(by_hand, abs=1e-6)
+
+
 def test_the_one_head_model_is_one_block(one_head: SingleHeadModel) -> None:
     figures = measure(probe_of(one_head))
     for name, values in figures.items():

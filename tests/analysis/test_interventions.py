@@ -79,20 +79,20 @@ def test_a_part_is_read_as_it_is_written(text: str, part: Part) -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "3.", ".2", "3.x", "-1.0", "3.2.1", "3.FFN", "3:2"])
 def test_what_names_no_part_is_refused(text: str) -> None:
-    with pytest.raises(CallError, match=r"names no part of a model; allowed: LAYER\.HEAD such as 3\.2"):
+    with pytest.raises(CallError, match=r"is not a part of a model; allowed: LAYER\.HEAD such as 3\.2"):
         Part.parse(text)
 
 
 @pytest.mark.parametrize("text", ["3.0", "0.2", "3.ffn"])
 def test_a_part_that_the_model_does_not_have_is_refused(text: str) -> None:
-    expected = rf"the model has no {text}; it has 3 layers of 2 heads \(allowed: 0\.0 to 2\.1, or LAYER\.ffn\)"
+    expected = rf"the model has no part {text}; it has 3 layers with 2 heads \(allowed: 0\.0 to 2\.1, or LAYER\.ffn\)"
     with pytest.raises(CallError, match=expected):
         check_parts(gpt(), [Part(0, 0), Part.parse(text)])
 
 
 @pytest.mark.parametrize("text", ["0.1", "1.0", "0.ffn"])
 def test_the_one_head_model_has_one_part(text: str) -> None:
-    with pytest.raises(CallError, match=r"it has 1 layer of 1 head, without an FFN \(allowed: 0\.0\)"):
+    with pytest.raises(CallError, match=r"it has 1 layer with 1 head and no FFN \(allowed: 0\.0\)"):
         check_parts(single_head(), [Part.parse(text)])
 
 
@@ -193,7 +193,7 @@ def test_the_one_head_model_without_its_head(kind: Ablation) -> None:
 
 
 def test_a_mean_needs_something_to_be_the_mean_of() -> None:
-    with pytest.raises(CallError, match="needs the ids to take the mean over"):
+    with pytest.raises(CallError, match="needs reference_ids to take the mean over"):
         ablation_edits(gpt(), [Part(0, 0)], "mean")
 
 
@@ -294,8 +294,11 @@ def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding"), "3 and 5 tokens; .*say which positions"),
-        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]), r"position 3 is not in both .*0 to 2\)"),
+        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding"), "3 and 5 tokens; .*give positions"),
+        (
+            lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]),
+            r"position 3 is outside one of the texts .*0 to 2\)",
+        ),
         (lambda m: patched_logits(m, OTHER, IDS, "embeding"), r"no intermediate is named 'embeding'.*embedding"),
         (
             lambda m: patched_logits(m, OTHER[:, :3], IDS, "blocks.0.attention.pattern", [1]),

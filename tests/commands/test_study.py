@@ -1,6 +1,7 @@
 """``lightning-gpt study`` as it is typed: real runs, killed, stopped, failing, alone and in a report."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightning_gpt.commands import study as command
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.process import latest_checkpoint
-from lightning_gpt.studies.results import cell_folder
-from lightning_gpt.studies.runner import share_of_machine
-from lightning_gpt.studies.spec import read_study
+from lightning_gpt.studies.run.process import CellProcess, latest_checkpoint, lock_cell
+from lightning_gpt.studies.run.result import cell_folder, read_result
+from lightning_gpt.studies.run.runner import share_of_machine
+from lightning_gpt.studies.spec.study import read_study
 from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 
@@ -71,7 +73,7 @@ def test_every_cell_ran_and_is_reported(alone: Path) -> None:
 def test_a_finished_study_runs_nothing_again(alone: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (alone / "out/cells").rglob("result.json")}
     done = must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=alone)
-    assert "2 cells, 2 of them done before" in done.stderr
+    assert "2 cells, 2 already done" in done.stderr
     assert "started" not in done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -82,7 +84,7 @@ def test_report_only(alone: Path) -> None:
     assert (alone / "out/report.md").is_file()
     done = run_command("study", "--config", "tiny.yaml", "--folder", "nothing", "--report_only", cwd=alone)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "no cell of tiny is finished in nothing" in done.stderr
+    assert "no cell of tiny is finished in nothing:" in done.stderr
 
 
 def wait_for_checkpoint(folder: Path, seconds: float = 600) -> None:
@@ -122,8 +124,8 @@ def test_killed_or_stopped_study_goes_on(alone: Path, tmp_path: Path, how: signa
     assert not (last / "result.json").exists()
 
     done = must_run(*call, cwd=tmp_path, timeout=600)
-    assert "2 cells, 1 of them done before" in done.stderr
-    assert re.search(r"cell 1 n_layer=2,seed=0: started, goes on from .*version_0/checkpoints/last.ckpt", done.stderr)
+    assert "2 cells, 1 already done" in done.stderr
+    assert re.search(r"cell 1 n_layer=2,seed=0: resumed from .*version_0/checkpoints/last.ckpt", done.stderr)
     ours, theirs = cells(tmp_path / "out"), cells(alone / "out")
     for a, b in zip(ours, theirs, strict=True):
         assert a["curves"]["val/loss"] == b["curves"]["val/loss"]
@@ -172,7 +174,7 @@ def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
         ({}, ("--preset", "cpu"), r"no preset 'cpu'; it has none"),
         ({}, ("--jobs", "0"), r"jobs is 0; it must be at least 1"),
         ({}, ("--cell", "2"), r"cell is 2; this study has 2 \(allowed: 0 to 1\)"),
-        ({}, ("--slurm", "--report_only"), r"exclude one another"),
+        ({}, ("--slurm", "--report_only"), r"cannot be combined"),
     ],
 )
 def test_wrong_call_is_refused_before_anything_runs(
@@ -187,11 +189,11 @@ def test_wrong_call_is_refused_before_anything_runs(
 
 def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
     from lightning_gpt.errors import WorkError
-    from lightning_gpt.studies.runner import exclusive, shared
+    from lightning_gpt.studies.run.runner import exclusive, shared
 
-    with shared(tmp_path), shared(tmp_path), pytest.raises(WorkError, match="another study is at work"):
+    with shared(tmp_path), shared(tmp_path), pytest.raises(WorkError, match="another study is running in"):
         exclusive(tmp_path).__enter__()
-    with exclusive(tmp_path), pytest.raises(WorkError, match="another study is at work"):
+    with exclusive(tmp_path), pytest.raises(WorkError, match="another study is running in"):
         shared(tmp_path).__enter__()
 
 
@@ -202,3 +204,46 @@ def test_machine_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share_of_machine(5, 6) == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert share_of_machine(0, 1) == {"OMP_NUM_THREADS": "8"}
+
+
+def test_progress_is_of_the_metrics_and_not_of_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell that prints no progress shows how far it is all the same."""
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path)
+    content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    content["config"]["trainer"]["enable_progress_bar"] = False
+    write_config(tmp_path / "tiny.yaml", content)
+    made = read_study(tmp_path / "tiny.yaml", None)
+    folder = cell_folder(tmp_path / "out", made.cells[0])
+    lock = lock_cell(folder)
+    assert lock is not None
+    process = CellProcess(made.cells[0], folder, lock, made.cells[0].config, {"OMP_NUM_THREADS": "1"}, tests=False)
+    shown = []
+    end = time.monotonic() + 300
+    while not process.poll():
+        assert time.monotonic() < end
+        shown.append(process.progress())
+        time.sleep(0.01)
+    shown.append(process.progress())
+    assert (
+        "loss" not in (folder / "fit.log").read_text().split("initial validation loss")[1].split("validation perpl")[0]
+    )
+    assert [each.step for each in shown] == sorted(each.step for each in shown)
+    assert len({each.step for each in shown}) > 3
+    assert (shown[0].step, shown[0].loss, shown[0].share) == (0, None, 0.0)
+    assert (shown[-1].step, shown[-1].steps, shown[-1].share) == (STEPS, STEPS, 1.0)
+    losses = dict(read_result(made.cells[0], folder).curves["train/loss"])
+    assert shown[-1].loss == losses[STEPS]
+
+
+def test_figures_of_the_test_split(tmp_path: Path) -> None:
+    measures = ["test/loss", "test/perplexity", "val/loss"]
+    trainer = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
+    write_study(tmp_path, grid={LAYERS: [1]}, variants={"short": trainer}, measure=measures, report=["table"])
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path, timeout=600)
+    (cell,) = cells(tmp_path / "out")
+    assert cell["values"]["test/perplexity"] == pytest.approx(math.exp(cell["values"]["test/loss"]))
+    printed = next((tmp_path / "out/cells").glob("*/test.log")).read_text()
+    assert f"test/loss {cell['values']['test/loss']:.6f}\n" in printed
+    assert [step for step, _ in cell["curves"]["val/loss"]] == [2, 4]
+    assert "test/loss" not in cell["curves"]

@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
-from lightning_gpt.studies.cells import Cell
-from lightning_gpt.studies.results import Result, StudyResults, cell_folder
-from lightning_gpt.studies.spec import Study, read_study
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.run.result import Result, cell_folder
+from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.whole_file import write_file
 
 LAYERS = "model.init_args.n_layer"

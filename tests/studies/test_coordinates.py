@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.document import Findings, Picture, Table
-from lightning_gpt.studies.report import check_report
-from lightning_gpt.studies.results import StudyResults
-from lightning_gpt.studies.sections import make_section
+from lightning_gpt.studies.report.document import Findings, Picture, Table
+from lightning_gpt.studies.report.report import check_report
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.report.sections import make_section
 from tests.studies.helpers import finished, study
 
 WIDTHS = (64, 128, 256)
@@ -47,10 +47,10 @@ def test_slopes_are_the_powers_of_the_width(tmp_path: Path) -> None:
     assert table.rows[2][1:4] == ["537.6", "1,521", "4,301"]  # 1.05 · width^1.5
     (said,) = (block.sentences for block in blocks if isinstance(block, Findings))
     assert said == [
-        "Activation RMS after training (standard) grows with the width (the slope furthest from 0 is +1.50, of layer "
+        "Activation RMS after training (standard) grows with the width (steepest slope: +1.50, layer "
         "2; beyond ±0.25 in 2 of 3 layers).",
-        "Activation RMS after training (μP, base 64) does not depend on the width in any layer (the slope furthest "
-        "from 0 is -0.10, of layer 2; up to ±0.25 counts as none).",
+        "Activation RMS after training (μP, base 64) does not depend on the width in any layer (steepest "
+        "slope: -0.10, layer 2; up to ±0.25 counts as flat).",
     ]
     (picture,) = (block for block in blocks if isinstance(block, Picture))
     assert [ax.get_title() for ax in picture.figure.axes] == ["standard", "μP, base 64"]
@@ -63,7 +63,7 @@ def test_what_shrinks_is_said_to(tmp_path: Path) -> None:
     found = figures(tmp_path, {"standard": [-1.0, 0.0], "μP": [0.0, 0.0]})
     blocks = make_section("coordinates", {"diagnostic": "rms"}).blocks(found)
     (said,) = (block.sentences for block in blocks if isinstance(block, Findings))
-    assert "shrinks with the width (the slope furthest from 0 is -1.00, of embedding; beyond ±0.25 in 1 of 2" in said[0]
+    assert "shrinks with the width (steepest slope: -1.00, embedding; beyond ±0.25 in 1 of 2" in said[0]
 
 
 def test_without_figures_there_is_nothing(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_without_figures_there_is_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ({"variants": variants((64, 128))}, r"coordinates needs three widths at least, and standard has \[64, 128\]"),
+        ({"variants": variants((64, 128))}, r"coordinates needs at least three widths, but standard has \[64, 128\]"),
         ({"config": {}, "variants": {"a": {}}}, "coordinates needs model.init_args.dim in every cell"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.studies.fits import fit_line, fit_power, rank_correlation
-from lightning_gpt.studies.groups import spread
+from lightning_gpt.studies.report.fits import fit_line, fit_power, rank_correlation
+from lightning_gpt.studies.report.groups import spread
 
 NUMBERS = st.floats(-1e3, 1e3).map(lambda value: round(value, 3))
 

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.document import Findings, Table
-from lightning_gpt.studies.measures import measure
-from lightning_gpt.studies.report import report_blocks, write_report
-from lightning_gpt.studies.results import Result, StudyResults, collect, write_results
-from lightning_gpt.studies.sections import make_section
+from lightning_gpt.studies.report.document import Findings, Table
+from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
+from lightning_gpt.studies.report.results import StudyResults, collect, write_results
+from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.spec.measures import measure
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 
+ACCOUNTS = "lightning_gpt.studies.verdicts.oversmoothing.Accounts"
+INITIALISATION = "lightning_gpt.studies.verdicts.initialisation.Initialisation"
 REFERENCE = {"name": "the papers", "axis": LAYERS, "values": {"val/perplexity": {2: 38.5, 4: 29.4}}}
 SECTIONS = [
     "table",
@@ -29,8 +32,8 @@ SECTIONS = [
     {"compare": {"measure": "val/loss"}},
     {"layers": {"diagnostic": "token_cosine"}},
     {"flow": {"diagnostic": "grad_norm"}},
-    "initialisation",
-    "accounts",
+    INITIALISATION,
+    ACCOUNTS,
 ]
 
 
@@ -129,7 +132,7 @@ def test_trend_is_held_against_the_reference(tmp_path: Path) -> None:
 def test_layers_say_which_way_they_go(tmp_path: Path) -> None:
     said = sentences(results(tmp_path), "layers", diagnostic="token_cosine")
     assert "rises in 6 and falls in 0 of 6 runs" in said
-    assert "over-smoothing would have it rise, as it does in 6 of 6" in said
+    assert "over-smoothing would make it rise, as it does in 6 of 6" in said
     assert "of the last layer after training: n_layer 1: 0.2000" in said
     assert "n_layer 4: 0.5000" in said
 
@@ -147,14 +150,14 @@ def test_layers_before_training_and_changes_of_a_hundredth(tmp_path: Path) -> No
     assert "before training, activation RMS (root mean square of the residual stream) rises in 2 and falls in 2" in said
     assert "and stays within 1% in 2, of 6 runs" in said
     assert "of the last layer before training: n_layer 1: 1.009" in said
-    with pytest.raises(CallError, match="when 'middle'; it must be first or last"):
+    with pytest.raises(CallError, match="when is 'middle'; it must be first or last"):
         make_section("layers", {"diagnostic": "rms", "when": "middle"}).check(made)
 
 
 def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
     found = changed(results(tmp_path), "val/loss", lambda depth, seed: {1: 5.0, 2: 5.2, 4: 4.0}[depth] + 0.2 * seed)
     said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")  # sd of 0 and 0.2: 0.141
-    assert "Validation loss is least with n_layer 4" in said
+    assert "Validation loss is lowest with n_layer 4" in said
     assert "Validation loss is lower than that of n_layer 1 with: n_layer 4." in said
     assert "higher than" not in said
     assert (
@@ -165,7 +168,9 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
     assert "higher than that of n_layer 4 with: n_layer 2; n_layer 1." in sentences(
         found, "compare", measure="val/loss", beside="n_layer 4"
     )
-    with pytest.raises(CallError, match="beside 'GPT'; the settings are n_layer 1; n_layer 2; n_layer 4"):
+    with pytest.raises(
+        CallError, match="beside is 'GPT'; it must be one of the settings n_layer 1; n_layer 2; n_layer 4"
+    ):
         make_section("compare", {"measure": "val/loss", "beside": "GPT"}).check(found.study)
 
 
@@ -183,15 +188,15 @@ def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
     assert [row[-2:] for row in table.rows] == [["0.5000", "0.5000"], ["0.001000", "0.1000"]]
     (said,) = (block.sentences for block in blocks if isinstance(block, Findings))
     assert said == [
-        "First and last block are within a factor of 10 in gradient norm with: n_layer 2.",
-        "Gradient norm vanishes toward the first block with n_layer 4: there it is 0.001000 times the last block's, a "
-        "factor of 0.1000 a block.",
+        "The first and the last block are within a factor of 10 in gradient norm with: n_layer 2.",
+        "Gradient norm vanishes towards the first block with n_layer 4: there it is 0.001000 times the last block's, a "
+        "factor of 0.1000 per block.",
     ]
     gone = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.0, 1.0]}]) for each in found[2:]]
     said = sentences(StudyResults(made, [*found[:2], *gone]), "flow", diagnostic="grad_norm")
     assert said == ""
     said = sentences(StudyResults(made, [*found[:-1], gone[-1]]), "flow", diagnostic="grad_norm")
-    assert "Gradient norm of an end is 0 in a run with n_layer 4, which is left out here." in said
+    assert "A run with n_layer 4 is left out here: gradient norm is 0 in its first or last block." in said
     with pytest.raises(CallError, match="rms is of the stream"):
         make_section("flow", {"diagnostic": "rms"}).check(made)
 
@@ -214,12 +219,12 @@ def smoothing_results(folder: Path, bare: float, positive: bool) -> StudyResults
 
 
 def test_accounts_follow_the_figures(tmp_path: Path) -> None:
-    said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), "accounts")
+    said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), ACCOUNTS)
     assert "2103.03404): supported." in said
     assert "2401.04301): supported." in said
     assert "2312.06182): not tested." in said
     assert "2405.18781): not tested." in said
-    said = sentences(smoothing_results(tmp_path, bare=0.8, positive=False), "accounts")
+    said = sentences(smoothing_results(tmp_path, bare=0.8, positive=False), ACCOUNTS)
     assert "2103.03404): not supported." in said
     assert "2401.04301): not supported." in said
 
@@ -236,7 +241,7 @@ def test_partial_report_names_what_is_missing(tmp_path: Path) -> None:
     assert "This report is partial: 3 of 6 cells are finished" in text
     assert "| n_layer=2,seed=1 | failed | the disk is full |" in text
     assert "| n_layer=4,seed=1 | missing |  |" in text
-    assert "no fit, which needs finished cells at three different values (there are 2)" in text
+    assert "not fitted, because a fit needs finished cells at three different values (there are 2)" in text
 
 
 def test_measure_that_a_run_has_not_is_named(tmp_path: Path) -> None:
@@ -263,3 +268,21 @@ def test_results_are_read_back_and_a_changed_config_is_another_cell(tmp_path: Pa
 )
 def test_numbers_as_people_read_them(value: float, text: str) -> None:
     assert measure("scalar:x").text(value) == text
+
+
+def test_a_study_may_bring_a_section_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_sections.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lightning_gpt.studies.report.document import Text\n"
+        "from lightning_gpt.studies.report.sections.base import Section\n"
+        "@dataclass(frozen=True)\n"
+        "class Count(Section):\n"
+        "    noun: str = 'cells'\n"
+        "    def blocks(self, results):\n"
+        "        return [Text(f'{len(results.finished)} {self.noun}')]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = results(tmp_path, report=[{"my_sections.Count": {"noun": "runs"}}])
+    check_report(found.study)
+    write_report(found, tmp_path)
+    assert "\n\n6 runs\n\n" in (tmp_path / "report.md").read_text()

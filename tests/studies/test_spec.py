@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.cells import merged, short_names, value_at, with_keys
-from lightning_gpt.studies.report import check_report
+from lightning_gpt.studies.report.report import check_report
+from lightning_gpt.studies.spec.cells import merged, short_names, value_at, with_keys
 from tests.studies.helpers import LAYERS, study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -18,7 +18,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "empty axis": ({"grid": {LAYERS: []}}, f"grid: {LAYERS} is an empty axis"),
     "axis of one value": ({"grid": {LAYERS: 4}}, f"{LAYERS} is 4; it must be a list"),
     "value twice": ({"grid": {LAYERS: [1, 1]}}, "holds a value twice"),
-    "mapping on an axis": ({"grid": {LAYERS: [{"a": 1}]}}, "use variants for more"),
+    "mapping on an axis": ({"grid": {LAYERS: [{"a": 1}]}}, "use variants for anything else"),
     "seeds on an axis": ({"grid": {"seed_everything": [1]}}, "list the seeds under seeds"),
     "no seeds": ({"seeds": []}, "seeds is empty"),
     "seed of words": ({"seeds": ["a"]}, "must be a whole number"),
@@ -32,11 +32,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown section": ("tabel", "unknown section 'tabel'; known are table"),
+    "section of no module": (
+        "nowhere.Section",
+        "section 'nowhere.Section' cannot be imported: No module named 'nowhere'",
+    ),
+    "section of no class": ("pathlib.Pth", "section 'pathlib.Pth' cannot be imported: .* has no attribute 'Pth'"),
+    "class that is no section": ("pathlib.Path", "'pathlib.Path' is not a section: it must be a dataclass"),
+    "option of an imported section": (
+        {"lightning_gpt.studies.verdicts.oversmoothing.Accounts": {"a": "b"}},
+        "Accounts has no option 'a'; it has none",
+    ),
     "unknown option": ({"trend": {"x": "n_layer", "z": "a"}}, "trend has no option 'z'; it has x, y"),
     "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
     "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
-    "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is no axis of numbers"),
-    "unknown quantity": ({"fit": {"x": "n_layer * depth", "y": "val/loss"}}, "'depth' is no measure, no axis"),
+    "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is not a numeric axis"),
+    "unknown quantity": (
+        {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
+        "'depth' is neither a measure, nor an axis",
+    ),
     "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear or power"),
 }
 
@@ -99,8 +112,8 @@ def test_keys() -> None:
 @pytest.mark.parametrize("preset", ["cpu", "paper"])
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
-    from lightning_gpt.studies.diagnostics import diagnostic
-    from lightning_gpt.studies.spec import read_study
+    from lightning_gpt.studies.report.diagnostics import diagnostic
+    from lightning_gpt.studies.spec.study import read_study
 
     made = read_study(file, preset)
     assert made.name == file.stem
@@ -117,7 +130,7 @@ def test_the_promised_studies_are_shipped() -> None:
 
 
 def test_depth_study_holds_the_papers_figures() -> None:
-    from lightning_gpt.studies.spec import read_study
+    from lightning_gpt.studies.spec.study import read_study
 
     reference = read_study(next(file for file in STUDIES if file.stem == "depth"), "cpu").reference
     assert reference is not None

@@ -12,6 +12,7 @@ from lightning_gpt.training.callbacks.depth import DepthDiagnostics
 from lightning_gpt.training.callbacks.experts import Experts
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
+from lightning_gpt.training.callbacks.metrics_file import MetricsFile
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
@@ -31,6 +32,7 @@ __all__ = [
     "Grow",
     "InitialLoss",
     "LastCheckpoint",
+    "MetricsFile",
     "Predictions",
     "RunProgress",
     "RunSummary",

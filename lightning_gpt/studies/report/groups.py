@@ -1,0 +1,93 @@
+"""The results of one setting over its seeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.spec.cells import VARIANT, setting_text
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, sample standard deviation (None for one value) and number of values."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """The spread of the values that are not None; None where all are."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return Spread(mean, None, 1)
+    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
+
+
+def pooled_deviation(spreads: Iterable[Spread]) -> float | None:
+    """The standard deviation between seeds, pooled over all settings that have one."""
+    squares = [(each.deviation**2, each.n - 1) for each in spreads if each.deviation is not None]
+    weight = sum(n for _, n in squares)
+    return math.sqrt(sum(square * n for square, n in squares) / weight) if weight else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished cells of one setting, one per seed.
+
+    Args:
+        settings: Its value on each axis.
+        label: The same, for people.
+        results: Its finished cells.
+        planned: How many cells it has, finished or not.
+    """
+
+    settings: dict[str, Any]
+    label: str
+    results: list[Result]
+    planned: int
+
+    def spread(self, tag: str) -> Spread | None:
+        """The spread of a measure over the seeds."""
+        return spread(result.value(tag) for result in self.results)
+
+    def layers(self, diagnostic: str, *, first: bool = False) -> list[Spread]:
+        """A diagnostic by layer, over the seeds, as last (or first) measured; empty where it was not measured."""
+        series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
+        spreads = [spread(values) for values in zip(*series, strict=False)]
+        return [each for each in spreads if each is not None]
+
+
+def layer_values(result: Result, diagnostic: str, *, first: bool = False) -> list[float | None]:
+    """A run's diagnostic by layer, as last (or first) measured; empty where it was not measured."""
+    entries = [entry[diagnostic] for entry in result.layers if entry.get(diagnostic)]
+    return list(entries[0 if first else -1]) if entries else []
+
+
+def groups(results: StudyResults) -> list[Group]:
+    """All settings of a study, in order."""
+    found: dict[str, list[Result]] = {}
+    for result in results.results:
+        found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
+    made = []
+    for members in found.values():
+        settings = members[0].cell.settings
+        finished = [result for result in members if result.status == "finished"]
+        made.append(Group(settings, label_of(settings, results.study.axes), finished, len(members)))
+    return made
+
+
+def label_of(settings: dict[str, Any], axes: dict[str, str], leave_out: Sequence[str] = ()) -> str:
+    """Settings for people: ``n_layer 4, dim 128``; a variant is shown by its name alone."""
+    parts = [
+        setting_text(value) if key == VARIANT else f"{axes[key]} {setting_text(value)}"
+        for key, value in settings.items()
+        if key not in leave_out
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,68 @@
+"""What a plot can show on an axis: a measure, a grid axis, a configuration key, or a product of these."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.spec.cells import Cell, value_at
+from lightning_gpt.studies.spec.measures import SCALAR, measure
+from lightning_gpt.studies.spec.study import Study
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that each finished cell has.
+
+    Args:
+        text: Its expression in the study: ``cost/step_seconds``, ``n_layer`` or ``n_layer * block_size * dim``.
+    """
+
+    text: str
+
+    @property
+    def factors(self) -> list[str]:
+        """The factors of the product."""
+        return [factor.strip() for factor in self.text.split("*")]
+
+    @property
+    def title(self) -> str:
+        """Its name on a plot's axis."""
+        return measure(self.text).title if _is_measure(self.text) else " · ".join(self.factors)
+
+    @property
+    def label(self) -> str:
+        """Its name in a sentence."""
+        return measure(self.text).label if _is_measure(self.text) else " · ".join(self.factors)
+
+    def check(self, study: Study) -> None:
+        """Refuse a name that is neither a measure, nor an axis, nor a configuration key."""
+        for factor in self.factors:
+            if not _is_measure(factor) and any(_setting(cell, factor) is None for cell in study.cells):
+                raise CallError(
+                    f"report: {factor!r} is neither a measure, nor an axis of the grid "
+                    f"({', '.join(study.axes.values())}), nor a model or data option that the study's config sets"
+                )
+
+    def of(self, result: Result) -> float | None:
+        """The cell's number as displayed; None where it has none."""
+        product = 1.0
+        for factor in self.factors:
+            value = result.value(factor) if _is_measure(factor) else _setting(result.cell, factor)
+            if not isinstance(value, int | float):
+                return None
+            product *= value
+        return product * measure(self.text).scale if _is_measure(self.text) else product
+
+
+def _is_measure(name: str) -> bool:
+    return "/" in name or name.startswith(SCALAR) or name == "wall_seconds"
+
+
+def _setting(cell: Cell, name: str) -> Any:
+    """The cell's value at a key: a full dotted key, or the name of a model, optimization, data or trainer option."""
+    for prefix in ("", "model.init_args.", "model.init_args.optimization.", "data.", "trainer."):
+        value = value_at(cell.config, prefix + name)
+        if value is not None:
+            return value
+    return None

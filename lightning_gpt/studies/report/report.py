@@ -1,0 +1,104 @@
+"""The report of a study: ``report.html``, ``report.md`` and the plots, from the finished cells."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.html import to_html
+from lightning_gpt.studies.report.markdown import to_markdown
+from lightning_gpt.studies.report.plots import files_of
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.whole_file import write_file
+
+
+def check_report(study: Study) -> None:
+    """Refuse sections that do not exist or do not suit the study, before anything runs."""
+    for name, options in study.report:
+        make_section(name, options).check(study)
+
+
+def write_report(results: StudyResults, folder: Path) -> str:
+    """Write the report and its plots to ``folder``; returns a line that names the files."""
+    blocks = report_blocks(results)
+    svgs, files = {}, {}
+    (folder / "plots").mkdir(parents=True, exist_ok=True)
+    for block in blocks:
+        if isinstance(block, Picture):
+            for kind, content in files_of(block.figure):
+                (folder / "plots" / f"{block.name}.{kind}").write_bytes(content)
+                if kind == "svg":
+                    svgs[block.name] = content
+            files[block.name] = f"plots/{block.name}.png"
+    title = f"Study {results.study.title}"
+    write_file(folder / "report.html", to_html(title, blocks, svgs))
+    write_file(folder / "report.md", to_markdown(title, blocks, files))
+    done = f"{len(results.finished)} of {len(results.results)} cells"
+    return f"{folder}: report.html, report.md, results.csv, results.json and plots of {done}"
+
+
+def report_blocks(results: StudyResults) -> list[Block]:
+    """The report in order: question, missing cells, findings, sections, how it was made."""
+    study = results.study
+    blocks = [block for name, options in study.report for block in make_section(name, options).blocks(results)]
+    findings = [sentence for block in blocks if isinstance(block, Findings) for sentence in block.sentences]
+    content = [block for block in blocks if not isinstance(block, Findings) or block.sentences]
+    found: list[Block] = [Heading("What was found"), Findings(findings)] if findings else []
+    return [
+        *([Text(study.question)] if study.question else []),
+        *_missing(results),
+        *found,
+        *content,
+        *_how(results),
+    ]
+
+
+def _missing(results: StudyResults) -> list[Block]:
+    """Which cells have no figures, and why."""
+    others = [result for result in results.results if result.status != "finished"]
+    absent = [
+        f"{tag} of {result.cell.name}"
+        for result in results.finished
+        for tag in results.study.measure
+        if result.value(tag) is None
+    ]
+    blocks: list[Block] = []
+    if others:
+        done = f"{len(results.finished)} of {len(results.results)}"
+        blocks.append(Text(f"This report is partial: {done} cells are finished. The figures below cover only those."))
+        rows = [[result.cell.name, result.status, result.error] for result in others]
+        blocks.append(Table(["cell", "status", "error"], rows, "Cells without figures."))
+    if absent:
+        more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
+        blocks.append(Text(f"Not measured, or not finite: {', '.join(absent[:6])}{more}."))
+    return blocks
+
+
+def _how(results: StudyResults) -> list[Block]:
+    """The environments that the cells ran in, and the figures of every cell."""
+    study = results.study
+    blocks: list[Block] = [Heading("How it was made")]
+    blocks += [Text(_environment_text(environment)) for environment in results.environments()]
+    measures = [measure(tag) for tag in study.measure]
+    rows = [
+        [result.cell.name, result.status, *(each.text(result.value(each.tag)) for each in measures)]
+        for result in results.results
+    ]
+    header = ["cell", "status", *(each.title for each in measures)]
+    caption = "Every cell. results.csv has the same figures in full precision, results.json each cell's configuration."
+    return [*blocks, Table(header, rows, caption)]
+
+
+def _environment_text(environment: dict[str, Any]) -> str:
+    git = environment.get("git")
+    code = "no git revision"
+    if git:
+        code = f"git revision {git['revision'][:12]}{' with uncommitted changes' if git['changed'] else ''}"
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    gpus = ", ".join(environment["gpus"]) or "no GPU"
+    return (
+        f"{environment['processor']}, {environment['cores']} cores, {environment['memory_gb']} GB, {gpus}; "
+        f"{environment['system']}, Python {environment['python']}; {code}; {packages}."
+    )

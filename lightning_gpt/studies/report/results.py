@@ -1,0 +1,71 @@
+"""The results of all cells of a study, and their tables ``results.csv`` and ``results.json``."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning_gpt.studies.run.result import Result, read_results
+from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.whole_file import write_file
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """The results of all cells of a study, finished or not, in the order of the cells."""
+
+    study: Study
+    results: list[Result]
+
+    @cached_property
+    def finished(self) -> list[Result]:
+        """The results of the finished cells."""
+        return [result for result in self.results if result.status == "finished"]
+
+    def environments(self) -> list[dict[str, Any]]:
+        """The distinct environments in which the finished cells ran."""
+        found: list[dict[str, Any]] = []
+        for result in self.finished:
+            if result.environment not in found:
+                found.append(result.environment)
+        return found
+
+    def to_csv(self) -> str:
+        """One row per cell: settings, seed, status and measures; a field without a figure is empty."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        axes = self.study.axes
+        table.writerow(["cell", *axes.values(), "seed", "status", *self.study.measure])
+        for result in self.results:
+            settings = [setting_text(result.cell.settings[key]) for key in axes]
+            values = [result.value(tag) for tag in self.study.measure]
+            row = ["" if value is None else repr(value) for value in values]
+            table.writerow([result.cell.name, *settings, result.cell.seed, result.status, *row])
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """Everything known of each cell, including its whole configuration and the environment that it ran in."""
+        study = self.study
+        content = {
+            "study": study.name,
+            "preset": study.preset,
+            "question": study.question,
+            "measure": study.measure,
+            "cells": [result.to_json() for result in self.results],
+        }
+        return json.dumps(content, ensure_ascii=False, indent=1)
+
+
+def collect(study: Study, folder: Path) -> StudyResults:
+    """The results so far of the study in ``folder``."""
+    return StudyResults(study, read_results(study, folder))
+
+
+def write_results(results: StudyResults, folder: Path) -> None:
+    """Write ``results.csv`` and ``results.json``."""
+    write_file(folder / "results.csv", results.to_csv())
+    write_file(folder / "results.json", results.to_json())

@@ -1,0 +1,38 @@
+"""The table of all settings: mean ± sd over the seeds, with published figures beside ours."""
+
+from dataclasses import dataclass
+
+from lightning_gpt.studies.report.document import Block, Heading, Table
+from lightning_gpt.studies.report.groups import groups
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.measures import measure
+
+
+@dataclass(frozen=True)
+class SettingsTable(Section):
+    """One row per setting and one column per measure; a reference's figures follow in a column marked as theirs."""
+
+    def blocks(self, results: StudyResults) -> list[Block]:
+        study, reference = results.study, results.study.reference
+        measures = [measure(tag) for tag in study.measure]
+        header, theirs = [*study.axes.values(), "n"], set()
+        for each in measures:
+            header.append(each.title)
+            if reference is not None and each.tag in reference.values:
+                theirs.add(len(header))
+                header.append(f"{reference.name}: {each.title}")
+        rows = []
+        for group in groups(results):
+            row = [*(setting_text(group.settings[key]) for key in study.axes), f"{len(group.results)}/{group.planned}"]
+            for each in measures:
+                found = group.spread(each.tag)
+                row.append("–" if found is None else each.text(found.mean, found.deviation))
+                if reference is not None and each.tag in reference.values:
+                    row.append(each.text(reference.values[each.tag].get(group.settings[reference.axis])))
+            rows.append(row)
+        caption = "Mean ± sample standard deviation over the seeds; n: finished seeds / planned seeds."
+        if theirs and reference is not None:
+            caption += f" Figures of {reference.name} are their own, from other data, sizes and machines."
+        return [Heading("All settings"), Table(header, rows, caption, frozenset(theirs))]

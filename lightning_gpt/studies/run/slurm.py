@@ -1,0 +1,34 @@
+"""A study as a SLURM job array with one job per cell."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from lightning_gpt.studies.spec.study import Study
+
+_SECONDS_TO_SAVE = 120
+
+
+def array_script(study: Study, study_file: Path, folder: Path) -> str:
+    """The text of a batch script whose jobs run one cell each, in this working directory and with this Python.
+
+    Options that depend on the cluster, such as ``--time``, ``--partition`` and ``--gres``, are passed to ``sbatch``.
+    """
+    call = [sys.executable, "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
+    call += ["--preset", study.preset] if study.preset else []
+    call += ["--folder", str(folder.resolve())]
+    return f"""\
+#!/bin/bash
+# {len(study.cells)} cells of the study {study.title}. Submit it with the options that your cluster needs, for example:
+#   sbatch --time=04:00:00 --cpus-per-task=4 --gres=gpu:1 THIS_FILE
+# A job that is stopped saves its state, and resumes when it is queued again. When all jobs are done, run:
+#   {shlex.join([*call, "--report_only", "true"])}
+#SBATCH --job-name={study.title}
+#SBATCH --array=0-{len(study.cells) - 1}
+#SBATCH --output={folder.resolve()}/slurm-%a.log
+#SBATCH --signal=B:TERM@{_SECONDS_TO_SAVE}
+#SBATCH --requeue
+cd {shlex.quote(str(Path.cwd()))} || exit 1
+export OMP_NUM_THREADS="${{SLURM_CPUS_PER_TASK:-1}}"
+exec {shlex.join(call)} --cell "$SLURM_ARRAY_TASK_ID"
+"""

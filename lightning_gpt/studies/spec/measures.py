@@ -1,0 +1,114 @@
+"""What can be measured of a run, and how the figures are formatted."""
+
+import math
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from lightning_gpt.errors import CallError
+
+SCALAR = "scalar:"
+"""The prefix that makes a measure of any other scalar in a run's ``metrics.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a run.
+
+    Args:
+        tag: Its tag in ``metrics.jsonl``, and its column in ``results.csv``.
+        label: Its name in tables and plots.
+        unit: The unit of the displayed figure; empty where it has none.
+        scale: The factor from the stored figure to the displayed one.
+    """
+
+    tag: str
+    label: str
+    unit: str = ""
+    scale: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """The label with the unit in brackets."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def suffix(self) -> str:
+        """The unit as it follows a figure, with the space before it."""
+        return f" {self.unit}" if self.unit else ""
+
+    def text(self, value: float | None, deviation: float | None = None) -> str:
+        """``value`` to four significant digits, with ± ``deviation`` where there is one; a dash for None."""
+        if value is None:
+            return "–"
+        shown = value * self.scale
+        if not deviation:
+            return number_text(shown)
+        decimals = _decimals(shown)
+        return f"{shown:,.{decimals}f} ± {deviation * self.scale:,.{decimals}f}"
+
+
+def number_text(value: float) -> str:
+    """A number to four significant digits; whole numbers in full."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) < 1e-4:
+        return f"{value:.3g}"
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    if value == 0 or not math.isfinite(value):
+        return 3
+    return max(0, min(7, 3 - math.floor(math.log10(abs(value)))))
+
+
+_MEASURES = {
+    measure.tag: measure
+    for measure in (
+        Measure("val/loss", "validation loss", "nats"),
+        Measure("val/perplexity", "validation perplexity"),
+        Measure("val/bits_per_byte", "validation bits per byte"),
+        Measure("test/loss", "test loss", "nats"),
+        Measure("test/perplexity", "test perplexity"),
+        Measure("test/bits_per_byte", "test bits per byte"),
+        Measure("train/loss", "last training loss", "nats"),
+        Measure("train/perplexity", "last training perplexity"),
+        Measure("train/grad_norm", "last gradient norm"),
+        Measure("train/lr", "last learning rate"),
+        Measure("train/tokens_per_second", "last speed", "tokens/s"),
+        Measure("initial/loss", "validation loss at step 0", "nats"),
+        Measure("initial/uniform_loss", "ln|V|", "nats"),
+        Measure("cost/step_seconds", "step time", "ms", 1e3),
+        Measure("cost/tokens_per_second", "speed", "tokens/s"),
+        Measure("cost/peak_memory_mb", "peak memory", "MB"),
+        Measure("cost/parameters", "parameters"),
+        Measure("wall_seconds", "wall time", "s"),
+    )
+}
+KNOWN = tuple(_MEASURES)
+"""The measures that every run has; those of ``test/`` are measured by a second process, where asked for."""
+
+_DEPTH = re.compile(r"depth/(\w+)/layer_\d\d")
+
+
+def measure(name: str) -> Measure:
+    """The measure called ``name``.
+
+    Raises:
+        CallError: ``name`` is neither a known measure, nor a depth diagnostic, nor ``scalar:TAG``.
+    """
+    if name in _MEASURES:
+        return _MEASURES[name]
+    if name.startswith(SCALAR) and len(name) > len(SCALAR):
+        return Measure(name, name.removeprefix(SCALAR))
+    if _DEPTH.match(name):
+        return Measure(name, name.removeprefix("depth/").replace("_", " ").replace("/", ", "))
+    close = get_close_matches(name, KNOWN, n=1, cutoff=0.6)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    raise CallError(
+        f"unknown measure {name!r}{meant}; known are {', '.join(KNOWN)}, depth/NAME/layer_NN, and {SCALAR}TAG for any "
+        f"other scalar of the run"
+    )

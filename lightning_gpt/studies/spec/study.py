@@ -1,0 +1,243 @@
+"""A study's YAML file, read and checked before anything runs."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, short_names
+from lightning_gpt.studies.spec.measures import measure
+
+_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds")
+_KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
+_SEED_KEY = "seed_everything"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Published figures to show beside ours, marked as theirs.
+
+    Args:
+        name: Who published them.
+        axis: The axis that they vary along.
+        values: For each measure, the figure at each value of the axis.
+    """
+
+    name: str
+    axis: str
+    values: dict[str, dict[Any, float]]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to run, what to measure and what to report.
+
+    Args:
+        name: The study's name, made of letters, digits, ``-`` and ``_``.
+        question: The question that it asks, for the report.
+        config: The configuration of ``fit`` that all cells share.
+        grid: The values of each axis, by the dotted key that the axis sets.
+        variants: Named mappings of dotted keys to values; together they form one more axis.
+        seeds: Values of ``seed_everything``; each setting is run with every seed.
+        measure: The measures: columns of ``results.csv``.
+        report: The sections of the report, each a name and its options.
+        reference: Published figures to compare with.
+        preset: The chosen preset; empty where the study has none.
+    """
+
+    name: str
+    question: str
+    config: dict[str, Any]
+    grid: dict[str, list[Any]]
+    variants: dict[str, dict[str, Any]]
+    seeds: list[int]
+    measure: list[str]
+    report: list[tuple[str, dict[str, Any]]]
+    reference: Reference | None = None
+    preset: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name and preset."""
+        return f"{self.name}-{self.preset}" if self.preset else self.name
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All cells of the study, in order."""
+        return make_cells(self.config, self.grid, self.variants, self.seeds)
+
+    @cached_property
+    def axes(self) -> dict[str, str]:
+        """The short name of each axis, by its key; seeds are not among them."""
+        return short_names([*([VARIANT] if self.variants else []), *self.grid])
+
+
+def read_study(file: Path, preset: str | None) -> Study:
+    """Read and check a study's YAML file, with a preset merged over it.
+
+    Raises:
+        CallError: The file is not a valid study, or has no such preset.
+    """
+    content = _Reader(file, yaml.safe_load(file.read_text(encoding="utf-8")))
+    presets = content.mapping("presets")
+    if preset is None and presets:
+        raise CallError(f"study {str(file)!r} has presets: choose one with --preset ({', '.join(presets)})")
+    if preset is not None and preset not in presets:
+        known = f"it has {', '.join(presets)}" if presets else "it has none"
+        raise CallError(f"study {str(file)!r} has no preset {preset!r}; {known}")
+    return content.study(preset)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    file: Path
+    content: dict[str, Any]
+    allowed: tuple[str, ...] = _KEYS
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        for key in self.content:
+            if key not in self.allowed:
+                close = get_close_matches(str(key), self.allowed, n=1)
+                meant = f"; did you mean {close[0]}?" if close else f"; its keys are {', '.join(self.allowed)}"
+                raise self.error(f"unknown key {key!r}{meant}")
+
+    def error(self, message: str) -> CallError:
+        return CallError(f"study {str(self.file)!r}: {self.where}{message}")
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.content.get(key) or {}
+        if not isinstance(value, dict):
+            raise self.error(f"{key} is {value!r}; it must be a mapping")
+        return value
+
+    def sequence(self, key: str, default: list[Any]) -> list[Any]:
+        value = self.content.get(key, default)
+        if not isinstance(value, list):
+            raise self.error(f"{key} is {value!r}; it must be a list")
+        return value
+
+    def study(self, preset: str | None) -> Study:
+        name = self.content.get("name")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise self.error(f"name is {name!r}; it may contain letters, digits, - and _ only")
+        over = _Reader(self.file, {}, _PRESET_KEYS)
+        if preset is not None:
+            over = _Reader(self.file, self._preset(preset), _PRESET_KEYS, f"preset {preset}: ")
+        config: dict[str, Any] = {}
+        for reader in (self, over):
+            for base in reader.sequence("base", []):
+                config = merged(config, reader.base_file(base))
+        for reader in (self, over):
+            config = merged(config, reader.mapping("config"))
+        if _SEED_KEY in config:
+            del config[_SEED_KEY]  # the study sets the seeds
+        axes = {**self.mapping("grid"), **over.mapping("grid")}
+        variants = over.mapping("variants") or self.mapping("variants")
+        seeds = over.sequence("seeds", self.sequence("seeds", [0]))
+        measures = self.sequence("measure", ["val/loss", "val/perplexity"])
+        grid = {key: self._axis(key, values) for key, values in axes.items() if values is not None}
+        study = Study(
+            name=name,
+            question=str(self.content.get("question", "")).strip(),
+            config=config,
+            grid=grid,
+            variants={str(key): self._variant(str(key), values) for key, values in variants.items()},
+            seeds=self._seeds(seeds),
+            measure=[measure(str(tag)).tag for tag in measures],
+            report=[self._section(entry) for entry in self.sequence("report", ["table"])],
+            reference=self._reference(grid),
+            preset=preset or "",
+        )
+        self._check_overlaps(study)
+        return study
+
+    def _preset(self, name: str) -> dict[str, Any]:
+        content = self.mapping("presets")[name] or {}
+        if not isinstance(content, dict):
+            raise self.error(f"preset {name} is {content!r}; it must be a mapping")
+        return content
+
+    def base_file(self, name: Any) -> dict[str, Any]:
+        """A base configuration; its path is relative to the study's file."""
+        path = self.file.parent / str(name)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
+            raise self.error(f"base {str(path)!r} cannot be read: {reason}") from None
+        if not isinstance(content, dict):
+            raise self.error(f"base {str(path)!r} does not hold a mapping of options to values")
+        return content
+
+    def _axis(self, key: str, values: Any) -> list[Any]:
+        if key == _SEED_KEY:
+            raise self.error(f"grid: {key} cannot be an axis; list the seeds under seeds")
+        if not isinstance(values, list):
+            raise self.error(f"grid: {key} is {values!r}; it must be a list of values")
+        if not values:
+            raise self.error(f"grid: {key} is an empty axis; give it at least one value, or remove it")
+        for value in values:
+            if not isinstance(value, str | int | float | bool | None):
+                raise self.error(
+                    f"grid: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
+                )
+        if len(set(map(repr, values))) < len(values):
+            raise self.error(f"grid: {key} holds a value twice: {values}")
+        return values
+
+    def _variant(self, name: str, values: Any) -> dict[str, Any]:
+        if not isinstance(values, dict | None):
+            raise self.error(f"variant {name} is {values!r}; it must be a mapping of dotted keys to values")
+        if _SEED_KEY in (values or {}):
+            raise self.error(f"variant {name}: list the seeds under seeds")
+        return values or {}
+
+    def _seeds(self, seeds: list[Any]) -> list[int]:
+        if not seeds:
+            raise self.error("seeds is empty; give at least one")
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
+            raise self.error(f"seeds is {seeds}; each must be a whole number of at least 0")
+        if len(set(seeds)) < len(seeds):
+            raise self.error(f"seeds holds a seed twice: {seeds}")
+        return seeds
+
+    def _section(self, entry: Any) -> tuple[str, dict[str, Any]]:
+        if isinstance(entry, str):
+            return entry, {}
+        if isinstance(entry, dict) and len(entry) == 1:
+            name, options = next(iter(entry.items()))
+            if isinstance(options, dict | None):
+                return str(name), options or {}
+        raise self.error(f"report holds {entry!r}; a section is a name, or a name with a mapping of options")
+
+    def _reference(self, grid: Mapping[str, Any]) -> Reference | None:
+        given = self.mapping("reference")
+        if not given:
+            return None
+        reader = _Reader(self.file, given, ("name", "axis", "values"), "reference: ")
+        values = {}
+        for tag, by_value in reader.mapping("values").items():
+            known = isinstance(by_value, dict) and all(
+                isinstance(value, int | float) and math.isfinite(value) for value in by_value.values()
+            )
+            if not known:
+                raise reader.error(f"{tag} is {by_value!r}; it must give a number at values of the axis")
+            values[measure(str(tag)).tag] = {key: float(value) for key, value in by_value.items()}
+        axis = str(given.get("axis"))
+        if axis not in grid:
+            raise reader.error(f"axis is {axis!r}; the axes are {', '.join(grid) or 'none'}")
+        return Reference(str(given.get("name", "reference")), axis, values)
+
+    def _check_overlaps(self, study: Study) -> None:
+        for name, values in study.variants.items():
+            for key in values:
+                if key in study.grid:
+                    raise self.error(f"variant {name} sets {key}, which is an axis of the grid and would override it")

@@ -1,0 +1,126 @@
+"""``metrics.jsonl`` in the run's folder: all that is logged, for programs to read."""
+
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.trainer.states import RunningStage
+
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.errors import WorkError
+from lightning_gpt.training.metrics_jsonl import FIELDS, FILE_NAME, Line, plain, read_metrics, to_text
+from lightning_gpt.whole_file import write_file
+
+_SPLITS = {
+    RunningStage.TRAINING: "train",
+    RunningStage.SANITY_CHECKING: "val",
+    RunningStage.VALIDATING: "val",
+    RunningStage.TESTING: "test",
+    RunningStage.PREDICTING: "predict",
+}
+"""By the Trainer's stage, the split that it reads."""
+
+
+class MetricsFile(Callback):
+    """Writes every logged scalar to ``metrics.jsonl``; :mod:`~lightning_gpt.training.metrics_jsonl` has the format.
+
+    It joins the Trainer's loggers, so each of their calls is one line, appended at once. Only the first process
+    writes, and without a logger, or under ``fast_dev_run``, nobody does. A resumed run begins with the lines of the
+    run that its checkpoint is from, up to the checkpoint's step.
+    """
+
+    def __init__(self) -> None:
+        self._lines: _Lines | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking is a broadcast: every process must
+        trainer.loggers = [logger for logger in trainer.loggers if logger is not self._lines]
+        self._lines = None
+        keeps = trainer.loggers and not getattr(trainer, "fast_dev_run", False)
+        if keeps and trainer.is_global_zero:
+            self._lines = _Lines(trainer, folder / FILE_NAME)
+            trainer.loggers = [*trainer.loggers, self._lines]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._lines is not None:
+            self._lines.begin()  # while the step is still the one that the run resumes from
+
+
+class _Lines(Logger):
+    """Appends each call's scalars to a file, which it begins at the first call or when training starts.
+
+    Args:
+        trainer: Where the scalars come from.
+        file: The file.
+    """
+
+    def __init__(self, trainer: L.Trainer, file: Path) -> None:
+        super().__init__()
+        self._trainer = trainer
+        self._file = file
+        self._began = time.monotonic()
+        self._begun = False
+        self._steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What Lightning calls this logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """There is one only."""
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in the run's ``config.yaml``."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Append a line."""
+        self.begin()
+        trainer = self._trainer
+        assert trainer.state.stage is not None
+        rows, tokens = _trained_on(trainer)
+        line: Line = {
+            "step": trainer.global_step if step is None else step,
+            "steps": self._steps,
+            "split": _SPLITS[trainer.state.stage],
+            "rows": rows,
+            "tokens": tokens,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        line |= {tag: plain(value) for tag, value in metrics.items() if tag not in FIELDS}
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(to_text([line]))
+        except OSError as error:
+            raise WorkError(f"{self._file} cannot be written: {error.strerror}") from None
+
+    def begin(self) -> None:
+        """Begin the file, with the lines that a resumed run continues, and count its seconds on from them."""
+        if self._begun:
+            return
+        trainer, kept = self._trainer, list[Line]()
+        if trainer.state.fn == "fit":
+            total = trainer.estimated_stepping_batches
+            self._steps = None if total == float("inf") else int(total)
+            if trainer.ckpt_path is not None:
+                before = read_metrics(Path(trainer.ckpt_path).parent.parent / FILE_NAME)
+                kept = [line for line in before if line["step"] <= trainer.global_step]
+        if kept:
+            self._began -= kept[-1]["seconds"]
+        write_file(self._file, to_text(kept))
+        self._begun = True
+
+
+def _trained_on(trainer: L.Trainer) -> tuple[int | None, int | None]:
+    """Rows and tokens trained on so far; None outside ``fit`` and for data that is not a :class:`TextData`."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if trainer.state.fn != "fit" or not isinstance(data, TextData):
+        return None, None
+    rows = 0 if data.cursor is None else int(data.cursor["rows"])
+    return rows, rows * data.block_size
