@@ -131,13 +131,13 @@ def test_value_spectra_are_by_head_and_zero_weights_have_none(gpt: GPT) -> None:
 def test_a_value_projection_that_turns_the_stream_round_and_enlarges_it_smooths(gpt: GPT) -> None:
     """``W_O = −c W_Vᵀ`` makes every eigenvalue negative; those below −2 amplify what all tokens share."""
     attention = gpt.blocks[1].attention
-    values, _ = value_projection(attention)
+    values, _ = attention.value_output()
     for smallest, expected in ((-1.9, None), (-2.1, 1.0)):
         scale = -smallest / float(torch.linalg.eigvalsh(values.mT @ values).min())
         with torch.no_grad():
-            attention.projection.weight.copy_(-scale * attention.qkv.weight[-DIM:].mT)
+            attention.w_o.weight.copy_(-scale * attention.qkv.weight[-DIM:].mT)
         shares = measure(probe_of(gpt))["value_positive_share"][1]
-        of_heads = zip(*(weights.numpy(force=True) for weights in value_projection(attention)), strict=True)
+        of_heads = zip(*(weights.numpy(force=True) for weights in attention.value_output()), strict=True)
         by_hand = [reference.positive_share(w_v, w_o) for w_v, w_o in of_heads]
         assert shares == pytest.approx(by_hand)
         if expected is not None:
