@@ -141,10 +141,7 @@ class LanguageModel(Layer, Generating):
         return self.see("embedding", tokens)
 
     def require_ids(self, ids: Tensor, cache: Cache | None = None) -> None:
-        """Refuse ids that the model cannot read: more than fit, or outside the vocabulary.
-
-        The latter is left to the embedding on an accelerator, where looking would have to wait for it.
-        """
+        """Refuse ids that do not fit the context or, on a CPU, where a look costs no waiting, the vocabulary."""
         if ids.ndim != 2:
             raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
         time, limit = ids.shape[1] + (cache.length if cache else 0), self.context_limit

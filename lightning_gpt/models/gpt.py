@@ -37,9 +37,6 @@ class GPT(LanguageModel):
     are run: with ``n_unique``, one block is seen under the name of each layer that it serves, ``blocks`` holds it as
     often, and the state dict has its weights under each of those names. Sharing all layers is the Universal
     Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; ALBERT (1909.11942).
-
-    Args:
-        config: Sizes and choices.
     """
 
     config: GPTConfig

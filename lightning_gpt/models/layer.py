@@ -10,8 +10,6 @@ Muon, μP, growth, parallel layouts, export      :meth:`Layer.matrices`
 planning, MFU                                   :meth:`Layer.flops`
 recording, interventions                        :meth:`Layer.see`, :attr:`Layer.inner`
 ==============================================  =======================================
-
-What only one slot of a block is asked stands with it: :class:`~lightning_gpt.models.attention.mixer.Mixer`.
 """
 
 from __future__ import annotations
