@@ -12,7 +12,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.training.optim import adamw
-from tests.models import test_variants
+from tests.models import checks
 from tests.models.helpers import random_ids
 from tests.models.variants import PARTS, SIZES
 
@@ -59,11 +59,12 @@ def test_a_variant_that_was_added_trains_and_passes_what_runs_by_itself(
         model.loss(ids, ids.roll(-1, 1)).backward()
         adamw(model, lr=1e-2).step()
         assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-        test_variants.test_no_logit_depends_on_a_later_token(changes)
-        test_variants.test_both_backends_are_the_same_function(changes)
-        test_variants.test_reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
-        test_variants.test_documents_kept_apart_are_computed_as_if_alone(changes)
-        test_variants.test_a_variant_is_rebuilt_from_its_description(changes)
+        checks.no_logit_depends_on_a_later_token(changes)
+        checks.both_backends_are_the_same_function(changes)
+        checks.reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
+        checks.documents_kept_apart_are_computed_as_if_alone(changes)
+        checks.masks_that_layers_share_are_those_that_each_would_make(changes)
+        checks.a_variant_is_rebuilt_from_its_description(changes)
 
 
 def test_options_of_a_variant_that_was_added_are_known_as_the_page_says(registries: dict[str, Registry[Any]]) -> None:

@@ -134,7 +134,7 @@ class MixtureOfExperts(Layer):
 
 
 def _expert_kind(name: str) -> type[FeedForward]:
-    allowed = [known for known in ffns.names if known != "moe"]
+    allowed = [known for known in ffns.names if known not in ("moe", "none")]
     kind = ffns.get(name) if name in allowed else None
     if not isinstance(kind, type) or not issubclass(kind, FeedForward):
         raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(allowed)}")
