@@ -11,6 +11,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
+from lightning_gpt.models.registry import readable
 
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's name and config."""
@@ -75,15 +76,15 @@ class Checkpoint:
         Raises:
             CallError: If the kind differs, or any part of the config that determines weights or their meaning.
         """
-        was, now = self.model, model.describe()
-        if was["name"] != now["name"]:
+        if self.model["name"] != model.name:
             raise CallError(
-                f"checkpoint {str(self.path)!r} holds a {was['name']} but the config builds a {now['name']}"
+                f"checkpoint {str(self.path)!r} holds a {self.model['name']} but the config builds a {model.name}"
             )
+        was, now = vars(models.config(self.model)), vars(model.config)
         free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
-        keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
+        keys = [key for key in now if key not in free and was[key] != now[key]]
         if keys:
-            differing = [f"{key} is {was['config'].get(key)} there and {now['config'][key]} here" for key in keys]
+            differing = [f"{key} is {readable(was[key])} there and {readable(now[key])} here" for key in keys]
             raise CallError(f"checkpoint {str(self.path)!r} has a different architecture: {'; '.join(differing)}")
 
 

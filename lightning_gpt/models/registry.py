@@ -77,6 +77,18 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def readable(value: Any) -> str:
+    """A config's field as messages show it.
+
+    A choice is its kind with the options that differ from their defaults, a pattern of several choices a list of them,
+    and a part that is left out ``none``.
+    """
+    if isinstance(value, list | tuple):
+        each = [readable(one) for one in value]
+        return each[0] if len(each) == 1 else f"[{', '.join(each)}]"
+    return "none" if value is None else str(value)
+
+
 class Registry(Generic[T]):
     """The variants of one part, each a class registered under its name.
 
@@ -219,11 +231,23 @@ class Models(Generic[T]):
         Raises:
             CallError: Where no model of that name is known, or its config does not fit.
         """
+        model, _ = self._known(described)
+        return model(self.config(described))  # type: ignore[call-arg]
+
+    def config(self, described: Mapping[str, Any]) -> Any:
+        """The config of the model that :meth:`build` makes.
+
+        Raises:
+            CallError: As :meth:`build`.
+        """
+        _, config = self._known(described)
+        return config(**described["config"])
+
+    def _known(self, described: Mapping[str, Any]) -> tuple[type[T], type]:
         name = described.get("name")
         if name not in self._classes:
             raise CallError(f"the model is {name!r}; it must be one of {', '.join(sorted(self._classes))}")
-        model, config = self._classes[name]
-        return model(config(**described["config"]))  # type: ignore[call-arg]
+        return self._classes[name]
 
 
 def find_variants(package: str, path: Iterable[str]) -> None:
