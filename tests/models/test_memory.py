@@ -39,7 +39,7 @@ class OfStream(MemoryGPT):
 
     stream: Tensor
 
-    def embedded(self, ids: Tensor, context: Any) -> Tensor:
+    def embed(self, ids: Tensor, context: Any) -> Tensor:
         return self.stream.gather(1, ids[..., None].expand(*ids.shape, self.stream.shape[-1]))
 
     def of(self, stream: Tensor) -> Tensor:
