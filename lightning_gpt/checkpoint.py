@@ -11,6 +11,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
+from lightning_gpt.models.registry import UnknownVariant
 
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's name and config."""
@@ -51,8 +52,18 @@ class Checkpoint:
         return described
 
     def build(self) -> LanguageModel:
-        """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
-        model = models.build(self.model)
+        """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
+
+        Raises:
+            CallError: If the model, or a variant in it, is not registered.
+        """
+        try:
+            model = models.build(self.model)
+        except UnknownVariant as error:
+            raise CallError(
+                f"checkpoint {str(self.path)!r} has {error.what}, which is not registered: "
+                f"name the module that registers it with --trust MODULE, or import it first"
+            ) from None
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
         model.load_state_dict(weights)

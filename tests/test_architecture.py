@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "console": set(),
     "hardware": set(),
     "whole_file": {"errors"},
+    "trust": {"errors"},
     "data": {"models", "console", "whole_file", "errors"},
     "checkpoint": {"models", "data", "errors"},
     "inference": {"models", "data", "errors"},
@@ -24,8 +25,8 @@ MAY_IMPORT = {
     "planning": {"models", "errors"},
     "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
     "benchmark": {*BELOW, "training", "hardware"},
-    "commands": {*BELOW, "training", "whole_file", "studies", "benchmark"},
-    "cli": {"commands", "errors", "__init__"},
+    "commands": {*BELOW, "training", "whole_file", "studies", "benchmark", "trust"},
+    "cli": {"commands", "errors", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli"},
 }
@@ -104,5 +105,6 @@ def test_every_public_thing_has_a_docstring() -> None:
 
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
-        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors")
+        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors"),
+        "lightning_gpt.trust",
     }
