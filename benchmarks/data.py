@@ -1,9 +1,9 @@
-"""What the data path costs, as ratios of interleaved rounds in one process.
+"""The cost of the data pipeline, as ratios over interleaved rounds in one process.
 
-    python benchmarks/data.py            throughput beside bare tiktoken; a training step beside one fixed batch
-    python benchmarks/data.py --memory   peak memory over a large synthetic corpus beside a small one
+    python -m benchmarks.data            throughput vs. plain tiktoken; a training step vs. one fixed batch
+    python -m benchmarks.data --memory   peak memory with a large synthetic corpus vs. a small one
 
-Prints a line a figure; nothing here passes or fails.
+Prints one line per figure; nothing passes or fails.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.data.batches import TrainBatches
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.embedded import WikipediaSlice
@@ -34,15 +34,15 @@ from lightning_gpt.training.optim import adamw
 ROUNDS = 7
 
 
-def say_ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
-    """Print ours / theirs, each a cost, over interleaved rounds: median, least and most."""
+def print_ratio(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> None:
+    """Print the ratio of two costs over interleaved rounds: median, minimum and maximum."""
     costs = interleaved({"ours": ours, "theirs": theirs}, ROUNDS)
     found = ratio(costs["ours"], costs["theirs"])
-    print(f"{name}: {found.median:.3f} (of {ROUNDS} rounds: {found.least:.3f} to {found.most:.3f})")
+    print(f"{name}: {found.median:.3f} ({ROUNDS} rounds: {found.least:.3f} to {found.most:.3f})")
 
 
 def write_corpus(path: Path, megabytes: float) -> None:
-    """A ``.jsonl`` file of Wikipedia prose, repeated with changes to the wanted size."""
+    """Write a ``.jsonl`` file of about ``megabytes``, made of excerpts from the embedded Wikipedia articles."""
     articles = [document.text for document in WikipediaSlice().documents()]
     chance, written = random.Random(0), 0
     with path.open("w", encoding="utf-8") as file:
@@ -53,9 +53,9 @@ def write_corpus(path: Path, megabytes: float) -> None:
 
 
 def tokens_per_second(folder: Path) -> None:
-    """From text on disk to packed rows, beside tiktoken alone on the same texts in memory.
+    """Print the cost from text on disk to packed rows, relative to tiktoken alone on the same texts in memory.
 
-    Both are of one thread, so the time is the processor's: throughput per core, whatever else the machine does.
+    Both run on one thread and are measured in processor time: throughput per core, whatever else the machine does.
     """
     path = folder / "corpus.jsonl"
     write_corpus(path, 8)
@@ -79,11 +79,11 @@ def tokens_per_second(folder: Path) -> None:
             next(batches)
         return time.process_time() - start
 
-    say_ratio("CPU time per token from text on disk to batches / bare tiktoken", packed, bare)
+    print_ratio("CPU time per token, text on disk to batches / plain tiktoken", packed, bare)
 
 
 def step_with_loader() -> None:
-    """A training step of the quick start's model with its loader, beside the same step on one batch in memory."""
+    """Print the time of a quick-start training step with its loader, relative to the same step on a batch in memory."""
     data = TextData(tokenizer=4096, block_size=128, batch_size=8)
     data.setup("fit")
     model = GPT(GPTConfig(n_layer=4, n_head=4, dim=256, block_size=128, vocab_size=4096))
@@ -92,40 +92,41 @@ def step_with_loader() -> None:
     fixed = next(loader)
 
     def step(batch: dict[str, torch.Tensor]) -> None:
-        model.loss(batch["ids"], batch["targets"]).backward()
+        model.loss(batch["ids"], batch["targets"]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 
     def loaded() -> float:
         start = time.perf_counter()
         for _ in range(4):
-            step(next(loader))  # type: ignore[arg-type]
+            step(next(loader))
         return time.perf_counter() - start
 
     def in_memory() -> float:
         start = time.perf_counter()
         for _ in range(4):
-            step(fixed)  # type: ignore[arg-type]
+            step(fixed)
         return time.perf_counter() - start
 
-    say_ratio("training step with the loader / with one fixed batch", loaded, in_memory)
+    print_ratio("training step with the loader / with one fixed batch", loaded, in_memory)
 
 
 def memory(folder: Path, megabytes: tuple[float, float]) -> None:
-    """Peak resident memory of a process that walks a pass over a small and over a large corpus."""
+    """Print the peak resident memory of a process that reads one pass of a small and of a large corpus."""
     peaks = []
     for size in megabytes:
         path = folder / f"{size:g}.jsonl"
         write_corpus(path, size)
-        child = subprocess.run([sys.executable, __file__, "--walk", str(path)], capture_output=True, check=True)
+        command = [sys.executable, "-m", "benchmarks.data", "--walk", str(path)]
+        child = subprocess.run(command, capture_output=True, check=True)
         peaks.append(float(child.stdout))
         path.unlink()
-        print(f"peak memory over {size:,.0f} MB of text: {peaks[-1]:,.0f} MB")
-    print(f"more for the larger corpus: {peaks[1] - peaks[0]:,.0f} MB")
+        print(f"peak memory with {size:,.0f} MB of text: {peaks[-1]:,.0f} MB")
+    print(f"additional memory for the larger corpus: {peaks[1] - peaks[0]:,.0f} MB")
 
 
 def walk(path: Path) -> None:
-    """Take one pass of batches over a file, then print the peak memory in MB."""
+    """Read one pass of rows from a file, then print the peak memory in MB."""
     reader = Reader(Files(str(path)), Split(0.0, 0.0), "train", Tokenizer.gpt2())
     source = Stream((reader,), (1.0,), block_size=256, shuffle_window=16384, seed=0)
     sequence = source.open()
@@ -135,10 +136,10 @@ def walk(path: Path) -> None:
 
 
 def main() -> None:
-    """Run what the flags ask for."""
+    """Parse the flags and run the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", action="store_true", help="measure memory over corpora of two sizes")
-    parser.add_argument("--megabytes", type=float, nargs=2, default=(20, 2000), help="their sizes")
+    parser.add_argument("--memory", action="store_true", help="measure memory with two corpus sizes")
+    parser.add_argument("--megabytes", type=float, nargs=2, default=(20, 2000), help="the two corpus sizes in MB")
     parser.add_argument("--walk", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.walk:

@@ -1,10 +1,10 @@
-"""What early exit saves in generation, and what it costs in loss.
+"""What early exit saves in generation time, and what it costs in loss.
 
-    python benchmarks/early_exit.py runs/quickstart/version_0/checkpoints/last.ckpt
+    python -m benchmarks.early_exit runs/quickstart/version_0/checkpoints/last.ckpt
 
-Reads held-out rows of the embedded corpus token by token through a cache, as generation does, with all layers and with
-each threshold in turn, on one thread. Prints a line a threshold: layers a token ran through, time a token over that
-with all layers (median over the rows, least and most), and the loss of the tokens that follow. Nothing passes or fails.
+Reads held-out rows of the embedded corpus token by token through a cache, as generation does, first with all layers
+and then with each threshold, on one thread. Prints one line per threshold: layers per token, time per token relative to
+all layers (median, minimum and maximum over the rows), and the loss on the next tokens. Nothing passes or fails.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.benchmark.rounds import ratio
+from benchmarks.rounds import ratio
 from lightning_gpt.checkpoint import load
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import GPT
@@ -26,7 +26,7 @@ THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @torch.no_grad()
 def read(model: GPT | EarlyExit, row: Tensor, prompt: int) -> tuple[float, float]:
-    """Seconds a token, and the mean loss in nats, of ``row`` ``(time,)`` after its first ``prompt`` tokens."""
+    """Seconds per token and mean loss in nats on ``row`` ``(time,)`` after its first ``prompt`` tokens."""
     cache = model.new_cache(len(row))
     logits = [model.next_logits(row[None, :prompt], cache=cache)]
     start = time.perf_counter()
@@ -36,14 +36,12 @@ def read(model: GPT | EarlyExit, row: Tensor, prompt: int) -> tuple[float, float
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the flags, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument(
-        "--tokenizer", type=int, default=4096, help="size of the vocabulary that the model was trained on"
-    )
+    parser.add_argument("--tokenizer", type=int, default=4096, help="vocabulary size of the checkpoint's tokenizer")
     parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--prompt", type=int, default=16, help="tokens of a row that are read at once")
+    parser.add_argument("--prompt", type=int, default=16, help="number of tokens read at once at the start of a row")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     model = load(asked.checkpoint).eval()
@@ -61,7 +59,7 @@ def main() -> None:
     for leaving, (seconds, loss) in zip(exits, found, strict=True):
         time_ratio = ratio(seconds, whole)
         print(
-            f"confidence {leaving.confidence}: {leaving.layers_per_token:.2f} layers a token, time "
+            f"confidence {leaving.confidence}: {leaving.layers_per_token:.2f} layers per token, time "
             f"{time_ratio.median:.2f} x ({time_ratio.least:.2f} to {time_ratio.most:.2f}), "
             f"loss {statistics.mean(loss):.3f} nats"
         )

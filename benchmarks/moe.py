@@ -1,9 +1,9 @@
-"""A training step of a mixture of experts beside that of the dense model with the same active parameters.
+"""A training step of a mixture of experts compared with the dense model that has the same active parameters.
 
-    python benchmarks/moe.py
+    python -m benchmarks.moe
 
-Prints a line a mixture: the ratio of the two times over interleaved rounds in one process, on one thread and in
-processor seconds, which other work on the machine lengthens less than the clock's. Nothing passes or fails.
+Prints one line per mixture: the ratio of the two times over interleaved rounds in one process, on one thread, in
+processor seconds, which other work on the machine affects less than wall time. Nothing passes or fails.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.training.optim import adamw
@@ -43,7 +43,7 @@ def step_of(model: GPT, ids: torch.Tensor) -> Callable[[], float]:
 
 
 def compare(options: dict[str, Any], vocab_size: int) -> None:
-    """Print the ratio of one mixture."""
+    """Print the ratio for one mixture."""
     ids = torch.randint(vocab_size, (ROWS, SIZES["block_size"] + 1))
     dense = GPT(GPTConfig(**SIZES, vocab_size=vocab_size, ffn=options.get("expert", "gelu")))
     sparse = GPT(GPTConfig(**SIZES, vocab_size=vocab_size, ffn={"kind": "moe", **options}))

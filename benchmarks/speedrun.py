@@ -1,9 +1,9 @@
-"""What a token costs under the speed run's recipe beside the plain one's, each with its config's batch and optimizer.
+"""The cost per token of the speed run's recipe relative to the plain one, each with its config's batch and optimizer.
 
-    python benchmarks/speedrun.py
+    python -m benchmarks.speedrun
 
-Takes a training step of each in turn, in one process, on random tokens under bf16 autocast, and prints the ratio of
-their times for a token: median over the rounds, least and most. Nothing passes or fails.
+Alternates training steps of the two in one process, on random tokens under bf16 autocast, and prints the ratio of
+their times per token: median, minimum and maximum over the rounds. Nothing passes or fails.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from lightning_gpt.benchmark.rounds import interleaved, ratio
+from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.muon import MuonOptions
 from lightning_gpt.training.optim import Optimization, optimizer
@@ -25,7 +25,7 @@ VOCABULARY = 4096
 
 
 def step_of(name: str, batch_size: int | None = None, **changed: Any) -> Callable[[], float]:
-    """A function that takes a step of configs/NAME.yaml, its model ``changed``, and returns its seconds a token."""
+    """A training step of configs/NAME.yaml with some model fields ``changed``; returns its seconds per token."""
     config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     parts: dict[str, Any] = config["model"]["init_args"]
     options: dict[str, Any] = parts.pop("optimization")
@@ -49,18 +49,20 @@ def step_of(name: str, batch_size: int | None = None, **changed: Any) -> Callabl
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the flags, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch_size", type=int, default=None, help="rows of the new recipe in place of its config's")
-    parser.add_argument("--untied", action="store_true", help="the new recipe with an output head of its own")
+    parser.add_argument(
+        "--batch_size", type=int, default=None, help="batch size of the new recipe instead of its config's"
+    )
+    parser.add_argument("--untied", action="store_true", help="give the new recipe an untied output head")
     asked = parser.parse_args()
     torch.manual_seed(0)
     new = step_of("speedrun", asked.batch_size, tie_embeddings=not asked.untied)
     costs = interleaved({"plain": step_of("quickstart"), "new": new}, asked.rounds)
     found = ratio(costs["new"], costs["plain"])
     print(
-        f"a token costs {found.median:.2f} x the plain recipe's time ({asked.rounds} rounds on "
+        f"time per token: {found.median:.2f} x the plain recipe's ({asked.rounds} rounds on "
         f"{torch.get_num_threads()} threads: {found.least:.2f} to {found.most:.2f})"
     )
 

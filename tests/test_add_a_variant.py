@@ -12,9 +12,9 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.training.optim import adamw
-from tests.models import test_variants
+from tests.models import variant_checks
 from tests.models.helpers import random_ids
-from tests.models.variants import PARTS, SIZES
+from tests.models.variants import PARTS, SIZES, fresh
 
 DOCS = Path(__file__).parents[1] / "docs"
 ADD, VARIANTS = (DOCS / "add-a-variant.md").read_text(), (DOCS / "variants.md").read_text()
@@ -59,11 +59,11 @@ def test_a_variant_that_was_added_trains_and_passes_what_runs_by_itself(
         model.loss(ids, ids.roll(-1, 1)).backward()
         adamw(model, lr=1e-2).step()
         assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-        test_variants.test_no_logit_depends_on_a_later_token(changes)
-        test_variants.test_both_backends_are_the_same_function(changes)
-        test_variants.test_reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
-        test_variants.test_documents_kept_apart_are_computed_as_if_alone(changes)
-        test_variants.test_a_variant_is_rebuilt_from_its_description(changes)
+        variant_checks.no_logit_depends_on_a_later_token(changes)
+        variant_checks.both_backends_are_the_same_function(changes)
+        variant_checks.reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
+        variant_checks.documents_kept_apart_are_computed_as_if_alone(changes)
+        variant_checks.a_variant_is_rebuilt_from_its_description(changes)
 
 
 def test_options_of_a_variant_that_was_added_are_known_as_the_page_says(registries: dict[str, Registry[Any]]) -> None:
@@ -84,12 +84,12 @@ def test_every_registered_variant_stands_in_the_table_with_its_options(part: str
     rows = {row.split("|")[1].strip(" `"): row for row in section.splitlines() if row.startswith("| `")}
     assert sorted(rows) == PARTS[part].names
     for name, row in rows.items():
-        options = row.split("|")[4]
-        assert set(re.findall(r"`(\w+)`", options)) == set(PARTS[part].options(name)), f"options of {part} {name}"
+        left_out = name == "none" and PARTS[part].optional
+        options = set() if left_out else set(PARTS[part].options(name))
+        assert set(re.findall(r"`(\w+)`", row.split("|")[4])) == options, f"options of {part} {name}"
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_page_build_a_model(example: dict[str, Any]) -> None:
-    config = example["model"]["init_args"]
-    model = GPT(GPTConfig(**{**SIZES, **config}))
+    model = fresh(example["model"]["init_args"])
     assert model(random_ids(17, 1, 9)).shape == (1, 9, 17)

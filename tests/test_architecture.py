@@ -1,15 +1,18 @@
-"""Imports point one way: cli → commands → training, analysis, inference → data, models."""
+"""Imports point one way: cli → commands → benchmarks, training, analysis, inference → data, models."""
 
 import ast
+import fnmatch
+import tomllib
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lightning_gpt"
+ROOT = Path(__file__).parents[1]
+PACKAGE, BENCHMARKS = ROOT / "lightning_gpt", ROOT / "benchmarks"
 
 BELOW = {"models", "data", "analysis", "inference", "checkpoint", "planning", "console", "errors"}
 
-# what each part may import of this package, besides itself
+# the parts of lightning_gpt, and benchmarks, that each part may import besides itself
 MAY_IMPORT = {
     "errors": set(),
     "models": {"errors"},
@@ -24,16 +27,19 @@ MAY_IMPORT = {
     "training": {*BELOW, "hardware", "whole_file"},
     "planning": {"models", "errors"},
     "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
-    "benchmark": {*BELOW, "training", "hardware"},
-    "commands": {*BELOW, "training", "whole_file", "studies", "benchmark", "trust"},
+    "benchmarks": {*BELOW, "training", "hardware"},
+    "commands": {*BELOW, "training", "whole_file", "studies", "trust"},
     "cli": {"commands", "errors", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli"},
 }
-FILES = sorted(PACKAGE.rglob("*.py"))
+THE_BENCH_COMMAND = PACKAGE / "commands" / "bench.py"  # the only file of lightning_gpt that may import benchmarks
+FILES = sorted([*PACKAGE.rglob("*.py"), *BENCHMARKS.rglob("*.py")])
 
 
 def part_of(file: Path) -> str:
+    if file.is_relative_to(BENCHMARKS):
+        return "benchmarks"
     relative = file.relative_to(PACKAGE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
@@ -50,7 +56,7 @@ def imported_modules(file: Path) -> set[str]:
     return modules
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_imports_point_one_way(file: Path) -> None:
     part = part_of(file)
     for module in imported_modules(file):
@@ -58,9 +64,12 @@ def test_imports_point_one_way(file: Path) -> None:
             target = "__init__"
         elif module.startswith("lightning_gpt."):
             target = module.split(".")[1]
+        elif module.split(".")[0] == "benchmarks":
+            target = "benchmarks"
         else:
             continue
-        assert target == part or target in MAY_IMPORT[part], f"{file} imports {module}"
+        allowed = {part, *MAY_IMPORT[part], *(["benchmarks"] if file == THE_BENCH_COMMAND else [])}
+        assert target in allowed, f"{file} imports {module}"
 
 
 @pytest.mark.parametrize("file", sorted((PACKAGE / "models").glob("*.py")), ids=lambda file: file.name)
@@ -70,7 +79,7 @@ def test_models_are_pure_torch(file: Path) -> None:
     assert {module.split(".")[0] for module in imported_modules(file)} <= allowed
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_file_is_too_long_to_read(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 400
 
@@ -101,6 +110,15 @@ def test_every_public_thing_has_a_docstring() -> None:
                 ]
     # Watch is internal to recording; its three questions are named for what they answer
     assert [name for name in missing if "Watch.record" not in name and "Watch.edit" not in name] == []
+
+
+def test_a_wheel_has_every_package() -> None:
+    """Also benchmarks, without which an installed ``lightning-gpt bench`` cannot start."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    packages = {".".join(file.parent.relative_to(ROOT).parts) for file in FILES}
+    assert {"lightning_gpt.commands", "benchmarks.rows"} <= packages
+    for package in packages:
+        assert any(fnmatch.fnmatchcase(package, pattern) for pattern in settings["include"]), package
 
 
 def test_the_tools_of_the_command_line_are_imported_late() -> None:

@@ -1,1 +1,1 @@
-"""Looking at models: attention maps, baselines and pictures."""
+"""Inspect models: attention maps, interventions, diagnostics, plots and baselines."""

@@ -1,6 +1,6 @@
-"""The three matrices of attention, taken out of a model for one text.
+"""The three matrices of attention of a model over one text: mask, scores and softmax.
 
-This is the one place that knows under which names and in which shapes the models record them.
+Only this file knows the names and shapes in which the models record them.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from lightning_gpt.models.evaluating import evaluating
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Mask, scaled QK scores and QK softmax of one text, for every layer and head.
+    """Mask, scaled QK scores and softmax over one text, for every layer and head.
 
-    There are as many keys as tokens, or more where a model attends to others besides: those come first.
+    There is one key per token. Where a model also attends to other keys, those come first.
 
     Args:
-        tokens: The text's tokens, made readable, ``time`` of them.
-        mask: ``(n_layer, n_head, time, keys)`` booleans, true where row may attend to column.
+        tokens: The ``time`` tokens of the text in readable form.
+        mask: ``(n_layer, n_head, time, keys)`` booleans, true where the row may attend to the column.
         scores: ``(n_layer, n_head, time, keys)``, ``Q Kᵀ / √d`` before the mask.
         pattern: ``(n_layer, n_head, time, keys)``, the softmax over the allowed positions.
     """
@@ -46,12 +46,12 @@ class AttentionMaps:
 
     @property
     def keys(self) -> list[str]:
-        """A name for each column: the tokens, after the keys that are no token of the text."""
+        """Column names: first the keys that are not tokens of the text, then the tokens."""
         others = self.pattern.shape[-1] - len(self.tokens)
         return [f"key {number}" for number in range(others)] + self.tokens
 
     def save(self, path: Path) -> None:
-        """Write all of it to an ``.npz`` file."""
+        """Write all arrays to an ``.npz`` file."""
         np.savez_compressed(
             path, tokens=np.array(self.tokens), mask=self.mask, scores=self.scores, pattern=self.pattern
         )
@@ -60,26 +60,27 @@ class AttentionMaps:
 def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> AttentionMaps:
     """The attention of ``model`` over ``ids`` ``(time,)``, whose readable tokens are ``tokens``.
 
-    A one-head model gives one layer of one head. Where layers have other keys besides the tokens, and not equally
-    many, columns that the mask hides are put before those that are fewer.
+    A one-head model has one layer with one head. Where layers have different numbers of keys besides the tokens,
+    masked columns are put in front of the layers that have fewer.
 
     Raises:
-        CallError: Where a layer has no softmax attention to show.
+        CallError: If a layer has no softmax attention.
     """
     try:
         with evaluating(model), model.record([f"*attention.{name}" for name in ("mask", "scores", "pattern")]) as trace:
             model.hidden(ids[None])
-    except KeyError:  # what was asked for is nowhere
-        raise CallError("no layer of this model has the mask, scores and softmax of attention to show") from None
+    except KeyError:  # no intermediate matches
+        raise CallError(
+            "no layer of this model has softmax attention, so there is no mask, scores or softmax to show"
+        ) from None
     layers = _layers(model)
     without = [layer for layer, prefix in enumerate(layers) if f"{prefix}.pattern" not in trace]
     if without:
-        raise CallError(
-            f"the attention of layer {', '.join(map(str, without))} has no mask, scores and softmax to show"
-        )
+        numbers = ", ".join(map(str, without))
+        raise CallError(f"layers without softmax attention: {numbers}; they have no mask, scores and softmax to show")
 
     def stacked(name: str) -> np.ndarray:
-        # (1, n_head, T, K) of each block of a GPT; (1, T, K) of the one-head model; a mask may leave the first ones out
+        # (1, n_head, T, K) for a block of a GPT, (1, T, K) for the one-head model; a mask may lack the leading axes
         found = [trace[f"{prefix}.{name}"] for prefix in layers]
         found = [matrix.reshape(-1, *matrix.shape[-2:]) for matrix in found]
         heads, keys = (max(matrix.shape[axis] for matrix in found) for axis in (0, -1))
@@ -91,15 +92,15 @@ def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> Atte
 
 
 def _layers(model: LanguageModel) -> list[str]:
-    """The name that each layer's attention is recorded under."""
+    """The name under which each layer's attention is recorded."""
     return [view.mixer_name for view in model.block_views()]
 
 
 def readable_tokens(tokenizer: Tokenizer, ids: Tensor | Sequence[int]) -> list[str]:
-    """Each token as it can be printed in a line.
+    """Each token as printable text on one line.
 
-    ``·`` for a space, ``⏎`` for a line's end, ``⇥`` for a tab, an escape such as ``\\x1b`` for what cannot be seen or
-    is part of a character only, and ``⟨300⟩`` for an id that stands for no text.
+    ``·`` is a space, ``⏎`` a line break and ``⇥`` a tab. Invisible characters and parts of a character become an escape
+    such as ``\\x1b``; an id without text becomes ``⟨300⟩``.
     """
     return [_readable(tokenizer.decode_bytes(int(token)), int(token)) for token in ids]
 

@@ -1,7 +1,7 @@
-"""What an attention pattern does, in one figure a head.
+"""What an attention pattern does, as one number per head.
 
-Every function takes patterns ``A`` of shape ``(..., time, keys)``, rows of sum 1, and gives ``(...)``. Where there are
-more keys than tokens, the last ``time`` keys are the tokens themselves.
+Every function takes patterns ``A`` ``(..., time, keys)`` whose rows sum to 1 and returns ``(...)``. Where there are
+more keys than tokens, the last ``time`` keys are the tokens.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 def attention_entropy(pattern: Tensor) -> Tensor:
     """Mean entropy of a row in nats: ``−1/t Σ_i Σ_j A_ij ln A_ij``, with 0 ln 0 = 0.
 
-    Range: 0 (each token attends to one) to ln(keys), or under a causal mask :func:`uniform_causal_entropy`.
+    Range: 0 (each token attends to one key) to ln(keys), or to :func:`uniform_causal_entropy` under a causal mask.
     Source: Zhai et al. 2023 (2303.06296), section 3, "attention entropy".
     """
     entropies: Tensor = torch.special.entr(pattern).sum(dim=-1)
@@ -19,14 +19,14 @@ def attention_entropy(pattern: Tensor) -> Tensor:
 
 
 def uniform_causal_entropy(time: int) -> float:
-    """The entropy of causal attention that only averages, ``1/t Σ_i ln i`` over i = 1 … t: the most there can be."""
+    """The largest entropy of causal attention, reached by uniform rows: ``1/t Σ_i ln i`` over i = 1 … t, in nats."""
     return float(torch.arange(1, time + 1, dtype=torch.float64).log().mean())
 
 
 def attention_distance(pattern: Tensor) -> Tensor:
     """Mean distance looked back, in tokens: ``1/t Σ_i Σ_j A_ij (i − j)``.
 
-    Range: 0 (each token attends to itself) to (t − 1)/2 (all attend to the first). Source: Vig & Belinkov 2019
+    Range: 0 (each token attends to itself) to (t − 1)/2 (all attend to the first token). Source: Vig & Belinkov 2019
     (1906.04284), "attention distance".
     """
     time, keys = pattern.shape[-2:]
@@ -37,7 +37,7 @@ def attention_distance(pattern: Tensor) -> Tensor:
 
 
 def first_token_share(pattern: Tensor) -> Tensor:
-    """Mean weight on the first token, ``1/(t−1) Σ_{i≥2} A_i1``; the first row, which under causality is 1, left out.
+    """Mean weight on the first token, ``1/(t−1) Σ_{i≥2} A_i1``, without the first row, whose weight is always 1.
 
     Range: 0 to 1; near 1 is the attention sink of Xiao et al. 2023 (2309.17453), section 3.1. Needs ``time >= 2``.
     """

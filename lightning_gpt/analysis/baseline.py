@@ -1,4 +1,4 @@
-"""What a model must beat: the unigram model, which knows how often each token occurs and nothing else."""
+"""The baseline a model must beat: a unigram model, which knows only how often each token occurs."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ def unigram_loss(token_counts: np.ndarray, targets: np.ndarray) -> float:
     3rd ed., section 3.6.1); ``exp`` of the result is the unigram perplexity.
 
     Args:
-        token_counts: How often each id occurs in the training tokens, ``(vocab_size,)``.
+        token_counts: Number of times each id occurs in the training tokens, ``(vocab_size,)``.
         targets: The ids to predict, ``(tokens,)``.
     """
     log_p = np.log(token_counts + 1.0) - np.log(token_counts.sum() + len(token_counts))

@@ -1,6 +1,6 @@
-"""What depth does to a model: every diagnostic by layer, under one name, in one place.
+"""What depth does to a model: every diagnostic by layer, each defined here under one name.
 
-How layers are counted: :mod:`lightning_gpt.analysis.probe`.
+:mod:`lightning_gpt.analysis.probe` describes how layers are counted.
 """
 
 import math
@@ -30,32 +30,32 @@ from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import IGNORED
 
 Value = float | list[float | None] | None
-"""A layer's figure: a number, one for each head, or None where the layer has none or it is not finite."""
+"""The value of a layer: a number, or a list with one per head; None where there is none or it is not finite."""
 
 Layers = list[Tensor | None]
-"""The same as tensors: ``()`` or ``(n_head,)`` a layer."""
+"""The same as tensors: ``()`` or ``(n_head,)`` per layer."""
 
 
-# --- from a probe to a figure a layer --------------------------------------------------------------------------
+# --- from a probe to a value per layer -------------------------------------------------------------------------
 
 
 def _of_streams(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """Of each stream, the mean over the batch."""
+    """``formula`` of each stream, averaged over the batch."""
     return lambda probe: [formula(stream).mean() for stream in probe.streams]
 
 
 def _of_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """Of each block's patterns, by head, the mean over the batch."""
+    """``formula`` of each block's patterns by head, averaged over the batch."""
     return lambda probe: [None if pattern is None else formula(pattern).mean(dim=0) for pattern in probe.patterns]
 
 
 def _of_square_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """The same for the tokens' attention to each other alone."""
+    """The same, using only the tokens' attention to each other."""
     return _of_patterns(lambda pattern: formula(pattern[..., -pattern.shape[-2] :]))
 
 
 def _of_value_projections(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """Of the eigenvalues of each block's value projections, by head."""
+    """``formula`` of the eigenvalues of each block's value projections, by head."""
     return lambda probe: [None if found is None else formula(found) for found in probe.value_spectra]
 
 
@@ -72,10 +72,10 @@ def _cka(probe: Probe) -> Layers:
 
 
 def cka_matrix(probe: Probe) -> Tensor:
-    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``.
+    """Linear CKA between every two layers of the stream, ``(n_layer + 1, n_layer + 1)``.
 
-    By Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which is the same as
-    :func:`~lightning_gpt.analysis.similarity.linear_cka` of each two: Kornblith et al. 2019 (1905.00414), eq. 1.
+    Computed from Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which equals
+    :func:`~lightning_gpt.analysis.similarity.linear_cka` of each pair: Kornblith et al. 2019 (1905.00414), eq. 1.
     """
     tokens = probe.streams.flatten(1, 2)
     centred = tokens - tokens.mean(dim=1, keepdim=True)
@@ -85,9 +85,9 @@ def cka_matrix(probe: Probe) -> Tensor:
 
 
 def logit_lens_loss(probe: Probe) -> Layers:
-    """The loss in nats that each layer of the stream would have, if the output head read it.
+    """The loss in nats if the output head read each layer of the stream directly.
 
-    ``−mean log softmax(norm_f(h_l) Uᵀ)[target]``. Range: at least 0; at the last layer the model's own loss. Source:
+    ``−mean log softmax(norm_f(h_l) Uᵀ)[target]``. Range: at least 0; the last layer gives the model's own loss. Source:
     nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
     model, kept = probe.model, probe.targets != IGNORED
@@ -100,9 +100,10 @@ def logit_lens_loss(probe: Probe) -> Layers:
 
 
 def logit_rms(probe: Probe) -> Layers:
-    """How large the logits are where the output head reads each layer of the stream: their root mean square.
+    """Root mean square of the logits if the output head read each layer of the stream directly.
 
-    Without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; at the last layer of the model's own logits.
+    Computed without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; the last layer gives that of the
+    model's own logits.
     """
     model = probe.model
     sizes: Layers = []
@@ -114,24 +115,24 @@ def logit_rms(probe: Probe) -> Layers:
     return sizes
 
 
-# --- every diagnostic in one place -----------------------------------------------------------------------------
+# --- the table of diagnostics ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnostic:
-    """A figure of every layer.
+    """A quantity with one value per layer.
 
     Args:
-        name: Its name in tags and files: ``depth/<name>/layer_00``.
-        title: What it is called in charts and tables, with its unit.
-        theme: The group of charts that it belongs to.
-        of: Whether its layers are those of the stream, the first of which is the embedding, or the blocks.
-        by_head: Whether there is one a head; charts then show the mean over the heads.
-        low: The least that it can be; None where nothing bounds it.
-        high: The most that it can be, where that is the same for every model.
-        smoothing: Which way over-smoothing moves it; None where it says nothing of that.
-        meaning: One clause for a reader.
-        measure: How it is taken from a probe; None where an optimizer step gives it.
+        name: Name in tags and files: ``depth/<name>/layer_00``.
+        title: Title in charts and tables, with the unit.
+        theme: The group of charts it belongs to.
+        of: Whether its layers are those of the stream (the first is the embedding) or the blocks.
+        by_head: Whether each head has a value; charts then show the mean over the heads.
+        low: Lower bound; None if there is none.
+        high: Upper bound if it is the same for every model, else None.
+        smoothing: The direction in which over-smoothing moves it; None if it is not a sign of over-smoothing.
+        meaning: One clause that explains it to a reader.
+        measure: Computes it from a probe; None if it is measured at an optimizer step.
     """
 
     name: str
@@ -152,7 +153,7 @@ _ALL = (
         title="token cosine similarity",
         theme="over-smoothing",
         of="stream",
-        meaning="mean cosine of two different tokens: 1 where all point one way, 0 where they are orthogonal",
+        meaning="mean cosine of two different tokens: 1 where all point in one direction, 0 where they are orthogonal",
         low=-1.0,
         high=1.0,
         smoothing="higher",
@@ -173,7 +174,7 @@ _ALL = (
         title="effective rank",
         theme="over-smoothing",
         of="stream",
-        meaning="directions that the tokens fill: exp of the entropy of the normalised singular values",
+        meaning="number of directions the tokens fill: exp of the entropy of the normalised singular values",
         low=1.0,
         smoothing="lower",
         measure=_of_streams(effective_rank),
@@ -183,7 +184,7 @@ _ALL = (
         title="Dirichlet energy along attention",
         theme="over-smoothing",
         of="blocks",
-        meaning="how much tokens differ from those that they attend to, relative to their size",
+        meaning="how much tokens differ from the tokens they attend to, relative to their size",
         by_head=True,
         smoothing="lower",
         measure=_dirichlet_energy,
@@ -210,7 +211,7 @@ _ALL = (
         title="logit-lens loss (nats)",
         theme="over-smoothing",
         of="stream",
-        meaning="the loss where the output head reads this layer",
+        meaning="the loss if the output head read this layer",
         measure=logit_lens_loss,
     ),
     Diagnostic(
@@ -218,7 +219,7 @@ _ALL = (
         title="logit-lens RMS",
         theme="over-smoothing",
         of="stream",
-        meaning="root mean square of the logits where the output head reads this layer",
+        meaning="root mean square of the logits if the output head read this layer",
         measure=logit_rms,
     ),
     Diagnostic(
@@ -226,7 +227,7 @@ _ALL = (
         title="attention entropy (nats)",
         theme="attention",
         of="blocks",
-        meaning="mean entropy of a row of attention: 0 where each token attends to one",
+        meaning="mean entropy of a row of attention: 0 where each token attends to a single one",
         by_head=True,
         smoothing="higher",
         measure=_of_patterns(attention_entropy),
@@ -236,7 +237,7 @@ _ALL = (
         title="attention distance (tokens)",
         theme="attention",
         of="blocks",
-        meaning="mean distance looked back",
+        meaning="mean distance between a token and the tokens it attends to",
         by_head=True,
         measure=_of_patterns(attention_distance),
     ),
@@ -245,7 +246,7 @@ _ALL = (
         title="attention on the first token",
         theme="attention",
         of="blocks",
-        meaning="mean weight on the first token: near 1 it is an attention sink",
+        meaning="mean weight on the first token: near 1 means an attention sink",
         by_head=True,
         high=1.0,
         measure=_of_patterns(first_token_share),
@@ -255,7 +256,7 @@ _ALL = (
         title="spectral gap of attention",
         theme="spectra",
         of="blocks",
-        meaning="1 − |λ₂| of the attention pattern: 1 where one pass leaves the mean only",
+        meaning="1 − |λ₂| of the attention pattern: 1 where one pass leaves only the mean",
         by_head=True,
         high=1.0,
         smoothing="higher",
@@ -266,17 +267,17 @@ _ALL = (
         title="second singular value of attention",
         theme="spectra",
         of="blocks",
-        meaning="σ₂ of the attention pattern: 0 where every token gets the same mixture",
+        meaning="σ₂ of the attention pattern: 0 where every token gets the same mixture, at most √(t/2)",
         by_head=True,
         smoothing="lower",
         measure=_of_square_patterns(second_singular_value),
     ),
     Diagnostic(
         name="value_positive_share",
-        title="positive share of the value projection's spectrum",
+        title="amplifying share of the value projection's spectrum",
         theme="spectra",
         of="blocks",
-        meaning="Σ|λ| with Re λ > 0 over Σ|λ| of W_V W_O: above 1/2 attention smooths more than it sharpens",
+        meaning="Σ|λ| where |1 + λ| > 1, over Σ|λ|, of W_V W_O: above 1/2 attention smooths more than it sharpens",
         by_head=True,
         high=1.0,
         smoothing="higher",
@@ -287,7 +288,7 @@ _ALL = (
         title="spectral radius of the value projection",
         theme="spectra",
         of="blocks",
-        meaning="max |λ| of W_V W_O, to be held against the 1 of the residual path",
+        meaning="max |λ| of W_V W_O; the residual connection has 1",
         by_head=True,
         measure=_of_value_projections(spectral_radius),
     ),
@@ -308,11 +309,11 @@ _ALL = (
 )
 
 DIAGNOSTICS = {diagnostic.name: diagnostic for diagnostic in _ALL}
-"""Every diagnostic by name, in the order in which they are shown."""
+"""Every diagnostic by name, in display order."""
 
 
 def measure(probe: Probe) -> dict[str, list[Value]]:
-    """Every diagnostic that a probe gives, by name: a value a layer, as plain numbers."""
+    """Every diagnostic that a probe gives, by name: one value per layer, as plain numbers."""
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return {
             name: [_plain(value) for value in diagnostic.measure(probe)]
@@ -331,7 +332,7 @@ def _plain(value: Tensor | None) -> Value:
 
 
 def layer_value(value: Value) -> float | None:
-    """A layer's one number: the mean over its heads where there are several; None where one of them is missing."""
+    """A single number for a layer: the mean over its heads; None if any of them is missing."""
     if not isinstance(value, list):
         return value
     known = [number for number in value if number is not None]

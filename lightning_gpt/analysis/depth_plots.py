@@ -1,9 +1,10 @@
-"""Pictures of the depth diagnostics: layer by step, layer by layer, and spectra."""
+"""Plots of the depth diagnostics: layer by step, layer by layer, and spectra."""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,21 +14,21 @@ _MOST_LABELS = 9
 
 
 class Heatmaps:
-    """Diagnostics over training: a column a validation, a row a layer, the first at the bottom.
+    """Diagnostics over training: one column per validation, one row per layer, the first at the bottom.
 
-    Pictures of the same layers and steps share their axes, which take as long to make as to draw.
+    Plots with the same layers and steps share their axes, because making axes takes as long as drawing them.
     """
 
     def __init__(self) -> None:
         self._made: dict[tuple[bool, int, tuple[int, ...]], tuple[Figure, Axes, AxesImage]] = {}
 
     def draw(self, diagnostic: Diagnostic, steps: list[int], figures: list[list[Value]]) -> Figure:
-        """The picture of one diagnostic, which is good until the next one is drawn.
+        """The plot of one diagnostic; the figure is valid only until the next call.
 
         Args:
-            diagnostic: What it is of.
-            steps: The optimizer step of each column, rising.
-            figures: For each of them the value of each layer; what is missing is grey.
+            diagnostic: What to plot.
+            steps: The optimizer step of each column, in increasing order.
+            figures: For each step, the value of each layer; missing values are grey.
         """
         grid = np.array([[layer_value(value) for value in layers] for layers in figures], dtype=float).T
         key = (diagnostic.of == "stream", len(grid), tuple(steps))
@@ -54,7 +55,7 @@ class Heatmaps:
 
 
 def cka_heatmap(matrix: Tensor, step: int) -> Figure:
-    """Linear CKA of every two layers of the stream, ``(n_layer + 1, n_layer + 1)``, from 0 to 1."""
+    """A plot of linear CKA between every two layers of the stream, ``(n_layer + 1, n_layer + 1)``, from 0 to 1."""
     side = 2.4 + 0.2 * len(matrix)
     figure, ax = _figure(side + 0.8, side)
     image = ax.imshow(matrix.numpy(), origin="lower", vmin=0, vmax=1, cmap="magma")
@@ -66,9 +67,10 @@ def cka_heatmap(matrix: Tensor, step: int) -> Figure:
 
 
 def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
-    """The eigenvalues of each block's ``W_V W_O`` in the complex plane, a colour a head.
+    """The eigenvalues of each block's ``W_V W_O`` in the complex plane, one colour per head.
 
-    Those right of the vertical line make tokens alike, those left of it set them apart (2401.04301).
+    Inside the circle ``|1 + λ| = 1`` attention sharpens, outside it smooths (2401.04301); near 0 the circle is a
+    vertical line.
 
     Args:
         eigenvalues: ``(n_head, head_dim)`` complex of each block, or None for a block without value projections.
@@ -84,7 +86,7 @@ def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
     sizes = [float(found.abs().nan_to_num(0.0).max()) for found in eigenvalues if found is not None]
     limit = 1.1 * max(sizes, default=0.0) or 1.0
     for block, (ax, of_block) in enumerate(zip(axes, eigenvalues, strict=False)):
-        ax.axvline(0, color="grey", linewidth=0.8)
+        ax.add_patch(Circle((-1, 0), 1, fill=False, edgecolor="grey", linewidth=0.8))
         for head, of_head in enumerate([] if of_block is None else of_block):
             ax.plot(of_head.real, of_head.imag, ".", markersize=3, color=f"C{head % 10}")
         ax.set_xlim(-limit, limit)
@@ -96,14 +98,14 @@ def value_spectrum(eigenvalues: list[Tensor | None], step: int) -> Figure:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one axes with fixed margins: solving for a layout would take longer than drawing."""
+    """A figure with one axes and fixed margins: computing a layout would take longer than drawing."""
     figure = Figure(figsize=(width, height))
     left, bottom, top = 0.95 / width, 0.45 / height, 1 - 0.32 / height
     return figure, figure.add_axes((left, bottom, 1 - left - 0.75 / width, top - bottom))
 
 
 def _colour_bar(figure: Figure, ax: Axes, image: AxesImage) -> None:
-    """The least and the greatest value and the colours between them; one with axes of its own takes longer to draw."""
+    """A colour bar with its smallest and largest value; matplotlib's own, with its own axes, takes longer to draw."""
     box, (low, high) = ax.get_position(), image.get_clim()
     x, y, height = box.x1 * figure.bbox.width + 10, box.y0 * figure.bbox.height, box.height * figure.bbox.height
     colours = image.cmap(np.linspace(1, 0, int(height)))[:, None].repeat(12, axis=1)
@@ -113,7 +115,7 @@ def _colour_bar(figure: Figure, ax: Axes, image: AxesImage) -> None:
 
 
 def _spread(count: int) -> list[int]:
-    """At most :data:`_MOST_LABELS` of ``count`` places, evenly from the first on."""
+    """At most :data:`_MOST_LABELS` of ``count`` positions, evenly spaced from the first."""
     return list(range(0, count, -(-count // _MOST_LABELS)))
 
 

@@ -1,14 +1,14 @@
-"""A picture of how a mixture's experts are used."""
+"""A plot of how the experts of a mixture are used."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 
 def expert_heatmap(shares: dict[int, list[float]], step: int) -> Figure:
-    """Each expert's share of its layer's choices: a row a layer, the first at the bottom; white is an equal share.
+    """Each expert's share of its layer's choices: one row per layer, the first at the bottom; white is an equal share.
 
     Args:
-        shares: By layer, the share of each expert; layers may have different numbers of them.
+        shares: For each layer, the share of each expert; layers may have different numbers of experts.
         step: The optimizer step.
     """
     grid = np.full((len(shares), max(len(row) for row in shares.values())), np.nan)

@@ -1,7 +1,7 @@
-"""The logit lens: what the model would say next if it ended after each layer.
+"""The logit lens: what the model would predict if it ended after each layer.
 
 nostalgebraist 2020, "interpreting GPT: the logit lens": the residual stream after layer l goes through the final norm
-and the unembedding as if it were the last, ``logits_l = norm_f(h_l) Uᵀ``. At the last depth these are the model's own
+and the unembedding as if l were the last layer, ``logits_l = norm_f(h_l) Uᵀ``. The last layer gives the model's own
 logits.
 """
 
@@ -14,31 +14,31 @@ from torch import Tensor
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
 
-_POSITIONS_AT_ONCE = 128  # bounds the logits that are held: 26 MB at GPT-2's vocabulary
+_POSITIONS_AT_ONCE = 128  # limits the logits in memory to 26 MB at GPT-2's vocabulary
 
 
 def stream_names(model: LanguageModel) -> list[str]:
-    """The intermediates that are the residual stream, from the embedding to the last layer: ``n_layer + 1`` names."""
+    """The ``n_layer + 1`` intermediates of the residual stream, from the embedding to the last layer."""
     return ["embedding", *(view.stream_name for view in model.block_views())]
 
 
 def lens_logits(model: LanguageModel, stream: Tensor) -> Tensor:
-    """Logits ``(..., vocab_size)`` that the model would give if ``stream`` ``(..., dim)`` were its last layer's.
+    """Logits ``(..., vocab_size)`` that the model would give if ``stream`` ``(..., dim)`` were its last layer's output.
 
-    The one-head model has no final norm: there the stream meets the unembedding as it is.
+    The one-head model has no final norm, so the stream goes straight into the unembedding.
     """
     return model.head(model.read_out(stream))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class LogitLens:
-    """The likeliest next tokens at every depth and position of one text.
+    """The most likely next tokens at every layer and position of one text.
 
     Args:
-        depths: What each depth is called: ``embedding``, ``layer 0``, …
-        top: ``(depths, time, k)`` ids of the likeliest next tokens, the likeliest first.
-        probability: ``(depths, time, k)``, theirs.
-        nll: ``(depths, time - 1)``, the negative log-likelihood in nats of the token that does come next.
+        depths: Names of the layers: ``embedding``, ``layer 0``, …
+        top: ``(depths, time, k)``, ids of the most likely next tokens, most likely first.
+        probability: ``(depths, time, k)``, their probabilities.
+        nll: ``(depths, time - 1)``, negative log-likelihood in nats of the actual next token.
     """
 
     depths: list[str]
@@ -48,7 +48,7 @@ class LogitLens:
 
 
 def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
-    """The lens over ``ids`` ``(time,)``; at most ``k`` tokens are kept at each place."""
+    """The lens over ``ids`` ``(time,)``, with at most ``k`` tokens at each layer and position."""
     names, k = stream_names(model), min(k, model.config.vocab_size)
     with evaluating(model), model.record(names) as trace:
         model.hidden(ids[None])
@@ -59,7 +59,7 @@ def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
 
 
 def _look(model: LanguageModel, stream: Tensor, ids: Tensor, k: int) -> list[np.ndarray]:
-    """Ids and probabilities of the ``k`` likeliest ``(time, k)``, and the next token's nll ``(time - 1,)``."""
+    """Ids and probabilities of the ``k`` most likely tokens ``(time, k)``, and the next token's nll ``(time - 1,)``."""
     found = []
     for start in range(0, len(ids), _POSITIONS_AT_ONCE):
         log_p = lens_logits(model, stream[start : start + _POSITIONS_AT_ONCE]).float().log_softmax(dim=-1)

@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a text's attention: no network, no server, opened from a file.
+"""One self-contained HTML page of a text's attention, which opens from a file without a network or a server.
 
-The page is ``assets/inspect.html`` with its style, its scripts and one JSON object put in. Large arrays travel in the
-JSON as gzip and base64, layer by layer, and are unpacked by the browser when a layer is looked at.
+The page is ``assets/inspect.html`` with its style, its scripts and one JSON object filled in. The JSON holds large
+arrays as gzip and base64, layer by layer; the browser unpacks a layer when it is first shown.
 """
 
 import base64
@@ -22,19 +22,19 @@ from lightning_gpt.analysis.logit_lens import LogitLens
 from lightning_gpt.errors import CallError
 
 MOST_BYTES = 128 * 2**20
-"""The most that the scores and patterns of a page may take in the browser's memory."""
+"""Limit for the scores and patterns of a page, in bytes of browser memory."""
 
-_EXACT_BYTES = 8 * 2**20  # up to here the page keeps float32
+_EXACT_BYTES = 8 * 2**20  # up to this size the page stores float32
 _SCRIPTS = ("arrays", "colours", "matrix", "lens", "page")
 
 
 @dataclass(frozen=True)
 class Ablated:
-    """The change in loss, in nats, when each part is ablated by itself.
+    """The change in loss, in nats, when each part is ablated separately.
 
     Args:
         kind: ``zero`` or ``mean``.
-        parts: What the columns are: the heads' numbers, then ``ffn`` where there is one.
+        parts: The columns: head numbers, then ``ffn`` if there is one.
         change: ``(n_layer, parts)``.
     """
 
@@ -43,53 +43,52 @@ class Ablated:
     change: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; JSON has no NaN, so a change that is no number is null."""
+        """Plain values; JSON has no NaN, so a change that is not finite becomes null."""
         change = [[value if math.isfinite(value) else None for value in row] for row in self.change.tolist()]
         return {"kind": self.kind, "parts": self.parts, "change": change}
 
 
 def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None) -> list[int]:
-    """The layers that a page of ``maps`` holds: those wanted, or all.
+    """The layers that a page of ``maps`` contains: those in ``wanted``, or all if it is None.
 
     Raises:
-        CallError: Where a layer does not exist, or the page would be too large to open.
+        CallError: If a layer does not exist, or the page would be too large to open.
     """
     layers = list(range(maps.n_layer)) if wanted is None else sorted(set(wanted))
     for layer in layers:
         if not 0 <= layer < maps.n_layer:
-            raise CallError(
-                f"page_layers has {layer}; this model has {maps.n_layer} (allowed: 0 to {maps.n_layer - 1})"
-            )
+            has = f"{maps.n_layer} layer{'' if maps.n_layer == 1 else 's'}"
+            raise CallError(f"page_layers has {layer}; this model has {has} (allowed: 0 to {maps.n_layer - 1})")
     time, keys = maps.pattern.shape[-2:]
     of_layer = 2 * 2 * maps.n_head * time * keys  # scores and pattern, float16
     if of_layer * len(layers) > MOST_BYTES:
         fitting = MOST_BYTES // of_layer
         shorter = math.isqrt(MOST_BYTES // (4 * maps.n_head))
-        advice = f"at most {fitting} layers fit: choose them with page_layers" if fitting else f"give {shorter} tokens"
+        advice = f"choose at most {fitting} with page_layers" if fitting else f"use a text of at most {shorter} tokens"
         raise CallError(
             f"the page would hold {of_layer * len(layers) / 2**20:,.0f} MiB of attention ({len(layers)} layers, "
-            f"{maps.n_head} heads, {time:,} tokens) and its limit is {MOST_BYTES / 2**20:,.0f} MiB: {advice}, "
-            f"or page_layers [] for no page"
+            f"{maps.n_head} heads, {time:,} tokens); its limit is {MOST_BYTES / 2**20:,.0f} MiB: {advice}, "
+            f"or skip the page with page_layers []"
         )
     return layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What the page of one text shows.
+    """The content of the page of one text.
 
     Args:
-        title: The page's heading.
-        facts: What is said of the model under it, a value by its name.
+        title: Heading of the page.
+        facts: Facts about the model shown under the heading, by name.
         maps: Attention of every layer and head.
-        head_dim: The d under the root of the scores.
-        biased: Whether the position scheme adds a B to them.
-        layers: Which layers' matrices the page holds; see :func:`layers_of_page`.
-        ids: The text's token ids, ``time`` of them.
-        lens: The likeliest next tokens by depth.
-        vocabulary: A readable text for every id in ``lens``.
-        start: The layer and head that the page opens with.
-        ablated: What taking out each part does to the loss, where that was asked for.
+        head_dim: The d in the scores' ``√d``.
+        biased: Whether the position scheme adds a bias B to the scores.
+        layers: Layers whose matrices the page contains; see :func:`layers_of_page`.
+        ids: The ``time`` token ids of the text.
+        lens: The most likely next tokens by layer.
+        vocabulary: Readable text for every id in ``lens``.
+        start: The layer and head shown first.
+        ablated: The change in loss for each ablated part, if it was measured.
     """
 
     title: str
@@ -109,16 +108,16 @@ class Page:
         path.write_text(self.text(), "utf-8")
 
     def text(self) -> str:
-        """The page: the template with the style, the scripts and the data put in."""
+        """The template with the style, the scripts and the data filled in."""
         assets = resources.files("lightning_gpt.analysis").joinpath("assets")
         parts = {
             "style": assets.joinpath("inspect.css").read_text("utf-8"),
             "script": "\n".join(assets.joinpath(f"inspect_{name}.js").read_text("utf-8") for name in _SCRIPTS),
-            # "<" is the one character that could end or change the element that holds the data
+            # "<" is the only character that could end or change the element around the data
             "data": json.dumps(self._data()).replace("<", "\\u003c"),
         }
         template = assets.joinpath("inspect.html").read_text("utf-8")
-        # one pass, so that nothing in the data is taken for a place to fill
+        # in one pass, so that nothing in the data is mistaken for a placeholder
         return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
     def _data(self) -> dict[str, Any]:
@@ -156,14 +155,14 @@ class Page:
 
 
 def _storage(scores: np.ndarray, pattern: np.ndarray) -> type[np.floating[Any]]:
-    """float32 where the page stays small or a score is beyond float16, else float16: at most 0.05 % off."""
+    """float32 if the page stays small or a score exceeds float16's range, else float16 (at most 0.05 % off)."""
     if scores.nbytes + pattern.nbytes <= _EXACT_BYTES or not np.abs(scores).max() <= np.finfo(np.float16).max:
         return np.float32
     return np.float16
 
 
 def _distinct(masks: np.ndarray) -> tuple[list[np.ndarray], list[list[int]]]:
-    """The different masks among ``(layers, heads, time, keys)``, and which of them each layer and head has."""
+    """The distinct masks among ``(layers, heads, time, keys)``, and the number of each head's mask by layer."""
     found: dict[bytes, int] = {}
     kept: list[np.ndarray] = []
     of_head: list[list[int]] = []
@@ -179,6 +178,6 @@ def _distinct(masks: np.ndarray) -> tuple[list[np.ndarray], list[list[int]]]:
 
 
 def _packed(array: np.ndarray) -> str:
-    """``array`` as the browser reads it: little-endian, gzip (the same bytes each time), base64."""
+    """``array`` as the browser reads it: little-endian, gzip (without a time stamp, so reproducible), base64."""
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return base64.b64encode(gzip.compress(little.tobytes(), 6, mtime=0)).decode()

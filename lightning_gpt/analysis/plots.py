@@ -1,4 +1,4 @@
-"""Pictures of attention."""
+"""Plots of attention and of ablations."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +12,10 @@ _FEWEST_FOR_NUMBERS = 9
 
 
 def heads_grid(maps: AttentionMaps, title: str) -> Figure:
-    """The attention pattern of every head: a row a layer, a column a head, one colour scale from 0 to 1.
+    """The attention pattern of every head: one row per layer, one column per head, one colour scale from 0 to 1.
 
-    All heads are one picture, because an axes for each takes matplotlib a second for every ten of them. A text of
-    more than some hundred tokens is averaged down to the pixels that a head has.
+    All heads are drawn as one image, because matplotlib needs a second for every ten axes. Texts of more than about
+    200 tokens are averaged down to the pixels available for a head.
     """
     tiles = _shrink(np.where(maps.mask, maps.pattern, np.nan), _MOST_TILE_PIXELS)
     rows, columns, height, width = tiles.shape
@@ -42,13 +42,13 @@ def heads_grid(maps: AttentionMaps, title: str) -> Figure:
 
 
 def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
-    """Mask, scaled scores and softmax of one head side by side, with the tokens along them."""
+    """Mask, scaled scores and softmax of one head side by side, labelled with the tokens."""
     mask, scores, pattern = (matrix[layer, head] for matrix in (maps.mask, maps.scores, maps.pattern))
     side = max(3.2, min(9.0, 0.34 * len(maps.keys) + 1.6))
     figure = Figure(figsize=(3 * side + 1, 0.85 * side + 0.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.imshow(mask, vmin=0, vmax=1, cmap="Greys_r")
-    left.set_title("causal mask: white may be attended to")
+    left.set_title("causal mask: attention allowed where white")
     limit = float(np.abs(scores).max()) or 1.0
     image = middle.imshow(scores, vmin=-limit, vmax=limit, cmap="RdBu_r")
     middle.set_title("scaled scores  $Q K^T / \\sqrt{d}$")
@@ -66,7 +66,7 @@ def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
 
 
 def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure:
-    """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, a column for each part."""
+    """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, one column per part."""
     rows, width = changes.shape
     figure = Figure(figsize=(1.8 + 0.7 * width, 1.4 + 0.45 * rows), layout="constrained")
     ax = figure.subplots()
@@ -86,7 +86,7 @@ def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure
 
 
 def _shrink(matrices: np.ndarray, most: int) -> np.ndarray:
-    """Average blocks of the last two axes so that neither is longer than ``most``; what is hidden (NaN) is left out."""
+    """Average blocks until neither of the last two axes is longer than ``most``; masked entries (NaN) are skipped."""
     total, count = np.nan_to_num(matrices), np.isfinite(matrices).astype(np.float32)
     for axis in (-2, -1):
         starts = range(0, total.shape[axis], -(-total.shape[axis] // most))
@@ -98,7 +98,7 @@ def _shrink(matrices: np.ndarray, most: int) -> np.ndarray:
 def _label(ax: Axes, maps: AttentionMaps) -> None:
     if len(maps.keys) > _MOST_LABELS:
         return
-    # a $ would start a formula
+    # matplotlib would read a $ as the start of a formula
     columns, rows = ([name.replace("$", r"\$") for name in names] for names in (maps.keys, maps.tokens))
     ax.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8, family="monospace")
     ax.set_yticks(range(len(rows)), rows, fontsize=8, family="monospace")

@@ -1,8 +1,7 @@
-"""One pass over a few tokens with all that the depth diagnostics are made from, and the model's blocks.
+"""One pass over a few tokens that records what the depth diagnostics need, and the parameters of each block.
 
-Layers are counted in two ways. Of the *stream*, layer 0 is the embedding and layer i what block i − 1 left, so there
-are ``n_layer + 1``. Of the *blocks* (their attention, their weights), layer i is block i. The one-head model is one
-block.
+Layers are counted in two ways. In the *stream*, layer 0 is the embedding and layer i is the output of block i − 1, so
+there are ``n_layer + 1``. In the *blocks* (attention, weights), layer i is block i. The one-head model has one block.
 """
 
 from collections.abc import Iterable
@@ -20,11 +19,11 @@ from lightning_gpt.models.evaluating import evaluating
 
 @dataclass(frozen=True)
 class Probe:
-    """What one pass over the probe tokens left, in fp32 on the CPU.
+    """What one pass over the probe tokens recorded, in fp32 on the CPU.
 
     Args:
-        model: The model that was looked at.
-        targets: ``(batch, time)``, the tokens to predict.
+        model: The model that ran.
+        targets: ``(batch, time)``, the target ids.
         streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block.
         patterns: Each block's attention ``(batch, n_head, time, keys)``; None for a block without softmax attention.
     """
@@ -36,23 +35,23 @@ class Probe:
 
     @classmethod
     def take(cls, model: LanguageModel, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> "Probe":
-        """Run ``model`` over ``ids`` ``(batch, time)`` on its device, without dropout and not in mixed precision."""
+        """Run ``model`` over ``ids`` ``(batch, time)`` on its device, without dropout or mixed precision."""
         names, device = stream_names(model), ids.device.type
         try:
             with evaluating(model), torch.autocast(device, enabled=False), model.record([*names, "*pattern"]) as trace:
                 model.hidden(ids, documents)
         except KeyError:
             if any(name not in trace for name in names):
-                raise  # else it was the patterns: no block has one
+                raise  # otherwise only the patterns are missing: no block has softmax attention
         streams = torch.stack([trace[name].float().cpu() for name in names])
         patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
         return cls(model, targets, streams, [p if p is None else _by_head(p.float().cpu()) for p in patterns])
 
     @cached_property
     def value_spectra(self) -> list[Tensor | None]:
-        """The eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block without such maps.
+        """Eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block without these projections.
 
-        Of the weights as they are when this is first asked for.
+        Computed on first access, from the weights at that time.
         """
         spectra: list[Tensor | None] = []
         for view in self.model.block_views():
@@ -63,16 +62,16 @@ class Probe:
 
 
 def _by_head(pattern: Tensor) -> Tensor:
-    """``(batch, n_head, time, keys)``, also of the single head's ``(batch, time, keys)``."""
+    """Add the head axis to the one-head model's ``(batch, time, keys)``."""
     return pattern if pattern.ndim == 4 else pattern[:, None]
 
 
 def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:
-    """The trained parameters of each block; embeddings, final norm and output head belong to none."""
+    """The trainable parameters of each block, without the embeddings, final norm and output head."""
     views = model.block_views()
     return [[p for part in view.parts for p in part.parameters() if p.requires_grad] for view in views]
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean norm of all entries together, at fp32 or better; 0 where there are none."""
+    """The Euclidean norm of all entries together, in fp32 or better; 0 if there are none."""
     return float(torch.nn.utils.get_total_norm([t.float() if t.itemsize < 4 else t for t in tensors]))

@@ -1,12 +1,13 @@
-"""The spectra that decide whether attention smooths: of the pattern, and of what it does to the values.
+"""Spectra that decide whether attention smooths: of the attention pattern, and of its value and output projections.
 
-Attention alone takes a stream X to ``A X H``, with H the product of the value and output projections, and a residual
-path makes it ``X + A X H``. Along an eigenvector of H of eigenvalue λ the tokens are mixed by ``I + λA``. What all
-tokens share (A's eigenvalue 1) is scaled by ``1 + λ``, a mode of eigenvalue μ, ``|μ| <= 1``, by ``1 + λμ``: where the
-real part of λ is positive the shared part outgrows the rest, and attention smooths; where it is negative the shared
-part shrinks first, and attention sharpens. Dovonon, Bronstein & Kusner 2024 (2401.04301) work this out; how fast it
-goes depends on how far the other ``|μ|`` lie below 1, the spectral gap (2312.06182). Patterns are ``(..., time,
-time)``, rows of sum 1.
+Attention alone maps a stream X to ``A X H``, where H is the product of the value and output projections; with the
+residual connection the result is ``X + A X H``. Along an eigenvector of H with eigenvalue λ, the tokens are mixed by
+``I + λA``. What all tokens share (eigenvalue 1 of A) is scaled by ``1 + λ``, a mode with eigenvalue μ, ``|μ| <= 1``, by
+``1 + λμ``, and a mode that A averages away (μ = 0) not at all. So attention smooths where ``|1 + λ| > 1``: the shared
+part grows. It sharpens where ``|1 + λ| < 1``: the shared part shrinks. For small λ the sign of the real part decides; a
+large λ amplifies whatever its sign (``λ = −3`` scales the shared part by −2). Dovonon, Bronstein & Kusner 2024
+(2401.04301) derive this; the rate depends on how far the other ``|μ|`` lie below 1, the spectral gap (2312.06182).
+Patterns are ``(..., time, time)``; their rows sum to 1 unless stated otherwise.
 """
 
 from collections.abc import Callable
@@ -16,24 +17,25 @@ from torch import Tensor
 
 
 def spectrum(solver: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """``solver`` of each of ``(..., n, n)``, and nan for a matrix that is not finite, at which a solver would fail."""
+    """Apply ``solver`` to each of ``(..., n, n)``; nan for a matrix that is not finite, where a solver would fail."""
     finite = matrices.isfinite().all(dim=-1).all(dim=-1)
     values = solver(torch.where(finite[..., None, None], matrices, 0.0))
     return torch.where(finite[..., None], values, torch.nan)
 
 
 def spectral_gap(pattern: Tensor) -> Tensor:
-    """``1 − |λ₂|``, with λ₂ the eigenvalue of second largest modulus of a row-stochastic pattern; ``(...)``.
+    """``1 − |λ₂|`` of each pattern, where λ₂ is its eigenvalue with the second largest modulus; ``(...)``.
 
-    Range: 0 (something besides the mean survives repeated attention) to 1 (one pass leaves the mean only). Source:
-    2312.06182, which ties the growth of token similarity to this gap.
+    Range: 0 (something besides the mean survives repeated attention; also where ``|λ₂| > 1``, which negative weights
+    allow) to 1 (one pass leaves only the mean). Source: 2312.06182, which relates the growth of token similarity to
+    this gap.
 
-    A causal pattern is triangular: its eigenvalues are its diagonal, the weights of tokens on themselves, with 1 for
-    the first. So the gap of causal attention says only which later token attends most to itself; uniform causal
-    attention has 1/2 at any length. :func:`second_singular_value` sees the whole pattern.
+    A causal pattern is triangular, so its eigenvalues are its diagonal: the weight of each token on itself. In a
+    softmax pattern the first of them is 1, and the gap only tells which later token attends most to itself; uniform
+    causal attention has a gap of 1/2 at any length. :func:`second_singular_value` depends on the whole pattern.
     """
     if torch.equal(pattern, pattern.tril()):
-        moduli = pattern.diagonal(dim1=-2, dim2=-1)
+        moduli = pattern.diagonal(dim1=-2, dim2=-1).abs()  # some attention kinds have negative weights
     else:
         moduli = spectrum(torch.linalg.eigvals, pattern.double()).abs().to(pattern.dtype)
     second: Tensor = moduli.sort(dim=-1, descending=True).values[..., 1]
@@ -41,12 +43,16 @@ def spectral_gap(pattern: Tensor) -> Tensor:
 
 
 def second_singular_value(pattern: Tensor) -> Tensor:
-    """σ₂ of a pattern: the most that attention keeps of what is not its one strongest mode; ``(...)``.
+    """σ₂ of each pattern: the largest gain of attention on what is orthogonal to its strongest mode; ``(...)``.
 
-    Range: 0 (a matrix of rank one: every token gets the same mixture) to √time; 1 for attention of each token to
-    itself. It is the distance in spectral norm to the nearest pattern of rank one (Eckart & Young 1936), and defined by
-    all weights, where a causal pattern's eigenvalues are its diagonal alone. Source: for patterns that are symmetric it
-    is the ``|λ₂|`` of 2312.06182.
+    Range, for weights that are not negative: 0 (rank one: every token gets the same mixture) to ``√(time / 2)``. The
+    bound holds because rows of sum 1 have a norm of at most 1, so ``2σ₂² <= σ₁² + σ₂² <= ‖A‖_F² <= time``. It is
+    reached where half of the tokens attend only to one token and the other half only to another. Attention of each
+    token to itself has σ₂ = 1.
+
+    σ₂ is the distance in spectral norm to the nearest *matrix* of rank one (Eckart & Young 1936), whose rows need not
+    be equal or sum to 1. The nearest pattern with equal rows is at least as far: its distance is the norm of A with the
+    mean row subtracted. Source: for symmetric patterns σ₂ is the ``|λ₂|`` of 2312.06182.
     """
     # the square root halves the digits, and σ₂ is far above the square root of what float64 loses
     squares = spectrum(torch.linalg.eigvalsh, pattern.double() @ pattern.double().mT)
@@ -54,11 +60,11 @@ def second_singular_value(pattern: Tensor) -> Tensor:
 
 
 def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
-    """The eigenvalues of each head's ``H = W_V W_O`` that need not be 0: ``(n_head, head_dim)``, complex.
+    """Eigenvalues of each head's ``H = W_V W_O`` that can differ from 0: ``(n_head, head_dim)``, complex.
 
-    H is ``(dim, dim)`` of rank at most head_dim; ``W_V W_O`` and ``W_O W_V`` have the same eigenvalues besides 0, and
-    the second is ``(head_dim, head_dim)``. Source: the matrix H of 2401.04301, a head at a time. A LayerNorm's gain
-    before W_V is not in it.
+    H is ``(dim, dim)`` with rank at most head_dim. ``W_V W_O`` and ``W_O W_V`` have the same nonzero eigenvalues, and
+    the second is only ``(head_dim, head_dim)``. Source: the matrix H of 2401.04301, for one head at a time. The gain of
+    the LayerNorm before W_V is not included.
 
     Args:
         values: ``W_V`` of each head, ``(n_head, dim, head_dim)``: values are ``x W_V``.
@@ -68,15 +74,20 @@ def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
 
 
 def positive_share(eigenvalues: Tensor) -> Tensor:
-    """The part of a spectrum that smooths: ``Σ_{Re λ > 0} |λ| / Σ |λ|`` over the last dimension.
+    """The share of a spectrum that amplifies what all tokens share: ``Σ_{|1+λ| > 1} |λ| / Σ |λ|``, last dimension.
 
-    Range: 0 (attention sharpens along every eigenvector) to 1 (it smooths along every one); 1/2 for random weights.
-    Source: our one figure for the sign that 2401.04301 finds to decide between smoothing and sharpening.
+    "Positive" is the growth ``ln |1 + λ|`` of the shared part in ``X + A X H``, not λ itself: an eigenvalue with a
+    negative real part is counted where ``|λ|² > −2 Re λ``. Small eigenvalues count where ``Re λ > 0``.
+
+    Range: 0 (attention sharpens along every eigenvector, or all λ are 0) to 1 (it smooths along every one). Small
+    random weights have about 1/2, large ones more, because only the disc of radius 1 around −1 does not amplify.
+    Source: our single figure for the condition of 2401.04301 that separates smoothing from sharpening.
     """
     sizes = eigenvalues.abs()
-    return (sizes * (eigenvalues.real > 0)).sum(dim=-1) / sizes.sum(dim=-1).clamp(min=1e-30)
+    amplifies = 2 * eigenvalues.real + sizes.square() > 0  # |1 + λ|² − 1, without the rounding of 1 + λ
+    return (sizes * amplifies).sum(dim=-1) / sizes.sum(dim=-1).clamp(min=1e-30)
 
 
 def spectral_radius(eigenvalues: Tensor) -> Tensor:
-    """``max |λ|`` over the last dimension. Range: at least 0; the residual path, beside it, has 1."""
+    """``max |λ|`` over the last dimension. Range: at least 0; compare with the residual connection, which has 1."""
     return eigenvalues.abs().amax(dim=-1)

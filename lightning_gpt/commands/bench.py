@@ -1,8 +1,8 @@
-"""``lightning-gpt bench``: ours beside other projects, beside the machine's limits, and a profile of a step."""
+"""``lightning-gpt bench``: compares this package with other projects and with the machine's limits; profiles a step."""
 
 from pathlib import Path
 
-from lightning_gpt.benchmark.workload import Device, Workload
+from benchmarks.workload import Device, Workload
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError
 
@@ -21,35 +21,35 @@ def bench(
     output: str = "bench",
     workload: Workload = Workload(),
 ) -> None:
-    """Measure rows of the table, each printed when it is known, and write OUTPUT/bench.json and OUTPUT/bench.md.
+    """Measure rows of the benchmark table; print each result and write OUTPUT/bench.json and OUTPUT/bench.md.
 
     Args:
-        rows: Which rows, with commas between: step, step_bf16, peak, depth, compile, papers, memory, checkpointing,
-            fit, generate, generate_batch, position, attention, window, help, start; or all.
-        peer_dir: A folder that holds nanoGPT/model.py and minGPT/mingpt/model.py: their clones side by side.
-        litgpt_python: Python of an environment with litgpt, which cannot be installed beside this package.
-        threads: Threads that everyone computes with; torch's choice when omitted.
-        rounds: Rounds that count; one more before them is thrown away.
+        rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, memory,
+            checkpointing, fit, generate, generate_batch, position, attention, window, help, start; or all.
+        peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
+        litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.
+        threads: Number of threads for all projects; torch's default if omitted.
+        rounds: Number of measured rounds; one more comes first and is discarded.
         device: Where the models run.
-        quick: Two rounds, for a first look.
-        profile: Also profile a training step at fp32 (and bf16 where it is fast): a table and a trace file each.
+        quick: Measure only two rounds, for a first impression.
+        profile: Also profile a training step in fp32 (and bf16 if it is fast): a table and a trace for each.
         output: Folder for the files.
-        workload: Sizes of the models and their work.
+        workload: Sizes of the models and batches.
     """
     import torch
 
-    from lightning_gpt.benchmark.run import run_rows
+    from benchmarks.run import run_rows
 
     if threads is not None and threads < 1:
         raise CallError(f"threads is {threads}; it must be at least 1")
     if rounds < 1:
         raise CallError(f"rounds is {rounds}; it must be at least 1")
     if peer_dir is not None and not Path(peer_dir).is_dir():
-        raise CallError(f"peer_dir is {peer_dir!r}, which is no folder")
+        raise CallError(f"peer_dir is {peer_dir!r}, which is not a folder")
     if litgpt_python is not None and not Path(litgpt_python).is_file():
-        raise CallError(f"litgpt_python is {litgpt_python!r}, which is no file")
+        raise CallError(f"litgpt_python is {litgpt_python!r}, which is not a file")
     if device == "cuda" and not torch.cuda.is_available():
-        raise CallError("device is 'cuda' and torch finds no CUDA device; allowed here: 'cpu'")
+        raise CallError("device is 'cuda', but torch finds no CUDA device; allowed on this machine: 'cpu'")
     if threads is not None:
         torch.set_num_threads(threads)
     run_rows(
@@ -65,6 +65,6 @@ def bench(
 
 
 def run(args: list[str]) -> None:
-    """Parse ``args`` and measure."""
+    """Parse ``args`` and run the benchmarks."""
     options = parse_function_call(bench, "bench", args)
     bench(**{**options, "workload": Workload(**vars(options["workload"]))})

@@ -31,22 +31,25 @@ def generate(
     n_guess: int = 4,
     exit_confidence: float | None = None,
 ) -> None:
-    """Continue a prompt; the text streams to standard output and ends at <|endoftext|> or after max_new_tokens.
+    """Continue a prompt; text streams to standard output until <|endoftext|> or max_new_tokens.
 
     Args:
-        checkpoint: A file that fit wrote, such as runs/quickstart/version_0/checkpoints/last.ckpt.
-        prompt: The text to continue; the start of a document when empty.
-        ids: Token ids to continue, instead of a prompt.
-        max_new_tokens: Tokens to add at the most.
-        strategy: multinomial draws each token from the model's distribution; greedy takes the likeliest.
-        temperature: Divides the logits before drawing: below 1 plays safe, above 1 dares.
-        top_k: Draw among the k likeliest tokens only.
-        top_p: Draw among the fewest tokens whose probabilities reach p together.
-        seed: The same seed draws the same text.
-        precision: Of the weights: fp32 as trained; bf16 or int8 (by row) for speed, with slightly other odds.
-        draft: Checkpoint of a smaller model of the same tokenizer that guesses ahead; the odds stay the same.
-        n_guess: How many tokens the draft guesses at a time.
-        exit_confidence: Leave the layers once the likeliest token leads the second by this; says how many layers ran.
+        checkpoint: A checkpoint written by fit, such as runs/quickstart/version_0/checkpoints/last.ckpt.
+        prompt: Text to continue; if empty, the model starts a new document.
+        ids: Token ids to continue instead of a prompt.
+        max_new_tokens: Maximum number of tokens to generate.
+        strategy: multinomial samples each token from the model's distribution; greedy takes the most likely one.
+        temperature: Divides the logits before sampling: below 1 sharpens the distribution, above 1 flattens it.
+        top_k: Sample only from the k most likely tokens.
+        top_p: Sample only from the smallest set of tokens whose total probability reaches p.
+        seed: Seed for sampling; the same seed gives the same text.
+        precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
+            probabilities slightly.
+        draft: Checkpoint of a smaller model with the same tokenizer, for speculative decoding; the probabilities stay
+            the same.
+        n_guess: Number of tokens the draft guesses at a time.
+        exit_confidence: Skip the remaining layers once the most likely token leads the second by this probability; the
+            average number of layers is reported.
     """
     sampling = Sampling(temperature=0.0 if strategy == "greedy" else temperature, top_k=top_k, top_p=top_p)
     read = Checkpoint.read(checkpoint)
@@ -60,25 +63,25 @@ def generate(
         sys.stdout.flush()
     sys.stdout.write("\n")
     if early_exit is not None:
-        say(f"early exit: {early_exit.layers_per_token:.2f} of {early_exit.config.n_layer} layers a token on average")
+        say(f"early exit: {early_exit.layers_per_token:.2f} of {early_exit.config.n_layer} layers per token on average")
 
 
 def _exiting(model: LanguageModel, confidence: float, draft: str | None) -> EarlyExit:
-    """The model as one that leaves its layers early."""
+    """The model with early exit."""
     if draft is not None:
-        raise CallError("exit_confidence and draft are two ways to be faster: give one of them")
+        raise CallError("exit_confidence and draft cannot be combined")
     if not isinstance(model, GPT):
-        raise CallError(f"exit_confidence needs a GPT with layers to leave; this is a {type(model).__name__}")
+        raise CallError(f"exit_confidence needs a GPT; this is a {type(model).__name__}")
     return EarlyExit(model, confidence)
 
 
 def _rounded(model: LanguageModel, precision: str) -> LanguageModel:
-    """The model with its weights in the precision that generation shall have."""
+    """The model with its weights converted to ``precision``."""
     if precision == "int8":
         return int8(model)
     return model.to(torch.bfloat16) if precision == "bf16" else model
 
 
 def run(args: list[str]) -> None:
-    """Parse ``args`` and generate."""
+    """Parse ``args`` and generate text."""
     generate(**parse_function_call(generate, "generate", args))

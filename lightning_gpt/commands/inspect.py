@@ -1,4 +1,4 @@
-"""``lightning-gpt inspect``: a text's attention as one page, tables, pictures and arrays; what ablating a part does."""
+"""``lightning-gpt inspect``: attention over a text as a page, tables, plots and arrays, and the effect of ablations."""
 
 import csv
 from collections.abc import Sequence
@@ -48,24 +48,24 @@ def inspect(
     output: str = "inspect",
     seed: int = 0,
 ) -> None:
-    """Show what the heads of a model look at in a text, and what it would say next after each layer.
+    """Show which tokens each head of a model attends to in a text, and what the model would predict after each layer.
 
-    OUTPUT/index.html is one page with all of it, to be opened in a browser; it needs no network. The chosen head's
-    causal mask, scaled QK scores and QK softmax are printed as tables and drawn to OUTPUT/layerL_headH.png, every
-    head's pattern to OUTPUT/heads.png, and all matrices of all heads are saved to OUTPUT/attention.npz.
+    OUTPUT/index.html shows everything on one page; open it in a browser, no network needed. The chosen head's mask,
+    scaled QK scores and softmax are printed as tables and drawn to OUTPUT/layerL_headH.png, all heads' patterns are
+    drawn to OUTPUT/heads.png, and the matrices of all heads are saved to OUTPUT/attention.npz.
 
     Args:
-        checkpoint: A file that fit wrote; a one-head model with fresh weights and GPT-2's vocabulary when omitted.
-        text: The text to look at.
-        ids: Token ids to look at, instead of a text.
-        layer: Which layer's matrices to print and draw, and the page opens with.
-        head: Which of its heads.
-        ablate: Parts to take out, and say what that does to the loss on the text: LAYER.HEAD or LAYER.ffn, several
-            with commas (3.2,3.ffn), or all for a table and a picture of every part by itself.
-        ablation: What a part's output becomes: zero, or its mean over the text.
-        page_layers: The layers whose matrices the page holds; all when omitted, and no page for [].
-        output: Folder for the page, the pictures and the arrays.
-        seed: Of the fresh weights, where there is no checkpoint.
+        checkpoint: A checkpoint written by fit; a one-head model with random weights and GPT-2's vocabulary if omitted.
+        text: Text to inspect.
+        ids: Token ids to inspect instead of a text.
+        layer: Layer whose matrices are printed, drawn and shown first on the page.
+        head: Head of that layer.
+        ablate: Parts to ablate, to measure the change in loss on the text: LAYER.HEAD or LAYER.ffn, several separated
+            by commas (3.2,3.ffn), or all for a table and a plot with every part ablated separately.
+        ablation: Replacement for an ablated part's output: zero, or its mean over the text.
+        page_layers: Layers whose matrices the page contains; all if omitted, [] for no page.
+        output: Folder for the page, the plots and the arrays.
+        seed: Seed for the random weights used without a checkpoint.
     """
     model, tokenizer = _model_and_tokenizer(checkpoint, seed)
     token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids).long())
@@ -74,13 +74,14 @@ def inspect(
     parts = [] if ablate in ("", "all") else [Part.parse(name) for name in ablate.split(",")]
     check_parts(model, parts)
     if ablate:
-        text_loss(model, token_ids[None])  # refuses a text that is too short before anything is written
+        text_loss(model, token_ids[None])  # raises for a text that is too short, before anything is written
     maps = attention_maps(model, token_ids, readable_tokens(tokenizer, token_ids))
     for name, value, count in (("layer", layer, maps.n_layer), ("head", head, maps.n_head)):
         if not 0 <= value < count:
-            raise CallError(f"{name} is {value}; this model has {count} (allowed: 0 to {count - 1})")
+            has = f"{count} {name}{'' if count == 1 else 's'}"
+            raise CallError(f"{name} is {value}; this model has {has} (allowed: 0 to {count - 1})")
     layers = layers_of_page(maps, page_layers)
-    folder = _made(output)
+    folder = _create_folder(output)
     heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)
     three_matrices(maps, layer, head).savefig(folder / f"layer{layer}_head{head}.png", dpi=120)
     maps.save(folder / "attention.npz")
@@ -90,7 +91,7 @@ def inspect(
         ablated = _ablate_all(model, token_ids, ablation, folder)
     elif parts:
         _print_ablations(model, token_ids, parts, ablation)
-    print(f"pictures: {folder}/heads.png {folder}/layer{layer}_head{head}.png\narrays:   {folder}/attention.npz")
+    print(f"plots:    {folder}/heads.png {folder}/layer{layer}_head{head}.png\narrays:   {folder}/attention.npz")
     if ablated is not None:
         print(f"ablation: {folder}/ablation.png {folder}/ablation.csv")
     if layers:
@@ -119,12 +120,12 @@ def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageMod
     return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
 
 
-def _made(output: str) -> Path:
+def _create_folder(output: str) -> Path:
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CallError(f"output {output!r} cannot be a folder: {error.strerror}") from None
+        raise CallError(f"output {output!r} cannot be used as a folder: {error.strerror}") from None
     return folder
 
 
@@ -148,28 +149,29 @@ def _print_tables(maps: AttentionMaps, layer: int, head: int) -> None:
         console.print(table)
         console.print()
     if (rows, columns) < cells.shape:
-        print(f"the first {rows} rows and {columns} columns of {cells.shape[0]} x {cells.shape[1]}; the files hold all")
+        whole = " x ".join(map(str, cells.shape))
+        print(f"the first {rows} rows and {columns} columns of {whole} are shown; the files contain all")
 
 
 def _fitting_columns(maps: AttentionMaps, cells: np.ndarray, room: int) -> int:
-    """How many columns of ``cells`` are whole in ``room`` characters, beside the tokens' own; at least one."""
+    """How many columns of ``cells`` fit into ``room`` characters beside the column of tokens; at least one."""
     names = max(cell_len(token) for token in maps.tokens[: len(cells)])
     widths = [max(cell_len(key), *map(len, column)) + 2 for key, column in zip(maps.keys, cells.T, strict=True)]
     return max(1, int((np.cumsum(widths) + names + 2 <= room).sum()))
 
 
 def _print_ablations(model: LanguageModel, token_ids: torch.Tensor, parts: Sequence[Part], kind: Ablation) -> None:
-    """The change in loss for each of ``parts`` by itself, and for all of them together where they are several."""
+    """Print the change in loss for each of ``parts`` separately and, if there are several, for all of them together."""
     together = [list(parts)] if len(parts) > 1 else []
     before = text_loss(model, token_ids[None])
-    print(f"loss on the text: {before:.6f} nats; with the output of these parts {_becomes(kind)}:")
+    print(f"loss on the text: {before:.6f} nats; loss and change with the output of these parts {_replaced(kind)}:")
     for group in [*([part] for part in parts), *together]:
         after = ablated_loss(model, token_ids[None], group, kind)
         print(f"  {' + '.join(map(str, group)):<12} {after:.6f}  {after - before:+.6f}")
 
 
 def _ablate_all(model: LanguageModel, token_ids: torch.Tensor, kind: Ablation, folder: Path) -> Ablated:
-    """Ablate every head and FFN by itself: print the table, draw it and save it."""
+    """Ablate every head and FFN separately; print, draw and save the table."""
     found = dict(
         track(
             ablate_each(model, token_ids[None], kind),
@@ -182,13 +184,13 @@ def _ablate_all(model: LanguageModel, token_ids: torch.Tensor, kind: Ablation, f
     columns = list(dict.fromkeys(str(part).partition(".")[2] for part in found))
     change = np.array(list(found.values())).reshape(-1, len(columns))
     table = Table(box=None, padding=(0, 1), title_justify="left")
-    table.title = f"change in loss, nats, with the output of one part {_becomes(kind)}"
+    table.title = f"change in loss (nats) with the output of one part {_replaced(kind)}"
     for name in ("layer", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(change):
         table.add_row(str(number), *(f"{value:+.3f}" for value in row))
     Console(highlight=False, soft_wrap=True).print(table)
-    ablation_grid(change, columns, f"change in loss with one part's output {_becomes(kind)}").savefig(
+    ablation_grid(change, columns, f"change in loss with one part's output {_replaced(kind)}").savefig(
         folder / "ablation.png", dpi=120
     )
     with (folder / "ablation.csv").open("w", newline="") as file:
@@ -198,21 +200,22 @@ def _ablate_all(model: LanguageModel, token_ids: torch.Tensor, kind: Ablation, f
     return Ablated(kind, columns, change)
 
 
-def _becomes(kind: Ablation) -> str:
-    return "zero" if kind == "zero" else "its mean over the text"
+def _replaced(kind: Ablation) -> str:
+    return "set to zero" if kind == "zero" else "replaced by its mean over the text"
 
 
 def _title(maps: AttentionMaps) -> str:
     if maps.n_layer == maps.n_head == 1:
         return "One attention head"
-    return f"{maps.n_layer} {'layer' if maps.n_layer == 1 else 'layers'} of {maps.n_head} heads"
+    layers = "1 layer" if maps.n_layer == 1 else f"{maps.n_layer} layers"
+    return f"{layers}, {maps.n_head} heads each"
 
 
 def _facts(model: LanguageModel, lens: LogitLens, checkpoint: str | None, seed: int) -> dict[str, str]:
     parameters, limit = sum(parameter.numel() for parameter in model.parameters()), model.context_limit
     facts = {
         "model": type(model).__name__,
-        "weights": checkpoint or f"fresh, seed {seed}",
+        "weights": checkpoint or f"random, seed {seed}",
         "parameters": f"{parameters:,}",
         "width": f"{model.config.dim:,}",
         "vocabulary": f"{model.config.vocab_size:,}",
@@ -226,7 +229,7 @@ def _facts(model: LanguageModel, lens: LogitLens, checkpoint: str | None, seed: 
 
 
 def _names(tokenizer: Tokenizer, lens: LogitLens) -> dict[int, str]:
-    """A readable text for every token that the lens names."""
+    """Readable text for every token in the lens."""
     shown = np.unique(lens.top).tolist()
     return dict(zip(shown, readable_tokens(tokenizer, shown), strict=True))
 

@@ -1,6 +1,6 @@
 """What every language model of this package offers besides its own formula."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context, Shared
-from lightning_gpt.models.decoding.sampling import Sampling, continued
-from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.decoding.generating import Generating
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.models.layer import Embedding, Layer
@@ -25,7 +24,7 @@ models: Models["LanguageModel"] = Models()
 """Every model, with the class of its config, by the name that checkpoints call it."""
 
 
-class LanguageModel(Layer, ABC):
+class LanguageModel(Layer, Generating):
     """A causal model of token sequences: tokens and positions in, an output head at the end.
 
     A subclass makes its parts, then says how ids become last hidden states (:meth:`hidden`); logits, loss, recording
@@ -56,10 +55,6 @@ class LanguageModel(Layer, ABC):
         from what it has read, and are read into it; ``lengths`` ``(batch,)`` says how many ids of each row are real
         where rows are padded at their end.
         """
-
-    @abstractmethod
-    def new_cache(self, capacity: int) -> Cache:
-        """An empty cache for sequences of up to ``capacity`` tokens, of any number of rows."""
 
     @abstractmethod
     def block_views(self) -> list[BlockView]:
@@ -116,43 +111,11 @@ class LanguageModel(Layer, ABC):
         """The longest text whose intermediates one pass can record, in tokens; None where any."""
         return None
 
-    def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Logits ``(batch, vocab_size)`` of the token after ``ids``, or after the first ``lengths`` of each row.
-
-        Of more ids than the model can read only the last count, where neither ``cache`` nor ``lengths`` is given.
-        """
-        if cache is None and lengths is None and self.context_limit is not None:
-            ids = ids[:, -self.context_limit :]
-        hidden = self.hidden(ids, cache=cache, lengths=lengths)
-        last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-        return self.head.few(last)
-
     def record(
         self, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None
     ) -> AbstractContextManager[Trace]:
         """Record (and edit) named intermediates; see :func:`lightning_gpt.models.record.record`."""
         return record(self, names, edits)
-
-    def generate(
-        self,
-        ids: Tensor,
-        max_new_tokens: int,
-        *,
-        lengths: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
-
-        ``temperature=0`` is greedy. Where prompts are of unequal length, ``lengths`` ``(batch,)`` says how many ids of
-        each row are its prompt; its new tokens follow at once, and what was padding stands after them. Past the end of
-        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off meanwhile.
-        """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        with evaluating(self):
-            return continued(self, ids, max_new_tokens, sampling, lengths, generator)
 
     def context(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,48 +14,52 @@ from lightning_gpt.models.positions.scheme import Positions
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
-    """Values that the first layer of a pass that needs them makes, by key; made each time where nothing is kept."""
+class Once(dict[Hashable, T]):
+    """Values that the first layer of a pass that needs them makes, by key."""
 
-    def __init__(self, keeps: bool) -> None:
-        self._made: dict[Hashable, T] | None = {} if keeps else None
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+    def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value under ``key``, from ``make`` where there is none yet."""
-        if self._made is None:
-            return make()
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self:
+            self[key] = make()
+        return self[key]
 
 
+class _Never(Once[T]):
+    """Keeps nothing: each value is made when it is asked for."""
+
+    def made(self, key: Hashable, make: Callable[[], T]) -> T:
+        return make()
+
+
+@dataclass(frozen=True)
 class Shared:
     """What the layers of a pass have made for each other.
 
-    Masks, biases, rotations and layouts are made of where the tokens stand; any device can make its own. What is
-    *carried* is made of the residual stream by one layer for later ones, so a pipeline has to send it along.
-
     Args:
-        keeps: Whether there is a pass to share it in; False for a layer that is run by itself.
+        masks: What a query sees.
+        biases: What the position scheme adds to scores, masked.
+        rotations: Cosines and sines of rotary positions.
+        layouts: A kind's own cut of the sequence into blocks or chunks.
+        carried: What one layer makes of the residual stream for later ones. A pipeline has to send it along; of the
+            rest, which is made of where the tokens stand, any device can make its own.
     """
 
-    def __init__(self, keeps: bool = True) -> None:
-        self.masks: Once[Tensor] = Once(keeps)
-        self.biases: Once[Tensor] = Once(keeps)
-        self.rotations: Once[tuple[Tensor, Tensor]] = Once(keeps)
-        self.layouts: Once[Any] = Once(keeps)  # a kind's own cut of the sequence into blocks or chunks
-        self.carried: Once[Tensor] = Once(keeps)
+    masks: Once[Tensor] = field(default_factory=Once)
+    biases: Once[Tensor] = field(default_factory=Once)
+    rotations: Once[tuple[Tensor, Tensor]] = field(default_factory=Once)
+    layouts: Once[Any] = field(default_factory=Once)
+    carried: Once[Tensor] = field(default_factory=Once)
 
     def initial_stream(self, x: Tensor) -> Tensor:
         """The stream ``(batch, time, dim)`` that the first layer was given: ``x``, where that is this one."""
-        return self.carried.get("initial stream", lambda: x)
+        return self.carried.made("initial stream", lambda: x)
 
     def first_values(self, who: Hashable, v: Tensor) -> Tensor:
         """The values of the first layer that asks as ``who``: ``v``, where that is this one."""
-        return self.carried.get(("first values", who), lambda: v)
+        return self.carried.made(("first values", who), lambda: v)
 
 
-_ALONE = Shared(keeps=False)
+_ALONE = Shared(_Never(), _Never(), _Never(), _Never(), _Never())  # of a layer that is run by itself
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Context:
             return x
         time, width = x.shape[-2:]
         dtype = torch.promote_types(x.dtype, torch.float32)  # bf16 holds no whole number above 256 exactly
-        rotation = self.shared.rotations.get(
+        rotation = self.shared.rotations.made(
             (width, time, dtype), lambda: scheme.rotation(width, self.numbered(time, x.device), dtype)
         )
         return scheme.rotate(x, *rotation)

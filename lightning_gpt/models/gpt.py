@@ -114,21 +114,23 @@ class GPT(LanguageModel):
     ) -> Tensor:
         """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
         context = self.context(ids, documents, cache, lengths, losses)
-        hidden = self.run(self.embedded(ids, context), context)
+        hidden = self.run(self.embed(ids, context), context)
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
         return hidden
 
-    def embedded(self, ids: Tensor, context: Context) -> Tensor:
+    def embed(self, ids: Tensor, context: Context) -> Tensor:
         """Token ids ``(batch, time)`` to the stream ``(batch, time, dim)`` before the first layer, dropout included."""
-        return self.dropout(self.embed(ids, context))  # type: ignore[no-any-return]
+        return self.dropout(super().embed(ids, context))  # type: ignore[no-any-return]
 
-    def run(self, x: Tensor, context: Context, inputs: list[Tensor] | None = None) -> Tensor:
-        """The stream before the first layer to the final norm's output; ``inputs`` gets what each layer is given."""
+    def run(self, x: Tensor, context: Context) -> Tensor:
+        """The stream before the first layer to the final norm's output."""
         for layer in range(self.config.n_layer):
-            if inputs is not None:
-                inputs.append(x)
             x = self.layer(layer, x, context)
+        return self.finish(x, context)
+
+    def finish(self, x: Tensor, context: Context) -> Tensor:
+        """The stream after the last layer to the final norm's output."""
         if self.diversity is not None:
             x = self.diversity(x, context)
         return self.see("final_norm", self.final_norm(x))

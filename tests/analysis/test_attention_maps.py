@@ -82,7 +82,9 @@ class _WithoutPattern(_WithMemory):
 
 
 def test_layers_without_softmax_attention_are_named() -> None:
-    with pytest.raises(CallError, match=r"attention of layer 0, 1 has no mask, scores and softmax to show"):
+    with pytest.raises(
+        CallError, match=r"layers without softmax attention: 0, 1; they have no mask, scores and softmax to show"
+    ):
         attention_maps(_WithoutPattern(gpt().config), IDS, TOKENS)
 
 

@@ -98,8 +98,49 @@ def test_closed_cases_of_value_projections() -> None:
     assert float(spectral.positive_share(kept)) == 1.0
     assert float(spectral.positive_share(negated)) == 0.0
     assert float(spectral.spectral_radius(negated)) == pytest.approx(0.5)
-    mixed = torch.tensor([[3.0, -1.0, 2j, -2j]])
-    assert float(spectral.positive_share(mixed)) == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "expected"),
+    [
+        ([3.0, -1.0, 2j, -2j], 7 / 8),
+        ([-0.5, 0.5], 1 / 2),
+        ([-3.0, -0.5, 0.5], 7 / 8),  # −3 makes the shared part −2 times as large
+        ([-2.0], 0.0),  # it only changes its sign
+        ([-0.5 + 2j, -0.5 - 2j, -0.5 + 0.1j, -0.5 - 0.1j], math.sqrt(4.25) / (math.sqrt(4.25) + math.sqrt(0.26))),
+        ([1e-20, -1e-20], 1 / 2),
+        ([0.0, 0.0], 0.0),
+    ],
+)
+def test_the_positive_share_is_of_what_amplifies_the_shared_part(eigenvalues: list[complex], expected: float) -> None:
+    spectrum = torch.tensor(eigenvalues, dtype=torch.complex128)
+    assert float(spectral.positive_share(spectrum)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_negative_weights_count_by_their_size_in_the_spectral_gap() -> None:
+    """Also in a triangular pattern, whose eigenvalues are its diagonal."""
+    pattern = torch.tensor([[1.0, 0, 0], [1.7, -0.7, 0], [0.4, 0.4, 0.2]]).double()
+    assert float(spectral.spectral_gap(pattern)) == pytest.approx(0.3)
+    assert float(spectral.spectral_gap(pattern.mT)) == pytest.approx(0.3), "the general solver"
+
+
+@hypothesis.given(seed=st.integers(0, 1000), time=st.integers(2, 9), causal=st.booleans())
+@property_test
+def test_the_second_singular_value_has_the_bounds_that_its_documentation_gives(
+    seed: int, time: int, causal: bool
+) -> None:
+    pattern = random_pattern(seed, time, causal)
+    found = spectral.second_singular_value(pattern)
+    assert (found <= math.sqrt(time / 2)).all()
+    from_equal_rows = torch.linalg.matrix_norm(pattern - pattern.mean(dim=-2, keepdim=True), ord=2)
+    assert (found <= from_equal_rows + 1e-9).all()
+
+
+@pytest.mark.parametrize("time", [2, 4, 10])
+def test_the_second_singular_value_is_largest_where_tokens_attend_in_two_halves(time: int) -> None:
+    halves = torch.eye(2).double().repeat(time // 2, 1)  # causal: tokens 0 and 1 attend to themselves
+    pattern = torch.nn.functional.pad(halves, (0, time - 2))
+    assert float(spectral.second_singular_value(pattern)) == pytest.approx(math.sqrt(time / 2))
 
 
 @hypothesis.given(seed=st.integers(0, 1000), time=st.integers(2, 9), dim=st.integers(1, 7))

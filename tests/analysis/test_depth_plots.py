@@ -65,11 +65,21 @@ def test_every_eigenvalue_is_a_point_within_the_axes() -> None:
     eigenvalues = [torch.tensor([[1 + 1j, 1 - 1j], [-2 + 0j, 0j]]), None, *[torch.zeros(2, 2) + 0j] * 3]
     figure = drawn(value_spectrum(eigenvalues, 5))
     first, second, *_ = figure.axes
-    points = [point for line in first.lines[1:] for point in zip(*line.get_data(), strict=True)]
+    points = [point for line in first.lines for point in zip(*line.get_data(), strict=True)]
     assert points == [(1, 1), (1, -1), (-2, 0), (0, 0)]
     assert first.get_xlim()[0] < -2
     assert first.get_xlim() == second.get_xlim()
-    assert len(second.lines) == 1, "the line that parts the two sides"
+    assert len(second.lines) == 0
+
+
+def test_a_circle_separates_what_amplifies_from_what_does_not() -> None:
+    """Its points have |1 + λ| = 1, also where the axes show only a small part of it."""
+    for size in (0.01, 4.0):
+        ax = drawn(value_spectrum([torch.tensor([[size + 0j]])], 5)).axes[0]
+        (circle,) = ax.patches
+        points = ax.transData.inverted().transform(circle.get_transform().transform_path(circle.get_path()).vertices)
+        on_the_curve = points[::3][:-1]  # the ends of the Bézier curves
+        assert abs(1 + on_the_curve[:, 0] + 1j * on_the_curve[:, 1]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_cka_is_on_one_scale_from_0_to_1() -> None:

@@ -52,10 +52,10 @@ def silence(model: GPT, part: Part) -> None:
     block = model.blocks[part.layer]
     with torch.no_grad():
         if part.head is None:
-            block.ffn.projection.weight.zero_()
-            block.ffn.projection.bias.zero_()
+            block.ffn.down.weight.zero_()
+            block.ffn.down.bias.zero_()
         else:
-            block.attention.projection.weight[:, columns(part)] = 0
+            block.attention.w_o.weight[:, columns(part)] = 0
 
 
 def edited(model: LanguageModel, edits: dict[str, Any], ids: Tensor = IDS) -> Tensor:
@@ -79,20 +79,20 @@ def test_a_part_is_read_as_it_is_written(text: str, part: Part) -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "3.", ".2", "3.x", "-1.0", "3.2.1", "3.FFN", "3:2"])
 def test_what_names_no_part_is_refused(text: str) -> None:
-    with pytest.raises(CallError, match=r"names no part of a model; allowed: LAYER\.HEAD such as 3\.2"):
+    with pytest.raises(CallError, match=r"is not a part of a model; allowed: LAYER\.HEAD such as 3\.2"):
         Part.parse(text)
 
 
 @pytest.mark.parametrize("text", ["3.0", "0.2", "3.ffn"])
 def test_a_part_that_the_model_does_not_have_is_refused(text: str) -> None:
-    expected = rf"the model has no {text}; it has 3 layers of 2 heads \(allowed: 0\.0 to 2\.1, or LAYER\.ffn\)"
+    expected = rf"the model has no part {text}; it has 3 layers with 2 heads \(allowed: 0\.0 to 2\.1, or LAYER\.ffn\)"
     with pytest.raises(CallError, match=expected):
         check_parts(gpt(), [Part(0, 0), Part.parse(text)])
 
 
 @pytest.mark.parametrize("text", ["0.1", "1.0", "0.ffn"])
 def test_the_one_head_model_has_one_part(text: str) -> None:
-    with pytest.raises(CallError, match=r"it has 1 layer of 1 head, without an FFN \(allowed: 0\.0\)"):
+    with pytest.raises(CallError, match=r"it has 1 layer with 1 head and no FFN \(allowed: 0\.0\)"):
         check_parts(single_head(), [Part.parse(text)])
 
 
@@ -139,7 +139,7 @@ def reference_with_means(model: GPT, part: Part) -> np.ndarray:
                     mixed = mixed if instead is None else np.tile(instead, (len(ids), 1))
                 heads.append(mixed)
             joined = np.concatenate(heads, axis=1)
-            h = h + formulas.linear(joined, block["attention.projection.weight"], block["attention.projection.bias"])
+            h = h + formulas.linear(joined, block["attention.w_o.weight"], block["attention.w_o.bias"])
             n = formulas.layer_norm(h, block["ffn_norm.weight"], block["ffn_norm.bias"])
             fed = formulas.feed_forward(n, formulas.below(block, "ffn"))
             if part == Part(layer, None):
@@ -193,7 +193,7 @@ def test_the_one_head_model_without_its_head(kind: Ablation) -> None:
 
 
 def test_a_mean_needs_something_to_be_the_mean_of() -> None:
-    with pytest.raises(CallError, match="needs the ids to take the mean over"):
+    with pytest.raises(CallError, match="needs reference_ids to take the mean over"):
         ablation_edits(gpt(), [Part(0, 0)], "mean")
 
 
@@ -232,13 +232,16 @@ OF_THEIR_OWN = [c for c in CONFIGS if "n_unique" not in c and "neutreno" not in 
 def test_every_variant_loses_the_same_by_its_edited_output_projection(changes: dict[str, Any]) -> None:
     """Each part of layer 1 by itself: its head's columns of the projection at 0, or its FFN's output."""
     model = build(changes)
-    ids, width = random_ids(17, 2, model.trace_limit or 8), 4
+    ids = random_ids(17, 2, model.trace_limit or 8)
     for part in (part for part in all_parts(model) if part.layer == 1):
         without = copy.deepcopy(model)
+        block = without.blocks[1].unwrapped
         if part.head is None:
-            without.blocks[1].ffn.forward = torch.zeros_like
+            block.ffn.forward = lambda x, context: torch.zeros_like(x)
         else:
-            without.blocks[1].attention.projection.weight.data[:, part.head * width : (part.head + 1) * width] = 0
+            weight = block.attention.w_o.weight.data
+            width = weight.shape[1] // block.attention.n_head
+            weight[:, part.head * width : (part.head + 1) * width] = 0
         ablated = edited(model, ablation_edits(model, [part]), ids)
         torch.testing.assert_close(ablated, without(ids).detach(), **CLOSE)
 
@@ -291,8 +294,11 @@ def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding"), "3 and 5 tokens; .*say which positions"),
-        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]), r"position 3 is not in both .*0 to 2\)"),
+        (lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding"), "3 and 5 tokens; .*give positions"),
+        (
+            lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]),
+            r"position 3 is outside one of the texts .*0 to 2\)",
+        ),
         (lambda m: patched_logits(m, OTHER, IDS, "embeding"), r"no intermediate is named 'embeding'.*embedding"),
         (
             lambda m: patched_logits(m, OTHER[:, :3], IDS, "blocks.0.attention.pattern", [1]),

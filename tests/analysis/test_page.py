@@ -135,7 +135,7 @@ def test_layers_of_a_page_are_all_or_those_that_exist() -> None:
     assert layers_of_page(of, None) == [0, 1, 2]
     assert layers_of_page(of, [2, 0, 2]) == [0, 2]
     assert layers_of_page(of, []) == []
-    with pytest.raises(CallError, match=r"page_layers has 3; this model has 3 \(allowed: 0 to 2\)"):
+    with pytest.raises(CallError, match=r"page_layers has 3; this model has 3 layers \(allowed: 0 to 2\)"):
         layers_of_page(of, [3])
 
 
@@ -144,9 +144,11 @@ def test_a_page_that_is_too_large_is_refused_with_what_fits(monkeypatch: pytest.
     monkeypatch.setattr(module, "MOST_BYTES", 3 * 192)
     assert layers_of_page(of, None) == [0, 1, 2]
     monkeypatch.setattr(module, "MOST_BYTES", 3 * 192 - 1)
-    with pytest.raises(CallError, match=r"\(3 layers, 3 heads, 4 tokens\).*at most 2 layers fit.*page_layers \[\]"):
+    with pytest.raises(
+        CallError, match=r"\(3 layers, 3 heads, 4 tokens\).*choose at most 2 with page_layers.*page_layers \[\]"
+    ):
         layers_of_page(of, None)
     assert layers_of_page(of, [0, 2]) == [0, 2]
     monkeypatch.setattr(module, "MOST_BYTES", 191)
-    with pytest.raises(CallError, match=r"give 3 tokens"):
+    with pytest.raises(CallError, match=r"use a text of at most 3 tokens"):
         layers_of_page(of, [0])

@@ -304,6 +304,7 @@ def test_turning_the_lens_shows_other_positions_and_a_place_shows_its_next_token
     page.one("#lens-back").click()
     earlier = {int(button.get_attribute("data-row")) for button in page.all("#lens button[data-depth='0']")}
     assert max(earlier) < min(shown) or min(earlier) == 0
+    assert page.one("#lens-range").text == f"tokens {min(earlier) + 1}–{max(earlier) + 1} of {len(page.ids)}"
     row = min(earlier)
     page.one(f"#lens button[data-depth='1'][data-row='{row}']").click()
     logits = page.model.final_norm(recorded(page)["after_ffn", 0][0, row]) @ page.model.unembedding.T

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "top_k of nothing": ((*GENERATE, "--top_k", "0"), 2, r"top_k is 0; .*at least 1"),
     "negative temperature": ((*GENERATE, "--temperature", "-1"), 2, r"temperature is -1.0"),
     "unknown strategy of drawing": ((*GENERATE, "--strategy", "beam"), 2, r"'beam'; allowed: 'multinomial', 'greedy'"),
-    "layer that is not there": ((*INSPECT, "--layer", "9"), 2, r"layer is 9; this model has 2 \(allowed: 0 to 1\)"),
+    "layer out of range": ((*INSPECT, "--layer", "9"), 2, r"layer is 9; this model has 2 layers \(allowed: 0 to 1\)"),
     "misspelt option of inspect": (("inspect", "--chekpoint", "x"), 2, r"--chekpoint; did you mean --checkpoint"),
 }
 
@@ -149,7 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # called in fresh interpreters too: a command that is none, and the first, middle and last thing that commands look at
-FRESH = ("unknown command", "unknown option", "empty corpus", "other depth", "top_p above 1", "layer that is not there")
+FRESH = ("unknown command", "unknown option", "empty corpus", "other depth", "top_p above 1", "layer out of range")
 
 
 @pytest.mark.parametrize(

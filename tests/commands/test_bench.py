@@ -7,7 +7,7 @@ import pytest
 
 from lightning_gpt.commands.bench import bench
 from lightning_gpt.errors import CallError
-from tests.benchmark.conftest import NANO_GPT
+from tests.benchmarks.stand_in import NANO_GPT
 from tests.processes import must_run, run_command
 
 SMALL = (
@@ -25,14 +25,14 @@ def test_a_run_prints_each_row_and_writes_the_table(tmp_path: Path) -> None:
     assert "threads: 1" in lines
     assert "rounds: 2" in lines
     assert any(
-        text.startswith("step: fp32, L = 2, beside nanoGPT: ") and "asked at least 1.8 x" in text for text in lines
+        text.startswith("step: fp32, L = 2, vs. nanoGPT: ") and "target at least 1.8 x" in text for text in lines
     )
-    assert any(text.startswith("step: beside minGPT: skipped, clones/minGPT") for text in lines)
+    assert any(text.startswith("step: vs. minGPT: skipped, clones/minGPT") for text in lines)
     assert any("_LinearCrossEntropy" in text for text in lines), "the profile's table"
     content = json.loads((tmp_path / "bench/bench.json").read_text())
     assert {row["row"] for row in content["rows"]} == {"step", "depth"}
     assert content["machine"]["threads"] == 1
-    assert "| depth | step time over depth" in (tmp_path / "bench/bench.md").read_text()
+    assert "| depth | step time by depth" in (tmp_path / "bench/bench.md").read_text()
     assert json.loads((tmp_path / "bench/trace-fp32.json").read_text())["traceEvents"]
     assert (tmp_path / "bench/profile-fp32.txt").stat().st_size > 0
 
@@ -40,7 +40,7 @@ def test_a_run_prints_each_row_and_writes_the_table(tmp_path: Path) -> None:
 def test_a_wrong_row_is_one_line(tmp_path: Path) -> None:
     done = run_command("bench", "--rows", "stepp", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: rows names 'stepp'; the rows are step, step_bf16, ")
+    assert done.stderr.startswith("error: rows has 'stepp'; allowed: step, step_bf16, ")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -49,9 +49,9 @@ def test_a_wrong_row_is_one_line(tmp_path: Path) -> None:
     [
         ({"threads": 0}, "threads is 0; it must be at least 1"),
         ({"rounds": 0}, "rounds is 0; it must be at least 1"),
-        ({"peer_dir": "/nowhere"}, "peer_dir is '/nowhere', which is no folder"),
-        ({"litgpt_python": "/nowhere"}, "litgpt_python is '/nowhere', which is no file"),
-        ({"device": "cuda"}, "device is 'cuda' and torch finds no CUDA device"),
+        ({"peer_dir": "/nowhere"}, "peer_dir is '/nowhere', which is not a folder"),
+        ({"litgpt_python": "/nowhere"}, "litgpt_python is '/nowhere', which is not a file"),
+        ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA device"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_measured(

@@ -183,7 +183,7 @@ def test_generate_that_leaves_early_says_how_many_layers_ran(folder: Path, run: 
     said = must_run(*call, "--exit_confidence", "1e-9", cwd=folder)
     n_layer = lightning_gpt.load(run / "checkpoints/last.ckpt").config.n_layer
     assert said.stdout.startswith("abc")
-    assert f"early exit: 1.00 of {n_layer} layers a token on average" in said.stderr
+    assert f"early exit: 1.00 of {n_layer} layers per token on average" in said.stderr
     assert n_layer > 1
 
 

@@ -126,7 +126,7 @@ def test_the_columns_that_are_printed_are_whole(
     call(checkpoint, tmp_path, page_layers=[])
     said = capsys.readouterr().out
     assert "…" not in said
-    shown = re.search(r"the first 12 rows and (\d+) columns of 28 x 28; the files hold all", said)
+    shown = re.search(r"the first 12 rows and (\d+) columns of 28 x 28 are shown; the files contain all", said)
     assert shown
     assert 3 <= int(shown[1]) < 12
 
@@ -141,15 +141,18 @@ def test_page_layers_choose_what_the_page_holds_or_leave_it_out(checkpoint: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 2}, r"layer is 2; this model has 2 \(allowed: 0 to 1\)"),
-        ({"head": -1}, r"head is -1; this model has 2 \(allowed: 0 to 1\)"),
-        ({"ablate": "2.0"}, r"the model has no 2.0; it has 2 layers of 2 heads \(allowed: 0.0 to 1.1, or LAYER.ffn\)"),
-        ({"ablate": "0.0,all"}, r"'all' names no part of a model"),
+        ({"layer": 2}, r"layer is 2; this model has 2 layers \(allowed: 0 to 1\)"),
+        ({"head": -1}, r"head is -1; this model has 2 heads \(allowed: 0 to 1\)"),
+        (
+            {"ablate": "2.0"},
+            r"the model has no part 2.0; it has 2 layers with 2 heads \(allowed: 0.0 to 1.1, or LAYER.ffn\)",
+        ),
+        ({"ablate": "0.0,all"}, r"'all' is not a part of a model"),
         ({"ablate": "0.0", "ids": [7]}, r"the text has 1 token and a loss needs 2"),
         ({"ids": []}, r"ids is \[\]; give at least one token id, or a text"),
         ({"ids": [300]}, r"id 300 is outside the vocabulary of 257"),
         ({"text": "x" * 65}, r"65 tokens .* 64"),
-        ({"page_layers": [0, 2]}, r"page_layers has 2; this model has 2 \(allowed: 0 to 1\)"),
+        ({"page_layers": [0, 2]}, r"page_layers has 2; this model has 2 layers \(allowed: 0 to 1\)"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_written(
@@ -164,14 +167,14 @@ def test_a_page_that_would_be_too_large_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "MOST_BYTES", 10_000)
-    with pytest.raises(CallError, match="at most 1 layers fit: choose them with page_layers"):
+    with pytest.raises(CallError, match="choose at most 1 with page_layers"):
         call(checkpoint, tmp_path)
     call(checkpoint, tmp_path, page_layers=[1])
 
 
 def test_the_output_that_is_a_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "look").write_text("")
-    with pytest.raises(CallError, match=r"output '.*look' cannot be a folder: File exists"):
+    with pytest.raises(CallError, match=r"output '.*look' cannot be used as a folder: File exists"):
         call(checkpoint, tmp_path)
 
 
@@ -183,4 +186,4 @@ def test_an_unknown_kind_of_ablation_is_refused_with_those_that_are_known(tmp_pa
 
 def test_a_part_with_a_head_of_two_digits_is_not_read_as_a_number(tmp_path: Path) -> None:
     done = run_command("inspect", "--ablate", "3.10", cwd=tmp_path)
-    assert "the model has no 3.10;" in done.stderr
+    assert "the model has no part 3.10;" in done.stderr

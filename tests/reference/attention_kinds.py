@@ -46,7 +46,7 @@ def layer(
     for h in range(n_head):
         group = h // (n_head // n_kv_head)
         made.append(head(turn(norm_q(queries[h])), turn(norm_k(keys[group])), values[group], h))
-    return linear(np.concatenate(made, axis=1), state["projection.weight"], state.get("projection.bias"))
+    return linear(np.concatenate(made, axis=1), state["w_o.weight"], state.get("w_o.bias"))
 
 
 # --- who sees whom ---------------------------------------------------------------------------------------------

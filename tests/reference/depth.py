@@ -87,6 +87,12 @@ def second_singular_value(pattern: Array) -> float:
     return float(np.linalg.svd(pattern, compute_uv=False)[1])
 
 
+def positive_share(w_v: Array, w_o: Array) -> float:
+    """The part of Σ|λ| of ``W_V W_O`` whose λ make a stream that all tokens share longer: ``|1 + λ| > 1``."""
+    values = value_spectrum(w_v, w_o)
+    return float(sum(abs(value) for value in values if abs(1 + value) > 1) / sum(abs(values)))
+
+
 def value_spectrum(w_v: Array, w_o: Array) -> NDArray[np.complex128]:
     """All eigenvalues of ``W_V W_O`` ``(dim, dim)`` of one head, the largest first."""
     values = np.linalg.eigvals(w_v @ w_o)

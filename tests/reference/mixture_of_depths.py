@@ -38,7 +38,7 @@ def predicted(h: Array, state: State) -> Array:
     logits = []
     for row in h:
         unit = row / math.sqrt(sum(row**2) / len(row) + np.finfo(np.float64).eps)
-        hidden = p["expand.weight"] @ unit + p["expand.bias"]
+        hidden = p["up.weight"] @ unit + p["up.bias"]
         gelu = np.array([z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in hidden])
         logits.append(float(p["output.weight"][0] @ gelu + p["output.bias"][0]))
     return np.array(logits)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -216,6 +217,37 @@ def test_it_says_its_share_of_the_time(run: Path) -> None:
     events = EventAccumulator(str(run))
     events.Reload()
     assert [(event.step, 0 < event.value < 1) for event in events.Scalars("depth/share_of_time")] == [(STEPS, True)]
+
+
+def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: a training step queues its work and returns; the next measurement waits for it."""
+    clock = {"now": 0.0, "queued": 0.0}
+
+    class Queued(GPTModule):
+        def training_step(self, *given: Any) -> Any:
+            clock["queued"] += 9
+            return super().training_step(*given)
+
+    def synchronize(*_: Any) -> None:
+        clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
+
+    def measured(probe: Probe) -> Any:
+        clock["queued"] += 1
+        synchronize()  # figures are read on the CPU
+        return measure(probe)
+
+    callback = "lightning_gpt.training.callbacks.depth"
+    monkeypatch.setattr(f"{callback}.synchronize", synchronize, raising=False)
+    monkeypatch.setattr(f"{callback}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr(f"{callback}.measure", measured)
+    module = Queued(n_layer=1, n_head=2, dim=16, block_size=16, vocab_size=300)
+    events = EventAccumulator(str(fit(corpus, tmp_path, module, DepthDiagnostics())))
+    events.Reload()
+    (share,) = events.Scalars("depth/share_of_time")
+    probes = 1 + STEPS // EVERY
+    assert share.value == pytest.approx(probes / (probes + 9 * STEPS))
 
 
 def test_a_probe_of_one_token_is_refused() -> None:

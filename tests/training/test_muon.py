@@ -81,10 +81,10 @@ def test_which_matrices_are_hidden() -> None:
     model = GPT(CONFIG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {rows: {names[id(p)] for p in members} for rows, members in hidden_matrices(model).items()}
-    of_blocks = {f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attention.projection", "ffn.projection")}
+    of_blocks = {f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attention.w_o", "ffn.down")}
     assert found == {
         (16, 16, 16): {"blocks.0.attention.qkv.weight", "blocks.1.attention.qkv.weight"},
-        (): of_blocks | {f"blocks.{i}.ffn.expand.weight" for i in range(2)},
+        (): of_blocks | {f"blocks.{i}.ffn.up.weight" for i in range(2)},
     }
 
 

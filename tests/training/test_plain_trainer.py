@@ -89,7 +89,7 @@ def test_it_trains_what_a_loop_by_hand_trains_and_moves_the_bias_by_the_formula(
 
 
 def test_callbacks_that_log_and_draw_change_no_weight(tmp_path: Path) -> None:
-    everything: dict[str, Any] = {"layer_drop": {"kind": "linear", "rate": 0.5}, "depth": "mixture"}
+    everything: dict[str, Any] = {"layer_drop": {"kind": "linear", "rate": 0.5}, "token_routing": "mixture_of_depths"}
     alone, watched = (moe_module(**everything) for _ in range(2))
     trainer(tmp_path).fit(alone, batches(6), batches(2))
     drawing = [Experts(), TokenRoutes(), StepMetrics(), InitialLoss(), Cost()]

@@ -1,4 +1,4 @@
-// Reading the page's arrays: base64, gzip, little-endian numbers.
+// Decode the page's arrays: base64, gzip, little-endian numbers.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const rowCount = data.tokens.length;
@@ -12,7 +12,7 @@ async function unpack(packed, Type) {
   return new Type(await new Response(stream).arrayBuffer());
 }
 
-// The number that the 16 bits of an IEEE 754 half stand for; browsers have no Float16Array everywhere yet.
+// The value of a 16-bit IEEE 754 half; not every browser has Float16Array yet.
 function halfToNumber(bits) {
   const sign = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 0x1f;
@@ -29,13 +29,13 @@ async function unpackFloats(packed) {
   return Float32Array.from(halves, (bits) => unpackFloats.table[bits]);
 }
 
-// The three matrices of one head, each row after row.
+// The three matrices of one head, in row-major order.
 class Head {
   constructor(mask, scores, pattern) {
     this.mask = mask;
     this.scores = scores;
     this.pattern = pattern;
-    // of those that the softmax sees
+    // among the scores that the softmax uses
     this.largestScore = scores.reduce((largest, score, place) => Math.max(largest, mask[place] * Math.abs(score)), 0);
     this.largestOfRow = Float32Array.from({ length: rowCount }, (_, row) =>
       this.weights(row).reduce((largest, weight) => Math.max(largest, weight), 0));
@@ -51,7 +51,7 @@ class Head {
   }
 }
 
-// The heads of each layer, unpacked when first asked for. `index` counts the layers that the page holds.
+// The heads of each layer, unpacked on first use. `index` counts the layers that the page contains.
 const layerPromises = new Map();
 
 function headsOf(index) {
@@ -79,7 +79,7 @@ function maskNumber(number) {
   return maskPromises.get(number);
 }
 
-// Three decimals, or three digits where that would hide a small number.
+// Three decimals, or three significant digits for numbers too small for that.
 function digits(value) {
   if (value === null || value === undefined) return "–";
   return value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(2).replace("e-", "e−") : value.toFixed(3);

@@ -1,5 +1,5 @@
-// One sequential map for weights and probabilities, one diverging map for scores and changes, for light and for dark.
-// The sequential map starts at the card's own colour, so that nothing looks like nothing.
+// A sequential colour map for weights and probabilities and a diverging one for scores and changes, in light and dark.
+// The sequential map starts at the card's own colour, so that 0 is invisible.
 
 const RAMPS = {
   light: {
@@ -14,7 +14,7 @@ const RAMPS = {
 
 const rgb = (hex) => [1, 3, 5].map((start) => parseInt(hex.slice(start, start + 2), 16));
 
-// 256 colours between the stops.
+// 256 colours interpolated between the stops.
 function ramp(stops) {
   const colours = stops.map(rgb);
   return Array.from({ length: 256 }, (_, i) => {
@@ -34,7 +34,7 @@ const css = (colour) => `rgb(${colour.join(",")})`;
 const luminance = ([r, g, b]) => (0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2);
 const inkOn = (colour) => (luminance(colour) > 0.18 ? "#10151d" : "#ffffff");
 
-// What the style sheet's colours are now; asked once, and again when the theme changes.
+// The style sheet's current colours; cached until the theme changes.
 let theme = null;
 
 function themeNow() {

@@ -1,4 +1,4 @@
-// The logit lens by depth and position, and the likeliest next tokens at one of its places.
+// The logit lens by layer and position, and the most likely next tokens in the selected cell.
 
 const depthCount = data.lens.depths.length;
 const lastDepth = depthCount - 1;
@@ -12,7 +12,7 @@ function element(tag, text = "", attributes = {}) {
 }
 
 class Lens {
-  // `choose(depth, row)` is called when a place is clicked.
+  // `choose(depth, row)` is called when a cell is clicked.
   constructor(top, probability, nll, choose) {
     Object.assign(this, { top, probability, nll, choose });
     this.depth = lastDepth;
@@ -22,13 +22,13 @@ class Lens {
     document.getElementById("lens-on").addEventListener("click", () => this.turn(1));
   }
 
-  // The k likeliest next tokens at a place: id and probability, the likeliest first.
+  // The k most likely next tokens in a cell: id and probability, most likely first.
   best(depth, row) {
     const start = (depth * rowCount + row) * data.lens.k;
     return Array.from({ length: data.lens.k }, (_, i) => ({ id: this.top[start + i], probability: this.probability[start + i] }));
   }
 
-  // The negative log-likelihood in nats of the token that comes after `row`; null after the last.
+  // Negative log-likelihood in nats of the token after `row`; null after the last.
   nllAt(depth, row) {
     return row < rowCount - 1 ? this.nll[depth * (rowCount - 1) + row] : null;
   }
@@ -38,7 +38,7 @@ class Lens {
     return all.length ? all.reduce((sum, value) => sum + value, 0) / all.length : null;
   }
 
-  // How many positions fit beside each other.
+  // How many positions fit side by side.
   get width() {
     const room = document.getElementById("lens-scroll").clientWidth - 110;
     return Math.max(1, Math.min(rowCount, Math.floor(room / 92)));
@@ -49,7 +49,7 @@ class Lens {
     this.draw(this.row);
   }
 
-  // Draw with the position `row` marked; turns to it when it was not the last one marked and is out of sight.
+  // Draw with the position `row` marked; scrolls to it if it was just selected and is out of view.
   draw(row) {
     const { width } = this;
     if (row !== this.row && (row < this.first || row >= this.first + width)) this.first = row;
@@ -68,7 +68,7 @@ class Lens {
     const top = element("thead");
     top.append(head);
     this.table.replaceChildren(top, body);
-    document.getElementById("lens-range").textContent = `positions ${rows[0]} to ${rows.at(-1)} of 0 to ${rowCount - 1}`;
+    document.getElementById("lens-range").textContent = `tokens ${rows[0] + 1}–${rows.at(-1) + 1} of ${rowCount}`;
     document.getElementById("lens-back").disabled = this.first === 0;
     document.getElementById("lens-on").disabled = this.first + width >= rowCount;
     this.#drawNext();
@@ -123,7 +123,7 @@ class Lens {
     delete came.dataset.nll;
     if (following === null) return;
     came.dataset.nll = nll;
-    came.append("In the text comes ", element("span", data.tokens[row + 1], { class: "token" }));
-    came.append(`: probability ${digits(Math.exp(-nll))}, loss ${digits(nll)} nats.`);
+    came.append("Actual next token: ", element("span", data.tokens[row + 1], { class: "token" }));
+    came.append(`, probability ${digits(Math.exp(-nll))}, loss ${digits(nll)} nats.`);
   }
 }

@@ -1,4 +1,4 @@
-// A matrix drawn on a canvas that stays in place while its scroller moves: only the cells in sight are drawn.
+// A matrix on a canvas that stays in place while its container scrolls: only visible cells are drawn.
 
 const LONGEST_LABEL = 11;
 const LABEL_FONT = '11px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace';
@@ -26,7 +26,7 @@ class MatrixView {
     this.scroller.addEventListener("keydown", (event) => this.#move(event));
   }
 
-  // The cell size at which all columns fit, within what can be read and pointed at.
+  // The cell size at which all columns fit, between the smallest legible size and a maximum.
   fittingCell() {
     return Math.max(14, Math.min(52, Math.floor((this.scroller.clientWidth - this.left - 1) / columnCount)));
   }
@@ -78,7 +78,7 @@ class MatrixView {
     this.#drawLegend(colours);
   }
 
-  // Bring a cell into sight.
+  // Scroll a cell into view.
   reveal(row, column) {
     const { cell } = this.page;
     const { scroller, left, top } = this;

@@ -1,12 +1,12 @@
-// What is looked at (layer, head, row, column), and all that follows from it.
+// The current selection (layer, head, row, column) and everything that depends on it.
 
 const byId = (id) => document.getElementById(id);
 const page = {
-  index: Math.max(0, data.layers.indexOf(data.start[0])), // which of the page's layers
+  index: Math.max(0, data.layers.indexOf(data.start[0])), // index into the page's layers
   headNumber: data.start[1],
   row: rowCount - 1,
   column: null,
-  held: { row: rowCount - 1, column: null }, // where the view returns to when the pointer leaves
+  held: { row: rowCount - 1, column: null }, // the selection restored when the pointer leaves
   cell: 20,
   scale: columnCount > 16 ? "row" : "absolute",
   heads: null,
@@ -25,7 +25,7 @@ const page = {
 let views = [];
 let lens = null;
 
-// Draw once for all the changes before the browser's next picture.
+// Draw once per frame, however many changes there are.
 const waiting = new Set();
 function later(draw) {
   if (waiting.has(draw)) return;
@@ -33,7 +33,7 @@ function later(draw) {
   requestAnimationFrame(() => { waiting.delete(draw); draw(); });
 }
 
-// Where the pickers point; the page follows when the layer is unpacked, unless they point elsewhere by then.
+// The layer and head last chosen; shown once the layer is unpacked, unless another was chosen by then.
 let goal = { index: page.index, headNumber: page.headNumber };
 
 async function show(index, headNumber) {
@@ -62,7 +62,7 @@ function drawSelection() {
   drawMatrices();
 }
 
-// Bring the row that is looked at into sight; the other views follow the first.
+// Scroll the selected row into view; the other matrices follow the first.
 function reveal() {
   views[0].reveal(page.row, page.column);
 }
@@ -71,7 +71,7 @@ function drawMatrices() {
   for (const view of views) view.draw();
 }
 
-// --- head of the page ---------------------------------------------------------------------------------------------
+// --- header -------------------------------------------------------------------------------------------------------
 
 function drawTop() {
   byId("title").textContent = document.title = data.title;
@@ -84,9 +84,9 @@ function drawTop() {
   }));
   const exact = data.type === "float32";
   byId("footer").textContent =
-    `Scores and weights are kept in this file as ${data.type}${exact ? "" : ", at most 0.05 % off"}. ` +
-    (data.layers.length < data.layerCount ? `It holds layers ${data.layers.join(", ")} of 0 to ${data.layerCount - 1}. ` : "") +
-    "· a space, ⏎ a line's end, ⇥ a tab, \\x.. a byte that is part of a character.";
+    `Scores and weights are stored in this file as ${data.type}${exact ? "" : ", at most 0.05 % off"}. ` +
+    (data.layers.length < data.layerCount ? `It contains layers ${data.layers.join(", ")} of a model with layers 0–${data.layerCount - 1}. ` : "") +
+    "· is a space, ⏎ a line break, ⇥ a tab, \\x.. a byte that is part of a character.";
 }
 
 // --- text ---------------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ function drawPickers() {
   });
 }
 
-// At most 64 x 64 points: of a longer text each point shows the largest weight in its block.
+// At most 64 x 64 pixels; for a longer text, each pixel shows the largest weight in its block.
 function drawThumbnail(canvas, head) {
   const [height, width] = [Math.min(64, rowCount), Math.min(64, columnCount)];
   const share = new Float32Array(height * width);
@@ -174,7 +174,7 @@ function drawThumbnail(canvas, head) {
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
-// --- what is under the pointer ------------------------------------------------------------------------------------
+// --- readout ------------------------------------------------------------------------------------------------------
 
 function drawReadout() {
   const { row, column, head } = page;
@@ -184,7 +184,7 @@ function drawReadout() {
   cell.replaceChildren();
   Object.assign(cell.dataset, { layer: data.layers[page.index], head: page.headNumber, row });
   if (column === null) {
-    cell.append("Point at a cell for its values.");
+    cell.append("Hover over a cell to see its values.");
   } else {
     const { mask, score, weight } = head.at(row, column);
     Object.assign(cell.dataset, { column, mask, score, weight });
@@ -207,7 +207,7 @@ function drawAblation() {
   const { kind, parts, change } = data.ablated;
   byId("ablation-card").hidden = false;
   byId("ablation-hint").textContent =
-    `The change in this text's loss, in nats, when a part's output becomes ${kind === "zero" ? "zero" : "its mean over the text"}.`;
+    `Change in the loss on this text, in nats, when a part's output is ${kind === "zero" ? "set to zero" : "replaced by its mean over the text"}.`;
   const largest = Math.max(...change.flat().map((value) => Math.abs(value ?? 0))) || 1;
   const head = element("tr");
   head.append(element("th"), ...parts.map((part) => element("th", part === "ffn" ? "FFN" : `head ${part}`, { scope: "col" })));
@@ -276,7 +276,7 @@ function drawAll() {
 }
 
 async function start() {
-  if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old to unpack the page's numbers");
+  if (typeof DecompressionStream === "undefined") throw new Error("this browser is too old to unpack the page's data");
   drawTop();
   makeTokens();
   makePickers();

@@ -160,7 +160,7 @@ def _chunks(time: int, documents: Tensor | None, device: torch.device) -> _Chunk
 def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
     """The formula with a matrix for each chunk and one sum for all before it."""
     time = read.q.shape[-2]
-    chunks: _Chunks = context.shared.layouts.get(
+    chunks: _Chunks = context.shared.layouts.made(
         ("chunks", time), lambda: _chunks(time, context.documents, read.q.device)
     )
 

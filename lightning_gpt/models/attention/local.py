@@ -45,7 +45,7 @@ class LocalAttention(MultiHeadAttention):
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
         if not seen.is_whole or seen.n_row <= self.block:
             return super()._kernel(q, k, v, seen, dropout)
-        grid: _Grid = seen.context.shared.layouts.get((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
+        grid: _Grid = seen.context.shared.layouts.made((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
         mask = _added(grid, self, seen)
         rows, time = grid.split(q), q.shape[-2]
         # SDPA takes four dimensions: first those that the mask varies in, then those that it is the same for

@@ -89,7 +89,7 @@ class AttentionMask:
     def as_matrix(self) -> Tensor:
         """What is seen, as booleans ``(rows, columns)`` or ``(batch, 1, rows, columns)``."""
         if not self.is_plain:
-            return self.context.shared.masks.get(self.key, self._make)
+            return self.context.shared.masks.made(self.key, self._make)
         if self.n_row == self.n_column:
             return causal_mask(self.n_row, self.device)
         return torch.ones(self.n_row, self.n_column, dtype=torch.bool, device=self.device)
@@ -134,7 +134,7 @@ class AttentionMask:
 
         if any(parameter.requires_grad for parameter in scheme.parameters()):
             return make()  # each layer's own, so that a layer can be run again for its gradient
-        return self.context.shared.biases.get((key, self.dtype), make)
+        return self.context.shared.biases.made((key, self.dtype), make)
 
     def suits_flex(self, head_dim: int) -> bool:
         """Whether the kernel that skips whole blocks serves: documents alone hide, on a GPU, in heads wide enough."""
@@ -151,7 +151,7 @@ class AttentionMask:
         """The mask that keeps documents apart, for the kernel that skips whole blocks that are hidden."""
         documents = self.context.documents
         assert documents is not None
-        blocks: BlockMask = self.context.shared.layouts.get("document blocks", lambda: document_block_mask(documents))
+        blocks: BlockMask = self.context.shared.layouts.made("document blocks", lambda: document_block_mask(documents))
         return blocks
 
 

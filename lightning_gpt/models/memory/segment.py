@@ -65,9 +65,11 @@ class SegmentMemory(Memory):
             context = Context(scheme=model.positions, ids=piece, losses=losses, shared=Shared())
             if memory:
                 context = replace(self._after(model, memory, ids, begin, piece), losses=losses)
-            inputs: list[Tensor] = []
-            hidden.append(model.run(model.embedded(piece, context), context, inputs))
-            given = [x.detach() for x in inputs]
+            x, given = model.embed(piece, context), []
+            for layer in range(self.n_layer):
+                given.append(x.detach())
+                x = model.layer(layer, x, context)
+            hidden.append(model.finish(x, context))
             memory = [torch.cat(both, dim=1) for both in zip(memory, given, strict=True)] if memory else given
             memory = [x[:, -self.length :] for x in memory]
             ids = torch.cat([ids, piece], dim=1)[:, -self.length :]
@@ -91,7 +93,7 @@ class SegmentMemory(Memory):
     def _go_on(self, model: GPT, piece: Tensor, cache: MemoryCache) -> Tensor:
         positions = cache.positions(piece.shape[1], piece.device)
         context = Context(positions, None, model.positions, cache, ids=piece, shared=Shared())
-        return model.run(model.embedded(piece, context), context)
+        return model.run(model.embed(piece, context), context)
 
 
 class _SegmentKeys(KeyValues):

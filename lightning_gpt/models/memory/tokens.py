@@ -98,7 +98,7 @@ class MemoryTokens(Memory):
     def _tokens(self, model: GPT, piece: Tensor, cache: Cache, within: int, losses: PartLosses | None) -> Tensor:
         """Hidden states of tokens that stand at ``within`` and on in their segment."""
         place = torch.arange(within, within + piece.shape[1], device=piece.device)
-        x = model.embedded(piece, Context(positions=place, scheme=model.positions))
+        x = model.embed(piece, Context(positions=place, scheme=model.positions))
         context = Context(positions=self.n_memory + place, scheme=model.positions, cache=cache, ids=piece)
         return model.run(x, replace(context, losses=losses, shared=Shared()))
 

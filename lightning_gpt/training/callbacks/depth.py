@@ -23,6 +23,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.module import LanguageModule
+from lightning_gpt.training.peak import synchronize
 from lightning_gpt.whole_file import write_file
 
 _RATIO_EVERY = 5
@@ -72,11 +73,11 @@ class DepthDiagnostics(Callback):
         self._of_step = state_dict["of_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started, self._seconds = time.perf_counter(), 0.0
+        self._started, self._seconds = _clock(pl_module.device), 0.0
         self._history, self._now, self._probe, self._weights_before = [], {}, None, None
         if trainer.ckpt_path is None:
             self._of_step = {}
-        with self._timed():
+        with self._timed(pl_module.device):
             self._batch = self._probe_batch(trainer, pl_module)
             if self._batch is None:
                 return
@@ -97,7 +98,7 @@ class DepthDiagnostics(Callback):
         if self._batch is None or not every or (trainer.global_step + 1) % every:
             return
         assert isinstance(pl_module, LanguageModule)
-        with self._timed(), torch.no_grad():
+        with self._timed(pl_module.device), torch.no_grad():
             parameters = block_parameters(pl_module.model)
             gradients = [norm(p.grad for p in part if p.grad is not None) for part in parameters]
             self._now = {"grad_norm": list(gradients)}
@@ -110,7 +111,7 @@ class DepthDiagnostics(Callback):
         if not self._now:
             return
         assert isinstance(pl_module, LanguageModule)
-        with self._timed(), torch.no_grad():
+        with self._timed(pl_module.device), torch.no_grad():
             if self._weights_before is not None:
                 self._now["update_ratio"] = _ratios(self._weights_before, block_parameters(pl_module.model))
             self._log(trainer, self._now)
@@ -120,20 +121,20 @@ class DepthDiagnostics(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batch is None:
             return
-        with self._timed():
+        with self._timed(pl_module.device):
             self._draw(trainer)
-        share = self._seconds / (time.perf_counter() - self._started)
+        share = self._seconds / (_clock(pl_module.device) - self._started)
         for logger in trainer.loggers:
             logger.log_metrics({"depth/share_of_time": share}, step=trainer.global_step)
         say(f"depth diagnostics: {self._folder / 'depth.json'}; measuring took {share:.1%} of the training time")
 
     @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
+    def _timed(self, device: torch.device) -> Iterator[None]:
+        start = _clock(device)
         try:
             yield
         finally:
-            self._seconds += time.perf_counter() - start
+            self._seconds += _clock(device) - start
 
     def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
         """The first validation tokens as rows, the same for any number of processes; None to measure nothing."""
@@ -161,7 +162,7 @@ class DepthDiagnostics(Callback):
         if self._batch is None:
             return
         assert isinstance(pl_module, LanguageModule)
-        with self._timed():
+        with self._timed(pl_module.device):
             batch, step = self._batch, trainer.global_step
             self._probe = Probe.take(pl_module.model, batch["ids"], batch["targets"], batch.get("documents"))
             figures = measure(self._probe)
@@ -195,6 +196,12 @@ class DepthDiagnostics(Callback):
             last = self._history[-1]["step"]
             board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
             board.add_figure("depth/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
+
+
+def _clock(device: torch.device) -> float:
+    """``time.perf_counter()`` once ``device`` has finished its queue, so that a training step counts as training."""
+    synchronize(device)
+    return time.perf_counter()
 
 
 def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> list[Value]:

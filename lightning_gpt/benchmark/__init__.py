@@ -1,1 +1,0 @@
-"""Ours beside other projects in interleaved rounds: what ``lightning-gpt bench`` measures and prints."""

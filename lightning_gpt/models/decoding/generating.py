@@ -1,0 +1,68 @@
+"""How a language model generates."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gpt.models.decoding.sampling import Sampling, continued
+from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.head import OutputHead
+from lightning_gpt.models.kv_cache import Cache
+
+
+class Generating(nn.Module, ABC):
+    """A model that can continue token ids, from what it says of its hidden states, its head and its cache."""
+
+    head: OutputHead
+
+    @abstractmethod
+    def hidden(
+        self,
+        ids: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``."""
+
+    @abstractmethod
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for sequences of up to ``capacity`` tokens, of any number of rows."""
+
+    @property
+    @abstractmethod
+    def context_limit(self) -> int | None:
+        """The longest sequence that the model can read, in tokens; None where any."""
+
+    def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits ``(batch, vocab_size)`` of the token after ``ids``, or after the first ``lengths`` of each row.
+
+        Of more ids than the model can read only the last count, where neither ``cache`` nor ``lengths`` is given.
+        """
+        if cache is None and lengths is None and self.context_limit is not None:
+            ids = ids[:, -self.context_limit :]
+        hidden = self.hidden(ids, cache=cache, lengths=lengths)
+        last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
+        return self.head.few(last)
+
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        lengths: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
+
+        ``temperature=0`` is greedy. Where prompts are of unequal length, ``lengths`` ``(batch,)`` says how many ids of
+        each row are its prompt; its new tokens follow at once, and what was padding stands after them. Past the end of
+        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off meanwhile.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        with evaluating(self):
+            return continued(self, ids, max_new_tokens, sampling, lengths, generator)

@@ -1,0 +1,146 @@
+"""Each row measures what it says: with the right contenders, targets and sizes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks.activations import bytes_kept_by, kept_bytes
+from benchmarks.bench import OURS, PRODUCT, Bench
+from benchmarks.report import Outcome
+from benchmarks.result import Result, Skipped
+from benchmarks.rounds import Spread
+from benchmarks.rows import ROWS, attention, generation, memory, training
+from benchmarks.workload import Spec
+from lightning_gpt.models import GPT, GPTConfig
+
+
+def results(outcomes: Iterator[Outcome]) -> list[Result]:
+    return [outcome for outcome in outcomes if isinstance(outcome, Result)]
+
+
+@pytest.fixture
+def measured(bench: Bench) -> Bench:
+    """A bench that has measured its steps: ours a second a layer, nanoGPT twice of it, the product 1 GFLOP/s."""
+    for n_layer in bench.workload.depths:
+        ours = [float(n_layer), 2.0 * n_layer]
+        times = {OURS: ours, "nanoGPT": [2 * t for t in ours], PRODUCT: [1e9, 1e9]}
+        bench._step_times[n_layer, False] = times
+        bench._step_times[n_layer, True] = {**times, "nanoGPT fp32": [4 * t for t in ours]}
+    return bench
+
+
+def test_a_ratio_is_of_the_same_round_and_above_one_where_ours_is_faster(measured: Bench) -> None:
+    rows = results(training.step(measured))
+    assert [row.what for row in rows] == [f"fp32, L = {n}, vs. nanoGPT" for n in (1, 2, 3)]
+    assert all(row.value == Spread(2, 2, 2) for row in rows)
+    assert rows[0].asked == "at least 1.8 x"
+    assert rows[0].figures["ours"] == Spread.of([64.0, 32.0])
+
+
+def test_bf16_has_both_nanogpts(measured: Bench) -> None:
+    rows = {row.what: row for row in results(training.step_bf16(measured))}
+    assert rows["bf16, L = 2, vs. nanoGPT under the same autocast"].asked == "at least 1.5 x"
+    published = rows["bf16, L = 2, vs. nanoGPT as published (fp32)"]
+    assert (published.asked, published.value.median) == ("at least 3.5 x", 4)
+
+
+def test_who_is_absent_is_skipped(measured: Bench) -> None:
+    skipped = [outcome for outcome in training.step(measured) if isinstance(outcome, Skipped)]
+    assert {outcome.what for outcome in skipped} == {"vs. minGPT", "vs. Hugging Face", "vs. litgpt"}
+
+
+def test_where_bf16_is_slow_it_is_not_measured(measured: Bench) -> None:
+    measured.__dict__["bf16_reason"] = "bf16 products measured only 0.4 x as fast"
+    assert list(training.step_bf16(measured)) == [Skipped("step_bf16", "the row", measured.bf16_reason or "")]
+
+
+def test_the_share_of_the_peak_is_flops_by_formula(measured: Bench) -> None:
+    row = results(training.peak(measured))[1]
+    work, depth = measured.workload, 2
+    weights = 12 * work.dim**2 * depth + work.vocab_size * work.dim
+    flops = work.tokens * (6 * weights + 12 * depth * work.dim * work.time)
+    assert row.value.most == pytest.approx(100 * flops / depth / 1e9)
+
+
+@pytest.mark.parametrize(("seconds_of", "is_line"), [({1: 1, 2: 2, 3: 3}, True), ({1: 1, 2: 2, 3: 100}, False)])
+def test_a_line_fits_times_that_grow_by_the_layer(
+    bench: Bench, seconds_of: dict[int, float], is_line: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fixed(specs: dict[str, Spec]) -> nullcontext[dict[str, Callable[[], float]]]:
+        return nullcontext({name: partial(seconds_of.__getitem__, spec.n_layer) for name, spec in specs.items()})
+
+    monkeypatch.setattr(bench, "steppers", fixed)
+    (row,) = results(training.depth(bench))
+    assert (row.value.median == pytest.approx(1)) == is_line
+    assert row.verdict == ("reached" if is_line else "not reached")
+    assert row.figures["L = 3"] == Spread.of([float(seconds_of[3])] * bench.rounds)
+
+
+def test_two_depths_make_any_line_fit_and_so_say_nothing(measured: Bench) -> None:
+    measured.workload = replace(measured.workload, depths=[1, 2])
+    assert isinstance(next(training.depth(measured)), Skipped)
+
+
+def test_steps_are_measured_of_everyone_who_is_there(bench: Bench) -> None:
+    times = bench.step_times(1, bf16=True)
+    assert set(times) == {OURS, "nanoGPT", "nanoGPT fp32", PRODUCT}
+    assert all(len(found) == 2 and min(found) > 0 for found in times.values())
+    assert bench.step_times(1, bf16=True) is times, "measured once for all rows that need it"
+
+
+def test_generation_beside_who_can(bench: Bench) -> None:
+    rows = list(generation.one_prompt(bench))
+    assert rows[0] == Skipped("generate", "vs. Hugging Face", "left out of tests")
+    assert isinstance(rows[1], Result)
+    assert rows[1].what == "4 tokens after 3, L = 1, one prompt, vs. nanoGPT"
+    assert rows[1].asked == "at least 4 x"
+    assert [row.what for row in rows[2:] if isinstance(row, Result) and row.asked == ""] == [
+        f"4 tokens after 3, L = 1, one prompt, ours in {precision}, vs. nanoGPT" for precision in ("bf16", "int8")
+    ]
+
+
+def test_positions_stay_within_the_context(bench: Bench) -> None:
+    (row,) = results(generation.position(bench))
+    assert "at position 26 vs. position 10" in row.what
+
+
+def test_window_is_measured_at_twice_the_length(bench: Bench) -> None:
+    (row,) = results(attention.window(bench))
+    assert list(row.figures) == ["T = 128", "T = 64"]
+
+
+def test_checkpointing_keeps_less(bench: Bench) -> None:
+    rows = {row.what: row for row in results(memory.checkpointing(bench))}
+    kept = rows["activations kept, L = 3, checkpointing block vs. none"]
+    assert kept.asked == "at most 0.25 x"
+    assert kept.value.median < 0.25
+    less = rows["activations kept, L = 3, checkpointing attention vs. none"]
+    assert kept.value.median < less.value.median < 1
+
+
+def test_a_checkpointed_block_keeps_its_input_and_nothing_else(bench: Bench) -> None:
+    work = bench.workload
+    stream = 4 * work.tokens * work.dim
+    kept = kept_bytes(bench.spec(OURS, 3, checkpointing="block"))
+    # three inputs, and of the final norm its input and each token's mean and deviation
+    assert kept == 4 * stream + 2 * 4 * work.tokens
+
+
+def test_kept_activations_grow_by_the_layer() -> None:
+    def kept(n_layer: int) -> int:
+        config = GPTConfig(n_layer=n_layer, n_head=2, dim=16, block_size=32, vocab_size=50)
+        return bytes_kept_by(GPT(config), torch.zeros(2, 32, dtype=torch.long))
+
+    assert kept(3) - kept(2) == kept(2) - kept(1) > 0
+
+
+def test_every_row_has_its_name_in_the_help() -> None:
+    from lightning_gpt.commands.bench import bench as command
+
+    assert command.__doc__ is not None
+    described = command.__doc__.partition("Rows to measure, separated by commas:")[2].partition("; or all")[0]
+    assert [name.strip() for name in described.split(",")] == list(ROWS)
