@@ -93,6 +93,18 @@ class UnknownVariant(CallError):  # noqa: N818
         return str(self.args[1])
 
 
+def readable(value: Any) -> str:
+    """A config's field as messages show it.
+
+    A choice is its kind with the options that differ from their defaults, a pattern of several choices a list of them,
+    and a part that is left out ``none``.
+    """
+    if isinstance(value, list | tuple):
+        each = [readable(one) for one in value]
+        return each[0] if len(each) == 1 else f"[{', '.join(each)}]"
+    return "none" if value is None else str(value)
+
+
 class Registry(Generic[T]):
     """The variants of one part, each a class registered under its name.
 
@@ -240,12 +252,24 @@ class Models(Generic[T]):
             UnknownVariant: Where no model of that name is registered, or no variant that its config names.
             CallError: Where its config does not fit.
         """
+        model, _ = self._known(described)
+        return model(self.config(described))  # type: ignore[call-arg]
+
+    def config(self, described: Mapping[str, Any]) -> Any:
+        """The config of the model that :meth:`build` makes.
+
+        Raises:
+            CallError: As :meth:`build`.
+        """
+        _, config = self._known(described)
+        return config(**described["config"])
+
+    def _known(self, described: Mapping[str, Any]) -> tuple[type[T], type]:
         name = described.get("name")
         if name not in self._classes:
             known = ", ".join(sorted(self._classes))
             raise UnknownVariant(f"model {name!r}", f"the model is {name!r}; it must be one of {known}")
-        model, config = self._classes[name]
-        return model(config(**described["config"]))  # type: ignore[call-arg]
+        return self._classes[name]
 
 
 def find_variants(package: str, path: Iterable[str]) -> None:

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "checkpoint cut short": ((*FIT, "--ckpt_path", "short.ckpt"), 2, r"'short.ckpt' \(50,000 bytes\) .*truncated"),
     "empty checkpoint": ((*FIT, "--ckpt_path", "empty.ckpt"), 2, r"'empty.ckpt' \(0 bytes\) .*truncated"),
     "other depth": ((*RESUME, "--model.n_layer", "1"), 2, r"different architecture: n_layer is 2 there and 1 here"),
-    "other model": ((*RESUME, "--model", "SingleHeadModule"), 2, r"holds a GPT but the config builds a SingleHead"),
+    "other model": ((*RESUME, "--model", "SingleHeadModule"), 2, r"holds a gpt but the config builds a single_head"),
     "other order of data": ((*RESUME, "--data.seed", "7"), 2, r"another order: seed was 1 and is 7"),
     "generate without checkpoint": (("generate",), 2, r"required and missing: --checkpoint"),
     "generate from a cut checkpoint": (("generate", "--checkpoint", "short.ckpt"), 2, r"truncated"),

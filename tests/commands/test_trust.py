@@ -89,6 +89,9 @@ def test_a_run_is_resumed_with_the_module_and_not_without_it(trained: Path) -> N
     assert refused.stderr.splitlines()[-1] == (
         "error: norm is 'peak'; it must be one of layer, none, rms, scale, or registered by a module that --trust names"
     )
+    other = run_command(*call, "--model.norm", "layer", "--model.attention", "full", cwd=trained)
+    assert other.returncode == 2
+    assert f"checkpoint {checkpoint_of(trained)!r} has norm 'peak', which is not registered: " in other.stderr
     must_run(*call, "--trust", "./mine.py", cwd=trained)
     resumed = torch.load(trained / "runs/tiny/version_1/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == STEPS + 5

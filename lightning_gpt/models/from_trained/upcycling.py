@@ -7,6 +7,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.ffn.dense import FeedForward
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
 from lightning_gpt.models.gpt import GPT
+from lightning_gpt.models.registry import readable
 
 _MAY_DIFFER = {"ffn", "dropout", "attention_backend", "checkpointing"}
 """What no weight but those of the feed-forward networks depends on."""
@@ -24,9 +25,11 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
         CallError: Where the two differ in more than mixtures, or a mixture could not be the function of its network.
     """
     was, now = vars(dense.config), vars(sparse.config)
-    differing = [key for key in now if key not in _MAY_DIFFER and was[key] != now[key]]
+    differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
     if differing:
-        said = ", ".join(f"{key} is {was[key]} there and {now[key]} here" for key in differing)
+        said = ", ".join(
+            f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
+        )
         raise CallError(f"upcycling takes a dense model that differs in its feed-forward networks only: {said}")
     mixed = mixtures(sparse)
     for layer in range(sparse.config.n_layer):

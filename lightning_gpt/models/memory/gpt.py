@@ -56,7 +56,7 @@ class MemoryGPTConfig(GPTConfig):
 
 
 def gpt_with(memory: Given, config: GPTConfig) -> GPT:
-    """A GPT with fresh weights; a :class:`MemoryGPT` where ``memory`` chooses one, a plain GPT for ``none`` and None."""
+    """A GPT with fresh weights: a :class:`MemoryGPT`, or a plain one where ``memory`` is ``none`` or None."""
     if memories.read(memory) is None:
         return GPT(config)
     return MemoryGPT(MemoryGPTConfig(memory=memory, **vars(config)))

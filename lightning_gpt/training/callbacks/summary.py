@@ -18,6 +18,7 @@ from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.models.registry import readable
 from lightning_gpt.training.module import LanguageModule
 
 _SAMPLE_PROMPT = "The"
@@ -38,17 +39,16 @@ class RunSummary(Callback):
         if not isinstance(pl_module, LanguageModule):
             return
         model = pl_module.model
-        sizes = ", ".join(f"{name} {value}" for name, value in model.describe()["config"].items())
+        sizes = ", ".join(f"{name} {readable(value)}" for name, value in vars(model.config).items())
         say(f"model: {type(model).__name__} ({sizes})")
         table = Table(box=None, padding=(0, 2))
         table.add_column("part")
         table.add_column("parameters", justify="right")
         for name, part in model.named_children():
-            parameters = sum(p.numel() for p in part.parameters())
-            copies = f" ({len(part)} x {parameters // len(part):,})" if isinstance(part, nn.ModuleList) else ""
+            parameters = _parameters(part)
             if parameters:
-                table.add_row(f"{name}{copies}", f"{parameters:,}")
-        total, active = sum(p.numel() for p in model.parameters()), active_parameters(model)
+                table.add_row(f"{name}{_copies(part)}", f"{parameters:,}")
+        total, active = _parameters(model), active_parameters(model)
         table.add_row("all", f"{total:,}", style="bold")
         if active != total:
             table.add_row("active per token", f"{active:,}", style="bold")
@@ -109,6 +109,18 @@ class RunSummary(Callback):
         if counts is not None:
             say(f"  perplexity is {math.exp(loss) / unigram:.3f}x the unigram baseline's")
         say(f"validation bits per byte {float(trainer.callback_metrics['val/bits_per_byte']):.4f}")
+
+
+def _parameters(part: nn.Module) -> int:
+    """How many parameters a part has; one that several layers share counts once."""
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def _copies(part: nn.Module) -> str:
+    """`` (4 x 789,760)`` of a list of parts that are alike in size, however many layers share each."""
+    own = list(dict.fromkeys(part)) if isinstance(part, nn.ModuleList) else []
+    sizes = {_parameters(each) for each in own}
+    return f" ({len(own)} x {sizes.pop():,})" if len(sizes) == 1 else ""
 
 
 def _say_what_was_drawn(data: TextData) -> None:
