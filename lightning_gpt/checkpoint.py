@@ -11,7 +11,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
-from lightning_gpt.models.registry import readable
+from lightning_gpt.models.registry import UnknownVariant, readable
 
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's name and config."""
@@ -51,8 +51,27 @@ class Checkpoint:
         described: dict[str, Any] = self.content[MODEL_KEY]
         return described
 
+    def config(self) -> Any:
+        """The config of the model.
+
+        Raises:
+            CallError: If the model, or a variant in it, is not registered.
+        """
+        try:
+            return models.config(self.model)
+        except UnknownVariant as error:
+            raise CallError(
+                f"checkpoint {str(self.path)!r} has {error.what}, which is not registered: "
+                f"name the module that registers it with --trust MODULE, or import it first"
+            ) from None
+
     def build(self) -> LanguageModel:
-        """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
+        """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
+
+        Raises:
+            CallError: As :meth:`config`.
+        """
+        self.config()
         model = models.build(self.model)
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
@@ -80,7 +99,7 @@ class Checkpoint:
             raise CallError(
                 f"checkpoint {str(self.path)!r} holds a {self.model['name']} but the config builds a {model.name}"
             )
-        was, now = vars(models.config(self.model)), vars(model.config)
+        was, now = vars(self.config()), vars(model.config)
         free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
         keys = [key for key in now if key not in free and was[key] != now[key]]
         if keys:

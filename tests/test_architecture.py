@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "console": set(),
     "hardware": set(),
     "whole_file": {"errors"},
+    "trust": {"errors"},
     "data": {"models", "console", "whole_file", "errors"},
     "checkpoint": {"models", "data", "errors"},
     "inference": {"models", "data", "errors"},
@@ -28,8 +29,8 @@ MAY_IMPORT = {
     "planning": {"models", "errors"},
     "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
     "benchmarks": {*BELOW, "training", "hardware"},
-    "commands": {*BELOW, "training", "whole_file", "studies"},
-    "cli": {"commands", "errors", "__init__"},
+    "commands": {*BELOW, "training", "whole_file", "studies", "trust"},
+    "cli": {"commands", "errors", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli"},
 }
@@ -197,5 +198,6 @@ def test_a_wheel_has_every_package() -> None:
 
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
-        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors")
+        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors"),
+        "lightning_gpt.trust",
     }

@@ -60,6 +60,12 @@ class LanguageModel(Layer, Generating):
     def block_views(self) -> list[BlockView]:
         """The blocks, from the first to the last that is run. The stream before them is named ``embedding``."""
 
+    def init_all(self) -> None:
+        """Fill the weights of every layer, in the order of the model's parts, as training starts with them."""
+        for part in self.modules():
+            if isinstance(part, Layer):
+                part.init_weights()
+
     def read_out(self, stream: Tensor) -> Tensor:
         """A residual stream ``(..., dim)`` as the head reads it: behind a final norm, where the model has one."""
         return stream

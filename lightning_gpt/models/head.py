@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.chunked_softmax import Chunks, Terms, VocabularyFirst, chunk_size
-from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype
+from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype, without_autocast
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from lightning_gpt.models.tokens_first import TokensFirst
 
@@ -90,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         size = chunk_size(len(targets), len(weight), dtype, hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
             for start in range(0, len(targets), size):
                 place = slice(start, start + size)
@@ -167,7 +167,7 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Te
     labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
     size = chunk_size(len(targets), len(weight), dtype, hidden.device)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
         for start in range(0, len(targets), size):
             place = slice(start, start + size)

@@ -253,7 +253,7 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
         ),
         (
             {"attention": "differential", "dim": 24, "position": "rotary"},
-            "rotary positions turn pairs of each half's dimensions, and a head is 6 wide; it must be a multiple of 4",
+            "rotary positions rotate pairs of each half's dimensions, and a head is 6 wide; it must be a multiple of 4",
         ),
         ({"attention": {"kind": "window", "window": 0}}, "window 0; it must be a whole number of at least 1"),
         ({"attention": {"kind": "window", "window": "wide"}}, "window 'wide'; it must be a whole number"),
