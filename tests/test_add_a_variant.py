@@ -14,7 +14,7 @@ from lightning_gpt.models.registry import Registry
 from lightning_gpt.training.optim import adamw
 from tests.models import checks
 from tests.models.helpers import random_ids
-from tests.models.variants import PARTS, SIZES
+from tests.models.variants import PARTS, SIZES, fresh
 
 DOCS = Path(__file__).parents[1] / "docs"
 ADD, VARIANTS = (DOCS / "add-a-variant.md").read_text(), (DOCS / "variants.md").read_text()
@@ -85,12 +85,12 @@ def test_every_registered_variant_stands_in_the_table_with_its_options(part: str
     rows = {row.split("|")[1].strip(" `"): row for row in section.splitlines() if row.startswith("| `")}
     assert sorted(rows) == PARTS[part].names
     for name, row in rows.items():
-        options = row.split("|")[4]
-        assert set(re.findall(r"`(\w+)`", options)) == set(PARTS[part].options(name)), f"options of {part} {name}"
+        left_out = name == "none" and PARTS[part].optional
+        options = set() if left_out else set(PARTS[part].options(name))
+        assert set(re.findall(r"`(\w+)`", row.split("|")[4])) == options, f"options of {part} {name}"
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_of_the_page_build_a_model(example: dict[str, Any]) -> None:
-    config = example["model"]["init_args"]
-    model = GPT(GPTConfig(**{**SIZES, **config}))
+    model = fresh(example["model"]["init_args"])
     assert model(random_ids(17, 1, 9)).shape == (1, 9, 17)
