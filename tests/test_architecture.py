@@ -202,3 +202,19 @@ def test_the_tools_of_the_command_line_are_imported_late() -> None:
         *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors"),
         "lightning_gpt.trust",
     }
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("*.py")), ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_test_imports_another(file: Path) -> None:
+    """What tests share is in modules that hold no tests."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules = [str(node.module), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        else:
+            continue
+        shared = [name for name in modules if not name.startswith(("lightning_gpt", "benchmarks"))]
+        assert not any(part.startswith("test_") for name in shared for part in name.split(".")), (
+            f"{file} imports a test"
+        )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning_gpt.data.files import Files
 
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.sources.files import Files
 from lightning_gpt.training.callbacks import MetricsFile, StepMetrics
 from lightning_gpt.training.metrics_jsonl import FIELDS, read_metrics
 from lightning_gpt.training.module import GPTModule
