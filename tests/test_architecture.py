@@ -48,7 +48,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating")},
     {"base": ("base",)},
-    {"gpt": ("gpt",), "single_head": ("single_head",)},
+    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
     {
         "memory": ("memory", "memory.*"),
         "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),
