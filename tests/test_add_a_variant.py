@@ -17,7 +17,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.training.optim import adamw
-from tests.models import variant_checks
+from tests.models import checks
 from tests.models.helpers import random_ids
 from tests.models.variants import PARTS, SIZES, build, fresh
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
@@ -75,11 +75,12 @@ def test_a_variant_that_was_added_trains_and_passes_what_runs_by_itself(
         model.loss(ids, ids.roll(-1, 1)).backward()
         adamw(model, lr=1e-2).step()
         assert all(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
-        variant_checks.no_logit_depends_on_a_later_token(changes)
-        variant_checks.both_backends_are_the_same_function(changes)
-        variant_checks.reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
-        variant_checks.documents_kept_apart_are_computed_as_if_alone(changes)
-        variant_checks.a_variant_is_rebuilt_from_its_description(changes)
+        checks.no_logit_depends_on_a_later_token(changes)
+        checks.both_backends_are_the_same_function(changes)
+        checks.reading_in_pieces_gives_the_logits_of_one_reading(changes, [7, 1, 1, 1, 4, 2, 1, 3])
+        checks.documents_kept_apart_are_computed_as_if_alone(changes)
+        checks.masks_that_layers_share_are_those_that_each_would_make(changes)
+        checks.a_variant_is_rebuilt_from_its_description(changes)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "manual"])
@@ -113,7 +114,7 @@ def test_options_of_a_variant_that_was_added_are_known_as_the_page_says(registri
 
 def test_an_expert_may_be_a_feed_forward_network_that_was_added(registries: dict[str, Registry[Any]]) -> None:
     added(FFN, registries)
-    variant_checks.both_backends_are_the_same_function({"ffn": {"kind": "moe", "expert": "soft"}})
+    checks.both_backends_are_the_same_function({"ffn": {"kind": "moe", "expert": "soft"}})
 
 
 def test_what_was_added_is_gone_again() -> None:

@@ -16,8 +16,9 @@ class TokensFirst(Chunks):
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
         super().__init__(weight, size, terms)
         exact = torch.promote_types(weight.dtype, torch.float32)
-        self._logits = weight.new_empty(size, len(weight))
         self._rounds = exact != weight.dtype
+        spare = -len(weight) % _ALIGNED if self._rounds and weight.device.type != "cpu" else 0
+        self._logits = weight.new_empty(size, len(weight) + spare)[:, : len(weight)]
         few = min(size, _TOKENS_IN_FP32) if weight.device.type == "cpu" else size
         self._few = few if self._rounds else size
         self._exact = weight.new_empty(few, len(weight), dtype=exact) if self._rounds else self._logits

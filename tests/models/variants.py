@@ -75,7 +75,10 @@ EXTENDED: list[dict[str, Any]] = [
             {"kind": "global_window", "window": 5, "n_global": 3},
         ]
     },
+    {"attention": ["value_residual", {"kind": "value_residual", "head_dim": 6}]},
+    {"attention": [{"kind": "full", "head_dim": 6}, "differential"], "position": "rotary"},
     {"ffn": ["none", "gelu"]},
+    {"ffn": ["swiglu", "none", {"kind": "moe", "n_expert": 4}], "n_layer": 3, "residual": "parallel"},
     *({"residual": rule, "ffn": "none"} for rule in blocks.names),
     {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
     {"diversity": 0.1},

@@ -113,10 +113,8 @@ def multi_head_attention(x: Array, state: State, n_head: int, pattern_of: Patter
     ``state`` holds ``qkv.weight`` (the rows of W_Q, then W_K, then W_V), ``w_o.weight`` and, where there are
     biases, ``qkv.bias`` and ``w_o.bias``. Head h has the columns ``h·D … (h + 1)·D − 1`` of each of q, k, v.
     """
-    dim = x.shape[1]
-    qkv = linear(x, state["qkv.weight"], state.get("qkv.bias"))
-    q, k, v = qkv[:, :dim], qkv[:, dim : 2 * dim], qkv[:, 2 * dim :]
-    width = dim // n_head
+    q, k, v = np.split(linear(x, state["qkv.weight"], state.get("qkv.bias")), 3, axis=1)
+    width = q.shape[1] // n_head
     heads = []
     for head in range(n_head):
         columns = slice(head * width, (head + 1) * width)

@@ -20,7 +20,7 @@ def routed(h: Array, state: State, n_head: int, chosen: list[int]) -> Array:
     """
     w = state["router.score.weight"][0]
     part = np.stack([h[i] for i in chosen])
-    after = block(part, state, n_head)
+    after = block(part, below(state, "block"), n_head)
     out = h.copy()
     for place, i in enumerate(chosen):
         out[i] = h[i] + sum(w * h[i]) * (after[place] - part[place])

@@ -105,9 +105,9 @@ def neutreno_layers(normed: Sequence[Array], states: Sequence[State], n_head: in
     """
     made, first = [], None
     for x, state in zip(normed, states, strict=True):
-        dim = x.shape[1]
-        identity = {**state, "w_o.weight": np.eye(dim), "w_o.bias": np.zeros(dim)}
-        values = linear(x, state["qkv.weight"], state["qkv.bias"])[:, 2 * dim :]
+        _, width = state["w_o.weight"].shape  # of all heads side by side
+        identity = {**state, "w_o.weight": np.eye(width), "w_o.bias": np.zeros(width)}
+        values = linear(x, state["qkv.weight"], state["qkv.bias"])[:, 2 * width :]
         first = values if first is None else first
         mixed = multi_head_attention(x, identity, n_head) + strength * (first - values)
         made.append(linear(mixed, state["w_o.weight"], state["w_o.bias"]))

@@ -106,7 +106,7 @@ class LinearAttention(MultiHeadAttention):
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
         """The formula with all weights of the pass as a matrix."""
         time = read.q.shape[-2]
-        plain = context.positions is None and context.documents is None
+        plain = context.positions is None and context.documents is None and self.sees_all(time)
         seen = AttentionMask(self, context, context.positions, time, time, True, read.q.dtype, read.q.device, plain)
         mask = self.see("mask", seen.as_matrix())
         scores = self.see("scores", read.rotated_q @ read.rotated_k.mT)  # (B, H, T, T)

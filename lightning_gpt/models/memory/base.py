@@ -1,7 +1,7 @@
 """Memory from segment to segment: what a model knows of a text beyond the tokens that it attends to at once.
 
 A text is read in *segments* of one length (the last may be shorter). Within one, attention is as always; of what was
-before it, each kind of memory hands on something (:mod:`.segment_memory`, :mod:`.memory_tokens`). Rows of a batch may
+before it, each kind of memory hands on something (:mod:`.segment`, :mod:`.tokens`). Rows of a batch may
 go on from a :class:`State`, so that the memory outlives the row: training on lanes carries it from step to step to the
 document's end.
 """

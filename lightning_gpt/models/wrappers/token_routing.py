@@ -19,7 +19,7 @@ from lightning_gpt.models.attention.mixer import Mixer, attentions
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import KeyValues, LayerState
-from lightning_gpt.models.layer import Layer, Matrix, Space
+from lightning_gpt.models.layer import Layer, Matrix, Space, without_autocast
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.registry import Choice, Registry, at_layer
 from lightning_gpt.models.wrappers.checkpointing import Runner
@@ -174,7 +174,7 @@ class TokenRouter(Layer):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Chosen | None]:
         """The scores ``(batch, time)`` of the stream ``(batch, time, dim)`` and the tokens that go through, if any."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             scores = self.see("scores", self.score(wide).squeeze(-1))  # (B, T)
             if self.training and context.cache is None:

@@ -134,11 +134,11 @@ class MixtureOfExperts(Layer):
 
 
 def _expert_kind(name: str) -> type[FeedForward]:
-    allowed = [known for known in ffns.names if known != "moe"]
-    kind = ffns.get(name) if name in allowed else None
-    if not isinstance(kind, type) or not issubclass(kind, FeedForward):
-        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(allowed)}")
-    return kind
+    kinds = {known: ffns.get(known) for known in ffns.names if known != "none"}
+    dense = {known: kind for known, kind in kinds.items() if issubclass(kind, FeedForward)}
+    if not isinstance(name, str) or name not in dense:
+        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(dense)}")
+    return dense[name]
 
 
 def mixtures(model: nn.Module) -> dict[str, MixtureOfExperts]:

@@ -1,15 +1,16 @@
-"""What must hold for any variant, registered by the package or by a user."""
+"""What must hold for any variant, also for one that is only now added to its registry."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from lightning_gpt.models.base import models
+from lightning_gpt.models.context import Once
 from tests.models.helpers import random_ids
 from tests.models.variants import build
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+DOCUMENTS = torch.tensor([[0] * 4 + [1] * 9, [0] * 6 + [1] * 1 + [2] * 6])
 
 
 def no_logit_depends_on_a_later_token(changes: dict[str, Any]) -> None:
@@ -27,22 +28,33 @@ def both_backends_are_the_same_function(changes: dict[str, Any]) -> None:
     torch.testing.assert_close(by_kernel, by_formula, **CLOSE)
 
 
-def reading_in_pieces_gives_the_logits_of_one_reading(changes: dict[str, Any], pieces: Sequence[int]) -> None:
+def reading_in_pieces_gives_the_logits_of_one_reading(changes: dict[str, Any], pieces: list[int]) -> None:
+    """Pieces of 20 tokens, read with a cache one after the other."""
     model, ids = build(changes), random_ids(17, 2, 20)
     cache = model.new_cache(20)
     with torch.no_grad():
-        hidden = torch.cat([model.hidden(piece, cache=cache) for piece in ids.split(list(pieces), dim=1)], dim=1)
+        hidden = torch.cat([model.hidden(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
     torch.testing.assert_close(hidden, model.hidden(ids), **CLOSE)
 
 
 def documents_kept_apart_are_computed_as_if_alone(changes: dict[str, Any]) -> None:
     model, ids = build(changes), random_ids(17, 2, 13)
-    documents = torch.tensor([[0] * 4 + [1] * 9, [0] * 6 + [1] * 1 + [2] * 6])
-    logits = model(ids, documents)
+    logits = model(ids, DOCUMENTS)
     for row in range(2):
-        for document in documents[row].unique():
-            places = documents[row] == document
+        for document in DOCUMENTS[row].unique():
+            places = DOCUMENTS[row] == document
             torch.testing.assert_close(logits[row, places], model(ids[row, places][None])[0], **CLOSE)
+
+
+def masks_that_layers_share_are_those_that_each_would_make(changes: dict[str, Any]) -> None:
+    """Also biases, rotations and layouts, with and without documents that are kept apart."""
+    model, ids = build(changes), random_ids(17, 2, 13)
+    for documents in (None, DOCUMENTS):
+        sharing, alone = model.context(ids, documents), model.context(ids, documents)
+        for table in ("masks", "biases", "rotations", "layouts"):
+            setattr(alone.shared, table, Once(keeps=False))
+        hidden = [model.run(model.embedded(ids, context), context) for context in (sharing, alone)]
+        torch.testing.assert_close(*hidden, **CLOSE)
 
 
 def a_variant_is_rebuilt_from_its_description(changes: dict[str, Any]) -> None:
