@@ -53,6 +53,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
         "memory": ("memory", "memory.*"),
         "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),
         "from_trained": ("from_trained", "from_trained.*"),
+        "materialise": ("materialise",),
     },
     {"models": ("",)},
 ]
