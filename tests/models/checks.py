@@ -1,16 +1,25 @@
 """What must hold for any variant, also for one that is only now added to its registry."""
 
+from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lightning_gpt.models.base import models
-from lightning_gpt.models.context import Once
+from lightning_gpt.models.context import Once, Shared
 from tests.models.helpers import random_ids
 from tests.models.variants import build
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 DOCUMENTS = torch.tensor([[0] * 4 + [1] * 9, [0] * 6 + [1] * 1 + [2] * 6])
+
+
+class MadeEachTime(Once[Any]):
+    """Keeps nothing for later layers."""
+
+    def made(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        return make()
 
 
 def no_logit_depends_on_a_later_token(changes: dict[str, Any]) -> None:
@@ -50,10 +59,9 @@ def masks_that_layers_share_are_those_that_each_would_make(changes: dict[str, An
     """Also biases, rotations and layouts, with and without documents that are kept apart."""
     model, ids = build(changes), random_ids(17, 2, 13)
     for documents in (None, DOCUMENTS):
-        sharing, alone = model.context(ids, documents), model.context(ids, documents)
-        for table in ("masks", "biases", "rotations", "layouts"):
-            setattr(alone.shared, table, Once(keeps=False))
-        hidden = [model.run(model.embedded(ids, context), context) for context in (sharing, alone)]
+        sharing = model.context(ids, documents)
+        alone = replace(sharing, shared=Shared(*(MadeEachTime() for _ in range(4))))
+        hidden = [model.run(model.embed(ids, context), context) for context in (sharing, alone)]
         torch.testing.assert_close(*hidden, **CLOSE)
 
 
