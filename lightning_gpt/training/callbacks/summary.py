@@ -16,9 +16,9 @@ from lightning_gpt.console import console, say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
-from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.registry import readable
+from lightning_gpt.planning import active_parameters
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.trust import trusted_options
 
