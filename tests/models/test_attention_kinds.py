@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.linear import CHUNK
+from lightning_gpt.models.attention.chunks import CHUNK
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.positions.rotary import RotaryPositions
