@@ -64,6 +64,7 @@ SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tok
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
+    {"position": {"kind": "yarn", "factor": 4.0, "original": 8}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
     {"attention": {"kind": "full", "head_dim": 6}},
     # layers of one kind with other options, which share a pass and must not share what it keeps for them
