@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "checkpoint": {"models", "data", "errors"},
     "inference": {"models", "data", "errors"},
     "analysis": {"models", "data", "errors"},
-    "training": {*BELOW, "hardware", "whole_file"},
+    "training": {*BELOW, "hardware", "whole_file", "trust"},
     "planning": {"models", "errors"},
     "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
     "benchmarks": {*BELOW, "training", "hardware"},
@@ -48,7 +48,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating")},
     {"base": ("base",)},
-    {"gpt": ("gpt",), "single_head": ("single_head",)},
+    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
     {
         "memory": ("memory", "memory.*"),
         "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),

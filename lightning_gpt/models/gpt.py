@@ -138,9 +138,10 @@ class GPT(LanguageModel):
         """Each layer that is run, whichever block serves it."""
         views = []
         for layer, block in enumerate(self.each_block()):
-            name = f"blocks.{layer}"
-            ffn = None if block.unwrapped.ffn is None else f"{name}.ffn"
-            views.append(BlockView((block,), block.unwrapped.attention, f"{name}.attention", ffn, f"{name}.after_ffn"))
+            name, inside = f"blocks.{layer}", block.unwrapped
+            ffn_name = None if inside.ffn is None else f"{name}.ffn"
+            mixer = inside.attention, f"{name}.attention"
+            views.append(BlockView((block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn"))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class Layer(nn.Module):
 
     inner: str | None = None
     """The child whose intermediates are named as if they were this layer's own: what a wrapper wraps."""
+    idle_parameters: int = 0
+    """How many of the layer's parameters a token does not meet."""
     made_with: Hashable = None
     """Kind, options and settings that a registry made this layer with; None where none did."""
     _watch: Watch | None = None

@@ -98,7 +98,7 @@ class SingleHeadModel(LanguageModel):
 
     def block_views(self) -> list[BlockView]:
         """Norm and head are the one block."""
-        return [BlockView((self.norm, self.attention), self.attention, "attention", None, "residual")]
+        return [BlockView((self.norm, self.attention), self.attention, "attention", None, None, "residual")]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

@@ -55,7 +55,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a module of two variants and a run that uses them."""
     folder = tmp_path_factory.mktemp("trust")
     write_run(folder)
-    must_run("fit", "--trust", "mine", "--config", "tiny.yaml", cwd=folder)
+    done = must_run("fit", "--trust", "mine", "--config", "tiny.yaml", cwd=folder)
+    assert done.stderr.count(" --trust mine\n") == 3  # the commands that it ends with: generate, inspect and resume
     return folder
 
 

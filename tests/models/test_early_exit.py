@@ -16,7 +16,7 @@ from tests.models.variants import build, choices, name_of
 
 N_LAYER = 4
 VARIANTS: list[dict[str, Any]] = [
-    *({"attention": choice} for choice in choices("attention") if choice != "linear"),
+    *({"attention": choice} for choice in choices("attention") if choice not in ("linear", "delta_net")),
     *({"residual": choice} for choice in choices("residual")),
     {"position": "rotary"},
     {"position": "alibi"},

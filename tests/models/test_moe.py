@@ -17,7 +17,8 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
-from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, active_parameters, mixtures
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
+from lightning_gpt.planning import active_parameters
 from tests.models.collected_losses import CollectedLosses
 from tests.models.helpers import arrays, property_test, random_ids, randomise
 from tests.reference import experts as reference
@@ -156,7 +157,7 @@ def test_off_the_cpu_a_training_step_takes_grouped_products_and_waits_for_no_val
     runs = 2 if checkpointing == "block" else 1
     assert product.call_count == runs * 2 * config.n_layer
     assert all(weight.grad is not None and weight.grad.shape == weight.shape for weight in model.parameters())
-    uses = [mixture.take_use() for mixture in mixtures(model).values()]
+    uses = [mixture.take_use() for mixture in mixtures(model.block_views()).values()]
     assert [use is not None and use.chosen.shape for use in uses] == [(4,)] * config.n_layer
 
 
@@ -185,8 +186,8 @@ def test_a_quantised_model_routes_by_the_weights_it_was_trained_with() -> None:
     model = GPT(GPTConfig(**SIZES, ffn={"kind": "moe", "n_expert": 4})).eval()
     randomise(model)
     x = normal(2, 9, 16).float()
-    small = mixtures(int8(model))["blocks.0.ffn"]
-    mixture = mixtures(model)["blocks.0.ffn"]
+    small = mixtures(int8(model).block_views())[0]
+    mixture = mixtures(model.block_views())[0]
     assert torch.equal(small.router.weight, mixture.router.weight.to(torch.bfloat16))
     difference = small(x.bfloat16()).float() - mixture(x)
     assert difference.norm() < 0.1 * mixture(x).norm()
@@ -269,7 +270,7 @@ def test_evaluation_counts_nothing() -> None:
     model, ids = GPT(GPTConfig(**SIZES, ffn="moe")).eval(), random_ids(23, 2, 12)
     model.loss(ids, ids)
     model.generate(ids, 3)
-    assert all(mixture.take_use() is None for mixture in mixtures(model).values())
+    assert all(mixture.take_use() is None for mixture in mixtures(model.block_views()).values())
 
 
 # --- balance by bias -------------------------------------------------------------------------------------------
@@ -313,7 +314,7 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
     difference = active_parameters(sparse) - active_parameters(dense) - 3 * 16 * 256
     assert abs(difference) < 0.02 * ffn_parameters
     assert active_parameters(dense) == sum(parameter.numel() for parameter in dense.parameters())
-    experts = mixtures(sparse)["blocks.0.ffn"].experts
+    experts = mixtures(sparse.block_views())[0].experts
     all_of_them = 3 * sum(p.numel() for p in experts.parameters())
     assert sum(p.numel() for p in sparse.parameters()) == active_parameters(sparse) + all_of_them * 14 // 16
 

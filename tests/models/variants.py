@@ -19,6 +19,7 @@ from tests.models.helpers import randomise
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
 OPTIONS: dict[str, Any] = {
     "n_kv_head": 2,
+    "kv_rank": 6,
     "window": 5,
     "stride": 4,
     "n_global": 2,
@@ -64,8 +65,17 @@ SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tok
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
+    {"position": {"kind": "yarn", "factor": 4.0, "original": 8}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
     {"attention": {"kind": "full", "head_dim": 6}},
+    {"attention": {"kind": "latent", "kv_rank": 6}, "position": "rotary"},
+    {"attention": {"kind": "latent", "kv_rank": 6}, "position": "t5"},
+    {
+        "attention": {"kind": "latent", "kv_rank": 5, "q_rank": 7, "head_dim": 6, "rope_dim": 2, "value_dim": 9},
+        "position": {"kind": "yarn", "factor": 4.0, "original": 8},
+    },
+    {"attention": ["delta_net", {"kind": "delta_net", "head_dim": 3, "value_dim": 5, "conv_width": 1}]},
+    {"attention": ["delta_net", "full"], "position": "rotary"},
     # layers of one kind with other options, which share a pass and must not share what it keeps for them
     {"attention": [{"kind": "window", "window": 3}, {"kind": "window", "window": 7}]},
     {"attention": [{"kind": "strided", "stride": 3}, {"kind": "strided", "stride": 5}]},
@@ -89,6 +99,8 @@ EXTENDED: list[dict[str, Any]] = [
     {"token_routing": ROUTED, "position": "alibi", "attention": {"kind": "window", "window": 5}},
     {"token_routing": ROUTED, "position": "t5", "ffn": {"kind": "moe", "n_expert": 4}},
     {"token_routing": ROUTED, "attention": "linear"},
+    {"token_routing": ROUTED, "attention": "delta_net"},
+    {"token_routing": ROUTED, "attention": {"kind": "latent", "kv_rank": 6}, "position": "rotary"},
     {
         "token_routing": {"kind": "mixture_of_depths", "layers": [1, 2]},
         "n_layer": 4,
@@ -97,6 +109,8 @@ EXTENDED: list[dict[str, Any]] = [
     {"memory": SEGMENTS, "position": "t5", "attention": {"kind": "strided", "stride": 4}, "residual": "initial"},
     {"memory": SEGMENTS, "position": "alibi", "attention": [{"kind": "window", "window": 5}, "value_embedding"]},
     {"memory": SEGMENTS, "position": "none", "attention": "value_residual", "ffn": {"kind": "moe", "n_expert": 4}},
+    {"memory": SEGMENTS, "position": "rotary", "attention": {"kind": "latent", "kv_rank": 2}},
+    {"memory": TOKENS, "attention": {"kind": "latent", "kv_rank": 6}},
     {"memory": TOKENS, "diversity": 0.1},
     {"memory": TOKENS, "position": "alibi", "attention": ["shaped", {"kind": "window", "window": 5}]},
 ]

@@ -52,7 +52,7 @@ def trainer(folder: Path, *callbacks: L.Callback, **flags: Any) -> L.Trainer:
 
 
 def biases(module: GPTModule) -> list[Tensor]:
-    return [mixture.router.bias.clone() for mixture in mixtures(module.model).values()]
+    return [mixture.router.bias.clone() for mixture in mixtures(module.model.block_views()).values()]
 
 
 def test_it_trains_what_a_loop_by_hand_trains_and_moves_the_bias_by_the_formula(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_it_trains_what_a_loop_by_hand_trains_and_moves_the_bias_by_the_formula(
         (model.loss(batch["ids"], batch["targets"]) / 2).backward()
         if not last_of_step:
             continue
-        for bias, mixture in zip(expected, mixtures(model).values(), strict=True):
+        for bias, mixture in zip(expected, mixtures(model.block_views()).values(), strict=True):
             chosen = mixture.take_use().chosen.double()  # type: ignore[union-attr]
             bias += RATE * (chosen.mean() - chosen).sign().float()
             mixture.router.bias.copy_(bias)

@@ -16,10 +16,11 @@ from lightning_gpt.console import console, say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
-from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.registry import readable
+from lightning_gpt.planning import active_parameters
 from lightning_gpt.training.module import LanguageModule
+from lightning_gpt.trust import trusted_options
 
 _SAMPLE_PROMPT = "The"
 
@@ -148,8 +149,9 @@ def say_next_commands(run: Path) -> None:
     folder, last, config = (
         shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml")
     )
+    options = "".join(f" {shlex.quote(option)}" for option in trusted_options())
     say("next")
     say(f"  look:      tensorboard --logdir {folder}")
-    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"')
-    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"')
-    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}")
+    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"{options}')
+    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"{options}')
+    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}{options}")
