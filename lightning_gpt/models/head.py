@@ -128,7 +128,7 @@ def linear_cross_entropy(
 
     Returns:
         A scalar, differentiable once in ``hidden`` and ``weight``; 0 if every target is ignored. Under autocast the
-            products use its precision; softmax and sums stay in fp32.
+        products use its precision; softmax and sums stay in fp32.
     """
     _require_one_target_each(hidden, targets)
     terms = Terms(label_smoothing, z_loss)

@@ -56,7 +56,7 @@ class KeyValues:
 
         Returns:
             Keys, values and their positions ``(columns,)`` or ``(batch, columns)``, −1 for an empty slot; the positions
-                are None if they are 0, 1, 2, ... in every row.
+            are None if they are 0, 1, 2, ... in every row.
         """
         if self.k is None:
             self._allocate(k, v)

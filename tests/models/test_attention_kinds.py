@@ -245,7 +245,7 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "linear", "position": "alibi"}, "attention linear makes no scores, and AlibiPositions adds to"),
+        ({"attention": "linear", "position": "alibi"}, "attention linear has no scores for AlibiPositions to add to"),
         ({"attention": "linear", "position": "t5"}, "use position learned, sinusoidal, rotary or none"),
         (
             {"attention": "differential", "dim": 12},
