@@ -142,7 +142,7 @@ class GPTConfig:
         if self.n_unique is None:
             return
         if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
-            raise CallError(f"n_unique is {self.n_unique}; it must be 1 to n_layer, which is {self.n_layer}")
+            raise CallError(f"n_unique is {self.n_unique}; it must be from 1 to n_layer, which is {self.n_layer}")
         for part, choices in (("attention", as_read(self.attention)), ("ffn", as_read(self.ffn))):
             if self.n_unique % len(choices):
                 raise CallError(

@@ -151,7 +151,7 @@ def test_wrong_options_are_refused_when_the_config_is_read(changes: dict[str, An
         ({"position": {"kind": "rotary", "extension": "yarn"}}, "it must be one of linear, ntk"),
         (
             {"position": "rotary", "dim": 12},
-            "rotary positions act on pairs of dimensions and a head's width is 3; it must be even",
+            "rotary positions act on pairs of dimensions, so a head's width must be even; it is 3",
         ),
         ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of it"),
     ],
