@@ -392,7 +392,7 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": "post"},
-            "under residual 'post' a block does not give the stream and",
+            "with residual 'post' a block's output is not the stream plus",
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": {"kind": "initial", "share": 0.2}},
@@ -400,7 +400,7 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "attention": ["full", "neutreno"]},
-            "attention 'neutreno' mixes in what the first layer",
+            "attention 'neutreno' uses the first layer's values of every token",
         ),
         (
             {"token_routing": "mixture_of_depths", "n_layer": 4, "n_unique": 1},
