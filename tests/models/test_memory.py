@@ -171,7 +171,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
     ids, greedy = random_ids(17, 1, 5), Sampling(temperature=0)
     drawn = torch.stack(list(sample_speculatively(segments, draft, ids, 20, greedy)), dim=1)
     assert drawn.tolist() == segments.generate(ids, 20, temperature=0)[:, 5:].tolist()
-    with pytest.raises(CallError, match="nor memory tokens"):
+    with pytest.raises(CallError, match="or memory tokens; use no draft"):
         next(sample_speculatively(tokens, draft, ids, 20, greedy))
 
 
@@ -180,7 +180,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
     [
         (
             {"memory": "segment"},
-            "position 'learned' says where a token stands in its own; use position alibi, none, rot",
+            "position 'learned' only encodes positions within a segment; use position alibi, none, rot",
         ),
         ({"memory": {"kind": "segment"}, "position": {"kind": "sinusoidal"}}, "use position alibi, none, rotary, t5"),
         (

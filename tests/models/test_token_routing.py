@@ -355,7 +355,7 @@ def test_in_half_precision_scores_are_not_rounded_before_the_choice() -> None:
 
 
 def test_early_exit_is_refused() -> None:
-    with pytest.raises(CallError, match="needs every token in every layer"):
+    with pytest.raises(CallError, match="needs every token's keys and values in every layer"):
         EarlyExit(build({"token_routing": "mixture_of_depths"}), 0.5)
 
 
@@ -404,7 +404,7 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "n_layer": 4, "n_unique": 1},
-            "with n_unique 1 layer 0 is the same block as one of them",
+            "with n_unique 1 layer 0 shares a block with one of them",
         ),
     ],
 )

@@ -51,7 +51,7 @@ class MultiHeadAttention(CausalAttention):
         self.n_head, self.n_kv_head = n_head, n_kv_head or n_head
         self.head_dim = head_dim or dim // n_head
         if n_head % self.n_kv_head:
-            raise CallError(f"n_kv_head is {n_kv_head} and must divide n_head, which is {n_head}")
+            raise CallError(f"n_kv_head is {n_kv_head}; it must divide n_head, which is {n_head}")
         if positions is not None:
             positions.check_width(self.head_dim)
         rows, kv_rows = self.n_head * self.head_dim, self.n_kv_head * self.head_dim

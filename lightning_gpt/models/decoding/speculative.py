@@ -82,8 +82,8 @@ def sample_speculatively(
     large, small = _Reading(model, capacity), _Reading(draft, capacity)
     if not (large.cache.can_truncate and small.cache.can_truncate):
         raise CallError(
-            "speculative decoding removes rejected tokens, which linear attention and memory tokens cannot do; "
-            "use no draft"
+            "speculative decoding removes rejected tokens, which is impossible with linear attention "
+            "or memory tokens; use no draft"
         )
     left = max_new_tokens
     while left and ids.shape[1] + n_guess < end:

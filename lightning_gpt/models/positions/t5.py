@@ -32,7 +32,7 @@ class T5Positions(Positions):
         if n_bucket < 2 or max_distance <= n_bucket // 2:
             raise CallError(
                 f"position t5 has n_bucket {n_bucket} and max_distance {max_distance}; "
-                f"n_bucket must be at least 2, and max_distance more than half of n_bucket"
+                f"n_bucket must be at least 2 and max_distance more than half of n_bucket"
             )
         self.n_bucket, self.max_distance = n_bucket, max_distance
         self.weight = nn.Parameter(torch.empty(n_bucket, n_head))

@@ -109,9 +109,9 @@ def _check_shared(layers: list[int], n_layer: int, n_unique: int | None) -> None
     apart = [layer for layer in range(n_layer) if layer % n_unique in routed and layer not in layers]
     if apart:
         raise CallError(
-            f"token_routing routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} "
-            f"layer {apart[0]} is the same block as one of them: let n_unique be a multiple of token_routing every, "
-            f"or give token_routing layers that name all layers of a block"
+            f"token_routing puts routers in layers {', '.join(map(str, layers))}, but with n_unique {n_unique} "
+            f"layer {apart[0]} shares a block with one of them: make n_unique a multiple of token_routing every, "
+            f"or list all layers of a block in token_routing layers"
         )
 
 
@@ -252,7 +252,7 @@ class RoutedBlock(Layer):
 
     @property
     def ends_normed(self) -> bool:
-        """As the block's."""
+        """Same as the block's."""
         return self.block.ends_normed
 
     def init_branches(self, n_layer: int) -> None:
