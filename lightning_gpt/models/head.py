@@ -121,8 +121,7 @@ def linear_cross_entropy(
         hidden: The last hidden states, ``(..., dim)``.
         weight: The unembedding, ``(vocab_size, dim)``.
         targets: Token ids ``(...)``; entries equal to :data:`IGNORED` are excluded.
-        label_smoothing: Share of the target spread evenly over the vocabulary (Szegedy et al. 2016, 1512.00567, section
-            7).
+        label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016, 1512.00567, section 7).
         z_loss: Weight of ``log²Z`` added to each token's loss, Z the softmax normaliser (Chowdhery et al. 2022,
             2204.02311, section 5).
 

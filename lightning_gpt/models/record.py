@@ -112,7 +112,7 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def called(module: nn.Module, name: str) -> None:
-    """From now on, record what ``module`` sees under ``name``: one module may be used at several places of a model."""
+    """Record the intermediates of ``module`` under ``name`` from now on; a module may serve several places of a model."""
     for path, part in named_layers(module):
         part._prefix = f"{name}.{path}." if path else f"{name}."
 

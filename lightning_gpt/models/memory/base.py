@@ -42,7 +42,7 @@ class State:
     read: Tensor
 
     def started(self, starts: Tensor) -> "State":
-        """The state in which the rows ``starts`` (booleans) begin a document."""
+        """The state with the rows marked in ``starts`` (booleans) reset to the beginning of a document."""
         return State(self.memory, self.ids, self.read.masked_fill(starts, 0))
 
     def to(self, device: torch.device) -> "State":
