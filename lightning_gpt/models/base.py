@@ -1,4 +1,4 @@
-"""What every language model of this package offers besides its own formula."""
+"""The common interface of all language models in this package."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,18 +21,18 @@ from lightning_gpt.models.registry import Models, plain
 from lightning_gpt.models.view import BlockView
 
 models: Models["LanguageModel"] = Models()
-"""Every model, with the class of its config, by the name that checkpoints call it."""
+"""Every model and the class of its config, by the name used in checkpoints."""
 
 
 class LanguageModel(Layer, Generating):
-    """A causal model of token sequences: tokens and positions in, an output head at the end.
+    """A causal model of token sequences: token and position embeddings in, an output head at the end.
 
-    A subclass makes its parts, then says how ids become last hidden states (:meth:`hidden`); logits, loss, recording
-    and generation follow.
+    A subclass creates its parts and implements :meth:`hidden`, which maps ids to the last hidden states; logits, loss,
+    recording and generation build on that.
     """
 
     name: str
-    """What checkpoints and messages call it; set when the class is registered."""
+    """The name used in checkpoints and messages; set when the class is registered."""
     token_embedding: Embedding
     positions: Positions
     head: OutputHead
@@ -48,26 +48,25 @@ class LanguageModel(Layer, Generating):
         lengths: Tensor | None = None,
         losses: PartLosses | None = None,
     ) -> Tensor:
-        """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``.
+        """Map token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``.
 
-        With ``documents`` ``(batch, time)``, the number of the document that each token is of (not falling along
-        time), tokens attend within their document only and positions restart at each. With a ``cache`` the ids go on
-        from what it has read, and are read into it; ``lengths`` ``(batch,)`` says how many ids of each row are real
-        where rows are padded at their end.
+        ``documents`` ``(batch, time)`` numbers each token's document (non-decreasing along time): tokens attend only
+        within their document, and positions restart at each. With a ``cache``, the ids continue its tokens and are
+        added to it. For rows padded at the end, ``lengths`` ``(batch,)`` gives the number of real ids in each row.
         """
 
     @abstractmethod
     def block_views(self) -> list[BlockView]:
-        """The blocks, from the first to the last that is run. The stream before them is named ``embedding``."""
+        """The blocks in the order they run. The stream before the first is named ``embedding``."""
 
     def init_all(self) -> None:
-        """Fill the weights of every layer, in the order of the model's parts, as training starts with them."""
+        """Initialise the weights of every layer, in the order of the model's parts."""
         for part in self.modules():
             if isinstance(part, Layer):
                 part.init_weights()
 
     def read_out(self, stream: Tensor) -> Tensor:
-        """A residual stream ``(..., dim)`` as the head reads it: behind a final norm, where the model has one."""
+        """A residual stream ``(..., dim)`` as the head reads it: after the final norm, if the model has one."""
         return stream
 
     @property
@@ -76,10 +75,10 @@ class LanguageModel(Layer, Generating):
         return self.head.weight
 
     def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Token ids ``(batch, time)`` to logits ``(batch, time, vocab_size)``.
+        """Map token ids ``(batch, time)`` to logits ``(batch, time, vocab_size)``.
 
         Raises:
-            CallError: Where ``time`` is more than ``block_size``, or (on CPU) an id is outside the vocabulary.
+            CallError: If ``time`` exceeds ``block_size``, or (checked on CPU) an id is outside the vocabulary.
         """
         return self.see("logits", self.head(self.hidden(ids, documents)))
 
@@ -92,10 +91,10 @@ class LanguageModel(Layer, Generating):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> Tensor:
-        """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` after ``ids``, never holding the logits.
+        """Mean cross-entropy in nats of ``targets`` ``(batch, time)`` given ``ids``, without holding all the logits.
 
-        ``label_smoothing`` and ``z_loss`` are those of :func:`~lightning_gpt.models.head.linear_cross_entropy`. While
-        training, the losses of the model's own parts are added to its gradient, not to its value
+        ``label_smoothing`` and ``z_loss`` are as in :func:`~lightning_gpt.models.head.linear_cross_entropy`. In
+        training, the auxiliary losses of the model's parts are added to the gradient, not to the returned value
         (:class:`~lightning_gpt.models.part_losses.PartLosses`).
         """
         losses = PartLosses() if self.training and torch.is_grad_enabled() else None
@@ -109,12 +108,12 @@ class LanguageModel(Layer, Generating):
 
     @property
     def context_limit(self) -> int | None:
-        """The longest sequence that the model can read, in tokens: the end of learned positions; None where any."""
+        """The longest sequence the model can read, in tokens (the end of learned positions); None if unlimited."""
         return self.positions.limit
 
     @property
     def trace_limit(self) -> int | None:
-        """The longest text whose intermediates one pass can record, in tokens; None where any."""
+        """The longest text whose intermediates one pass can record, in tokens; None if unlimited."""
         return None
 
     def record(
@@ -131,7 +130,7 @@ class LanguageModel(Layer, Generating):
         lengths: Tensor | None = None,
         losses: PartLosses | None = None,
     ) -> Context:
-        """Where the tokens of ``ids`` stand; refuses what the model cannot read."""
+        """The context of a forward pass over ``ids``; raises a CallError if the model cannot read them."""
         self.require_ids(ids, cache)
         positions = cache.positions(ids.shape[1], ids.device) if cache else None
         if documents is not None:
@@ -139,7 +138,7 @@ class LanguageModel(Layer, Generating):
         return Context(positions, documents, self.positions, cache, None, lengths, ids, losses, Shared())
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
-        """Token embeddings and what the position scheme adds, ``(batch, time, dim)``, both parts and the sum seen."""
+        """Token embeddings plus absolute position embeddings, if any, ``(batch, time, dim)``: three intermediates."""
         tokens = self.see("token_embedding", self.token_embedding(ids))  # (B, T, d)
         if self.positions.is_absolute:
             added = self.positions.embedding(ids.shape[1], context.positions)  # (T, d) or (B, T, d)
@@ -147,7 +146,7 @@ class LanguageModel(Layer, Generating):
         return self.see("embedding", tokens)
 
     def require_ids(self, ids: Tensor, cache: Cache | None = None) -> None:
-        """Refuse ids that do not fit the context or, on a CPU, where a look costs no waiting, the vocabulary."""
+        """Raise a CallError if ids exceed the context or (checked on CPU only: a GPU would stall) the vocabulary."""
         if ids.ndim != 2:
             raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
         time, limit = ids.shape[1] + (cache.length if cache else 0), self.context_limit
@@ -166,5 +165,5 @@ class LanguageModel(Layer, Generating):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """The model's name and config as plain values: what :func:`lightning_gpt.checkpoint.load` rebuilds from."""
+        """The model's name and config as plain values, from which :func:`lightning_gpt.checkpoint.load` rebuilds it."""
         return {"name": self.name, "config": plain(vars(self.config))}

@@ -21,27 +21,27 @@ blocks: Registry["Block"] = Registry("residual", "attention", "ffn", "norm", "di
 class Block(Layer):
     """``H ← H + MHSA(LN(H))``, then ``H ← H + FFN(LN(H))``: pre-LN, Xiong et al. 2020 (2002.04745), fig. 1b.
 
-    Other rules derive from it and say their formula in :meth:`mix` and :meth:`feed`. Intermediates: ``attention_norm``
-    and ``ffn_norm`` (the norms' outputs), ``after_attention`` and ``after_ffn`` (the residual stream after each half),
-    each ``(batch, time, dim)``.
+    Other residual rules subclass it and override :meth:`mix` and :meth:`feed`. Intermediates, each
+    ``(batch, time, dim)``: ``attention_norm`` and ``ffn_norm`` (outputs of the norms), ``after_attention`` and
+    ``after_ffn`` (the residual stream after each half).
 
     Args:
         attention: The first branch.
-        ffn: The second; None for a block of attention alone, which ends after its first half.
-        norm: Makes a norm of the stream's width.
-        dropout: Probability of dropping an entry of a branch's output while training.
+        ffn: The second branch; None for an attention-only block.
+        norm: Creates a norm of the stream's width.
+        dropout: Probability of dropping an entry of a branch's output in training.
     """
 
     ends_normed = False
-    """Whether what the block gives is normed already, so that the model needs no final norm."""
+    """Whether the block's output is already normed, so that the model needs no final norm."""
     keeps_stream = True
-    """Whether the block gives the stream and something more, so that a token may do without it."""
+    """Whether the output is the input plus an update, so that a token may skip the block."""
     zero_branches_pass = True
-    """Whether a block of :meth:`zero_branches` passes the stream on unchanged."""
+    """Whether the block is the identity after :meth:`zero_branches`."""
     trains_from_zero = True
-    """Whether its weights still get gradients where its branches' last products start at 0."""
+    """Whether the block can still train when its branches' output projections start at 0."""
     around_attention: Callable[[Branch], Branch] | None = None
-    """What runs the first branch, where it is not run as it is."""
+    """Wraps the first branch when it is called; None to call it directly."""
 
     def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__()
@@ -53,11 +53,11 @@ class Block(Layer):
 
     @property
     def unwrapped(self) -> "Block":
-        """The block itself, also where a wrapper stands for it."""
+        """The block itself; a wrapper returns the block inside it."""
         return self
 
     def init_branches(self, n_layer: int) -> None:
-        """Scale what is added to the stream by 1/√(2·n_layer): 2·n_layer branches vary as one (GPT-2, section 2.3)."""
+        """Scale each output projection by 1/√(2·n_layer): the stream sums 2·n_layer branches (GPT-2, section 2.3)."""
         for matrix in all_matrices(self):
             if matrix.target == "stream":
                 for one in matrix.each():
@@ -65,7 +65,7 @@ class Block(Layer):
 
     @torch.no_grad()
     def zero_branches(self) -> None:
-        """Let the branches add nothing, with weights that still get a gradient: their last products become 0."""
+        """Zero the branches' output projections: the branches then add nothing but still receive gradients."""
         for matrix in all_matrices(self):
             if matrix.target == "stream":
                 for parameter in (matrix.weight, matrix.bias):
@@ -73,11 +73,11 @@ class Block(Layer):
                         parameter.zero_()
 
     def new_state(self, capacity: int) -> LayerState:
-        """What this block keeps of sequences of up to ``capacity`` tokens."""
+        """Empty state of this block for sequences of up to ``capacity`` tokens."""
         return self.attention.new_state(capacity)
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
-        """What the attention reads of the stream: what its keys and values are made of."""
+        """The attention's input, from which keys and values are computed."""
         return self.attention_norm(x)  # type: ignore[no-any-return]
 
     def attended(self, x: Tensor, context: Context) -> Tensor:
@@ -91,12 +91,12 @@ class Block(Layer):
         return self.dropout(self.ffn(x, context))  # type: ignore[no-any-return]
 
     def ffn_input(self, x: Tensor) -> Tensor:
-        """What the feed-forward network reads of the stream."""
+        """The feed-forward network's input."""
         assert self.ffn_norm is not None
         return self.see("ffn_norm", self.ffn_norm(x))
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after this block."""
+        """Map the residual stream ``(batch, time, dim)`` before this block to the stream after it."""
         x = self.see("after_attention", self.mix(x, context))
         return self.see("after_ffn", x if self.ffn is None else self.feed(x, context))
 
@@ -105,5 +105,5 @@ class Block(Layer):
         return x + self.attended(self.see("attention_norm", self.attention_norm(x)), context)
 
     def feed(self, x: Tensor, context: Context) -> Tensor:
-        """The stream after the second."""
+        """The stream after the second branch."""
         return x + self.fed(self.ffn_input(x), context)

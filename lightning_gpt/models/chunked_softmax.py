@@ -1,7 +1,7 @@
-"""Logits, softmax and gradients of one chunk of tokens after another, in arrays that every chunk uses again.
+"""Logits, softmax and gradients, one chunk of tokens at a time, in buffers that all chunks reuse.
 
 Two layouts of the same computation, each used where it is faster (figures in ``docs/performance.md``):
-:class:`VocabularyFirst` here, :class:`~lightning_gpt.models.tokens_first.TokensFirst` for half precision and GPUs.
+:class:`VocabularyFirst` here, and :class:`~lightning_gpt.models.tokens_first.TokensFirst` for half precision and GPUs.
 """
 
 import math
@@ -16,29 +16,24 @@ _LOG2_E = 1 / math.log(2)
 
 @dataclass(frozen=True)
 class Terms:
-    """What a token's loss is made of besides its negative log-likelihood.
-
-    Args:
-        label_smoothing: ε: share of the target spread evenly over the vocabulary.
-        z_loss: ζ: weight of ``log²Z``.
-    """
+    """Loss terms besides the NLL: label smoothing ε (target share spread over the vocabulary), z-loss weight ζ."""
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
     def loss(self, log_z: Tensor, target: Tensor, mean: Tensor | None) -> Tensor:
-        """``log Z − (1 − ε) z_target − ε · mean z + ζ log² Z``, each ``(tokens,)``; ``mean`` only where ε is not 0."""
+        """``log Z − (1 − ε) z_target − ε · mean z + ζ log² Z``, each ``(tokens,)``; ``mean`` is None if ε is 0."""
         loss = log_z - (1 - self.label_smoothing) * target + self.z_loss * log_z**2
         return loss if mean is None else loss - self.label_smoothing * mean
 
 
 class Chunks(ABC):
-    """Takes one chunk of tokens at a time.
+    """Computes losses and gradients of one chunk of tokens at a time.
 
     Args:
-        weight: The unembedding ``(vocab_size, dim)`` in the precision of the products.
-        size: Tokens of the largest chunk.
-        terms: What a token's loss is made of.
+        weight: The unembedding ``(vocab_size, dim)``, in the precision of the products.
+        size: Number of tokens in the largest chunk.
+        terms: Loss terms besides the negative log-likelihood.
     """
 
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
@@ -52,23 +47,19 @@ class Chunks(ABC):
     def gradients(
         self, hidden: Tensor, labels: Tensor, counts: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None
     ) -> None:
-        """The gradients of the sum of the losses just computed, of those tokens that count.
+        """Compute the gradients of the sum of the losses just computed, over the tokens where ``counts`` is true.
 
-        Args:
-            hidden: As it was given.
-            labels: As they were given.
-            counts: ``(tokens,)`` booleans.
-            grad_hidden: ``(tokens, dim)``, filled, where it is wanted.
-            grad_weight: ``(vocab_size, dim)``, added to, where it is wanted.
+        ``hidden`` and ``labels`` are those given to :meth:`losses`, ``counts`` is boolean ``(tokens,)``. Unless None,
+        ``grad_hidden`` ``(tokens, dim)`` is overwritten and ``grad_weight`` ``(vocab_size, dim)`` is accumulated into.
         """
 
 
 class VocabularyFirst(Chunks):
     """Logits ``(vocab_size, tokens)`` in units of log 2: fp32 and fp64 on a CPU.
 
-    The product that makes the logits runs at the processor's peak this way round, and at half of it the other way. The
-    exponentials are powers of 2, three times as fast as those of e. They are never normalised: the sum divides the
-    hidden states instead, which are far fewer.
+    The logits product runs at the processor's peak in this layout, and at half of it in the other. The exponentials are
+    powers of 2, three times as fast as powers of e. They are never normalised; the much smaller hidden states are
+    divided by the sum instead.
     """
 
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
@@ -79,7 +70,7 @@ class VocabularyFirst(Chunks):
         n = len(hidden)
         z = self._array[: len(self.weight) * n].view(-1, n)  # (V, n)
         torch.mm(self.weight, (hidden * _LOG2_E).T, out=z)
-        # gather refuses a label outside the vocabulary, where an index would count from the end
+        # gather rejects labels outside the vocabulary; indexing would accept negative ones
         largest, target = z.amax(dim=0), z.gather(0, labels[None]).squeeze(0)
         mean = z.mean(dim=0) / _LOG2_E if self.terms.label_smoothing else None
         self._powers = z.sub_(largest).exp2_()
@@ -90,7 +81,7 @@ class VocabularyFirst(Chunks):
     def gradients(
         self, hidden: Tensor, labels: Tensor, counts: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None
     ) -> None:
-        # in the logits: p (1 + 2 ζ log Z) − (1 − ε) one-hot − ε / V with p = power / sum; here that times the sum
+        # gradient in the logits, times the sum: p (1 + 2 ζ log Z) − (1 − ε) one-hot − ε / V with p = power / sum
         gradient, total, terms = self._powers, self._sum, self.terms
         if terms.z_loss:
             gradient *= 1 + 2 * terms.z_loss * self._log_z
@@ -106,10 +97,7 @@ class VocabularyFirst(Chunks):
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Tokens of a chunk: many enough for an efficient product, few enough to be small beside the rest of a step.
-
-    On a CPU a multiple of 64, where its products are fastest.
-    """
+    """Tokens per chunk: enough for an efficient product, few enough to use little memory; a multiple of 64 on CPU."""
     if device.type != "cpu":
         return min(tokens, max(64, 2**27 // vocab_size))
     values = 13 * 2**20 if dtype.itemsize >= 4 else 26 * 2**20  # 55 MB either way

@@ -1,4 +1,4 @@
-"""The sizes and choices of a GPT."""
+"""The configuration of a GPT: sizes and choices of parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_r
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """Refuse a config whose named fields are not all positive whole numbers."""
+    """Raise a CallError unless each named field is a positive whole number."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
@@ -26,7 +26,7 @@ def require_positive(config: Any, *names: str) -> None:
 
 
 def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    """Refuse a config whose field ``name`` is none of ``choices``."""
+    """Raise a CallError unless the field ``name`` is one of ``choices``."""
     value = getattr(config, name)
     if value not in choices:
         raise CallError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
@@ -38,32 +38,34 @@ class GPTConfig:
 
     Args:
         n_layer: Number of transformer blocks.
-        n_head: Attention heads in each block; must divide ``dim`` unless attention has a ``head_dim`` of its own.
+        n_head: Attention heads per block; must divide ``dim`` unless the attention sets its own ``head_dim``.
         dim: Width of the residual stream.
-        block_size: Length of the sequences trained on, in tokens, and the longest that learned positions cover.
+        block_size: Length of training sequences in tokens; also the longest sequence that learned positions cover.
         vocab_size: Number of token ids.
-        dropout: Probability of dropping an embedding, an attention weight or a branch's output while training.
+        dropout: Probability of dropping an embedding, an attention weight or an entry of a branch's output in training.
         bias: Whether linear layers and LayerNorms have biases (GPT-2's do).
-        tie_embeddings: Whether the output head is the token embedding matrix.
+        tie_embeddings: Whether the output head shares the token embedding matrix.
         attention_backend: ``sdpa`` uses torch's fused kernel, ``manual`` computes the formula.
-        norm: Which norm, for example ``layer`` or ``rms``.
+        norm: The norm, for example ``layer`` or ``rms``.
         residual: How branches join the residual stream, for example ``pre``, ``post`` or ``none``.
-        position: How the model knows where a token stands, for example ``learned`` or ``rotary``.
-        attention: Which attention, or a list that is repeated down the layers: ``[window, window, full]``.
-        ffn: Which feed-forward network, or a list; ``none`` for blocks of attention alone.
+        position: The position scheme, for example ``learned`` or ``rotary``.
+        attention: The attention, or a list to repeat down the layers: ``[window, window, full]``.
+        ffn: The feed-forward network, or a list; ``none`` for attention-only blocks.
         qk_norm: The norm of each head's queries and keys.
-        layer_drop: Which blocks a training step leaves out, for example ``{kind: linear, rate: 0.2}``.
+        layer_drop: Which blocks a training step skips, for example ``{kind: linear, rate: 0.2}``.
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
-        n_unique: How many blocks have weights of their own; layer i runs block i modulo ``n_unique``. All when None.
-        diversity: Weight of the loss against token representations that are alike after the last block.
-        zero_projections: Whether the last product of each branch starts at 0, so that each block starts as no change
-            (Goyal et al. 2017, 1706.02677, section 5.1, for norms' gains; Yang et al. 2022, 2203.03466, appendix D.2).
-        checkpointing: What is computed again for its gradient instead of keeping its activations: ``none``, each
+        n_unique: Number of blocks with their own weights; layer i runs block i modulo ``n_unique``. ``n_layer`` if
+            None.
+        diversity: Weight of a loss that penalises similar token representations after the last block.
+        zero_projections: Whether the output projection of each branch starts at 0, so that each block starts as the
+            identity (Goyal et al. 2017, 1706.02677, section 5.1, for norms' gains; Yang et al. 2022, 2203.03466,
+            appendix D.2).
+        checkpointing: What is recomputed in the backward pass instead of storing its activations: ``none``, each
             ``block`` or ``attention``.
 
-    A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``. Fields that name variants are read when the
-    config is made: they then hold a :class:`~lightning_gpt.models.registry.Choice` with every option filled in (a tuple
-    of them for ``attention`` and ``ffn``), or None for a part that is left out.
+    A variant with options is a mapping: ``{kind: grouped, n_kv_head: 2}``. On construction, fields that name variants
+    are converted to a :class:`~lightning_gpt.models.registry.Choice` with every option filled in (a tuple of them for
+    ``attention`` and ``ffn``), or None for an omitted part.
     """
 
     n_layer: int = 4
@@ -109,15 +111,14 @@ class GPTConfig:
             raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
         if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
             raise CallError(
-                f"zero_projections and residual {self.residual} cannot be combined: every weight would have a gradient "
-                f"of 0 for good"
+                f"zero_projections and residual {self.residual} cannot be combined: every gradient would stay 0"
             )
 
     def _read(self, field: str, value: Any) -> None:
         object.__setattr__(self, field, value)
 
     def routing(self) -> MixtureOfDepths | None:
-        """Which tokens go through which blocks; refuses what cannot be combined with the other choices."""
+        """The token routing, or None; raises a CallError if it cannot be combined with the other choices."""
         return token_routings.make_if_chosen(
             self.token_routing,
             n_layer=self.n_layer,
@@ -127,7 +128,7 @@ class GPTConfig:
         )
 
     def _check_heads(self) -> None:
-        """Heads that are ``dim / n_head`` wide have to come out even."""
+        """Unless the attention sets ``head_dim``, ``dim`` must be divisible by ``n_head``."""
         own_width = [choice is not None and choice.options.get("head_dim") for choice in as_read(self.attention)]
         if self.dim % self.n_head and not all(own_width):
             divisors = [str(n) for n in range(1, min(self.dim, 64) + 1) if self.dim % n == 0]
@@ -137,14 +138,14 @@ class GPTConfig:
             )
 
     def _check_shared(self) -> None:
-        """Blocks that serve several layers cannot be of another kind in each."""
+        """A block shared by several layers must have the same kind of parts in each."""
         if self.n_unique is None:
             return
         if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
-            raise CallError(f"n_unique is {self.n_unique}; it must be 1 to n_layer, which is {self.n_layer}")
+            raise CallError(f"n_unique is {self.n_unique}; it must be from 1 to n_layer, which is {self.n_layer}")
         for part, choices in (("attention", as_read(self.attention)), ("ffn", as_read(self.ffn))):
             if self.n_unique % len(choices):
                 raise CallError(
-                    f"{part} is a pattern of {len(choices)} and n_unique is {self.n_unique}: a shared block is of one "
-                    f"kind; n_unique must be a multiple of {len(choices)}"
+                    f"{part} is a pattern of {len(choices)} and n_unique is {self.n_unique}: a shared block can have "
+                    f"only one kind; n_unique must be a multiple of {len(choices)}"
                 )

@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class Once(dict[Hashable, T]):
-    """Values that the first layer of a pass that needs them makes, by key."""
+    """Values by key, each computed by the first layer of the pass that needs it."""
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value under ``key``, from ``make`` where there is none yet."""
+        """The value under ``key``; computed by ``make`` if there is none yet."""
         if key not in self:
             self[key] = make()
         return self[key]
 
 
 class _Never(Once[T]):
-    """Keeps nothing: each value is made when it is asked for."""
+    """Caches nothing: each value is computed whenever it is requested."""
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
         return make()
@@ -33,15 +33,15 @@ class _Never(Once[T]):
 
 @dataclass(frozen=True)
 class Shared:
-    """What the layers of a pass have made for each other.
+    """Values that the layers of a pass compute once and share.
 
     Args:
-        masks: What a query sees.
-        biases: What the position scheme adds to scores, masked.
+        masks: Attention masks.
+        biases: The position scheme's score biases, masked.
         rotations: Cosines and sines of rotary positions.
-        layouts: A kind's own cut of the sequence into blocks or chunks.
-        carried: What one layer makes of the residual stream for later ones. A pipeline has to send it along; of the
-            rest, which is made of where the tokens stand, any device can make its own.
+        layouts: How a kind of attention divides the sequence into blocks or chunks.
+        carried: Values that one layer computes from the residual stream for later layers. A pipeline must transmit
+            these; everything else depends only on token positions, so each device can compute its own copy.
     """
 
     masks: Once[Tensor] = field(default_factory=Once)
@@ -51,31 +51,31 @@ class Shared:
     carried: Once[Tensor] = field(default_factory=Once)
 
     def initial_stream(self, x: Tensor) -> Tensor:
-        """The stream ``(batch, time, dim)`` that the first layer was given: ``x``, where that is this one."""
+        """The input ``(batch, time, dim)`` of the first layer that calls this; for that layer, ``x``."""
         return self.carried.made("initial stream", lambda: x)
 
     def first_values(self, who: Hashable, v: Tensor) -> Tensor:
-        """The values of the first layer that asks as ``who``: ``v``, where that is this one."""
+        """The values of the first layer that calls this under the key ``who``; for that layer, ``v``."""
         return self.carried.made(("first values", who), lambda: v)
 
 
-_ALONE = Shared(_Never(), _Never(), _Never(), _Never(), _Never())  # of a layer that is run by itself
+_ALONE = Shared(_Never(), _Never(), _Never(), _Never(), _Never())  # for a layer that is run on its own
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where the tokens of a pass stand, and what they may look back on.
+    """Positions and metadata of the tokens in a pass, and the state they can look back on.
 
     Args:
-        positions: Of the tokens, ``(time,)`` or ``(batch, time)``; 0 to time − 1 when None.
-        documents: ``(batch, time)``, the document of each token, where documents are kept apart.
-        scheme: How positions act.
-        cache: The states of the layers, where earlier tokens were read before.
-        state: That of the layer that is being run.
-        lengths: ``(batch,)``, how many tokens of each row are real, where rows are padded at their end.
-        ids: ``(batch, time)``, the tokens themselves; None where one layer is run by itself.
-        losses: What parts attach their losses with; None where no training loss is made of the pass.
-        shared: What the layers have made for each other.
+        positions: Token positions, ``(time,)`` or ``(batch, time)``; 0 to time − 1 if None.
+        documents: Each token's document, ``(batch, time)``, if documents are kept apart.
+        scheme: The position scheme.
+        cache: The layers' states, if earlier tokens were read before.
+        state: The state of the layer being run.
+        lengths: Number of real tokens per row, ``(batch,)``, if rows are padded at the end.
+        ids: The token ids, ``(batch, time)``; None if a layer is run on its own.
+        losses: Used by parts to add auxiliary losses; None outside training passes.
+        shared: Values the layers share.
     """
 
     positions: Tensor | None = None
@@ -89,20 +89,20 @@ class Context:
     shared: Shared = field(default=_ALONE)
 
     def at_layer(self, layer: int) -> "Context":
-        """The same for one layer of a pass that reads on from a cache."""
+        """The context for one layer: with that layer's state, if there is a cache."""
         return self if self.cache is None else replace(self, state=self.cache.layers[layer])
 
     def numbered(self, time: int, device: torch.device) -> Tensor:
-        """The positions as numbers, also where they are 0, 1, 2, ..."""
+        """The positions as a tensor, even if they are the default 0, 1, 2, ..."""
         return torch.arange(time, device=device) if self.positions is None else self.positions
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys ``(batch, n_head, time, head_dim)``, rotated as the position scheme has it."""
+        """Queries or keys ``(batch, n_head, time, head_dim)``, rotated if the position scheme rotates."""
         scheme = self.scheme
         if scheme is None or not scheme.rotates:
             return x
         time, width = x.shape[-2:]
-        dtype = torch.promote_types(x.dtype, torch.float32)  # bf16 holds no whole number above 256 exactly
+        dtype = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot represent all integers above 256
         rotation = self.shared.rotations.made(
             (width, time, dtype), lambda: scheme.rotation(width, self.numbered(time, x.device), dtype)
         )

@@ -1,4 +1,4 @@
-"""A training loss against tokens that are alike."""
+"""A training loss that penalises similar tokens."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from lightning_gpt.models.context import Context
 class TokenDiversity(nn.Module):
     """Adds ``weight · 1/(T(T−1)) Σ_{i≠j} |x_i·x_j| / (‖x_i‖‖x_j‖)`` of the last residual stream to the training loss.
 
-    The patch-wise cosine loss of Gong et al. 2021 (2104.12753). It sees tokens of a row in both directions, as any loss
-    may; the model's function is untouched. A ``(time, time)`` matrix of each row is made for it.
+    The patch-wise cosine loss of Gong et al. 2021 (2104.12753). The loss compares tokens in both directions, but the
+    model's output stays causal. It computes a ``(time, time)`` matrix per row.
 
     Args:
-        weight: What the mean is multiplied by.
+        weight: Factor on the mean.
     """
 
     def __init__(self, weight: float) -> None:
@@ -22,7 +22,7 @@ class TokenDiversity(nn.Module):
         self.weight = weight
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """The stream ``(batch, time, dim)`` as it is, the loss riding on it."""
+        """The stream ``(batch, time, dim)`` unchanged; in training the loss is attached to it."""
         time = x.shape[1]
         if context.losses is None or time < 2:
             return x

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""A context manager for evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, ``model`` is in evaluation mode (no dropout) and makes no gradients; afterwards it is as it was."""
+    """Put ``model`` in evaluation mode (no dropout) without gradients; restore its modes on exit."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

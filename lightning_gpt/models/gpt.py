@@ -1,13 +1,13 @@
 """The multi-block GPT.
 
-``H⁰ = E_tok + E_pos``; each block adds attention and feed-forward to the residual stream
-(:class:`~lightning_gpt.models.block.Block`); a final LayerNorm; an output head without bias. Radford et al. 2019,
-"Language Models are Unsupervised Multitask Learners", section 2.3, is the source of the layout and the initialisation.
+``H⁰ = E_tok + E_pos``; each block adds attention and feed-forward outputs to the residual stream
+(:class:`~lightning_gpt.models.block.Block`); then a final LayerNorm and an output head without bias. Layout and
+initialisation follow Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
 
 from torch import Tensor, nn
 
-from lightning_gpt.models import residual  # noqa: F401  (its variants are known once it is imported)
+from lightning_gpt.models import residual  # noqa: F401  (imported to register its variants)
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.block import Block, blocks
@@ -31,12 +31,12 @@ from lightning_gpt.models.wrappers.token_routing import RoutedBlock
 class GPT(LanguageModel):
     """A stack of transformer blocks; ``model(ids)`` gives logits ``(batch, time, vocab_size)``.
 
-    Intermediates: ``token_embedding``, ``position_embedding``, ``embedding``; under ``blocks.{i}.`` those of
-    :class:`~lightning_gpt.models.block.Block`, under ``blocks.{i}.attention.`` those of its attention, under
-    ``blocks.{i}.ffn.`` those of its feed-forward network; ``final_norm`` and ``logits``. ``i`` counts the layers that
-    are run: with ``n_unique``, one block is seen under the name of each layer that it serves, ``blocks`` holds it as
-    often, and the state dict has its weights under each of those names. Sharing all layers is the Universal
-    Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; ALBERT (1909.11942).
+    Intermediates: ``token_embedding``, ``position_embedding``, ``embedding``; ``blocks.{i}.`` plus the names in
+    :class:`~lightning_gpt.models.block.Block`, its attention's under ``blocks.{i}.attention.``, its feed-forward
+    network's under ``blocks.{i}.ffn.``; ``final_norm`` and ``logits``. ``i`` counts executed layers. With ``n_unique``,
+    a shared block appears in ``blocks`` and in the state dict once per layer that uses it. Sharing all layers gives the
+    Universal Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; see also ALBERT
+    (1909.11942).
     """
 
     config: GPTConfig
@@ -59,11 +59,11 @@ class GPT(LanguageModel):
         self.init_all()
 
     def each_block(self) -> list[Block | RoutedBlock]:
-        """The block of each layer; one several times, where layers share it."""
+        """The block of each layer; a shared block is listed once per layer."""
         return list(self.blocks)  # type: ignore[arg-type]
 
     def _add_parts(self) -> None:
-        """Make what a subclass adds, before weights are filled."""
+        """Create the parts that a subclass adds; called before weights are initialised."""
 
     def _norm(self) -> Norm:
         return norms.make(self.config.norm, dim=self.config.dim, bias=self.config.bias)
@@ -88,7 +88,7 @@ class GPT(LanguageModel):
         return block if routing is None else routing.wrap(block, layer, c.dim)
 
     def init_all(self) -> None:
-        """Weights N(0, 0.02²), biases 0; then each block as its residual rule wants it (GPT-2, section 2.3)."""
+        """Weights N(0, 0.02²), biases 0; then each block applies its residual rule's scaling (GPT-2, section 2.3)."""
         super().init_all()
         for block in dict.fromkeys(self.each_block()):
             block.init_branches(self.config.n_layer)
@@ -107,7 +107,7 @@ class GPT(LanguageModel):
         lengths: Tensor | None = None,
         losses: PartLosses | None = None,
     ) -> Tensor:
-        """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
+        """Map token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
         context = self.context(ids, documents, cache, lengths, losses)
         hidden = self.run(self.embed(ids, context), context)
         if cache is not None:
@@ -115,27 +115,27 @@ class GPT(LanguageModel):
         return hidden
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
-        """Token ids ``(batch, time)`` to the stream ``(batch, time, dim)`` before the first layer, dropout included."""
+        """Map token ids ``(batch, time)`` to the input of the first layer ``(batch, time, dim)``, dropout included."""
         return self.dropout(super().embed(ids, context))  # type: ignore[no-any-return]
 
     def run(self, x: Tensor, context: Context) -> Tensor:
-        """The stream before the first layer to the final norm's output."""
+        """Map the input of the first layer to the final norm's output."""
         for layer in range(self.config.n_layer):
             x = self.layer(layer, x, context)
         return self.finish(x, context)
 
     def finish(self, x: Tensor, context: Context) -> Tensor:
-        """The stream after the last layer to the final norm's output."""
+        """Map the last layer's output to the final norm's output."""
         if self.diversity is not None:
             x = self.diversity(x, context)
         return self.see("final_norm", self.final_norm(x))
 
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after one layer of this pass."""
+        """Run layer ``layer`` on the residual stream ``(batch, time, dim)``; the shape is unchanged."""
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
 
     def block_views(self) -> list[BlockView]:
-        """Each layer that is run, whichever block serves it."""
+        """One view per executed layer; layers may share a block."""
         views = []
         for layer, block in enumerate(self.each_block()):
             name, inside = f"blocks.{layer}", block.unwrapped
@@ -145,9 +145,9 @@ class GPT(LanguageModel):
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:
-        """The final norm of a residual stream ``(..., dim)``."""
+        """Apply the final norm to a residual stream ``(..., dim)``."""
         return self.final_norm(stream)  # type: ignore[no-any-return]
 
     def flops(self, positions: Tensor) -> float:
-        """Those of every layer that is run, however many share their weights, and of the head."""
+        """Sum over the executed layers, counting a shared block once per layer, plus the head."""
         return sum(block.flops(positions) for block in self.each_block()) + self.head.flops(positions)

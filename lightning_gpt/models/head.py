@@ -1,8 +1,8 @@
-"""The output head: hidden states to scores of all tokens, and to the loss without ever holding all of the scores.
+"""The output head: hidden states to logits, and to the loss without holding all logits in memory.
 
-With a vocabulary of 50,257 the logits of 8 × 256 tokens are 412 MB, and so is their gradient: more than
-everything else in a small model. So the loss projects a chunk of tokens at a time, takes its softmax and makes the
-gradient from it at once (:mod:`.chunked_softmax`).
+With a vocabulary of 50,257 the logits of 8 × 256 tokens take 412 MB, and so does their gradient: more than everything
+else in a small model. The loss therefore processes a chunk of tokens at a time: it projects them, takes the softmax and
+computes the gradient at once (:mod:`.chunked_softmax`).
 """
 
 from typing import Any
@@ -17,23 +17,17 @@ from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from lightning_gpt.models.tokens_first import TokensFirst
 
 IGNORED = -100
-"""A target that counts for nothing, as in :func:`torch.nn.functional.cross_entropy`."""
+"""Targets with this value are ignored, as in :func:`torch.nn.functional.cross_entropy`."""
 
 
 class OutputHead(Layer):
-    """``logits = H Wᵀ``, W the token embedding or a matrix of the head's own, without bias.
-
-    Args:
-        dim: Width of the residual stream.
-        vocab_size: Number of token ids.
-        tied_to: The token embedding, where that is W; the head then has no parameters.
-    """
+    """``logits = H Wᵀ`` without bias; W ``(vocab_size, dim)`` is the head's own, or ``tied_to``'s if that is given."""
 
     def __init__(self, dim: int, vocab_size: int, tied_to: Embedding | None = None) -> None:
         super().__init__()
-        self._tied_to = (tied_to,)  # in a tuple, so that the embedding stays a part of the model alone
+        self._tied_to = (tied_to,)  # in a tuple, so that it is not registered as a submodule here too
         self.linear = Linear(dim, vocab_size, bias=False, maps=("stream", "vocabulary")) if tied_to is None else None
-        self.rounded: nn.Module | None = None  # stands for W where the model was rounded for generation
+        self.rounded: nn.Module | None = None  # replaces W in a model quantised for generation
 
     @property
     def weight(self) -> Tensor:
@@ -44,18 +38,18 @@ class OutputHead(Layer):
         return owner.weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states ``(..., dim)`` to logits ``(..., vocab_size)``."""
+        """Map hidden states ``(..., dim)`` to logits ``(..., vocab_size)``."""
         if self.rounded is not None:
             return self.rounded(hidden)  # type: ignore[no-any-return]
         return F.linear(hidden, self.weight)
 
     def few(self, hidden: Tensor) -> Tensor:
-        """The same for few hidden states ``(rows, dim)``, as generation asks for: in the layout that is fast there."""
+        """Logits of a few hidden states ``(rows, dim)``, as in generation, in the layout that is fast for them."""
         if self.rounded is not None:
             return self.rounded(hidden)  # type: ignore[no-any-return]
         if is_one_vector(hidden, self.weight):
             return times_vector(self.weight, hidden)
-        # for few rows the product is twice as fast on CPU this way round, where the matrix is read in its order
+        # twice as fast on CPU for few rows: the matrix is read in memory order
         return (self.weight @ hidden.T).T
 
     def loss(self, hidden: Tensor, targets: Tensor, label_smoothing: float = 0.0, z_loss: float = 0.0) -> Tensor:
@@ -63,7 +57,7 @@ class OutputHead(Layer):
         return linear_cross_entropy(hidden, self.weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
 
     def token_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Each target's negative log-likelihood in nats: :func:`token_nll`."""
+        """Negative log-likelihood of each target in nats: :func:`token_nll`."""
         return token_nll(hidden, self.weight, targets)
 
     def flops(self, positions: Tensor) -> float:
@@ -78,14 +72,14 @@ def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of ``hidden @ weightᵀ``; the gradients are made in the forward pass."""
+    """Mean cross-entropy of ``hidden @ weightᵀ``; the forward pass also computes the gradients."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
         dtype, counts = compute_dtype(hidden), targets != IGNORED
         labels = torch.where(counts, targets, 0)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # summed over the chunks at fp32 or better, also where the weights are in half precision
+        # summed over the chunks in fp32 or better, even if the weights are in half precision
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -96,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 place = slice(start, start + size)
                 losses = chunks.losses(inputs[place], labels[place])
                 total += torch.where(counts[place], losses, 0).sum()
-                # divided by the count in the backward pass, so that half precision does not lose small entries
+                # divided by the count in the backward pass: dividing here could underflow in half precision
                 part = None if grad_hidden is None else grad_hidden[place]
                 chunks.gradients(inputs[place], labels[place], counts[place], part, grad_weight)
         count = counts.sum().clamp(min=1)
@@ -124,17 +118,16 @@ def linear_cross_entropy(
     """Mean over the tokens of ``−log softmax(hidden @ weightᵀ)[target]``, in nats.
 
     Args:
-        hidden: ``(..., dim)``, the last hidden states.
-        weight: ``(vocab_size, dim)``, the unembedding.
-        targets: ``(...)`` token ids; entries of :data:`IGNORED` do not count.
-        label_smoothing: Share of the target spread evenly over the vocabulary (Szegedy et al. 2016, 1512.00567,
-            section 7).
-        z_loss: Weight of ``log²Z`` added to each token's loss, Z the sum of the exponentials of its logits
-            (Chowdhery et al. 2022, 2204.02311, section 5).
+        hidden: The last hidden states, ``(..., dim)``.
+        weight: The unembedding, ``(vocab_size, dim)``.
+        targets: Token ids ``(...)``; entries equal to :data:`IGNORED` are excluded.
+        label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016, 1512.00567, section 7).
+        z_loss: Weight of ``log²Z`` added to each token's loss, Z the softmax normaliser (Chowdhery et al. 2022,
+            2204.02311, section 5).
 
     Returns:
-        A scalar, differentiable once in ``hidden`` and ``weight``; 0 where every target is ignored.
-        Under autocast the products are in its precision; softmax and sums stay in fp32.
+        A scalar, differentiable once in ``hidden`` and ``weight``; 0 if every target is ignored. Under autocast the
+        products use its precision; softmax and sums stay in fp32.
     """
     _require_one_target_each(hidden, targets)
     terms = Terms(label_smoothing, z_loss)
@@ -145,15 +138,10 @@ def linear_cross_entropy(
 
 
 def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The negative log-likelihood of each target in nats, without gradient; 0 where the target is ignored.
+    """Negative log-likelihood of each target in nats, without gradient; 0 for ignored targets.
 
-    Args:
-        hidden: ``(..., dim)``.
-        weight: ``(vocab_size, dim)``.
-        targets: ``(...)`` token ids, or :data:`IGNORED`.
-
-    Returns:
-        The shape of ``targets``, in fp32 (fp64 for fp64 input).
+    Takes ``hidden`` ``(..., dim)``, ``weight`` ``(vocab_size, dim)`` and ``targets`` ``(...)`` (token ids or
+    :data:`IGNORED`). Returns the shape of ``targets`` in fp32 (fp64 for fp64 input).
     """
     _require_one_target_each(hidden, targets)
     flat = _losses(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), Terms())
@@ -162,7 +150,7 @@ def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
-    """The loss of each token, ``(tokens,)``, 0 where it is ignored."""
+    """The loss of each token, ``(tokens,)``; 0 for ignored targets."""
     dtype, counts = compute_dtype(hidden), targets != IGNORED
     labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
@@ -176,6 +164,6 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Te
 
 
 def chunks_for(weight: Tensor, size: int, terms: Terms) -> Chunks:
-    """The faster layout for where ``weight`` is and what it is of."""
+    """The faster layout for this weight's device and precision."""
     first = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
     return (VocabularyFirst if first else TokensFirst)(weight, size, terms)

@@ -1,7 +1,7 @@
-"""What a model keeps of the tokens it has read, so that the next one costs no second reading.
+"""What a model keeps of the tokens it has read, so that generation need not reread them.
 
-A :class:`Cache` holds one state for each layer; the state of softmax attention is its keys and values
-(:class:`KeyValues`). Rows of a batch may stand at different lengths: each token's position decides what it sees.
+A :class:`Cache` holds one state per layer; for softmax attention the state is its keys and values (:class:`KeyValues`).
+Rows of a batch may have different lengths: each token's position decides what it sees.
 """
 
 from typing import Protocol
@@ -10,28 +10,28 @@ import torch
 from torch import Tensor
 
 LOOKAHEAD = 16
-"""Slots beyond an attention's span, so that a few tokens may be taken back (:meth:`Cache.truncate`)."""
+"""Slots beyond an attention's span, so that a few tokens can be removed again (:meth:`Cache.truncate`)."""
 
 
 class LayerState(Protocol):
-    """What one layer keeps."""
+    """The state that one layer keeps."""
 
     can_truncate: bool
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from ``length`` on."""
+        """Forget positions ``length`` and later."""
 
 
 class KeyValues:
-    """Keys and values of one layer, those of the first positions for good and the others in a ring of slots.
+    """Keys and values of one layer: the first ``pinned`` positions permanently, the rest in a ring buffer.
 
-    Values may have another width than keys: 0 where the layer makes them of what it keeps as keys.
+    Values may have a different width from keys: 0 if the layer computes them from the stored keys.
 
-    The position p has the slot p below ``pinned`` and ``pinned + (p − pinned) mod (capacity − pinned)`` from there on.
+    Position p is stored in slot p if p < ``pinned``, else in slot ``pinned + (p − pinned) mod (capacity − pinned)``.
 
     Args:
-        capacity: Number of slots; more positions than that overwrite the oldest that are not pinned.
-        pinned: How many of the first positions are never overwritten; less than ``capacity``.
+        capacity: Number of slots; further positions overwrite the oldest ones that are not pinned.
+        pinned: Number of initial positions that are never overwritten; less than ``capacity``.
     """
 
     can_truncate = True
@@ -40,24 +40,23 @@ class KeyValues:
         self.capacity, self.pinned, self.ring = capacity, pinned, capacity - pinned
         self.k: Tensor | None = None
         self.v: Tensor
-        self.places: Tensor  # (batch, capacity): the position in each slot, −1 where there is none
-        self.seen = 0  # positions that any row has reached
+        self.places: Tensor  # (batch, capacity): the position in each slot, −1 if empty
+        self.seen = 0  # the largest length reached by any row
 
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keep the keys and values ``(batch, ..., time, width)`` of new tokens; returns those that these may see.
+        """Store the keys and values ``(batch, ..., time, width)`` of new tokens; returns those the tokens may see.
 
         Args:
             k: Keys of the new tokens.
             v: Values of the new tokens.
-            positions: Their positions, ``(time,)`` where all rows stand alike, else ``(batch, time)``; from 0 when
-                None.
-            lengths: How many of the tokens of each row are real, where some are padding at the row's end.
+            positions: Their positions, ``(time,)`` if equal in all rows, else ``(batch, time)``; from 0 if None.
+            lengths: Number of real tokens per row, if rows are padded at the end.
 
         Returns:
-            Keys, values and their positions ``(columns,)`` or ``(batch, columns)``, −1 for a slot that holds nothing;
-            None for the positions where they are 0, 1, 2, ... of every row.
+            Keys, values and their positions ``(columns,)`` or ``(batch, columns)``, −1 for an empty slot; the positions
+            are None if they are 0, 1, 2, ... in every row.
         """
         if self.k is None:
             self._allocate(k, v)
@@ -82,7 +81,7 @@ class KeyValues:
         return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at])
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from ``length`` on."""
+        """Forget positions ``length`` and later."""
         if self.k is not None:
             self.places[self.places >= length] = -1
         self.seen = min(self.seen, length)
@@ -95,10 +94,10 @@ class KeyValues:
         return torch.where(at < self.pinned, at, self.pinned + (at - self.pinned) % self.ring)
 
     def _write(self, k: Tensor, v: Tensor, at: Tensor, start: int) -> None:
-        """Tokens at the positions ``at`` ``(time,)``, ``start`` the first, each into a slot of its own."""
+        """Write tokens at consecutive positions ``at`` ``(time,)``, starting at ``start``, each into its own slot."""
         assert self.k is not None
         first = start if start < self.capacity else self.pinned + (start - self.pinned) % self.ring
-        if first + len(at) <= self.capacity:  # no wrap: a slice is much cheaper than an index
+        if first + len(at) <= self.capacity:  # no wrap-around: a slice is much cheaper than indexing
             where = slice(first, first + len(at))
             self.k[..., where, :], self.v[..., where, :], self.places[:, where] = k, v, at
         else:
@@ -106,7 +105,7 @@ class KeyValues:
             self.k[..., slots, :], self.v[..., slots, :], self.places[:, slots] = k, v, at
 
     def _keep(self, k: Tensor, v: Tensor, at: Tensor, start: int, lengths: Tensor | None) -> None:
-        """Of many tokens the last that there are slots for and the pinned; of padded rows the last real ones."""
+        """Store the pinned tokens and the last tokens that fit; in padded rows, the last real ones."""
         if lengths is None:
             fixed = max(0, self.pinned - start)
             last = max(fixed, len(at) - self.ring)
@@ -122,12 +121,12 @@ class KeyValues:
             self.places[row, slots] = at[kept]
 
     def _append_apart(self, k: Tensor, v: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows at positions of their own, ``(batch, time)``."""
+        """Append to rows that have different positions, ``(batch, time)``."""
         assert self.k is not None
         self.seen = max(self.seen, int(at.max()) + 1)
-        crowded = at.shape[1] > LOOKAHEAD and self.seen > self.capacity  # the last may overwrite what the first sees
+        crowded = at.shape[1] > LOOKAHEAD and self.seen > self.capacity  # could overwrite what is seen
         old_k, old_v, old = (self.k.clone(), self.v.clone(), self.places.clone()) if crowded else (k, v, at)
-        for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # no slot twice in a piece
+        for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # distinct slots
             slots = self._slots(at[:, piece])
             index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
             for kept, new in ((self.k, k[..., piece, :]), (self.v, v[..., piece, :])):
@@ -143,22 +142,22 @@ class Cache:
     """What a model keeps of a batch of sequences.
 
     Args:
-        layers: A state for each layer that is run.
+        layers: One state per executed layer.
     """
 
     def __init__(self, layers: list[LayerState]) -> None:
         self.layers = layers
         self.length = 0
-        self.lengths: Tensor | None = None  # (batch,) where the rows stand at different lengths
+        self.lengths: Tensor | None = None  # (batch,) if rows have different lengths
 
     def positions(self, time: int, device: torch.device) -> Tensor | None:
-        """Where the next ``time`` tokens stand: None from the start, ``(time,)``, or ``(batch, time)``."""
+        """Positions of the next ``time`` tokens: None at the start, else ``(time,)`` or ``(batch, time)``."""
         if self.lengths is not None:
             return self.lengths[:, None] + torch.arange(time, device=device)
         return torch.arange(self.length, self.length + time, device=device) if self.length else None
 
     def advance(self, time: int, lengths: Tensor | None) -> None:
-        """Count ``time`` tokens more as read, or of each row its ``lengths`` of them."""
+        """Count ``time`` more tokens as read, or ``lengths`` tokens of each row."""
         if lengths is not None and bool((lengths == time).all()):
             lengths = None
         if lengths is not None or self.lengths is not None:
@@ -172,7 +171,7 @@ class Cache:
         return all(layer.can_truncate for layer in self.layers)
 
     def truncate(self, length: int) -> None:
-        """Forget the tokens from position ``length`` on, in every row; at most :data:`LOOKAHEAD` may be forgotten."""
+        """Forget positions ``length`` and later in every row; at most :data:`LOOKAHEAD` tokens can be forgotten."""
         self.length = length
         self.lengths = None
         for layer in self.layers:

@@ -1,15 +1,8 @@
-"""What a part of a model says of itself, and the layer that holds most weights.
+"""How each part of a model describes itself, and the layers that hold most weights.
 
-Nobody guesses what a layer is from its name, type or position: who needs to know asks it.
-
-==============================================  =======================================
-who asks                                        what the layer says
-==============================================  =======================================
-initialisation                                  :meth:`Layer.init_weights`
-Muon, μP, growth, parallel layouts, export      :meth:`Layer.matrices`
-planning, MFU                                   :meth:`Layer.flops`
-recording, interventions                        :meth:`Layer.see`, :attr:`Layer.inner`
-==============================================  =======================================
+Code outside a layer does not infer what it is from its name, type or position; it asks. Initialisation calls
+:meth:`Layer.init_weights`; Muon, μP, growth, parallel layouts and export call :meth:`Layer.matrices`; planning and MFU
+call :meth:`Layer.flops`; recording and interventions use :meth:`Layer.see` and :attr:`Layer.inner`.
 """
 
 from __future__ import annotations
@@ -28,21 +21,21 @@ if TYPE_CHECKING:
     from lightning_gpt.models.record import Watch
 
 Space = Literal["vocabulary", "position", "stream", "heads", "hidden", "experts", "score"]
-"""What a matrix reads or writes. ``stream``, ``heads`` and ``hidden`` grow with the width of a model."""
+"""What a matrix reads or writes. ``stream``, ``heads`` and ``hidden`` grow with the model's width."""
 
 HIDDEN_SPACES = ("stream", "heads", "hidden")
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A trained matrix ``(..., rows, columns)`` of a layer: a stack of them where there are more dimensions.
+    """A trained matrix of a layer, or a stack of matrices, ``(..., rows, columns)``.
 
     Args:
         weight: The parameter.
         source: What its columns read.
         target: What its rows write.
-        pieces: Names and rows of the matrices that are held as one, from the first row on; empty for a single one.
-        bias: What is added to its product.
+        pieces: If it concatenates several matrices along its rows, their names and row counts in order; else empty.
+        bias: The bias added to its product, if any.
     """
 
     weight: Tensor
@@ -52,7 +45,7 @@ class Matrix:
     bias: Tensor | None = None
 
     def each(self) -> Iterator[Tensor]:
-        """The matrix, or each one of a stack."""
+        """The matrix, or each matrix of a stack."""
         weight = self.weight.detach()
         return iter(weight.flatten(0, -3)) if weight.ndim > 2 else iter([weight])
 
@@ -63,53 +56,53 @@ class Matrix:
 
 
 class Layer(nn.Module):
-    """A part of a model that answers for itself."""
+    """A part of a model that describes itself."""
 
     inner: str | None = None
-    """The child whose intermediates are named as if they were this layer's own: what a wrapper wraps."""
+    """Name of the wrapped child, whose intermediates are recorded under the wrapper's own name."""
     idle_parameters: int = 0
-    """How many of the layer's parameters a token does not meet."""
+    """Number of the layer's parameters that any one token does not use."""
     made_with: Hashable = None
-    """Kind, options and settings that a registry made this layer with; None where none did."""
+    """The kind, options and settings a registry built this layer with; None if it was built directly."""
     _watch: Watch | None = None
     _prefix: str = ""
 
     def init_weights(self) -> None:
-        """Fill the layer's own weights, not its children's, once it stands in a model and on its device."""
+        """Initialise the layer's own weights, not its children's, once the model is complete and on its device."""
 
     def matrices(self) -> Iterator[Matrix]:
-        """The layer's own matrices, not its children's."""
+        """The layer's own matrices, excluding its children's."""
         return iter(())
 
     def flops(self, positions: Tensor) -> float:
-        """Floating-point operations of the matrix products of one token's forward pass, mean over ``positions``."""
+        """FLOPs of the matrix products in one token's forward pass, averaged over ``positions``."""
         return sum(child.flops(positions) for child in self.children() if isinstance(child, Layer))
 
     def see(self, name: str, value: Tensor) -> Tensor:
-        """Show the intermediate ``value`` to whoever records; returns it, or what an edit made of it."""
+        """Offer the intermediate ``value`` for recording; returns it, or its edited replacement."""
         return value if self._watch is None else self._watch(self._prefix + name, value)
 
     def asked_for(self, *names: str) -> bool:
-        """Whether somebody records (or edits) one of these intermediates, so that it must be made."""
+        """Whether one of these intermediates is being recorded or edited, so that it must be computed."""
         return self._watch is not None and self._watch.wants(self._prefix + name for name in names)
 
 
 def all_matrices(module: nn.Module) -> Iterator[Matrix]:
-    """The matrices of a module and all its parts."""
+    """The matrices of a module and all its submodules."""
     for part in module.modules():
         if isinstance(part, Layer):
             yield from part.matrices()
 
 
 class Linear(nn.Linear, Layer):
-    """``x Wᵀ + b``, also fast for a single vector.
+    """``x Wᵀ + b``, with a fast path for a single vector.
 
     Args:
         n_in: Width of the input.
         n_out: Width of the output.
-        bias: Whether there is a b.
-        maps: What it reads and writes.
-        pieces: Names and rows of the matrices that this one holds, from the first row on.
+        bias: Whether to add b.
+        maps: What it reads and what it writes.
+        pieces: Names and row counts of the matrices concatenated in W, in order.
     """
 
     def __init__(
@@ -119,7 +112,7 @@ class Linear(nn.Linear, Layer):
         self.maps, self.pieces = maps, pieces or {}
 
     def init_weights(self) -> None:
-        """W ~ N(0, 0.02²), b = 0: Radford et al. 2019 (GPT-2), section 2.3, through its code."""
+        """W ~ N(0, 0.02²), b = 0, as in the code of GPT-2 (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -131,20 +124,14 @@ class Linear(nn.Linear, Layer):
         return 2.0 * self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in)`` to ``(..., out)``."""
+        """Map ``(..., n_in)`` to ``(..., n_out)``."""
         if not self.training and is_one_vector(x, self.weight):
             return times_vector(self.weight, x, self.bias)
         return super().forward(x)
 
 
 class Embedding(nn.Embedding, Layer):
-    """A vector for each token id, N(0, 0.02²) at the start.
-
-    Args:
-        n_id: Number of token ids.
-        width: Width of the vectors.
-        target: What they are added to.
-    """
+    """Vectors of ``width`` for ``n_id`` token ids, initialised N(0, 0.02²); ``target`` is what they are added to."""
 
     def __init__(self, n_id: int, width: int, target: Space = "stream") -> None:
         super().__init__(n_id, width)
@@ -158,17 +145,14 @@ class Embedding(nn.Embedding, Layer):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The precision that products with ``x`` are computed in: autocast's where it is on."""
+    """The precision in which products with ``x`` are computed: autocast's if it is enabled."""
     device = x.device.type
     is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_cast else x.dtype
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[None]:
-    """Inside, products with ``x`` are computed in its own precision.
-
-    Also on the meta device, for which torch has no autocast to switch off: there a model is traced without being run.
-    """
+    """Disable autocast for products with ``x``; does nothing on devices without autocast, such as meta."""
     device = x.device.type
     if not torch.amp.is_autocast_available(device):
         return nullcontext()

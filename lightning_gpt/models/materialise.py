@@ -1,7 +1,8 @@
-"""A model that was made on the meta device gets memory on a real one, and the weights that it would have had there.
+"""Allocates a model built on the meta device and initialises it as if it had been built on the real device.
 
-So a model too large for one device can be made, cut and only then filled. It rests on torch's own convention: every
-module that has parameters or buffers of its own fills them in ``reset_parameters``, as its constructor did.
+A model too large for one device can thus be built and sharded before its weights are allocated. This relies on torch's
+convention: every module with its own parameters or buffers initialises them in ``reset_parameters``, as its constructor
+did.
 """
 
 from collections.abc import Iterator
@@ -14,18 +15,18 @@ from lightning_gpt.models.base import LanguageModel
 
 
 def materialise(model: LanguageModel, device: torch.device | str) -> None:
-    """Give ``model`` memory on ``device`` and fill it: after a seed, as if the model had been made there after it.
+    """Allocate ``model`` on ``device`` and initialise it; with the same seed, as if it had been built there.
 
     Raises:
-        CallError: Where a module has parameters or buffers of its own and no ``reset_parameters``. The model is then
-            as it was.
+        CallError: If a module has its own parameters or buffers but no ``reset_parameters``. The model is then
+            unchanged.
     """
     parts = list(_in_order_of_making(model))
     for name, part in parts:
         if not callable(getattr(part, "reset_parameters", None)):
             raise CallError(
-                f"{name or 'the model'} ({type(part).__name__}) has parameters or buffers of its own and no "
-                f"reset_parameters to fill them with; give it one, which its constructor calls"
+                f"{name or 'the model'} ({type(part).__name__}) has parameters or buffers of its own but no "
+                f"reset_parameters method to initialise them; add one and call it in the constructor"
             )
     model.to_empty(device=device)
     for _, part in parts:
@@ -34,7 +35,7 @@ def materialise(model: LanguageModel, device: torch.device | str) -> None:
 
 
 def _in_order_of_making(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that have something to fill, by name, each after its children: the order of their constructors."""
+    """The modules to initialise, by name, children first: the order in which constructors ran."""
     yield from _after_children(module, "", set())
 
 

@@ -8,19 +8,19 @@ from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.registry import Registry
 
 norms: Registry["Norm"] = Registry("norm", "dim", "bias")
-"""Every norm: ``(..., dim)`` to ``(..., dim)``."""
+"""Every norm: ``(..., dim)`` to the same shape."""
 
 
 class Norm(Layer):
-    """What a norm says of itself."""
+    """Base class of norms."""
 
     has_gain = False
-    """Whether its own parameters scale all that it gives, so that a factor on the output can be folded into them."""
+    """Whether its parameters scale the whole output, so that a factor on the output can be folded into them."""
 
 
 @norms.register("layer")
 class LayerNorm(nn.LayerNorm, Norm):
-    """``g ⊙ (x − mean x) / √(var x + ε) + b``, Ba et al. 2016 (1607.06450), eq. 4; ``b`` where the model has biases."""
+    """``g ⊙ (x − mean x) / √(var x + ε) + b``, Ba et al. 2016 (1607.06450), eq. 4; ``b`` only with ``bias``."""
 
     has_gain = True
 
@@ -30,7 +30,7 @@ class LayerNorm(nn.LayerNorm, Norm):
 
 @norms.register("rms")
 class RMSNorm(nn.RMSNorm, Norm):
-    """``g ⊙ x / √(mean x² + ε)``, Zhang & Sennrich 2019 (1910.07467), eq. 4: no mean is taken off, no bias added."""
+    """``g ⊙ x / √(mean x² + ε)``, Zhang & Sennrich 2019 (1910.07467), eq. 4: no mean subtraction, no bias."""
 
     has_gain = True
 
@@ -38,14 +38,14 @@ class RMSNorm(nn.RMSNorm, Norm):
         super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` to the same; the gain in the precision of ``x``, which torch's fused kernel asks for."""
+        """Map ``(..., dim)`` to the same shape; the gain is cast to x's dtype, as torch's fused kernel requires."""
         assert self.weight is not None
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 @norms.register("scale")
 class ScaleNorm(Norm):
-    """``g x / max(‖x‖, ε)`` with one number ``g``, at first √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""
+    """``g x / max(‖x‖, ε)`` with one scalar ``g``, initially √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -54,17 +54,17 @@ class ScaleNorm(Norm):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """√dim: the length of a vector whose entries have variance 1."""
+        """g = √dim, the expected length of a vector whose entries have variance 1."""
         nn.init.constant_(self.gain, float(self.dim) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., dim)`` to the same, each vector of length ``|g|``."""
+        """Map ``(..., dim)`` to the same shape; each output vector has length ``|g|``."""
         return F.normalize(x, dim=-1, eps=self.eps) * self.gain
 
 
 @norms.register("none")
 class NoNorm(nn.Identity, Norm):
-    """The vector as it is."""
+    """The identity."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Losses that parts of a model add to the training loss, such as those that balance a mixture of experts.
+"""Auxiliary losses that parts of a model add to the training loss, such as load balancing of experts.
 
-Each rides on an activation: it is attached where it arises and gets its gradient when the backward pass comes by.
-Nothing has to be collected, so a part of a model can be run by itself, again for its gradient, or on another device.
+Each loss is attached to an activation where it is computed, and receives its gradient when the backward pass reaches
+that activation. Nothing has to be collected, so a part of a model can run alone, be recomputed for its gradient, or run
+on another device.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class _Pass:
-    """One training pass: whether its forward pass is under way, whether a loss rides in it, and its loss's gradient."""
+    """One training pass: whether its forward pass is running, whether losses are attached, and its loss's gradient."""
 
     is_open: bool = True
     is_ridden: bool = False
@@ -22,10 +23,10 @@ class _Pass:
 
 @dataclass(frozen=True)
 class PartLosses:
-    """What the parts of a model attach their losses with, in one training pass.
+    """Attaches the auxiliary losses of the parts in one training pass.
 
     Args:
-        share: What each loss counts for: 1, or less where a row is read in several segments.
+        share: Weight of each loss: 1, or less if a row is read in several segments.
     """
 
     share: float = 1.0
@@ -33,20 +34,20 @@ class PartLosses:
 
     @property
     def is_first_run(self) -> bool:
-        """Whether the forward pass is under way; False where a part of it runs again for its gradient."""
+        """Whether the forward pass is running; False when a part is recomputed for its gradient."""
         return self.of_pass.is_open
 
     def attach(self, x: Tensor, term: Tensor) -> Tensor:
-        """``x`` as it is; its backward pass gives the scalar ``term`` the gradient that the pass's loss was given."""
+        """``x`` unchanged; its backward pass gives the scalar ``term`` the gradient that the pass's loss received."""
         self.of_pass.is_ridden = True
         return _Ride.apply(x, term, self.share, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 
     def scaled(self, share: float) -> "PartLosses":
-        """The same pass, where a loss counts for ``share`` of what it does here."""
+        """The same pass, with losses weighted by a further factor ``share``."""
         return PartLosses(self.share * share, self.of_pass)
 
     def close(self, loss: Tensor) -> Tensor:
-        """``loss`` as it is, at the end of a forward pass that losses ride in: they follow its gradient."""
+        """``loss`` unchanged; ends the forward pass and lets the attached losses follow this loss's gradient."""
         self.of_pass.is_open = False
         return _Remember.apply(loss, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 

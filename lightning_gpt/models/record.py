@@ -1,8 +1,8 @@
-"""Looking inside a model while it runs: named intermediates that can be recorded and edited.
+"""Recording and editing the named intermediates of a model while it runs.
 
-A :class:`~lightning_gpt.models.layer.Layer` passes each intermediate that is worth a name through
-``self.see(name, value)``. While nobody records, that call is one comparison with ``None``; :func:`record` attaches an
-observer to every layer of a model and removes it again.
+A :class:`~lightning_gpt.models.layer.Layer` passes each named intermediate through ``self.see(name, value)``. If
+nothing is recorded, that call is one comparison with ``None``; :func:`record` attaches an observer to every layer of a
+model and removes it again.
 """
 
 import re
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from lightning_gpt.models.layer import Layer
 
 Edit = Callable[[Tensor], Tensor] | Tensor
-"""What may stand for an intermediate: a function of it, or the tensor to put in its place."""
+"""A replacement for an intermediate: a function of it, or the tensor to substitute."""
 
 
 class Trace(Mapping[str, Tensor]):
     """The intermediates of the last forward pass inside a :func:`record` context, by full name.
 
-    ``trace["blocks.0.attention.pattern"]`` and ``trace["attention.pattern", 0]`` are the same tensor,
-    and ``trace.layers("attention.pattern")`` stacks that of every block: ``(n_layer, ...)``.
-    Tensors are the very ones that the model computed with: differentiable where gradients are on.
+    ``trace["blocks.0.attention.pattern"]`` and ``trace["attention.pattern", 0]`` are the same tensor, and
+    ``trace.layers("attention.pattern")`` stacks that intermediate of all blocks: ``(n_layer, ...)``. These are the
+    tensors the model computed with: differentiable if gradients are enabled.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Trace(Mapping[str, Tensor]):
         full_name = name if isinstance(name, str) else f"blocks.{name[1]}.{name[0]}"
         if full_name not in self._tensors:
             near = ", ".join(_nearest(full_name, self._tensors))
-            raise KeyError(f"nothing recorded under {full_name!r}; recorded are, among others: {near}")
+            raise KeyError(f"nothing recorded under {full_name!r}; similar recorded names: {near}")
         return self._tensors[full_name]
 
     def __iter__(self) -> Iterator[str]:
@@ -50,7 +50,7 @@ class Trace(Mapping[str, Tensor]):
         found = [tensor for full_name, tensor in self._tensors.items() if pattern.fullmatch(full_name)]
         if not found:
             near = ", ".join(_nearest(f"blocks.0.{name}", self))
-            raise KeyError(f"no block recorded {name!r}; recorded are, among others: {near}")
+            raise KeyError(f"no block recorded {name!r}; similar recorded names: {near}")
         return torch.stack(found)
 
     def __repr__(self) -> str:
@@ -59,14 +59,14 @@ class Trace(Mapping[str, Tensor]):
 
 
 class Watch:
-    """What one :func:`record` context looks for and changes."""
+    """What one :func:`record` context records and edits."""
 
     def __init__(self, names: Iterable[str] | str | None, edits: Mapping[str, Edit]) -> None:
         self.patterns = ["*"] if names is None else [names] if isinstance(names, str) else list(names)
         self.edits = edits
         self.trace = Trace()
         self.seen: set[str] = set()
-        self.offered: set[str] = set()  # what would have been made, had anybody asked
+        self.offered: set[str] = set()  # intermediates that are only computed on request
 
     def recorded(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.patterns)
@@ -75,7 +75,7 @@ class Watch:
         return any(fnmatchcase(name, pattern) for pattern in self.edits)
 
     def wants(self, names: Iterable[str]) -> bool:
-        """Whether one of these intermediates is recorded or edited; they count as on offer."""
+        """Whether one of these intermediates is recorded or edited; also notes that they are available."""
         full_names = list(names)
         self.offered.update(full_names)
         return any(self.recorded(name) or self.edited(name) for name in full_names)
@@ -87,22 +87,22 @@ class Watch:
                 changed = edit(value) if callable(edit) else edit
                 if not isinstance(changed, Tensor) or changed.shape != value.shape:
                     given = f"shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else repr(changed)
-                    raise ValueError(f"the edit of {name!r} gave {given}; it must keep {tuple(value.shape)}")
+                    raise ValueError(f"the edit of {name!r} returned {given}; it must keep {tuple(value.shape)}")
                 value = changed
         if self.recorded(name):
             self.trace._tensors[name] = value
         return value
 
     def check_all_found(self) -> None:
-        """Refuse to end in silence when a name that was asked for never occurred."""
+        """Raise a KeyError if a requested name or pattern matched no intermediate."""
         for pattern in [*self.patterns, *self.edits]:
             if not any(fnmatchcase(name, pattern) for name in self.seen):
                 near = ", ".join(_nearest(pattern, self.seen | self.offered))
-                raise KeyError(f"no intermediate is named {pattern!r}; near it there are: {near}")
+                raise KeyError(f"no intermediate is named {pattern!r}; similar names: {near}")
 
 
 def _nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The four of ``names`` most like ``name``: the last part of the path counts first, then the whole."""
+    """The four of ``names`` most similar to ``name``, by the last path component first, then by the whole."""
 
     def likeness(other: str) -> tuple[float, float]:
         parts = SequenceMatcher(None, name.rpartition(".")[2], other.rpartition(".")[2]).ratio()
@@ -112,15 +112,15 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def called(module: nn.Module, name: str) -> None:
-    """Show what ``module`` sees from here on under ``name``: one module may serve at several places of a model."""
+    """Record the intermediates of ``module`` under ``name`` from now on; a module may serve several places of a model."""
     for path, part in named_layers(module):
         part._prefix = f"{name}.{path}." if path else f"{name}."
 
 
 def named_layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, Layer]]:
-    """Every layer of a module with the path that its intermediates are named by; one that is used twice, once.
+    """Every layer of a module with the path its intermediates are named by; each layer once.
 
-    The path is that of ``named_modules`` without the steps from a wrapper to what it wraps.
+    The path is that of ``named_modules``, without the steps from a wrapper to the module it wraps.
     """
     yield from _named(module, name, set())
 
@@ -144,22 +144,22 @@ def record(
     """Record the named intermediates of every forward pass of ``model`` inside the context.
 
     Args:
-        model: Any module that holds layers.
-        names: Which to keep: a name, names or shell patterns (``"blocks.*.attention.pattern"``); all when omitted.
-            What is not asked for is not kept, and attention matrices that nobody asks for are not made.
-        edits: Interventions by name or pattern: a function of the tensor, or the tensor to put in its place
-            (see :func:`zero_heads`).
+        model: Any module that contains layers.
+        names: What to keep: a name, names or shell patterns (``"blocks.*.attention.pattern"``); everything if omitted.
+            Nothing else is kept, and attention matrices that are not requested are not computed.
+        edits: Interventions by name or pattern: a function of the tensor, or the tensor to substitute (see
+            :func:`zero_heads`).
 
     Yields:
         The :class:`Trace`, filled by each forward pass; a later pass overwrites an earlier one.
 
     Raises:
-        KeyError: At the end of the context, when a name or pattern fitted no intermediate of the passes made.
+        KeyError: On leaving the context, if a name or pattern matched no intermediate of the passes run.
     """
     watch = Watch(names, edits or {})
     watched = list(named_layers(model))
     if any(module._watch is not None for _, module in watched):
-        raise RuntimeError("this model is being recorded already: one record() context at a time")
+        raise RuntimeError("this model is already being recorded; only one record() context can be active")
     for path, module in watched:
         module._watch, module._prefix = watch, f"{path}." if path else ""
     try:
@@ -172,7 +172,7 @@ def record(
 
 
 def zero_heads(*heads: int) -> Callable[[Tensor], Tensor]:
-    """An edit for ``attention.head_output`` ``(batch, n_head, time, head_dim)`` that silences some heads."""
+    """An edit for ``attention.head_output`` ``(batch, n_head, time, head_dim)`` that sets some heads to 0."""
 
     def edit(head_output: Tensor) -> Tensor:
         if head_output.ndim != 4:

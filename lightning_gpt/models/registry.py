@@ -1,4 +1,4 @@
-"""Variants of a part by name: what lets one line of YAML swap a norm, an attention or a feed-forward network."""
+"""Variants of a part by name: one line of YAML can swap a norm, an attention or a feed-forward network."""
 
 import importlib
 import inspect
@@ -11,17 +11,17 @@ from lightning_gpt.errors import CallError
 T = TypeVar("T")
 
 Given = str | dict[str, Any] | None
-"""A variant as a user writes it: its name, or ``{kind: name, option: value, ...}``; None where a part is optional."""
+"""A variant as a user writes it: a name or ``{kind: name, option: value, ...}``; None to omit an optional part."""
 
 GivenByLayer = Given | list[Any] | tuple[Any, ...]
-"""One variant for all layers, or a pattern that is repeated down the layers: ``[window, window, full]``."""
+"""One variant for all layers, or a pattern to repeat down the layers: ``[window, window, full]``."""
 
 
 class Choice(dict[str, Any]):
-    """A variant that was read: its kind and *all* its options, defaults filled in. It cannot be changed.
+    """A parsed variant: its kind and *all* its options, with defaults filled in. Immutable.
 
-    It is a mapping ``{kind: ..., option: ...}``, so that it can be stored and written as plain values; two choices are
-    equal where they make the same part. Only :meth:`Registry.read` makes one.
+    It is a mapping ``{kind: ..., option: ...}``, so it can be stored as plain values. Two choices are equal if they
+    build the same part. Only :meth:`Registry.read` creates one.
     """
 
     def __init__(self, kind: str, options: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Choice(dict[str, Any]):
 
     @property
     def kind(self) -> str:
-        """The name that the variant is registered under."""
+        """The name the variant is registered under."""
         return str(self["kind"])
 
     @property
@@ -39,7 +39,7 @@ class Choice(dict[str, Any]):
         return {name: value for name, value in self.items() if name != "kind"}
 
     def __str__(self) -> str:
-        """The kind, and those options that differ from their defaults."""
+        """The kind, and the options that differ from their defaults."""
         changed = ", ".join(f"{name} {value}" for name, value in self._changed.items())
         return f"{self.kind} ({changed})" if changed else self.kind
 
@@ -64,14 +64,14 @@ def _as_read(content: dict[str, Any], changed: dict[str, Any]) -> Choice:
 
 
 def frozen(value: Any) -> Hashable:
-    """``value`` with its mappings and lists as tuples, so that it can be compared and used as a key."""
+    """``value`` with mappings and lists converted to tuples, so that it can be compared and used as a key."""
     if isinstance(value, Mapping):
         return tuple(sorted((name, frozen(each)) for name, each in value.items()))
     return tuple(frozen(each) for each in value) if isinstance(value, list | tuple) else value
 
 
 def plain(value: Any) -> Any:
-    """``value`` with its choices as plain mappings and its tuples as lists: what a file can hold."""
+    """``value`` with choices converted to plain mappings and tuples to lists, ready to be written to a file."""
     if isinstance(value, Mapping):
         return {name: plain(each) for name, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
@@ -94,10 +94,10 @@ class UnknownVariant(CallError):  # noqa: N818
 
 
 def readable(value: Any) -> str:
-    """A config's field as messages show it.
+    """A config field as messages show it.
 
-    A choice is its kind with the options that differ from their defaults, a pattern of several choices a list of them,
-    and a part that is left out ``none``.
+    A choice is shown as its kind and the options that differ from their defaults, a pattern of several choices as a
+    list, and an omitted part as ``none``.
     """
     if isinstance(value, list | tuple):
         each = [readable(one) for one in value]
@@ -108,14 +108,14 @@ def readable(value: Any) -> str:
 class Registry(Generic[T]):
     """The variants of one part, each a class registered under its name.
 
-    A variant's constructor receives the *context* (model settings such as ``dim`` and ``n_head``) that it names; its
-    other arguments are its options, which a config may give. Where it passes ``**`` on to its base class, the
-    arguments of that class count too.
+    A variant's constructor receives those *context* values (model settings such as ``dim`` and ``n_head``) that it
+    names; its other arguments are options that a config can set. If it passes ``**`` arguments on to its base class,
+    the base class's arguments count too.
 
     Args:
-        part: What the variants are of, for messages: the config's key.
-        context: The names that the model can give.
-        optional: Whether a model may do without the part: ``none`` or ``null`` in a config.
+        part: Name of the part in configs, used in messages.
+        context: Names of the values the model can pass.
+        optional: Whether a model can omit the part: ``none`` or ``null`` in a config.
     """
 
     def __init__(self, part: str, *context: str, optional: bool = False) -> None:
@@ -125,19 +125,19 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator: the variant's name in configs.
+        """Class decorator that registers a variant under ``name``, its name in configs.
 
         Raises:
-            CallError: Where the name is taken by another class.
+            CallError: If another class is registered under this name.
         """
 
         def add(variant: type[T]) -> type[T]:
             taken = self._classes.get(name)
             if taken is not None:
                 where = f"{taken.__module__}.{taken.__qualname__}"
-                raise CallError(f"{self.part} {name!r} is registered already, by {where}; choose another name")
+                raise CallError(f"{self.part} {name!r} is already registered by {where}; choose another name")
             if self.optional and name == "none":
-                raise CallError(f"{self.part} 'none' means that the part is left out; choose another name")
+                raise CallError(f"{self.part} 'none' is reserved for omitting the part; choose another name")
             self._classes[name] = variant
             return variant
 
@@ -145,14 +145,14 @@ class Registry(Generic[T]):
 
     @property
     def names(self) -> list[str]:
-        """All names, sorted; ``none`` among them where the part may be left out."""
+        """All names, sorted; includes ``none`` if the part is optional."""
         return sorted([*self._classes, "none"] if self.optional else self._classes)
 
     def get(self, kind: str) -> type[T]:
         """The class registered as ``kind``.
 
         Raises:
-            UnknownVariant: Where there is none.
+            UnknownVariant: If there is none.
         """
         if not isinstance(kind, str) or kind not in self._classes:
             known = ", ".join(self.names)
@@ -163,15 +163,14 @@ class Registry(Generic[T]):
         return self._classes[kind]
 
     def options(self, kind: str) -> dict[str, inspect.Parameter]:
-        """What a config may give to the variant ``kind``, by name."""
+        """The options that a config can set for the variant ``kind``, by name."""
         return {name: given for name, given in _arguments(self.get(kind)).items() if name not in self.context}
 
     def read(self, given: Given) -> Choice | None:
-        """The one form of a choice: its kind with every option, whichever way it was written.
+        """Parse a choice into its canonical form: its kind with every option.
 
         Raises:
-            CallError: Where ``given`` names no variant, an option that the variant does not have, or lacks one that it
-                needs.
+            CallError: If ``given`` names no variant, has an option the variant lacks, or omits a required option.
         """
         if self.optional and (given is None or given == "none" or given == {"kind": "none"}):
             return None
@@ -192,14 +191,14 @@ class Registry(Generic[T]):
         return Choice(kind, {name: given.get(name, defaults.get(name)) for name in known}, defaults)
 
     def require(self, given: Given) -> Choice:
-        """As :meth:`read`, for a part that cannot be left out."""
+        """As :meth:`read`, but the part cannot be omitted."""
         choice = self.read(given)
         if choice is None:
             raise CallError(f"{self.part} is {given!r}; it must be one of {', '.join(sorted(self._classes))}")
         return choice
 
     def pattern(self, given: GivenByLayer) -> tuple[Choice | None, ...]:
-        """The choices of a pattern that is repeated down the layers; of one choice, that alone.
+        """The choices of a pattern to repeat down the layers; a single choice gives a pattern of one.
 
         Raises:
             CallError: As :meth:`read`; also for an empty list.
@@ -210,9 +209,9 @@ class Registry(Generic[T]):
         return tuple(self.read(each) for each in pattern)
 
     def make(self, given: Given, **context: Any) -> T:
-        """Build the variant that ``given`` names, from its options and the part of ``context`` that it takes.
+        """Build the variant ``given`` from its options and the values of ``context`` that its constructor names.
 
-        A layer knows what it was made with (``made_with``): its kind, options and the plain values of the context.
+        The layer's ``made_with`` records its kind, its options and the plain values of the context.
         """
         choice = self.require(given)
         variant = self.get(choice.kind)
@@ -223,22 +222,22 @@ class Registry(Generic[T]):
         return made
 
     def make_if_chosen(self, given: Given, **context: Any) -> T | None:
-        """As :meth:`make`; None where the part is left out."""
+        """As :meth:`make`; None if the part is omitted."""
         return None if self.read(given) is None else self.make(given, **context)
 
 
 class Models(Generic[T]):
-    """Models with the classes of their configs, by name."""
+    """Models and the classes of their configs, by name."""
 
     def __init__(self) -> None:
         self._classes: dict[str, tuple[type[T], type]] = {}
 
     def register(self, name: str, config: type) -> Callable[[type[T]], type[T]]:
-        """Class decorator: what checkpoints call the model, and the frozen dataclass that it is built from."""
+        """Class decorator: the model's name in checkpoints, and the frozen dataclass it is built from."""
 
         def add(model: type[T]) -> type[T]:
             if name in self._classes:
-                raise CallError(f"a model {name!r} is registered already; choose another name")
+                raise CallError(f"a model {name!r} is already registered; choose another name")
             model.name = name  # type: ignore[attr-defined]
             self._classes[name] = model, config
             return model
@@ -246,17 +245,17 @@ class Models(Generic[T]):
         return add
 
     def build(self, described: Mapping[str, Any]) -> T:
-        """A model with fresh weights from its name and config, as ``describe`` gives them.
+        """A model with fresh weights from its name and config, as returned by ``describe``.
 
         Raises:
-            UnknownVariant: Where no model of that name is registered, or no variant that its config names.
-            CallError: Where its config does not fit.
+            UnknownVariant: If the model, or a variant named in its config, is not registered.
+            CallError: If the config is invalid.
         """
         model, _ = self._known(described)
         return model(self.config(described))  # type: ignore[call-arg]
 
     def config(self, described: Mapping[str, Any]) -> Any:
-        """The config of the model that :meth:`build` makes.
+        """The config of the model that :meth:`build` would create.
 
         Raises:
             CallError: As :meth:`build`.
@@ -273,13 +272,13 @@ class Models(Generic[T]):
 
 
 def find_variants(package: str, path: Iterable[str]) -> None:
-    """Import every module of a folder, so that the variants in it are registered: call it from its ``__init__``."""
+    """Import every module of a folder, which registers its variants; call this in the folder's ``__init__``."""
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f"{package}.{module.name}")
 
 
 def _arguments(variant: type) -> dict[str, inspect.Parameter]:
-    """What the constructor of ``variant`` takes by name, also what it hands on as ``**`` to its base class."""
+    """The named constructor arguments of ``variant``, including those it passes on as ``**`` to its base class."""
     arguments: dict[str, inspect.Parameter] = {}
     for base in variant.__mro__:
         constructor = vars(base).get("__init__")
@@ -294,12 +293,12 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
 
 
 def as_read(pattern: GivenByLayer) -> tuple[Choice | None, ...]:
-    """A pattern of a config, which reads its patterns when it is made."""
+    """A config's pattern field, typed as parsed: the config parses its patterns when it is created."""
     assert isinstance(pattern, tuple)
     return pattern
 
 
 def at_layer(pattern: GivenByLayer, layer: int) -> Choice | None:
-    """What a pattern that was read chooses for ``layer``: of ``[window, window, full]`` every third is ``full``."""
+    """The choice of a parsed pattern for ``layer``: with ``[window, window, full]`` every third layer is ``full``."""
     choices = as_read(pattern)
     return choices[layer % len(choices)]

@@ -1,7 +1,7 @@
-"""How a block's branches join the residual stream, besides pre-LN: each rule is its formula.
+"""The rules other than pre-LN by which a block's branches join the residual stream.
 
 ``F`` stands for either branch, ``H`` for the stream; a block applies its rule to attention, then to the feed-forward
-network. What the rules see is named as in :class:`~lightning_gpt.models.block.Block`.
+network. Intermediates are named as in :class:`~lightning_gpt.models.block.Block`.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from lightning_gpt.models.layer import Layer, all_matrices
 
 
 class NormAfterSum(Block):
-    """Rules that norm the sum of stream and branch: what a block gives is normed already."""
+    """Rules that norm the sum of stream and branch, so that a block's output is already normed."""
 
     ends_normed = True
     keeps_stream = False
@@ -44,14 +44,14 @@ class PostNorm(NormAfterSum):
     """``H ← LN(H + F(H))``: Vaswani et al. 2017 (1706.03762), section 3.1, as in GPT-1."""
 
     def init_branches(self, n_layer: int) -> None:
-        """Nothing is scaled: the norm after each sum keeps the stream's size."""
+        """No scaling: the norm after each sum keeps the stream's size."""
 
 
 @blocks.register("deepnorm")
 class DeepNorm(NormAfterSum):
     """``H ← LN(α H + F(H))`` with ``α = (2L)^¼``: Wang et al. 2022 (2203.00555), section 2, for decoders.
 
-    What makes values and branches' outputs starts Xavier-normal with gain ``β = (8L)^−¼``; queries and keys, gain 1.
+    Value, output and feed-forward weights start Xavier-normal with gain ``β = (8L)^−¼``; queries and keys with gain 1.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DeepNorm(NormAfterSum):
                 nn.init.xavier_normal_(one, gain=beta)
         for matrix in all_matrices(self.attention):
             for one in matrix.each() if matrix.is_hidden else ():
-                # one product may make several, and each is a matrix of its own to Xavier
+                # a product may concatenate several matrices; Xavier applies to each separately
                 pieces = dict(matrix.pieces) or {"": len(one)}
                 for name, part in zip(pieces, torch.split(one, list(pieces.values())), strict=True):
                     nn.init.xavier_normal_(part, gain=1.0 if name in ("q", "k") else beta)
@@ -75,14 +75,14 @@ class DeepNorm(NormAfterSum):
 
 @blocks.register("none")
 class NoResidual(Block):
-    """``H ← F(LN(H))``: no path around the branches, to study what the path is for (Dong et al. 2021, 2103.03404)."""
+    """``H ← F(LN(H))``: no residual path, to study what that path does (Dong et al. 2021, 2103.03404)."""
 
     keeps_stream = False
     zero_branches_pass = False
     trains_from_zero = False
 
     def init_branches(self, n_layer: int) -> None:
-        """Nothing is scaled: no sum is made."""
+        """No scaling, because nothing is summed."""
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         return self.attended(self.see("attention_norm", self.attention_norm(x)), context)
@@ -112,7 +112,7 @@ class SandwichNorm(Block):
 
 
 class ScaledBranches(Block, ABC):
-    """Rules with a learned factor on each branch, of one shape and start."""
+    """Rules with a learned factor on each branch; both factors have the same shape and initial value."""
 
     def __init__(
         self,
@@ -130,13 +130,13 @@ class ScaledBranches(Block, ABC):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Where the factors start."""
+        """Set the factors to their initial value."""
         for scale in (self.attention_scale, self.ffn_scale):
             if scale is not None:
                 nn.init.constant_(scale, self.initial)
 
     def init_branches(self, n_layer: int) -> None:
-        """Nothing more is scaled: the factors do it."""
+        """No further scaling: the factors do it."""
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         normed = self.see("attention_norm", self.attention_norm(x))
@@ -149,15 +149,15 @@ class ScaledBranches(Block, ABC):
 
 @blocks.register("layerscale")
 class LayerScale(ScaledBranches):
-    """``H ← H + γ ⊙ F(LN(H))``, a learned γ for each dimension: Touvron et al. 2021 (2103.17239), section 2.
+    """``H ← H + γ ⊙ F(LN(H))``, with a learned γ per dimension: Touvron et al. 2021 (2103.17239), section 2.
 
     Args:
         attention: The first branch.
-        ffn: The second.
-        norm: Makes a norm.
+        ffn: The second branch.
+        norm: Creates a norm.
         dim: Width of the stream.
         dropout: As in the block.
-        initial: Where γ starts; the paper takes 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 beyond.
+        initial: Initial γ; the paper uses 0.1 for up to 18 layers, 1e-5 for up to 24, 1e-6 beyond.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class LayerScale(ScaledBranches):
 
 @blocks.register("rezero")
 class ReZero(ScaledBranches):
-    """``H ← H + α F(H)``, a learned number α for each branch that starts at 0, and no norm.
+    """``H ← H + α F(H)``, with a learned scalar α per branch, initially 0, and no norm.
 
     Bachlechner et al. 2020 (2003.04887), eq. 2.
     """
@@ -191,7 +191,7 @@ class ReZero(ScaledBranches):
 
 @blocks.register("parallel")
 class Parallel(Block):
-    """``H ← H + MHSA(LN(H)) + FFN(LN(H))``, one norm for both: Chowdhery et al. 2022 (2204.02311), section 2."""
+    """``H ← H + MHSA(LN(H)) + FFN(LN(H))``, with one norm for both: Chowdhery et al. 2022 (2204.02311), section 2."""
 
     def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
         super().__init__(attention, ffn, norm, dropout)
@@ -206,14 +206,14 @@ class Parallel(Block):
 
 
 class FromEmbeddings(Block, ABC):
-    """Pre-LN on the stream with something of the embeddings in it: a variant says how the two are mixed."""
+    """Pre-LN on a mixture of the stream and the embeddings; subclasses define the mixture."""
 
     keeps_stream = False
     zero_branches_pass = False
 
     @abstractmethod
     def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
-        """What the block works on, of the stream and the embeddings, all ``(batch, time, dim)``."""
+        """The block's input, a mixture of the stream and the embeddings; all are ``(batch, time, dim)``."""
 
     def _mixed(self, x: Tensor, context: Context) -> Tensor:
         return self.mixed(x, context.shared.initial_stream(x))
@@ -228,15 +228,15 @@ class FromEmbeddings(Block, ABC):
 
 @blocks.register("initial")
 class InitialResidual(FromEmbeddings):
-    """``H ← (1 − α) H + α H⁰`` before each pre-LN block, H⁰ the embeddings: no layer is far from what went in.
+    """``H ← (1 − α) H + α H⁰`` before each pre-LN block, H⁰ the embeddings: every layer stays close to the input.
 
-    The initial residual of GCNII, Chen et al. 2020 (2007.02133), eq. 5, which is for graphs what over-smoothing in
-    attention is like; the paper takes α = 0.1 or more.
+    The initial residual of GCNII, Chen et al. 2020 (2007.02133), eq. 5, which counters over-smoothing in graph
+    networks, the analogue of over-smoothing in attention. The paper uses α = 0.1 or more.
 
     Args:
         attention: The first branch.
-        ffn: The second.
-        norm: Makes a norm.
+        ffn: The second branch.
+        norm: Creates a norm.
         dropout: As in the block.
         share: α, from 0 (pre-LN) to 1.
     """
@@ -251,7 +251,7 @@ class InitialResidual(FromEmbeddings):
     ) -> None:
         super().__init__(attention, ffn, norm, dropout)
         if not 0 <= share <= 1:
-            raise CallError(f"residual share is {share}; it must be 0 to 1")
+            raise CallError(f"residual share is {share}; it must be from 0 to 1")
         self.share = share
 
     def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:
@@ -260,9 +260,9 @@ class InitialResidual(FromEmbeddings):
 
 @blocks.register("embedding_skip")
 class EmbeddingSkip(FromEmbeddings):
-    """``H ← λ₁ H + λ₂ H⁰`` before each pre-LN block, H⁰ the embeddings, two learned numbers that start at 1 and 0.
+    """``H ← λ₁ H + λ₂ H⁰`` before each pre-LN block, H⁰ the embeddings, with learned scalars initialised to 1 and 0.
 
-    Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs); ``initial`` with a share that is learned.
+    Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs); like ``initial``, with learned shares.
     """
 
     def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:

@@ -64,12 +64,12 @@ class SingleHead(CausalAttention):
         self.w_0 = Linear(dim, dim, bias=False, maps=("heads", "stream"))
 
     def forward(self, n: Tensor, context: Context = Context()) -> Tensor:
-        """``(batch, time, dim)`` to ``(batch, time, dim)``."""
+        """Map ``(batch, time, dim)`` to the same shape."""
         q, k, v = self.see("q", self.w_q(n)), self.see("k", self.w_k(n)), self.see("v", self.w_v(n))
         return self.see("output", self.w_0(self.attend(q, k, v, context)))
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the four products, and of scores and mixed values."""
+        """The four products, plus scores and mixed values."""
         return super().flops(positions) + 4 * self.w_0.in_features * columns_counted(self, positions)
 
     def value_output(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class SingleHeadModel(LanguageModel):
         self.init_all()
 
     def block_views(self) -> list[BlockView]:
-        """Norm and head are the one block."""
+        """One block: the norm and the head."""
         return [BlockView((self.norm, self.attention), self.attention, "attention", None, None, "residual")]
 
     def new_cache(self, capacity: int) -> Cache:
@@ -112,7 +112,7 @@ class SingleHeadModel(LanguageModel):
         lengths: Tensor | None = None,
         losses: PartLosses | None = None,
     ) -> Tensor:
-        """Token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
+        """Map token ids ``(batch, time)`` to Y ``(batch, time, dim)``."""
         context = self.context(ids, documents, cache, lengths, losses)
         x = self.embed(ids, context)  # (B, T, d)
         n = self.see("norm", self.norm(x))

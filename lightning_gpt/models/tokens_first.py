@@ -1,4 +1,4 @@
-"""Logits of a chunk in rows of tokens: half precision, and everything on a GPU."""
+"""Token-major logits of a chunk, for half precision and for all precisions on GPUs."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from lightning_gpt.models.chunked_softmax import Chunks, Terms
 
 _ROWS_TO_ADD = 4096
 _TOKENS_IN_FP32 = 128
-_ALIGNED = 64  # values of a row: whole cache lines, and the 16 bytes that a GPU's matrix units ask for
+_ALIGNED = 64  # values per row: whole cache lines, and the 16-byte alignment of a GPU's matrix units
 
 
 class TokensFirst(Chunks):
-    """Logits ``(tokens, vocab_size)``; softmax in fp32 or better, of half-precision logits a few tokens at a time."""
+    """Logits ``(tokens, vocab_size)``; softmax in fp32 or better, converting half-precision logits piece by piece."""
 
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
         super().__init__(weight, size, terms)
@@ -30,15 +30,15 @@ class TokensFirst(Chunks):
         return torch.cat(pieces)
 
     def _losses(self, piece: slice, labels: Tensor) -> Tensor:
-        """The losses of a few tokens; the gradient of each in its logits takes the logits' place."""
+        """The losses of a few tokens; overwrites the logits with each loss's gradient."""
         labels, terms = labels[piece], self.terms
         logits = self._logits[piece.start : piece.start + len(labels)]
         z = self._exact[: len(labels)].copy_(logits) if self._rounds else logits
         largest, target = z.amax(dim=-1), z.gather(1, labels[:, None]).squeeze(1)
         mean = z.mean(dim=-1) if terms.label_smoothing else None
         softmax = torch.softmax(z, dim=-1, out=z)
-        # log Z is read off the softmax, as log Z = largest − log max p: several times faster on CPU than logsumexp,
-        # and as exact, because max p >= 1 / vocab_size never underflows
+        # log Z is computed from the softmax as largest − log max p: several times faster on CPU than logsumexp,
+        # and equally accurate, because max p >= 1 / vocab_size cannot underflow
         log_z = largest - softmax.amax(dim=-1).log()
         if terms.z_loss:
             softmax *= (1 + 2 * terms.z_loss * log_z)[:, None]
@@ -53,7 +53,7 @@ class TokensFirst(Chunks):
         self, hidden: Tensor, labels: Tensor, counts: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None
     ) -> None:
         gradient = self._logits[: len(hidden)]
-        # asking whether all count would make a GPU wait; there, masking costs next to nothing
+        # checking whether all tokens count would synchronise a GPU, where masking costs almost nothing
         if gradient.device.type != "cpu" or not bool(counts.all()):
             gradient *= counts[:, None]
         if grad_hidden is not None:
@@ -67,7 +67,7 @@ class TokensFirst(Chunks):
 
 
 def _add(total: Tensor, half: Tensor) -> None:
-    """Add a matrix of half precision to one of fp32: turned in pieces that stay near, three times as fast on CPU."""
+    """Add a half-precision matrix to an fp32 one; on CPU in pieces that fit in cache, three times as fast."""
     if total.device.type != "cpu":
         total += half
         return

@@ -1,4 +1,4 @@
-"""A model's blocks, as instruments ask for them."""
+"""A model's blocks, as analysis tools see them."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from lightning_gpt.models.layer import Layer
 
 @dataclass(frozen=True)
 class BlockView:
-    """One block of a model, as instruments ask for it.
+    """One block of a model, as analysis tools see it.
 
     Args:
-        parts: The modules that it is made of.
-        mixer: The one that mixes tokens.
-        mixer_name: What that one's intermediates are named by: ``blocks.0.attention``.
-        ffn: The feed-forward network; None where there is none.
-        ffn_name: What the feed-forward network's intermediates are named by; None where there is none.
-        stream_name: The residual stream after the block: ``blocks.0.after_ffn``.
+        parts: The modules it consists of.
+        mixer: The module that mixes tokens.
+        mixer_name: Prefix of the mixer's intermediates: ``blocks.0.attention``.
+        ffn: The feed-forward network; None if there is none.
+        ffn_name: Prefix of the feed-forward network's intermediates; None if there is none.
+        stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
     """
 
     parts: tuple[nn.Module, ...]

@@ -131,7 +131,7 @@ def test_the_cells_of_a_study_have_the_variants(tmp_path: Path) -> None:
         (
             "mine.py",
             'from lightning_gpt.models.norms import norms\nnorms.register("rms")(object)',
-            "{file}:2: norm 'rms' is registered already, by lightning_gpt.models.norms.RMSNorm; choose another name",
+            "{file}:2: norm 'rms' is already registered by lightning_gpt.models.norms.RMSNorm; choose another name",
         ),
         ("json.py", "", "--trust json.py: a module 'json' exists already ("),
     ],

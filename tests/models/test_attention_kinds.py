@@ -245,7 +245,7 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "linear", "position": "alibi"}, "attention linear makes no scores, and AlibiPositions adds to"),
+        ({"attention": "linear", "position": "alibi"}, "attention linear has no scores for AlibiPositions to add to"),
         ({"attention": "linear", "position": "t5"}, "use position learned, sinusoidal, rotary or none"),
         (
             {"attention": "differential", "dim": 12},
@@ -259,7 +259,7 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
         ({"attention": {"kind": "window", "window": "wide"}}, "window 'wide'; it must be a whole number"),
         ({"attention": {"kind": "global_window", "window": 4, "n_global": 0}}, "n_global 0; it must be a whole"),
         ({"attention": {"kind": "strided", "stride": 4, "n_summary": 5}}, "it must be a whole number from 1 to 4"),
-        ({"attention": {"kind": "sink", "n_kv_head": 3}}, "n_kv_head is 3 and must divide n_head, which is 4"),
+        ({"attention": {"kind": "sink", "n_kv_head": 3}}, "n_kv_head is 3; it must divide n_head, which is 4"),
     ],
     ids=str,
 )

@@ -119,7 +119,7 @@ def test_the_state_is_of_one_size_and_nothing_can_be_taken_back() -> None:
         assert state.inputs.untyped_storage().nbytes() == state.inputs.nbytes
     assert sizes == {((2, 4, 4, 4), (2, 3, 3 * 16))}
     assert not cache.can_truncate
-    with pytest.raises(CallError, match="no token can be taken back"):
+    with pytest.raises(CallError, match="tokens cannot be removed"):
         cache.truncate(1)
 
 
@@ -196,7 +196,7 @@ def test_in_bf16_the_memory_is_kept_in_fp32() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": "delta_net", "position": "alibi"}, "delta_net makes no scores, and AlibiPositions adds to them"),
+        ({"attention": "delta_net", "position": "alibi"}, "delta_net has no scores for AlibiPositions to add to"),
         ({"attention": "delta_net", "position": "t5"}, "use position none, or another attention"),
         ({"attention": "delta_net", "qk_norm": "rms"}, "use qk_norm none"),
         ({"attention": {"kind": "delta_net", "conv_width": 0}}, "attention delta_net has conv_width 0; it must be a"),

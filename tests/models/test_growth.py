@@ -70,11 +70,11 @@ def test_what_weights_do_not_depend_on_may_differ() -> None:
         (
             {"residual": "post"},
             4,
-            "residual is 'post', under which no layer leaves the stream as it is; a model can be",
+            "residual is 'post', under which no layer can be the identity; a model can be",
         ),
         ({"residual": "deepnorm"}, 4, "residual is 'deepnorm'"),
         ({"residual": "sandwich"}, 4, "residual is 'sandwich'"),
-        ({"n_unique": 1}, 4, "n_unique is 1: a layer more would be one of the shared blocks"),
+        ({"n_unique": 1}, 4, "n_unique is 1: an added layer would be one of the shared blocks"),
     ],
 )
 def test_what_cannot_keep_the_function_is_refused(changes: dict[str, Any], n_layer: int, message: str) -> None:
@@ -85,6 +85,6 @@ def test_what_cannot_keep_the_function_is_refused(changes: dict[str, Any], n_lay
 
 def test_a_model_that_differs_in_more_than_depth_is_refused_with_both_values() -> None:
     with pytest.raises(
-        CallError, match="number of layers only: n_head is 4 there and 2 here, norm is layer there and rms"
+        CallError, match="only in its number of layers: n_head is 4 there and 2 here, norm is layer there and rms"
     ):
         grow(build({}), GPT(GPTConfig(**{**SIZES, "n_layer": 4, "n_head": 2, "norm": "rms"})))

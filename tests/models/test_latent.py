@@ -140,7 +140,7 @@ def test_flops_are_two_per_weight_and_those_of_scores_and_mixed_values() -> None
         ({"attention": {"kind": "latent", "kv_rank": 4, "q_rank": 0.5}}, "attention latent has q_rank 0.5"),
         (
             {"attention": {"kind": "latent", "kv_rank": 4, "rope_dim": 3}, "position": "rotary"},
-            "act on pairs of dimensions and rope_dim is 3; it must be even",
+            "act on pairs of dimensions, so rope_dim must be even; it is 3",
         ),
         ({"attention": {"kind": "latent", "kv_rank": 4}, "qk_norm": "rms"}, "use qk_norm none"),
     ],

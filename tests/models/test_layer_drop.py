@@ -197,11 +197,11 @@ def test_a_shared_block_starts_as_one_of_as_many_layers_as_are_run() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_unique": 0}, "n_unique is 0; it must be 1 to n_layer, which is 2"),
-        ({"n_unique": 3}, "n_unique is 3; it must be 1 to n_layer, which is 2"),
+        ({"n_unique": 0}, "n_unique is 0; it must be from 1 to n_layer, which is 2"),
+        ({"n_unique": 3}, "n_unique is 3; it must be from 1 to n_layer, which is 2"),
         (
             {"n_unique": 1, "attention": ["full", "multi_query"]},
-            "attention is a pattern of 2 and n_unique is 1: a shared block is of one kind; "
+            "attention is a pattern of 2 and n_unique is 1: a shared block can have only one kind; "
             "n_unique must be a multiple of 2",
         ),
         ({"n_layer": 4, "n_unique": 3, "ffn": ["gelu", "relu"]}, "ffn is a pattern of 2 and n_unique is 3"),

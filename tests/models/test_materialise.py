@@ -76,12 +76,12 @@ def test_a_module_that_cannot_fill_itself_is_refused_by_name_and_the_model_is_le
     with torch.device("meta"):
         model = GPT(GPTConfig(**SIZES))
         model.blocks[1].add_module("extra", Gain())
-    with pytest.raises(CallError, match=r"^blocks\.1\.extra \(Gain\) has parameters or buffers of its own and no"):
+    with pytest.raises(CallError, match=r"^blocks\.1\.extra \(Gain\) has parameters or buffers of its own but no"):
         materialise(model, "cpu")
     assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_a_model_whose_weights_came_from_another_is_refused() -> None:
     small = int8(GPT(GPTConfig(**SIZES)))
-    with pytest.raises(CallError, match=r"\(Int8Linear\) has parameters or buffers of its own and no reset_parameters"):
+    with pytest.raises(CallError, match=r"\(Int8Linear\) has parameters or buffers of its own but no reset_parameters"):
         materialise(small, "cpu")

@@ -171,7 +171,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
     ids, greedy = random_ids(17, 1, 5), Sampling(temperature=0)
     drawn = torch.stack(list(sample_speculatively(segments, draft, ids, 20, greedy)), dim=1)
     assert drawn.tolist() == segments.generate(ids, 20, temperature=0)[:, 5:].tolist()
-    with pytest.raises(CallError, match="nor memory tokens"):
+    with pytest.raises(CallError, match="or memory tokens; use no draft"):
         next(sample_speculatively(tokens, draft, ids, 20, greedy))
 
 
@@ -180,7 +180,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
     [
         (
             {"memory": "segment"},
-            "position 'learned' says where a token stands in its own; use position alibi, none, rot",
+            "position 'learned' only encodes positions within a segment; use position alibi, none, rot",
         ),
         ({"memory": {"kind": "segment"}, "position": {"kind": "sinusoidal"}}, "use position alibi, none, rotary, t5"),
         (
@@ -203,7 +203,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
         ),
         (
             {**KINDS["tokens"], "token_routing": "mixture_of_depths"},
-            "token_routing lets tokens pass by; use token_routing none",
+            "but token_routing skips some; use token_routing none",
         ),
     ],
 )
@@ -223,13 +223,16 @@ def test_what_cannot_be_done_with_a_memory_is_refused(changes: dict[str, Any]) -
     with model.record(["final_norm"]) as trace:
         model(ids[:, : model.trace_limit])
     assert trace["final_norm"].shape == (2, 4, 16)
-    with pytest.raises(CallError, match="shows one segment of 4 at a time"), model.record(["final_norm"]):
+    with (
+        pytest.raises(CallError, match="can record only one segment of 4 tokens at a time"),
+        model.record(["final_norm"]),
+    ):
         model(ids)
     state = memory.new_state(2, model.token_embedding.weight)
-    with pytest.raises(CallError, match="by whole segments of 4 tokens, not by 9"), memory.carried(state):
+    with pytest.raises(CallError, match="in whole segments of 4 tokens; the input has 9"), memory.carried(state):
         model(ids)
     cache = model.new_cache(20)
     with torch.no_grad():
         model.hidden(ids, cache=cache)
-        with pytest.raises(CallError, match="cannot go on by unequal lengths"):
+        with pytest.raises(CallError, match="cannot continue with unequal lengths"):
             model.hidden(ids, cache=cache, lengths=torch.tensor([9, 2]))

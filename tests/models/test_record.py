@@ -383,7 +383,7 @@ def test_edits_that_fit_the_same_name_are_applied_one_after_the_other() -> None:
 @pytest.mark.parametrize("edit", [lambda x: x[:, :1], torch.zeros(3), lambda x: x[None]])
 def test_an_edit_that_changes_the_shape_raises_and_names_both_shapes(make: Make, edit: Edit) -> None:
     model = make()
-    with pytest.raises(ValueError, match=r"edit of 'embedding' gave shape .*must keep \(2, 5, 8\)"):
+    with pytest.raises(ValueError, match=r"edit of 'embedding' returned shape .*must keep \(2, 5, 8\)"):
         record_a_pass(model, edits={"embedding": edit})
     assert_nobody_watches(model)
 
@@ -457,9 +457,9 @@ def test_an_edit_acts_only_inside_its_context() -> None:
 def test_a_recording_inside_a_recording_of_the_same_model_raises_and_leaves_the_outer_one_at_work() -> None:
     model = gpt()
     with model.record(["embedding"]) as trace:
-        with pytest.raises(RuntimeError, match="recorded already"), model.record():
+        with pytest.raises(RuntimeError, match="already being recorded"), model.record():
             pass
-        with pytest.raises(RuntimeError, match="recorded already"), record(model.blocks[0]):
+        with pytest.raises(RuntimeError, match="already being recorded"), record(model.blocks[0]):
             pass
         model(IDS)
     assert set(trace) == {"embedding"}

@@ -355,7 +355,7 @@ def test_in_half_precision_scores_are_not_rounded_before_the_choice() -> None:
 
 
 def test_early_exit_is_refused() -> None:
-    with pytest.raises(CallError, match="needs every token in every layer"):
+    with pytest.raises(CallError, match="needs every token's keys and values in every layer"):
         EarlyExit(build({"token_routing": "mixture_of_depths"}), 0.5)
 
 
@@ -392,7 +392,7 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": "post"},
-            "under residual 'post' a block does not give the stream and",
+            "with residual 'post' a block's output is not the stream plus",
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": {"kind": "initial", "share": 0.2}},
@@ -400,11 +400,11 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "attention": ["full", "neutreno"]},
-            "attention 'neutreno' mixes in what the first layer",
+            "attention 'neutreno' uses the first layer's values of every token",
         ),
         (
             {"token_routing": "mixture_of_depths", "n_layer": 4, "n_unique": 1},
-            "with n_unique 1 layer 0 is the same block as one of them",
+            "with n_unique 1 layer 0 shares a block with one of them",
         ),
     ],
 )

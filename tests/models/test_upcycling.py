@@ -42,9 +42,9 @@ MIXTURE = {"kind": "moe", "hidden": 64}
         ({}, {"ffn": "moe"}, "set ffn hidden to 64, the dense network's; it is 32"),
         ({}, {"ffn": MIXTURE | {"top_k": 1}}, "ffn top_k is 1 and must be at least 2"),
         ({}, {"ffn": MIXTURE | {"n_shared": 1}}, "ffn n_shared must be 0"),
-        ({"ffn": "relu2"}, {"ffn": MIXTURE}, "ffn of layer 0 is relu2 in the dense model and its expert here gelu"),
+        ({"ffn": "relu2"}, {"ffn": MIXTURE}, "ffn of layer 0 is relu2 in the dense model, but its expert here is gelu"),
         ({"ffn": "moe"}, {"ffn": MIXTURE}, "ffn of layer 0 is moe in the dense model, which is not a dense network"),
-        ({"norm": "rms"}, {"ffn": MIXTURE}, "differs in its feed-forward networks only: norm is rms there and layer"),
+        ({"norm": "rms"}, {"ffn": MIXTURE}, "differs only in its feed-forward networks: norm is rms there and layer"),
         ({}, {"ffn": MIXTURE, "n_layer": 2}, "n_layer is 3 there and 2 here"),
     ],
 )

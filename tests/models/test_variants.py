@@ -146,14 +146,14 @@ def test_wrong_options_are_refused_when_the_config_is_read(changes: dict[str, An
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": {"kind": "full", "n_kv_head": 3}}, "n_kv_head is 3 and must divide n_head, which is 4"),
+        ({"attention": {"kind": "full", "n_kv_head": 3}}, "n_kv_head is 3; it must divide n_head, which is 4"),
         ({"position": {"kind": "rotary", "factor": 0.5}}, "position factor is 0.5; it must be at least 1"),
         ({"position": {"kind": "rotary", "extension": "yarn"}}, "it must be one of linear, ntk"),
         (
             {"position": "rotary", "dim": 12},
-            "rotary positions act on pairs of dimensions and a head's width is 3; it must be even",
+            "rotary positions act on pairs of dimensions, so a head's width must be even; it is 3",
         ),
-        ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of it"),
+        ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of n_bucket"),
     ],
 )
 def test_options_that_cannot_work_are_refused_when_the_model_is_built(changes: dict[str, Any], message: str) -> None:

@@ -87,7 +87,9 @@ def test_memory_tokens_take_every_way_to_write_no_layer_drop_and_refuse_one(memo
     for none in SPELLINGS["layer_drop"]:
         GPTModule(**SIZES, memory=memory, layer_drop=none)
     for rate in ({"kind": "linear", "rate": 0.2}, {"kind": "constant", "rate": 0.2}):
-        with pytest.raises(CallError, match="memory 'tokens' needs every layer in a step, and layer_drop leaves some"):
+        with pytest.raises(
+            CallError, match="memory 'tokens' needs every layer in every step, but layer_drop skips some"
+        ):
             GPTModule(**SIZES, memory=memory, layer_drop=rate)
 
 

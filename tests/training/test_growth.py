@@ -29,7 +29,7 @@ def test_a_grown_run_starts_from_the_loss_of_the_shallower_one(tmp_path: Path) -
     assert "grown from runs/tiny/version_0/checkpoints/last.ckpt" in done.stderr
     refused = run_command("fit", "--config", str(config), *grown, "--model.init_args.norm", "rms", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "differs in its number of layers only: norm is layer there and rms here" in refused.stderr
+    assert "differs only in its number of layers: norm is layer there and rms here" in refused.stderr
 
 
 @pytest.mark.parametrize("fill", [grow, upcycle])

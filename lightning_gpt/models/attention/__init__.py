@@ -1,4 +1,4 @@
-"""Attention and other mixers of tokens, a file each kind; a file that is added to this folder is found."""
+"""Attention and other token mixers, one file per kind; modules added to this folder are found automatically."""
 
 from lightning_gpt.models.registry import find_variants
 

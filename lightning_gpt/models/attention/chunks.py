@@ -1,4 +1,4 @@
-"""A sequence cut into chunks, for mixers that carry a state from each chunk to the next."""
+"""Splitting a sequence into chunks, for mixers that carry a state from each chunk to the next."""
 
 from dataclasses import dataclass
 
@@ -10,36 +10,36 @@ from lightning_gpt.models.attention.mask import causal_mask
 from lightning_gpt.models.context import Context
 
 CHUNK = 64
-"""Tokens that are computed at once, by matrices; everything before them is one state."""
+"""Tokens processed at once by matrix products; all earlier tokens are summarised by one state."""
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """How documents (or a single one) lie in the chunks: what is seen within each, and what is carried to the next.
+    """Masks for chunked processing of one or more documents: within chunks, and for the carried state.
 
-    Only one document can reach a chunk from before it: that of its first token.
+    Only one document can continue into a chunk: the one its first token belongs to.
     """
 
     mask: Tensor  # (batch or 1, 1, n_chunk, CHUNK, CHUNK): causal, within a document
-    reached: Tensor  # (batch or 1, 1, n_chunk, CHUNK, 1): tokens of the document that comes from before
-    leaving: Tensor  # the same shape: tokens of the document that the next chunk begins with; at last, the last token's
-    through: Tensor  # (batch or 1, 1, n_chunk, 1, 1): whether these are the same document
+    reached: Tensor  # (batch or 1, 1, n_chunk, CHUNK, 1): tokens of the document continued from the previous chunk
+    leaving: Tensor  # same shape: tokens of the next chunk's first document (last chunk: the last token's)
+    through: Tensor  # (batch or 1, 1, n_chunk, 1, 1): whether these two documents are the same
 
 
 def chunks_of_pass(context: Context, time: int, device: torch.device) -> Chunks:
-    """The chunks of a pass over ``time`` tokens, made once for all its layers."""
+    """The chunks of a pass over ``time`` tokens, computed once for all its layers."""
     chunks: Chunks = context.shared.layouts.made(("chunks", time), lambda: _chunks(time, context.documents, device))
     return chunks
 
 
 def split(x: Tensor, fill: float = 0.0) -> Tensor:
-    """``(batch, n_head, time, width)`` to ``(batch, n_head, n_chunk, CHUNK, width)``, the end filled with ``fill``."""
+    """Reshape ``(batch, n_head, time, width)`` to ``(batch, n_head, n_chunk, CHUNK, width)``, padding with ``fill``."""
     filled = F.pad(x, (0, 0, 0, -x.shape[2] % CHUNK), value=fill)
     return filled.reshape(*x.shape[:2], -1, CHUNK, x.shape[3])
 
 
 def wide(x: Tensor) -> Tensor:
-    """In at least single precision, which sums over many tokens are kept in."""
+    """Cast to at least single precision, which sums over many tokens need."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

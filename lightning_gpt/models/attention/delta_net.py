@@ -1,4 +1,4 @@
-"""A recurrent mixer: a matrix of each head that is decayed, corrected at one key, and read, token by token."""
+"""Gated DeltaNet, a recurrent mixer: per head, a matrix that is decayed, corrected and read at every token."""
 
 import math
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ from lightning_gpt.models.registry import Given
 
 
 class DeltaState:
-    """What one layer keeps of the past: each head's matrix, and the last inputs of the convolutions.
+    """The state of one layer: each head's matrix, and the last inputs of the convolutions.
 
-    Its size does not depend on the length of the text. What a token changed in the matrix cannot be undone.
+    Its size does not depend on the length of the text. Updates to the matrix cannot be undone.
     """
 
     can_truncate = False
@@ -34,30 +34,28 @@ class DeltaState:
         self.inputs: Tensor | None = None  # (batch, conv_width - 1, channels)
 
     def truncate(self, length: int) -> None:
-        raise CallError(
-            "attention delta_net keeps one state, and no token can be taken back from it; read the text again"
-        )
+        raise CallError("attention delta_net keeps one state, from which tokens cannot be removed; read the text again")
 
 
 @attentions.register("delta_net")
 class GatedDeltaNet(Mixer):
     """Gated DeltaNet: Yang, Kautz & Hatamizadeh 2024 (2412.06464), section 3, eq. 10.
 
-    ``S_t = S_{t−1} (α_t (I − β_t k_t k_tᵀ)) + β_t v_t k_tᵀ`` and ``o_t = S_t q_t`` in each head: the matrix S decays by
-    α_t, and what it holds at the key k_t is replaced by v_t to the share β_t. q, k and v are linear in the stream, go
-    through a causal convolution of ``conv_width`` tokens for each channel and SiLU; q and k then have length 1. With
-    ``W_α``, ``W_β`` and ``W_g`` linear in the stream, ``β_t = σ(W_β x_t)``, and
-    ``α_t = exp(−e^a_log softplus(W_α x_t + dt_bias))`` with two learned numbers for each head (Dao & Gu 2024,
-    "Mamba-2", 2405.21060). The output is ``W_o (RMSNorm(o_t) ⊙ SiLU(W_g x_t))``, each head normed by itself.
+    Per head, ``S_t = S_{t−1} (α_t (I − β_t k_t k_tᵀ)) + β_t v_t k_tᵀ`` and ``o_t = S_t q_t``: the matrix S decays by
+    α_t, and a fraction β_t of what it stores at the key k_t is replaced by v_t. q, k and v are linear projections of
+    the stream, followed by a causal convolution of ``conv_width`` tokens per channel and SiLU; q and k are then
+    normalised to length 1. With ``W_α``, ``W_β`` and ``W_g`` linear in the stream, ``β_t = σ(W_β x_t)``, and
+    ``α_t = exp(−e^a_log softplus(W_α x_t + dt_bias))`` with two learned scalars per head (Dao & Gu 2024, "Mamba-2",
+    2405.21060). The output is ``W_o (RMSNorm(o_t) ⊙ SiLU(W_g x_t))``, with each head normed separately.
 
-    ``sdpa`` computes chunks of 64 tokens by matrix products and carries S from one to the next (:func:`by_chunks`),
-    which takes time linear in T; ``manual`` computes the recurrence token by token. Reading one more token costs the
-    same however long the text is. S is kept in fp32 or better. Documents that are kept apart each begin with S = 0 and
-    with nothing before them in the convolutions.
+    ``sdpa`` processes chunks of 64 tokens by matrix products and carries S from one to the next (:func:`by_chunks`), in
+    time linear in T; ``manual`` computes the recurrence token by token. Reading one more token costs the same however
+    long the text is. S is kept in fp32 or better. If documents are kept apart, each starts with S = 0 and with zeros
+    before it in the convolutions.
 
-    The recurrence itself tells order, so no positions are needed. Rotary schemes do not act here (they may act in other
-    layers of a model); schemes that add to the scores are refused, because no scores are made. ``qk_norm`` is refused:
-    queries and keys have length 1. Nothing is dropped within the layer.
+    The recurrence encodes order, so no positions are needed. Rotary schemes have no effect here (they may act in other
+    layers of the model); schemes that add to the scores raise an error, because there are no scores. ``qk_norm`` also
+    raises an error: queries and keys already have length 1. There is no dropout within the layer.
 
     Intermediates: ``q`` and ``k`` ``(batch, n_head, time, head_dim)`` and ``v`` ``(batch, n_head, time, value_dim)`` as
     they enter the recurrence; ``log_alpha`` and ``beta`` ``(batch, n_head, time)``; ``head_output``
@@ -67,12 +65,12 @@ class GatedDeltaNet(Mixer):
     Args:
         dim: Width of the residual stream.
         n_head: Number of heads.
-        bias: Whether the products that make q, k, v, the output's gate and the output have a bias.
+        bias: Whether the projections to q, k, v, the output gate and the output have a bias.
         backend: ``sdpa`` for chunks, ``manual`` for the recurrence.
-        positions: How the model knows where a token stands.
-        head_dim: Width of a query or key; ``dim / n_head`` when None.
-        value_dim: Width of a head's values; ``head_dim`` when None.
-        conv_width: Tokens that a convolution sees, the token itself included.
+        positions: The position scheme.
+        head_dim: Width of a query or key; ``dim / n_head`` if None.
+        value_dim: Width of a head's values; ``head_dim`` if None.
+        conv_width: Number of tokens each convolution covers, including the current one.
         qk_norm: Must be ``none``.
     """
 
@@ -100,11 +98,11 @@ class GatedDeltaNet(Mixer):
             require_whole("delta_net", option, width, least=1)
         if positions.biases:
             raise CallError(
-                f"attention delta_net makes no scores, and {type(positions).__name__} adds to them; "
+                f"attention delta_net has no scores for {type(positions).__name__} to add to; "
                 f"use position none, or another attention"
             )
         if norms.require(qk_norm).kind != "none":
-            raise CallError("attention delta_net makes queries and keys of length 1 itself; use qk_norm none")
+            raise CallError("attention delta_net already normalises queries and keys to length 1; use qk_norm none")
         keys, values = n_head * self.head_dim, n_head * self.value_dim
         pieces = {"q": keys, "k": keys, "v": values}
         self.qkv = Linear(dim, 2 * keys + values, bias=bias, maps=("stream", "heads"), pieces=pieces)
@@ -120,9 +118,9 @@ class GatedDeltaNet(Mixer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Convolutions uniform within ±1/√conv_width; the rates as in Mamba-2's code.
+        """Convolutions uniform within ±1/√conv_width; the decay parameters as in Mamba-2's code.
 
-        ``e^a_log`` is uniform in [1, 16], and ``softplus(dt_bias)``, the step, log-uniform in [0.001, 0.1].
+        ``e^a_log`` is uniform in [1, 16]; the step ``softplus(dt_bias)`` is log-uniform in [0.001, 0.1].
         """
         with torch.no_grad():
             nn.init.uniform_(self.conv, -1 / math.sqrt(self.conv_width), 1 / math.sqrt(self.conv_width))
@@ -131,14 +129,14 @@ class GatedDeltaNet(Mixer):
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
 
     def matrices(self) -> Iterator[Matrix]:
-        """The convolutions: a row for each channel, which reads a few positions."""
+        """The convolutions: one row per channel, over a few positions."""
         yield Matrix(self.conv, "position", "heads", self.qkv.pieces)
 
     def new_state(self, capacity: int) -> LayerState:
         return DeltaState()
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        state = DeltaState() if context.state is None else cast(DeltaState, context.state)  # what new_state made
+        state = DeltaState() if context.state is None else cast(DeltaState, context.state)  # made by new_state
         mixed = self._convolved(self.qkv(x), context, state)
         q, k, v = (
             part.view(*part.shape[:2], self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
@@ -158,17 +156,17 @@ class GatedDeltaNet(Mixer):
         return self.see("output", self.w_o(normed * F.silu(self.gate(x))))
 
     def _convolved(self, x: Tensor, context: Context, state: DeltaState) -> Tensor:
-        """``y_t = Σ_l conv_l ⊙ x_{t−l}`` over the tokens of one document: ``(batch, time, channels)`` to the same."""
+        """``y_t = Σ_l conv_l ⊙ x_{t−l}`` within one document: ``(batch, time, channels)`` to the same shape."""
         time, before = x.shape[1], self.conv_width - 1
         past = x.new_zeros(len(x), before, x.shape[2]) if state.inputs is None else state.inputs.to(x.dtype)
         padded = torch.cat([past, x], dim=1)  # (B, before + T, channels)
         if context.lengths is None:
-            state.inputs = padded[:, time:].clone()  # a slice would keep the whole text's
-        else:  # of each row the last that are real
+            state.inputs = padded[:, time:].clone()  # a view would keep the whole tensor alive
+        else:  # the last real inputs of each row
             last = context.lengths[:, None] + torch.arange(before, device=x.device)
             state.inputs = padded.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
         documents, y = context.documents, x * self.conv[:, -1]
-        if documents is not None:  # what came before the row belongs to its first document
+        if documents is not None:  # inputs before the row belong to its first document
             documents = torch.cat([documents[:, :1].expand(-1, before), documents], dim=1)
         for lag in range(1, self.conv_width):
             earlier = padded[:, before - lag : before - lag + time]
@@ -179,7 +177,7 @@ class GatedDeltaNet(Mixer):
         return y
 
     def _rates(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """``log α`` and ``β`` of each token, ``(batch, n_head, time)`` in fp32 or better; 0 for what fills a row."""
+        """``log α`` and ``β`` of each token, ``(batch, n_head, time)``, in fp32 or better; 0 for padding."""
         alpha, beta = wide(self.rates(x)).transpose(1, 2).chunk(2, dim=1)  # (B, H, T)
         log_alpha = -wide(self.a_log).exp()[:, None] * F.softplus(alpha + self.dt_bias[:, None])
         beta = beta.sigmoid()
@@ -189,7 +187,7 @@ class GatedDeltaNet(Mixer):
         return log_alpha * real, beta * real
 
     def _recurrence(self, read: "Read", context: Context, state: DeltaState) -> Tensor:
-        """o of each token ``(batch, n_head, time, value_dim)``, in fp32 or better within; ``state`` is taken on."""
+        """o of each token ``(batch, n_head, time, value_dim)``, computed in fp32 or better; updates ``state``."""
         batch, time, dtype = len(read.q), read.q.shape[2], read.v.dtype
         read = Read(wide(read.q), wide(read.k), wide(read.v), read.log_alpha, read.beta)
         memory = state.memory
@@ -203,14 +201,14 @@ class GatedDeltaNet(Mixer):
         return o.to(dtype)
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the projections and convolutions, and of S: read at k, written at k, and read at q."""
+        """The projections and convolutions, plus reading S at k, writing it at k and reading it at q."""
         convolutions = 2 * self.conv.numel()
         return super().flops(positions) + convolutions + 6 * self.n_head * self.head_dim * self.value_dim
 
 
 @dataclass(frozen=True)
 class Read:
-    """What the tokens of a pass bring to the recurrence."""
+    """The recurrence's inputs for the tokens of a pass."""
 
     q: Tensor  # (batch, n_head, time, head_dim), of length 1
     k: Tensor  # the same
@@ -220,15 +218,15 @@ class Read:
 
 
 def by_steps(read: Read, documents: Tensor | None, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 10, one token after the other.
+    """Eq. 10, token by token.
 
     Args:
         read: The tokens.
-        documents: ``(batch, time)``, where the memory is emptied at the beginning of each document but the first.
+        documents: ``(batch, time)``; the memory is reset at the start of each document except the first.
         memory: ``Sᵀ`` before the first token, ``(batch, n_head, head_dim, value_dim)``.
 
     Returns:
-        o of each token ``(batch, n_head, time, value_dim)``, and ``Sᵀ`` after the last.
+        o of each token ``(batch, n_head, time, value_dim)``, and ``Sᵀ`` after the last token.
     """
     outputs = []
     for t in range(read.q.shape[2]):
@@ -242,21 +240,21 @@ def by_steps(read: Read, documents: Tensor | None, memory: Tensor) -> tuple[Tens
 
 
 def by_chunks(read: Read, chunks: Chunks, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`by_steps`, by the WY representation of the product of a chunk's factors: section 3.3 of the paper.
+    """As :func:`by_steps`, using the WY representation of the product of a chunk's factors (section 3.3 of the paper).
 
-    With γ_i the product of α from the chunk's first token to its i-th, and S the memory before the chunk, a token adds
-    ``u_i k_iᵀ`` to the memory, where ``u_i = β_i (v_i − γ_i S k_i − Σ_{j<i} γ_i/γ_j (k_i·k_j) u_j)``. That is a
-    triangular system in u; its right-hand side is linear in S, so it is solved for all chunks at once, and only the
-    products with S remain to be done one chunk after the other.
+    Let γ_i be the product of α from the chunk's first token to its i-th, and S the memory before the chunk. Token i
+    adds ``u_i k_iᵀ`` to the memory, where ``u_i = β_i (v_i − γ_i S k_i − Σ_{j<i} γ_i/γ_j (k_i·k_j) u_j)``. This is a
+    triangular system in u whose right-hand side is linear in S, so it is solved for all chunks at once; only the
+    products with S are computed chunk by chunk.
     """
     time = read.q.shape[2]
     q, k, v = split(read.q), split(read.k), split(read.v)  # (B, H, N, C, D)
     log_alpha, beta = split(read.log_alpha[..., None]), split(read.beta[..., None])  # (B, H, N, C, 1)
     since_first = log_alpha.cumsum(dim=-2)  # log γ_i
     ratios = (since_first - since_first.mT).masked_fill(~chunks.mask, -torch.inf).exp()  # γ_i/γ_j for j ≤ i: (.., C, C)
-    decay = since_first.exp() * chunks.reached  # γ_i of the tokens that the memory from before reaches
+    decay = since_first.exp() * chunks.reached  # γ_i of tokens in the document the memory comes from
     to_last = (since_first[..., -1:, :] - since_first).exp() * chunks.leaving  # γ_C/γ_j
-    system = (beta * ratios * (k @ k.mT)).tril(-1)  # the diagonal, of ones, is implied
+    system = (beta * ratios * (k @ k.mT)).tril(-1)  # the unit diagonal is implied
     sides = torch.cat([beta * v, beta * decay * k], dim=-1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     from_values, from_memory = solved.split([v.shape[-1], k.shape[-1]], dim=-1)  # u = from_values − from_memory Sᵀ

@@ -19,22 +19,23 @@ from lightning_gpt.models.registry import Given
 
 @attentions.register("differential")
 class DifferentialAttention(MultiHeadAttention):
-    """``(softmax(Q₁K₁ᵀ/√d) − λ softmax(Q₂K₂ᵀ/√d)) V``: Ye et al. 2024 (2410.05258), eq. 1, what both see is taken off.
+    """``(softmax(Q₁K₁ᵀ/√d) − λ softmax(Q₂K₂ᵀ/√d)) V``: Ye et al. 2024 (2410.05258), eq. 1.
 
-    A head of width 2d has queries and keys of two halves of width d, and values of width 2d, so a layer has the weights
-    of plain attention with as many heads, and a few more. ``λ = e^(λ_q1·λ_k1) − e^(λ_q2·λ_k2) + λ_init`` with
-    ``λ_init = 0.8 − 0.6 e^(−0.3 layer)``, layers from 0 (eq. 2 and section 2.1); each head's output goes through an
-    RMSNorm of its own times ``1 − λ_init`` (eq. 3).
+    The difference cancels attention that both softmaxes share. A head of width 2d has two queries and two keys of width
+    d, and values of width 2d, so a layer has as many weights as plain attention with the same number of heads, plus a
+    few. ``λ = e^(λ_q1·λ_k1) − e^(λ_q2·λ_k2) + λ_init`` with ``λ_init = 0.8 − 0.6 e^(−0.3 layer)``, layers counted from
+    0 (eq. 2 and section 2.1). Each head's output goes through its own RMSNorm and is multiplied by ``1 − λ_init`` (eq.
+    3).
 
     Intermediates: ``pattern`` is the difference, so its rows sum to 1 − λ and entries may be negative; ``scores`` are
-    those of the first softmax, ``second_scores`` those of the one that is taken off. By the formula, dropout drops
-    entries of the difference; the kernel drops those of each softmax.
+    those of the first softmax, ``second_scores`` those of the subtracted one. With ``manual``, dropout drops entries of
+    the difference; the fused kernel drops those of each softmax.
 
     Args:
-        layer: Which layer this is, from 0.
-        positions: How the model knows where a token stands.
+        layer: The layer's index, from 0.
+        positions: The position scheme.
         qk_norm: The norm of each half of the queries and keys.
-        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; a head's width must be
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; the head width must be
             even, and a multiple of 4 with rotary positions.
     """
 
@@ -58,19 +59,19 @@ class DifferentialAttention(MultiHeadAttention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The four vectors of λ are N(0, 0.1²), as in the paper's code."""
+        """The four vectors of λ ~ N(0, 0.1²), as in the paper's code."""
         for vector in (self.first_q, self.first_k, self.second_q, self.second_k):
             with torch.no_grad():
                 vector.normal_().mul_(0.1)
 
     @property
     def factor(self) -> Tensor:
-        """λ, one number."""
+        """λ, a scalar."""
         first, second = (self.first_q * self.first_k).sum(), (self.second_q * self.second_k).sum()
         return first.exp() - second.exp() + self.initial
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
-        """Queries or keys, each of the two halves normed and turned by itself."""
+        """Queries or keys; each of the two halves is normed and rotated separately."""
         return torch.cat([super(DifferentialAttention, self).place(h, norm, context) for h in x.chunk(2, -1)], dim=-1)
 
     def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
@@ -82,7 +83,7 @@ class DifferentialAttention(MultiHeadAttention):
         return self.see("pattern", first - self.factor * second)  # (B, H, T, T)
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-        """The kernel wants queries as wide as values: a half is filled with 0, and scaled as if it were not."""
+        """The kernel needs queries as wide as values, so each half is zero-padded and rescaled to compensate."""
         first, second = (
             super(DifferentialAttention, self)._kernel(
                 F.pad(queries * math.sqrt(2), (0, self.half_dim)), F.pad(keys, (0, self.half_dim)), v, mask, dropout
@@ -92,5 +93,5 @@ class DifferentialAttention(MultiHeadAttention):
         return first - self.factor * second
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
-        """Each head normed, then side by side and through the output projection: ``(batch, time, dim)``."""
+        """Norm each head, concatenate the heads and apply the output projection: ``(batch, time, dim)``."""
         return super().merge_heads(self.head_norm(mixed) * (1 - self.initial))

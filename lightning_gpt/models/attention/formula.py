@@ -1,7 +1,7 @@
-"""Causal softmax attention: the formula, and the fast kernel beside it.
+"""Causal softmax attention: the formula, and the fused kernel that computes the same.
 
-Vaswani et al. 2017, "Attention Is All You Need" (1706.03762), eq. 1: ``softmax(Q Kᵀ / √d) V``,
-here with the causal mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
+Vaswani et al. 2017, "Attention Is All You Need" (1706.03762), eq. 1: ``softmax(Q Kᵀ / √d) V``, here with the causal
+mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
 """
 
 import math
@@ -19,7 +19,7 @@ from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.layer import compute_dtype
 
 Backend = Literal["sdpa", "manual"]
-"""``sdpa``: torch's fused kernel, no ``time × time`` matrix is held. ``manual``: the formula, step by step."""
+"""``sdpa``: torch's fused kernel, which holds no ``time × time`` matrix. ``manual``: the formula, step by step."""
 
 
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
@@ -28,22 +28,22 @@ def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
 
 
 def attention_pattern(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the allowed positions of each row: rows sum to 1, and are 0 where the mask is false."""
+    """Softmax over the allowed positions of each row. Rows sum to 1; entries where the mask is false are 0."""
     return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1)
 
 
 class CausalAttention(Mixer):
-    """What every layer of softmax attention shares: ``softmax(mask(Q Kᵀ / √d + bias)) V`` by either backend.
+    """Base class of softmax attention: ``softmax(mask(Q Kᵀ / √d + bias)) V``, computed by either backend.
 
     Intermediates: ``scores`` (scaled, with the position scheme's bias, before the mask), ``mask``, ``pattern`` (the
-    softmax) and ``head_output`` (``pattern @ v``). The fused kernel never makes the first three, so a layer that
-    is asked for one of them computes that pass by the formula: what is shown is what was used.
+    softmax) and ``head_output`` (``pattern @ v``). The fused kernel never computes the first three, so a pass that
+    records or edits one of them uses the formula: what is recorded is what was used.
     """
 
     keeps_keys = True
     has_pattern = True
     span: int | None = None
-    """How many positions back a token can see, itself included; None for all."""
+    """How many positions back a token can see, counting itself; None for all."""
 
     def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
         super().__init__()
@@ -51,20 +51,16 @@ class CausalAttention(Mixer):
         self.dropout = dropout
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Whether tokens at the positions ``rows`` see those at ``columns``: booleans, of shapes that broadcast."""
+        """Whether tokens at positions ``rows`` see those at ``columns``: booleans; the two shapes must broadcast."""
         return columns <= rows
 
     def sees_all(self, time: int) -> bool:
-        """Whether each of the first ``time`` positions sees all before it, so that no mask need be made."""
-        return type(self).visible is CausalAttention.visible  # a layer about itself: has its kind another formula?
+        """Whether each of the first ``time`` positions sees every earlier one, so that no mask has to be built."""
+        return type(self).visible is CausalAttention.visible  # whether the subclass overrides it
 
     @property
     def mask_key(self) -> Hashable:
-        """Layers of one key hide the same, so that a pass makes their mask once.
-
-        By default that is every layer which hides nothing but the future, and layers of one kind with all options
-        alike. Override it to share more.
-        """
+        """Layers with equal keys share a mask: by default all purely causal ones, and equal layers of one kind."""
         if type(self).visible is CausalAttention.visible:
             return "causal"
         return self.made_with or id(self)
@@ -73,24 +69,24 @@ class CausalAttention(Mixer):
         return KeyValues(capacity if self.span is None else min(capacity, self.span + LOOKAHEAD))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
-        """Mix the values: what :meth:`heads` gives, ``(batch, ..., time, width)``, to q's shape with v's width."""
+        """Mix the values of :meth:`heads`, ``(batch, ..., time, width)``: returns q's shape with v's width."""
         columns = context.positions
         if context.state is not None:
-            state = cast(KeyValues, context.state)  # what new_state made
+            state = cast(KeyValues, context.state)  # made by new_state
             k, v, columns = state.append(k, v, columns, context.lengths)
         return self.see("head_output", self.mix(q, k, v, columns, context))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, columns: Tensor | None, context: Context) -> Tensor:
-        """Mix the values that are seen, those of a cache among them.
+        """Mix the visible values, including cached ones.
 
         Args:
             q: Queries ``(batch, ..., rows, width)``.
-            k: Keys ``(batch, ..., columns, width)``, of as many heads or fewer.
+            k: Keys ``(batch, ..., columns, width)``; the number of heads must divide the queries'.
             v: Values ``(batch, ..., columns, value width)``.
-            columns: Where the keys stand, ``(columns,)`` or ``(batch, columns)``; None for 0, 1, 2, ...
-            context: Where the queries stand.
+            columns: Positions of the keys, ``(columns,)`` or ``(batch, columns)``; None for 0, 1, 2, ...
+            context: The queries' positions, documents and position scheme.
         """
-        if k.ndim == 4 and k.shape[1] != q.shape[1]:  # a key head serves a group of query heads
+        if k.ndim == 4 and k.shape[1] != q.shape[1]:  # each key head serves a group of query heads
             k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
         n_row, n_column = q.shape[-2], k.shape[-2]
         is_plain = columns is None and context.documents is None and self.sees_all(n_column)
@@ -102,26 +98,26 @@ class CausalAttention(Mixer):
         return self._kernel(q, k, v, mask, dropout)
 
     def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        """The formula, each step of it seen: the softmax ``(batch, ..., rows, columns)``."""
+        """The softmax ``(batch, ..., rows, columns)`` by the formula; every step can be recorded."""
         seen, scores = self.see("mask", mask.as_matrix()), self._scores("scores", q, k, mask)
         return self.see("pattern", self._weights(scores, seen))
 
     def _scores(self, name: str, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
-        """Scaled scores ``(..., rows, columns)`` with the position scheme's bias, seen as ``name``."""
+        """Scaled scores ``(..., rows, columns)`` with the position scheme's bias, recorded as ``name``."""
         scores, bias = scaled_scores(q, k), mask.bias()
         return self.see(name, scores if bias is None else scores + bias)
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The pattern from the scores ``(batch, ..., rows, columns)`` and what is seen."""
+        """The pattern from scores ``(batch, ..., rows, columns)`` and mask."""
         return attention_pattern(scores, mask)
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-        """The same by torch's fused kernel, or on a GPU by the one that skips the blocks of other documents."""
+        """The same by torch's fused kernel, or on a GPU by the one that skips blocks of other documents."""
         scheme = mask.context.scheme
         if mask.is_plain and not (scheme is not None and scheme.biases):
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1)
         if mask.suits_flex(q.shape[-1]) and dropout == 0:
-            # autocast leaves this kernel alone, and norms and tables give fp32 beside half-precision products
+            # autocast does not cast this kernel's inputs, and norms and rotations may return fp32
             q, k, v = (x.to(compute_dtype(v)) for x in (q, k, v))
             return compiled_flex_attention()(q, k, v, block_mask=mask.document_blocks())
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout)

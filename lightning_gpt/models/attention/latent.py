@@ -1,4 +1,4 @@
-"""Attention whose keys and values are made of one short vector for each token, which is all that is cached."""
+"""Attention whose keys and values are computed from one short latent vector per token; only that is cached."""
 
 import math
 
@@ -21,21 +21,21 @@ from lightning_gpt.models.registry import Given
 class LatentAttention(CausalAttention):
     """Multi-head latent attention: DeepSeek-AI 2024, "DeepSeek-V2" (2405.04434), section 2.1, eq. 9 to 19.
 
-    ``c_t = RMSNorm(W_DKV h_t)``, of width ``kv_rank``, gives the keys ``k_t = W_UK c_t`` and values ``v_t = W_UV c_t``
-    of every head; queries are made of a latent of their own, of width ``q_rank``, or of ``h_t`` itself. A rotation
-    cannot act on such keys without undoing the compression, so rotary positions act on a part of their own:
-    ``q_t,i = [W_UQ,i c^q_t ; R(W_QR,i c^q_t)]`` and ``k_t,i = [W_UK,i c_t ; R(W_KR h_t)]``, whose rotated key is shared
-    by all heads, and ``o_i = Σ_j softmax_j(q_t,i · k_j,i / √(head_dim + rope_dim)) v_j,i``. The two norms are those of
-    section 3.1.2. With a position scheme that rotates nothing the rotary part is left out.
+    The latent ``c_t = RMSNorm(W_DKV h_t)``, of width ``kv_rank``, gives the keys ``k_t = W_UK c_t`` and values
+    ``v_t = W_UV c_t`` of every head. Queries are computed from their own latent, of width ``q_rank``, or directly from
+    ``h_t``. Rotating such keys would undo the compression, so rotary positions act on a separate part:
+    ``q_t,i = [W_UQ,i c^q_t ; R(W_QR,i c^q_t)]`` and ``k_t,i = [W_UK,i c_t ; R(W_KR h_t)]``, where all heads share the
+    rotated key. Then ``o_i = Σ_j softmax_j(q_t,i · k_j,i / √(head_dim + rope_dim)) v_j,i``. The two norms are those of
+    section 3.1.2. If the position scheme does not rotate, the rotary part is omitted.
 
-    The cache keeps ``c_t`` and the rotated key: ``kv_rank + rope_dim`` numbers per token. A few queries that look back
-    on a long cache are multiplied by W_UK in place of its latents, and what they mix by W_UV (the absorption described
-    below eq. 11), so that no key or value of an earlier token is made again. Other passes make all keys and values.
-    Both compute the same formula; the cheaper one is chosen.
+    The cache keeps ``c_t`` and the rotated key: ``kv_rank + rope_dim`` numbers per token. For a few queries and a long
+    cache, W_UK is applied to the queries instead of the cached latents, and W_UV to the mixed latents (the absorption
+    described below eq. 11), so that earlier tokens' keys and values are not recomputed. Other passes compute all keys
+    and values. Both give the same result; the cheaper one is chosen.
 
-    ``qk_norm`` is refused: the norms of the latents take its place. There is no value–output product, because a norm
-    stands between the value's two matrices. The products of a latent have no bias. YaRN's temperature acts on the
-    rotary part of the scores only.
+    ``qk_norm`` raises an error: the norms of the latents replace it. There is no value–output product, because a norm
+    lies between the value's two matrices. Projections from a latent have no bias. YaRN's temperature acts only on the
+    rotary part of the scores.
 
     Intermediates besides those of :class:`CausalAttention`: ``latent`` ``(batch, time, kv_rank)``, ``q`` and ``k``
     ``(batch, n_head, time, head_dim + rope_dim)``, ``v`` and ``head_output`` ``(batch, n_head, time, value_dim)``, and
@@ -44,15 +44,15 @@ class LatentAttention(CausalAttention):
     Args:
         dim: Width of the residual stream.
         n_head: Number of heads.
-        bias: Whether the products that read the stream, and the last one, have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        positions: How the model knows where a token stands.
-        kv_rank: Width of the latent that keys and values are made of.
-        q_rank: Width of the latent that queries are made of; without one when None.
-        head_dim: Width of the part of a query or key that is not rotated; ``dim / n_head`` when None.
-        rope_dim: Width of the part that is; half of ``head_dim`` when None.
-        value_dim: Width of a head's values; ``head_dim`` when None.
+        bias: Whether the projections from the stream, and the output projection, have a bias.
+        dropout: Probability of dropping an attention weight in training.
+        backend: How attention is computed.
+        positions: The position scheme.
+        kv_rank: Width of the latent for keys and values.
+        q_rank: Width of the latent for queries; None for no query latent.
+        head_dim: Width of the unrotated part of a query or key; ``dim / n_head`` if None.
+        rope_dim: Width of the rotated part; half of ``head_dim`` if None.
+        value_dim: Width of a head's values; ``head_dim`` if None.
         qk_norm: Must be ``none``.
     """
 
@@ -80,7 +80,7 @@ class LatentAttention(CausalAttention):
         for option, width in (widths if q_rank is None else {**widths, "q_rank": q_rank}).items():
             require_whole("latent", option, width, least=1)
         if norms.require(qk_norm).kind != "none":
-            raise CallError("attention latent norms its latents instead of queries and keys; use qk_norm none")
+            raise CallError("attention latent norms its latents, not queries and keys; use qk_norm none")
         self.n_head, self.kv_rank = n_head, kv_rank
         self.plain_dim, self.rope_dim, self.value_dim = plain, rotated if positions.rotates else 0, values
         self.head_dim = self.plain_dim + self.rope_dim
@@ -107,9 +107,10 @@ class LatentAttention(CausalAttention):
         return self.see("output", self.w_o(mixed.transpose(1, 2).flatten(2)))
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(batch, n_head, time, head_dim + rope_dim)``, and what is kept of each token.
+        """Queries ``(batch, n_head, time, head_dim + rope_dim)``, and what is cached of each token.
 
-        That is one key ``(batch, 1, time, kv_rank + rope_dim)``, the latent and the rotated key, and values of width 0.
+        The latter is one key ``(batch, 1, time, kv_rank + rope_dim)``, the latent and the rotated key, and values of
+        width 0.
         """
         latent_q = x if self.q_down is None else self.q_latent_norm(self.q_down(x))
         q = self.q_up(latent_q).unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2)  # (B, H, T, D + R)
@@ -121,7 +122,7 @@ class LatentAttention(CausalAttention):
         return q, kept, kept[..., :0]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, columns: Tensor | None, context: Context) -> Tensor:
-        """As in the base class, where k is what is kept of each token and v is empty."""
+        """As in the base class; k holds the cached latents and rotated keys, and v is empty."""
         if self._scores_latents(q.shape[-2], k.shape[-2]):
             return self._mix_latents(q, k, columns, context)
         latent, shared_key = k[..., : self.kv_rank], k[..., self.kv_rank :]
@@ -131,9 +132,9 @@ class LatentAttention(CausalAttention):
         return super().mix(q, self.see("k", keys), self.see("v", values), columns, context)
 
     def _scores_latents(self, rows: int, columns: int) -> bool:
-        """Whether earlier tokens are looked back on, and this takes fewer products than making their keys and values.
+        """Whether earlier tokens are attended to and scoring latents is cheaper than computing their keys and values.
 
-        Never where somebody records keys or values.
+        Never if keys or values are being recorded.
         """
         up, mixed = self.kv_rank * (self.plain_dim + self.value_dim), rows * columns
         by_latents = rows * up + mixed * (2 * self.kv_rank + self.rope_dim)
@@ -141,16 +142,16 @@ class LatentAttention(CausalAttention):
         return rows < columns and by_latents < by_keys and not self.asked_for("k", "v")
 
     def _mix_latents(self, q: Tensor, kept: Tensor, columns: Tensor | None, context: Context) -> Tensor:
-        """The same by the latents themselves: they are scored, and they are mixed."""
+        """The same, scoring and mixing the latents themselves."""
         made = torch.split(self.kv_up.weight, list(self.kv_up.pieces.values()))
         w_k, w_v = (weight.view(self.n_head, -1, self.kv_rank) for weight in made)  # (H, D, C), (H, D_v, C)
         q = torch.cat([q[..., : self.plain_dim] @ w_k, q[..., self.plain_dim :]], dim=-1)  # (B, H, T, C + R)
-        q = q * math.sqrt(q.shape[-1] / self.head_dim)  # scores are divided by the root of the width that is given
+        q = q * math.sqrt(q.shape[-1] / self.head_dim)  # the kernel divides scores by the root of this width
         mixed = super().mix(q, kept, kept, columns, context)[..., : self.kv_rank]
         return mixed @ w_v.mT
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-        """The fast kernels take queries, keys and values of one width: the narrower ones are filled up with zeros."""
+        """The fused kernels need queries, keys and values of equal width, so the narrower ones are zero-padded."""
         width, of_values = max(q.shape[-1], v.shape[-1]), v.shape[-1]
         if width > q.shape[-1]:
             q = q * math.sqrt(width / q.shape[-1])
@@ -158,6 +159,6 @@ class LatentAttention(CausalAttention):
         return super()._kernel(q, k, v, mask, dropout)[..., :of_values]
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the projections, and of scores and mixed values of a pass that makes keys and values."""
+        """The projections, plus scores and mixed values of a pass that computes keys and values."""
         of_heads = 2 * self.n_head * (self.head_dim + self.value_dim)
         return super().flops(positions) + of_heads * columns_counted(self, positions)

@@ -1,4 +1,4 @@
-"""Attention without softmax: a sum over the past that is carried along, at a cost linear in time."""
+"""Attention without softmax: running sums over the past, at a cost linear in time."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,9 +23,9 @@ def feature_map(x: Tensor) -> Tensor:
 
 
 class Sums:
-    """All that one layer keeps of the past: ``S = Σ_j φ(k_j) v_jᵀ`` and ``z = Σ_j φ(k_j)``, of a size that is constant.
+    """The state of one layer, of constant size: ``S = Σ_j φ(k_j) v_jᵀ`` and ``z = Σ_j φ(k_j)``.
 
-    A sum cannot be taken apart again, so nothing that was read can be taken back.
+    A token cannot be removed from these sums once it has been read.
     """
 
     can_truncate = False
@@ -35,33 +35,33 @@ class Sums:
         self.z: Tensor  # (batch, n_head, head_dim)
 
     def add(self, s: Tensor, z: Tensor) -> None:
-        """Count more of the past in."""
+        """Add the sums over further tokens."""
         self.s, self.z = (s, z) if self.s is None else (self.s + s, self.z + z)
 
     def truncate(self, length: int) -> None:
-        raise CallError("linear attention keeps sums, of which no token can be taken back; read the text again")
+        raise CallError("linear attention keeps sums, from which tokens cannot be removed; read the text again")
 
 
 @attentions.register("linear")
 class LinearAttention(MultiHeadAttention):
     """``y_i = φ(q_i)ᵀ Σ_j φ(k_j) v_jᵀ / φ(q_i)ᵀ Σ_j φ(k_j)`` over j ≤ i, with ``φ(x) = elu(x) + 1``.
 
-    Katharopoulos et al. 2020 (2006.16236), eq. 7 to 12. Training and prefill go by chunks of 64 tokens, within a chunk
-    as a matrix, from before it as one sum: time and memory grow as T. Reading one token more costs the same however
-    much was read.
+    Katharopoulos et al. 2020 (2006.16236), eq. 7 to 12. Training and prefill process chunks of 64 tokens: within a
+    chunk as a matrix, everything before it as one sum, so time and memory grow as T. Reading one more token costs the
+    same however many were read.
 
-    Rotary positions rotate ``φ(q)`` and ``φ(k)`` in the numerator alone (Su et al. 2021, 2104.09864, eq. 19). Schemes
-    that add to the scores are refused: no score is made that they could add to.
+    Rotary positions rotate ``φ(q)`` and ``φ(k)`` in the numerator only (Su et al. 2021, 2104.09864, eq. 19). Schemes
+    that add to the scores raise an error, because there are no scores.
 
     Intermediates: ``q`` and ``k`` as they enter φ; ``scores`` (``φ(q_i)·φ(k_j)``), ``mask`` and ``pattern`` (the scores
-    over their row's sum) are made only when asked for. Columns are the tokens of the pass: rows sum to 1 unless earlier
-    tokens are in a cache or positions are rotary. Weights are not dropped while training, because they are never made.
+    divided by their row sums) are computed only on request. Columns are the tokens of the pass: rows sum to 1 unless a
+    cache holds earlier tokens or positions are rotary. There is no dropout of weights, because they are never computed.
 
     Args:
-        positions: How the model knows where a token stands.
-        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; ``dropout`` has no effect
-            on the weights, of the backends ``sdpa`` goes by chunks and ``manual`` makes the matrix of all weights, and
-            ``qk_norm`` comes before φ.
+        positions: The position scheme.
+        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`, except that ``dropout``
+            has no effect on the weights, backend ``sdpa`` processes chunks while ``manual`` computes the matrix of all
+            weights, and ``qk_norm`` is applied before φ.
     """
 
     keeps_keys = False
@@ -71,7 +71,7 @@ class LinearAttention(MultiHeadAttention):
         super().__init__(positions=positions, **shared)
         if positions.biases:
             raise CallError(
-                f"attention linear makes no scores, and {type(positions).__name__} adds to them; "
+                f"attention linear has no scores for {type(positions).__name__} to add to; "
                 f"use position learned, sinusoidal, rotary or none, or another attention"
             )
 
@@ -79,30 +79,30 @@ class LinearAttention(MultiHeadAttention):
         return Sums()
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the projections, and of the sums of keys × values: into them and out of them."""
+        """The projections, plus adding keys × values to the sums and reading them."""
         projections = self.qkv.flops(positions) + self.w_o.flops(positions)
         return projections + 4 * self.n_head * self.head_dim**2
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values; positions rotate them only after φ."""
+        """Queries, keys and values; positions rotate queries and keys only after φ."""
         return super().heads(x, Context())
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
-        """Mix the values: q ``(batch, n_head, time, head_dim)``, k and v of as many heads or fewer, to q's shape."""
+        """Mix the values: q ``(batch, n_head, time, head_dim)``, k and v with as many heads or fewer, to q's shape."""
         k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
         q, k = feature_map(q), feature_map(k)
-        if context.lengths is not None:  # padding at a row's end is no part of its past
+        if context.lengths is not None:  # padding at a row's end must not enter the sums
             real = torch.arange(k.shape[-2], device=k.device) < context.lengths[:, None]
             k = k * real[:, None, :, None]
         read = _Read(q, k, context.rotate(q), context.rotate(k), v)
-        state = Sums() if context.state is None else cast(Sums, context.state)  # what new_state made
+        state = Sums() if context.state is None else cast(Sums, context.state)  # made by new_state
         by_matrix = self.backend == "manual" or self.asked_for("mask", "scores", "pattern")
         mixed = self._by_matrix(read, context, state) if by_matrix else _by_chunks(read, context, state)
         state.add(wide(read.rotated_k).mT @ wide(v), wide(k).sum(dim=-2))
         return self.see("head_output", mixed)
 
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
-        """The formula with all weights of the pass as a matrix."""
+        """The formula, with the matrix of all the pass's weights."""
         time = read.q.shape[-2]
         plain = context.positions is None and context.documents is None and self.sees_all(time)
         seen = AttentionMask(self, context, context.positions, time, time, True, read.q.dtype, read.q.device, plain)
@@ -118,7 +118,7 @@ class LinearAttention(MultiHeadAttention):
 
 @dataclass(frozen=True)
 class _Read:
-    """What the tokens of a pass bring, ``(batch, n_head, time, head_dim)`` each, φ taken."""
+    """The inputs of a pass after φ, each ``(batch, n_head, time, head_dim)``."""
 
     q: Tensor
     k: Tensor
@@ -128,10 +128,10 @@ class _Read:
 
 
 def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
-    """The formula with a matrix for each chunk and one sum for all before it."""
+    """The formula, with one matrix per chunk and one sum for everything before it."""
     time = read.q.shape[-2]
     chunks = chunks_of_pass(context, time, read.q.device)
-    # filled with 1, so that no row of what fills sees nothing
+    # padded with 1, so that padding rows do not divide by 0
     q, k, rotated_q, rotated_k, v = (
         split(x, fill=1.0) for x in (read.q, read.k, read.rotated_q, read.rotated_k, read.v)
     )
@@ -159,5 +159,5 @@ def _carried(rotated_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sum
 
 
 def _positive(total: Tensor) -> Tensor:
-    """A sum of features that all but vanished divides what vanished with it: 0, with a gradient that stays finite."""
+    """Clamp the denominator: vanishing features then give 0, with a finite gradient."""
     return total.clamp(min=max(1e-12, torch.finfo(total.dtype).tiny))

@@ -1,7 +1,7 @@
-"""Softmax attention that sees its neighbourhood and a few tokens far away, at a cost far below time².
+"""Softmax attention to a neighbourhood and a few distant tokens, at a cost far below time².
 
-The fast path goes by blocks: the queries of a block meet the keys of their own block, of the one before it, and of the
-few *far* tokens that a kind names. What of these each query sees is still decided by the kind's one definition,
+The fast path works in blocks: the queries of a block meet the keys of their own block, of the previous block, and of
+the few *far* tokens that a kind defines. Which of these a query sees is still decided by the kind's only definition,
 :meth:`~lightning_gpt.models.attention.formula.CausalAttention.visible`.
 """
 
@@ -20,24 +20,24 @@ from lightning_gpt.models.positions.scheme import positions_within
 
 
 class LocalAttention(MultiHeadAttention):
-    """What kinds that see their neighbourhood share; each says what is visible and which far tokens there are."""
+    """Base class of local attention; subclasses define what is visible and which tokens are far tokens."""
 
     block: int
-    """Length of a block: a token sees its own block and the one before it, and besides these far tokens only."""
+    """Block length: a token sees its own block, the previous block, and otherwise only far tokens."""
 
     def sees_all(self, time: int) -> bool:
-        """Within one block all is seen."""
+        """True if all tokens fit in one block."""
         return time <= self.block
 
     def far(self, places: Tensor) -> Tensor | None:
-        """Where the tokens stand that blocks see from afar.
+        """Indices of the far tokens that each block meets.
 
         Args:
             places: Position of each token, ``(batch or 1, n_block, block)``.
 
         Returns:
-            ``(batch or 1, n_block or 1, n_far)`` indices along time, no index twice; those in a block's neighbourhood
-            do not count there again.
+            Distinct indices along time, ``(batch or 1, n_block or 1, n_far)``; those within a block's neighbourhood are
+            not counted twice.
         """
         return None
 
@@ -47,7 +47,7 @@ class LocalAttention(MultiHeadAttention):
         grid: _Grid = seen.context.shared.layouts.made((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
         mask = _added(grid, self, seen)
         rows, time = grid.split(q), q.shape[-2]
-        # SDPA takes four dimensions: first those that the mask varies in, then those that it is the same for
+        # SDPA takes four dimensions: first those along which the mask varies, then those along which it is constant
         order = [2] + [dim for dim in (0, 1) if mask.shape[2 * dim] > 1]  # mask: (B, N, H, W, C)
         order += [dim for dim in (0, 1) if dim not in order]
         varying = mask.transpose(0, 1).flatten(0, 2)[:, None]  # (X, 1, W, C)
@@ -62,26 +62,29 @@ class LocalAttention(MultiHeadAttention):
 
 @dataclass(frozen=True)
 class _Grid:
-    """A sequence cut in blocks: what the queries of each may see."""
+    """A sequence divided into blocks, with what each block's queries may see."""
 
     rows: Tensor  # positions of the queries (batch or 1, n_block, block)
-    columns: Tensor  # positions of the keys that each block meets (batch or 1, n_block, n_column)
+    columns: Tensor  # positions of the keys each block meets (batch or 1, n_block, n_column)
     mask: Tensor  # (batch or 1, n_block, block, n_column)
     far: Tensor | None  # indices of the far keys (batch or 1, n_block or 1, n_far)
 
     def split(self, x: Tensor) -> Tensor:
-        """``(batch, head, time, width)`` to ``(batch, head, n_block, block, width)``, the last block filled with 0."""
+        """``(batch, head, time, width)`` to ``(batch, head, n_block, block, width)``, zero-padding the end."""
         n_block, block = self.rows.shape[1:]
         filled = F.pad(x, (0, 0, 0, n_block * block - x.shape[2]))
         return filled.reshape(*x.shape[:2], n_block, block, x.shape[3])
 
     def keys(self, x: Tensor) -> Tensor:
-        """Keys or values ``(batch, head, time, width)`` to those that each block meets: time becomes two dimensions."""
+        """Gather the keys or values that each block meets.
+
+        ``(batch, head, time, width)`` to ``(batch, head, n_block, n_column, width)``.
+        """
         own = self.split(x)
         before = torch.cat([torch.zeros_like(own[:, :, :1]), own[:, :, :-1]], dim=2)
         if self.far is None:
             return torch.cat([before, own], dim=3)
-        # what lies outside a short text is hidden by the mask, whatever is gathered for it
+        # indices outside a short text are clamped; the mask hides what is gathered for them
         index = (
             self.far.clamp(0, own.shape[2] * own.shape[3] - 1)
             .flatten(1)[:, None, :, None]
@@ -96,7 +99,7 @@ def _grid(attention: LocalAttention, seen: AttentionMask) -> _Grid:
     n_block = -(-seen.n_row // block)
     index = torch.arange(n_block * block, device=seen.device).view(1, n_block, block)
     places = index
-    if documents is not None:  # what fills the last block is a document of its own, which no token sees
+    if documents is not None:  # padding in the last block is its own document, which no token sees
         documents = F.pad(documents, (0, index.numel() - seen.n_row), value=-1)
         places = positions_within(documents).view(-1, n_block, block)
     columns = torch.cat([index - block, index], dim=-1)
@@ -120,7 +123,7 @@ def _grid(attention: LocalAttention, seen: AttentionMask) -> _Grid:
 
 
 def _added(grid: _Grid, attention: LocalAttention, seen: AttentionMask) -> Tensor:
-    """Mask and position bias as the kernel takes them: ``(batch or 1, n_block, n_head or 1, block, n_column)``."""
+    """Mask and position bias in the kernel's layout: ``(batch or 1, n_block, n_head or 1, block, n_column)``."""
     mask = grid.mask[:, :, None]
     if seen.bias_scheme is None:
         return mask
@@ -129,14 +132,14 @@ def _added(grid: _Grid, attention: LocalAttention, seen: AttentionMask) -> Tenso
 
 @attentions.register("window")
 class WindowAttention(LocalAttention):
-    """Each token sees the last ``window`` tokens, itself included: ``i − j < window``.
+    """Each token sees the last ``window`` tokens, including itself: ``i − j < window``.
 
-    Beltagy et al. 2020 (2004.05150), section 3.1, looking back only. After L layers a token has heard of
-    ``L (window − 1)`` tokens before it. Time and memory grow as ``T · window``; the cache holds ``window`` tokens and a
-    few more, whatever T.
+    Beltagy et al. 2020 (2004.05150), section 3.1, looking back only. After L layers, information from
+    ``L (window − 1)`` tokens back can reach a token. Time and memory grow as ``T · window``; the cache holds slightly
+    more than ``window`` tokens, regardless of T.
 
     Args:
-        window: How many tokens are seen.
+        window: Number of visible tokens.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
@@ -156,17 +159,17 @@ class WindowAttention(LocalAttention):
 
 @attentions.register("global_window")
 class GlobalWindowAttention(LocalAttention):
-    """A window, and the first tokens of all: ``i − j < window`` or ``j < n_global``, for ``j <= i``.
+    """A window plus the first tokens of the text: ``i − j < window`` or ``j < n_global``, for ``j <= i``.
 
-    Beltagy et al. 2020 (2004.05150), section 3.1, "global attention", of tokens that are seen by all and, being causal,
-    see what is before them; Xiao et al. 2023 (2309.17453), section 3.2: the first few tokens take up what attention
-    has nowhere else to put. Here a token keeps its true position, where StreamingLLM counts positions within the cache.
-    With documents kept apart the first tokens are those of each document. Time and memory grow as
+    Beltagy et al. 2020 (2004.05150), section 3.1, "global attention"; under causality the global tokens are seen by all
+    later ones and see only earlier ones. Xiao et al. 2023 (2309.17453), section 3.2: the first few tokens absorb
+    attention that is not needed elsewhere. Here tokens keep their true positions, whereas StreamingLLM counts positions
+    within the cache. If documents are kept apart, the first tokens are those of each document. Time and memory grow as
     ``T · (window + n_global)``.
 
     Args:
-        window: How many tokens are seen, the token itself included.
-        n_global: How many of the first tokens all later ones see.
+        window: Number of visible tokens, including the token itself.
+        n_global: Number of initial tokens that all later tokens see.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
@@ -190,7 +193,7 @@ class GlobalWindowAttention(LocalAttention):
         return KeyValues(capacity) if capacity <= kept else KeyValues(kept, pinned=self.n_global)
 
     def far(self, places: Tensor) -> Tensor:
-        """The first tokens of the one document that goes on from before a block's neighbourhood."""
+        """The first tokens of the document that starts before a block's neighbourhood and continues into it."""
         n_block = places.shape[1]
         begins = (torch.arange(n_block, device=places.device) - 1) * self.block
         document_begins = begins - torch.cat([places[:, :1, 0], places[:, :-1, 0]], dim=1)  # (batch, n_block)
@@ -199,17 +202,17 @@ class GlobalWindowAttention(LocalAttention):
 
 @attentions.register("strided")
 class StridedAttention(LocalAttention):
-    """The fixed pattern of the Sparse Transformer, both of its parts in every head.
+    """The fixed pattern of the Sparse Transformer, with both of its parts in every head.
 
     Position i sees j ≤ i where ``⌊j/ℓ⌋ = ⌊i/ℓ⌋`` (its own segment of ``stride`` ℓ tokens) or ``j mod ℓ ≥ ℓ − c`` (the
-    last ``n_summary`` c tokens of every segment, which sum it up for the later ones): Child et al. 2019 (1904.10509),
-    section 4.3, the two sets united as in section 5.1. Of the paper's two patterns this is the one that it finds good
-    for text. Two steps lead from any token to any later one. Time grows as ``T · (ℓ + c T / ℓ)``: as T√T where ℓ is
-    about √T.
+    last ``n_summary`` c tokens of every segment, which summarise it for later ones): Child et al. 2019 (1904.10509),
+    section 4.3, the two sets merged as in section 5.1. Of the paper's two patterns, this is the one it recommends for
+    text. Any token can reach any later one in two steps. Time grows as ``T · (ℓ + c T / ℓ)``: as T√T if ℓ is about √T.
 
     Args:
-        stride: Length ℓ of a segment, in tokens.
-        n_summary: How many tokens c at a segment's end all later ones see; the paper takes 8 to 32 of 128 to 256.
+        stride: Segment length ℓ, in tokens.
+        n_summary: Number c of tokens at the end of a segment that all later tokens see; the paper uses 8 to 32 for ℓ of
+            128 to 256.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
@@ -233,7 +236,7 @@ class StridedAttention(LocalAttention):
         return places % self.block >= self.block - self.n_summary
 
     def far(self, places: Tensor) -> Tensor:
-        """What sums up a segment; segments begin anew with each document, so a block holds up to c such tokens."""
+        """The summary tokens of each segment; segments restart with each document, so a block holds up to c of them."""
         within = self._sums_up(places).int().topk(self.n_summary, dim=-1).indices  # (batch, n_block, c)
         begins = torch.arange(places.shape[1], device=places.device)[:, None] * self.block
-        return (begins + within).flatten(1)[:, None]  # a token that sums up nothing is not visible from afar
+        return (begins + within).flatten(1)[:, None]  # tokens that are not summary tokens are not visible from afar

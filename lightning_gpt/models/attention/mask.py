@@ -1,4 +1,4 @@
-"""What the tokens of a pass see in one layer: the mask and the position scheme's bias, made only where needed."""
+"""What the tokens of a pass see in one layer: the mask and the position bias, computed only where needed."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.positions.scheme import Positions
 
 FLEX_DEVICES = ("cuda",)
-"""Where ``flex_attention`` has a kernel that is faster than a mask for the fused one."""
+"""Devices on which ``flex_attention`` is faster than the fused kernel with a mask."""
 _NARROWEST_FLEX_HEAD = 16
 _ROWS_AT_ONCE = 512
 
 
 def causal_mask(time: int, device: torch.device | None = None) -> Tensor:
-    """``(time, time)`` booleans: row i may attend to column j where ``j <= i``."""
+    """``(time, time)`` booleans: row i may attend to column j if ``j <= i``."""
     return torch.ones(time, time, dtype=torch.bool, device=device).tril()
 
 
 @cache
 def compiled_flex_attention() -> Callable[..., Tensor]:
-    """``flex_attention`` is a kernel only when compiled; made when first used, because compiling takes seconds."""
+    """``flex_attention`` is a fused kernel only when compiled; compiled on first use, because that takes seconds."""
     compiled: Callable[..., Tensor] = torch.compile(flex_attention)
     return compiled
 
 
 class Hides(Protocol):
-    """A layer of attention, as far as its mask asks for one."""
+    """What a mask needs to know of an attention layer."""
 
     @property
     def mask_key(self) -> Hashable:
-        """Layers of one key hide the same."""
+        """Layers with equal keys hide the same positions."""
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Whether tokens at the positions ``rows`` see those at ``columns``."""
+        """Whether tokens at positions ``rows`` see those at ``columns``."""
 
     def sees_all(self, time: int) -> bool:
-        """Whether each of the first ``time`` positions sees all before it."""
+        """Whether each of the first ``time`` positions sees every earlier one."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,15 @@ class AttentionMask:
 
     Args:
         attention: The layer.
-        context: Where the rows stand.
-        columns: Where the keys stand, ``(columns,)`` or ``(batch, columns)``, −1 for none; None for 0, 1, 2, ...
-        n_row: Number of queries in a row of the batch.
+        context: The queries' positions, documents and position scheme.
+        columns: Positions of the keys, ``(columns,)`` or ``(batch, columns)``, −1 for an empty slot; None for 0, 1, 2,
+            ...
+        n_row: Number of queries per row of the batch.
         n_column: Number of keys.
-        has_heads: Whether queries have a dimension of heads.
-        dtype: Of the queries.
-        device: Of the queries.
-        is_plain: Whether nothing but the future is hidden, so that the kernel's own causal mask will do.
+        has_heads: Whether queries have a head dimension.
+        dtype: The queries' dtype.
+        device: The queries' device.
+        is_plain: Whether only the future is hidden, so that the kernel's own causal mask suffices.
     """
 
     attention: Hides
@@ -72,12 +73,12 @@ class AttentionMask:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the keys are those of the queries' tokens, so that a token's index tells its neighbours."""
+        """Whether keys and queries belong to the same tokens, so that a token's index identifies its neighbours."""
         return self.columns is None and self.n_row == self.n_column
 
     @property
     def key(self) -> Hashable:
-        """What tells this mask from others of the pass."""
+        """Identifies this mask among those of the pass."""
         return self.attention.mask_key, self.n_row, self.n_column
 
     def row_positions(self) -> Tensor:
@@ -89,7 +90,7 @@ class AttentionMask:
         return torch.arange(self.n_column, device=self.device) if self.columns is None else self.columns
 
     def as_matrix(self) -> Tensor:
-        """What is seen, as booleans ``(rows, columns)`` or ``(batch, 1, rows, columns)``."""
+        """The mask as booleans ``(rows, columns)`` or ``(batch, 1, rows, columns)``."""
         if not self.is_plain:
             return self.context.shared.masks.made(self.key, self._make)
         if self.n_row == self.n_column:
@@ -105,27 +106,27 @@ class AttentionMask:
 
     @property
     def bias_scheme(self) -> Positions | None:
-        """The position scheme, where it adds to the scores."""
+        """The position scheme, if it adds to the scores; else None."""
         scheme = self.context.scheme
         return scheme if scheme is not None and scheme.biases else None
 
     def bias(self) -> Tensor | None:
-        """What the position scheme adds to the scores, ``(n_head, rows, columns)`` or with a batch before it."""
+        """The position scheme's score bias, ``(n_head, rows, columns)`` or with a leading batch dimension."""
         scheme = self.bias_scheme
         return None if scheme is None else scheme.bias(self.row_positions(), self.column_positions(), self.dtype)
 
     def added(self) -> Tensor:
-        """Mask and bias as the fused kernel takes them: booleans, or what is added to the scores."""
+        """Mask and bias as the fused kernel takes them: booleans, or values added to the scores."""
         if self.bias_scheme is None:
             return self.as_matrix()
         return self.masked_bias(self.key, lambda: (self.row_positions(), self.column_positions(), self.as_matrix()))
 
     def masked_bias(self, key: Hashable, seen: Callable[[], tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """What the position scheme adds where a token is seen, −∞ elsewhere; made once a pass where it is not learned.
+        """The position bias where a key is visible, −∞ elsewhere; computed once per pass unless it is learned.
 
         Args:
-            key: What tells this mask from the others of the pass.
-            seen: Gives the positions of rows and columns, and the mask.
+            key: Identifies this mask among those of the pass.
+            seen: Returns the positions of rows and columns, and the mask.
         """
         scheme = self.bias_scheme
         assert scheme is not None
@@ -135,22 +136,22 @@ class AttentionMask:
             return scheme.bias(rows, columns, self.dtype).masked_fill(~mask, -torch.inf)
 
         if any(parameter.requires_grad for parameter in scheme.parameters()):
-            return make()  # each layer's own, so that a layer can be run again for its gradient
+            return make()  # per layer, so that a layer can be recomputed for its gradient
         return self.context.shared.biases.made((key, self.dtype), make)
 
     def suits_flex(self, head_dim: int) -> bool:
-        """Whether the kernel that skips whole blocks serves: documents alone hide, in heads that are wide enough."""
+        """Whether the kernel that skips whole blocks can be used: causality within documents, wide enough heads."""
         has_kernel = self.device.type in FLEX_DEVICES and self.has_heads and head_dim >= _NARROWEST_FLEX_HEAD
         hidden_by_documents = self.context.documents is not None and self.attention.sees_all(self.n_column)
         return has_kernel and hidden_by_documents and self.bias_scheme is None and self.is_whole_pass
 
     @property
     def is_whole_pass(self) -> bool:
-        """Whether the queries' own tokens are all that is looked at, and no earlier ones from a cache."""
+        """Whether only the queries' own tokens are visible, and no earlier ones from a cache."""
         return self.context.state is None and self.n_row == self.n_column
 
     def document_blocks(self) -> BlockMask:
-        """The mask that keeps documents apart, for the kernel that skips whole blocks that are hidden."""
+        """The block mask that keeps documents apart, for the kernel that skips fully hidden blocks."""
         documents = self.context.documents
         assert documents is not None
         blocks: BlockMask = self.context.shared.layouts.made("document blocks", lambda: document_block_mask(documents))
@@ -158,7 +159,7 @@ class AttentionMask:
 
 
 def document_block_mask(documents: Tensor) -> BlockMask:
-    """Causality within documents ``(batch, time)`` for ``flex_attention``, which holds no ``time × time`` matrix."""
+    """Causal mask within documents ``(batch, time)`` for ``flex_attention``, without a ``time × time`` matrix."""
 
     def visible(batch: Tensor, _head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         return (row >= column) & (documents[batch, row] == documents[batch, column])
@@ -168,9 +169,9 @@ def document_block_mask(documents: Tensor) -> BlockMask:
 
 
 def columns_counted(attention: Hides, positions: Tensor) -> float:
-    """Columns counted for a token's FLOPs, mean over tokens at ``positions``: twice the visible ones, at most all.
+    """Columns counted in a token's FLOPs, averaged over ``positions``: twice the visible ones, but at most all.
 
-    A causal triangle then counts as its whole square: Chowdhery et al. 2022 (2204.02311), appendix B.
+    A causal triangle thus counts as the full square: Chowdhery et al. 2022 (2204.02311), appendix B.
     """
     time = len(positions)
     if attention.sees_all(int(positions[-1]) + 1):

@@ -1,4 +1,4 @@
-"""The slot of a block that mixes tokens: softmax attention, or anything else that is causal."""
+"""The token-mixing part of a block: softmax attention, or any other causal mixer."""
 
 from abc import abstractmethod
 
@@ -13,55 +13,56 @@ from lightning_gpt.models.registry import Registry
 attentions: Registry["Mixer"] = Registry(
     "attention", "dim", "n_head", "bias", "dropout", "backend", "qk_norm", "layer", "positions", "vocab_size"
 )
-"""Every layer that mixes tokens: ``(batch, time, dim)`` to the same."""
+"""Every token mixer: ``(batch, time, dim)`` to the same shape."""
 
 
 class Mixer(Layer):
-    """A layer in which a token hears of the tokens before it. It need not have scores, a mask or keys."""
+    """A layer that passes information from earlier tokens to later ones. It need not have scores, a mask or keys."""
 
     keeps_keys = False
-    """Whether its state is :class:`~lightning_gpt.models.kv_cache.KeyValues`, made token by token by :meth:`heads`."""
+    """Whether its state is :class:`~lightning_gpt.models.kv_cache.KeyValues`, computed token by token in :meth:`heads`.
+    """
     n_head: int = 1
     """Number of heads."""
     head_dim: int
-    """Width of a head: of its queries and keys, the d of ``√d``."""
+    """Width of a head's queries and keys: the d of ``√d``."""
     has_scores = True
     """Whether its heads score tokens by products of queries and keys."""
     has_pattern = False
-    """Whether it makes ``mask``, ``scores`` and ``pattern`` when they are recorded."""
+    """Whether it can compute ``mask``, ``scores`` and ``pattern`` for recording."""
     mixes_first_layer = False
-    """Whether it mixes in what the first layer made of each token, so that every token must go through both."""
+    """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        """``(batch, time, dim)`` to the same."""
+        """Map ``(batch, time, dim)`` to the same shape."""
 
     @abstractmethod
     def new_state(self, capacity: int) -> LayerState:
-        """What this layer keeps of sequences of up to ``capacity`` tokens."""
+        """Empty state of this layer for sequences of up to ``capacity`` tokens."""
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, and keys and values as the state keeps them, of a layer that keeps keys.
+        """Queries, and keys and values as the state stores them; only for layers that keep keys.
 
-        ``(batch, heads, time, width)`` each; the values' width may differ from the keys'.
+        Each is ``(batch, heads, time, width)``; the values' width may differ from the keys'.
         """
         raise NotImplementedError
 
     def query_gains(self) -> list[nn.Parameter]:
-        """Parameters that scale all queries, so that a factor on the scores can be folded into them; else empty."""
+        """Parameters that scale all queries, so that a factor on the scores can be folded into them; empty if none."""
         return []
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
-        """The two factors of each head's value–output product, of a layer whose heads are linear in what they mix.
+        """The two factors of each head's value–output product, if its heads are linear in what they mix.
 
-        ``W_V`` ``(n_head, dim, head_dim)`` and ``W_O`` ``(n_head, head_dim, dim)``, heads that share values with a copy
-        each; None for a layer without such maps.
+        ``W_V`` ``(n_head, dim, head_dim)`` and ``W_O`` ``(n_head, head_dim, dim)``; heads that share values each have a
+        copy. None for a layer without such maps.
         """
         return None
 
 
 def require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
-    """Refuse an option of a mixer that is not a whole number of at least ``least``, and at most ``most``."""
+    """Raise a CallError unless a mixer's option is a whole number from ``least`` to ``most`` (None: no upper bound)."""
     if not isinstance(value, int) or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise CallError(f"attention {kind} has {option} {value!r}; it must be a whole number {allowed}")

@@ -19,19 +19,19 @@ class MultiHeadAttention(CausalAttention):
     """Multi-head causal self-attention, Vaswani et al. 2017, section 3.2.2, with one product for Q, K and V.
 
     Intermediates besides those of :class:`CausalAttention`: ``q`` ``(batch, n_head, time, head_dim)``, ``k`` and ``v``
-    with as many heads as there are key heads, as they enter the scores, and ``output`` ``(batch, time, dim)``, the
-    mixed heads after the output projection.
+    ``(batch, n_kv_head, time, head_dim)``, as they enter the scores, and ``output`` ``(batch, time, dim)``, after the
+    output projection.
 
     Args:
         dim: Width of the residual stream.
         n_head: Number of heads.
         bias: Whether the projections have a bias.
-        dropout: Probability of dropping an attention weight while training.
-        backend: How the attention itself is computed.
-        qk_norm: The norm of each head's queries and keys: Henry et al. 2020 (2010.04245), section 3.
-        n_kv_head: Number of key and value heads; all when None.
-        head_dim: Width of a head; ``dim / n_head`` when None.
-        positions: How the model knows where a token stands, where it is to be checked that heads suit it.
+        dropout: Probability of dropping an attention weight in training.
+        backend: How attention is computed.
+        qk_norm: Norm of each head's queries and keys: Henry et al. 2020 (2010.04245), section 3.
+        n_kv_head: Number of key and value heads; ``n_head`` if None.
+        head_dim: Width of a head; ``dim / n_head`` if None.
+        positions: The position scheme, used to check the head width; None to skip the check.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class MultiHeadAttention(CausalAttention):
         self.n_head, self.n_kv_head = n_head, n_kv_head or n_head
         self.head_dim = head_dim or dim // n_head
         if n_head % self.n_kv_head:
-            raise CallError(f"n_kv_head is {n_kv_head} and must divide n_head, which is {n_head}")
+            raise CallError(f"n_kv_head is {n_kv_head}; it must divide n_head, which is {n_head}")
         if positions is not None:
             positions.check_width(self.head_dim)
         rows, kv_rows = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
@@ -73,15 +73,15 @@ class MultiHeadAttention(CausalAttention):
         return self.place(q, self.q_norm, context), self.place(k, self.k_norm, context), v
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
-        """Queries or keys ``(batch, heads, time, width)`` normed, then rotated as the position scheme has it."""
+        """Norm queries or keys ``(batch, heads, time, width)``, then rotate them if the position scheme rotates."""
         return context.rotate(norm(x)) if context.scheme is not None and context.scheme.rotates else norm(x)
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
-        """The heads side by side and through the output projection: ``(batch, time, dim)``."""
+        """Concatenate the heads and apply the output projection: ``(batch, time, dim)``."""
         return self.see("output", self.w_o(mixed.transpose(1, 2).flatten(2)))
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the projections, and of scores and mixed values: ``4 · n_head · head_dim`` a column."""
+        """The projections, plus ``4 · n_head · head_dim`` per column for scores and mixed values."""
         return super().flops(positions) + 4 * self.n_head * self.head_dim * columns_counted(self, positions)
 
     def query_gains(self) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Attention that is pulled back to the first layer's values."""
+"""Attention with a term that pulls values back to those of the first layer."""
 
 from typing import Any
 
@@ -13,11 +13,12 @@ from lightning_gpt.models.context import Context
 class NeutrenoAttention(MultiHeadAttention):
     """``y_i = Σ_j A_ij v_j + λ (v⁰_i − v_i)``, v⁰ the values of the first layer: NeuTRENO.
 
-    Nguyen et al. 2023 (2312.00751): softmax attention descends a functional that is least where all tokens are alike;
-    what is added penalises the distance from the token that went in. The first layer of this kind that a pass runs
-    gives v⁰ and is plain. Layers whose values differ in number or width of heads have a first layer each.
+    Nguyen et al. 2023 (2312.00751): softmax attention descends a functional whose minimum is reached when all tokens
+    are alike; the added term penalises the distance from the input tokens. The first layer of this kind in a pass
+    provides v⁰ and is itself plain attention. Layers that differ in number or width of value heads each have their own
+    first layer.
 
-    Intermediates: ``head_output`` is ``pattern @ v``, before the term.
+    Intermediates: ``head_output`` is ``pattern @ v``, without the added term.
 
     Args:
         strength: λ; 0 is plain attention.

@@ -1,7 +1,7 @@
-"""Attention with the uniform average taken off, against over-smoothing: ``α I + β A − γ C``.
+"""Attention with the uniform average subtracted, against over-smoothing: ``α I + β A − γ C``.
 
-A is the softmax, C what it would be if all scores were equal: row i is 1 over the number of tokens that i sees. An
-average makes tokens alike; these kinds take it off, or strengthen what is not the average.
+A is the softmax; C is what it would be if all scores were equal: row i is 1 over the number of tokens that i sees.
+Averaging makes tokens alike; these kinds subtract the average, or amplify the rest.
 """
 
 from abc import ABC, abstractmethod
@@ -16,10 +16,10 @@ from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 
 
 class RecentredAttention(MultiHeadAttention, ABC):
-    """``(α I + β A − γ C) V``, with numbers by head that a variant makes of its parameters.
+    """``(α I + β A − γ C) V`` with per-head scalars that subclasses compute from their parameters.
 
     Intermediates: ``pattern`` is the whole ``α I + β A − γ C``, so its rows sum to α + β − γ and entries may be
-    negative. By the formula, dropout drops entries of it; the kernel drops those of A.
+    negative. With ``manual``, dropout drops entries of it; the fused kernel drops entries of A.
     """
 
     @abstractmethod
@@ -39,18 +39,18 @@ class RecentredAttention(MultiHeadAttention, ABC):
         mixed = softmax * super()._kernel(q, k, v, seen, dropout) - uniform * _average(v, seen)
         if identity is None:
             return mixed
-        if seen.is_whole or seen.context.documents is not None:  # no earlier tokens: the values are the rows' own
+        if seen.is_whole or seen.context.documents is not None:  # no earlier tokens in a cache
             return mixed + identity * v
         return mixed + identity * (_own(seen, seen.as_matrix()).to(v.dtype) @ v)
 
 
 def _evenly(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """C from what is seen: rows of equal weights that sum to 1."""
+    """C from the mask: rows of equal weights that sum to 1."""
     return mask.to(dtype) / mask.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def _average(v: Tensor, seen: AttentionMask) -> Tensor:
-    """``C V``, by a running sum where plain causality is all that hides."""
+    """``C V``, by a running sum if the mask is plainly causal."""
     if not seen.is_plain:
         return _evenly(seen.as_matrix(), v.dtype) @ v
     if seen.n_row == 1:
@@ -60,18 +60,18 @@ def _average(v: Tensor, seen: AttentionMask) -> Tensor:
 
 
 def _own(seen: AttentionMask, mask: Tensor) -> Tensor:
-    """The identity: each row's own column, booleans."""
+    """The identity as booleans: each row's own column."""
     own = seen.row_positions()[..., :, None] == seen.column_positions()[..., None, :]
     return (own[:, None] if own.ndim == 3 else own) & mask
 
 
 @attentions.register("shaped")
 class ShapedAttention(RecentredAttention):
-    """``(α I + β A − γ C) V``, α, β and γ learned for each head from 1 on: a layer starts near the identity.
+    """``(α I + β A − γ C) V`` with α, β and γ learned per head, initially 1: a layer starts near the identity.
 
-    Noci et al. 2023 (2306.17759) take the centred softmax beside the identity; with C for causal attention and learned
-    numbers it is He & Hofmann 2023 (2311.01906), eq. 5, who set the queries' weights to 0 at the start, so that A = C.
-    Here they start small, like all weights, and A near C.
+    Noci et al. 2023 (2306.17759) add the centred softmax to the identity. With C for causal attention and learned
+    scalars this is He & Hofmann 2023 (2311.01906), eq. 5, who initialise the query weights to 0, so that A = C. Here
+    they start small, like all weights, so that A is near C.
 
     Args:
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
@@ -85,7 +85,7 @@ class ShapedAttention(RecentredAttention):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """1 for all three."""
+        """Set all three to 1."""
         for share in (self.identity_share, self.softmax_share, self.uniform_share):
             nn.init.ones_(share)
 
@@ -96,9 +96,9 @@ class ShapedAttention(RecentredAttention):
 
 @attentions.register("attn_scale")
 class AttnScale(RecentredAttention):
-    """``(C + (1 + ω)(A − C)) V``, ω learned for each head from 0 on: what is not the average is amplified.
+    """``(C + (1 + ω)(A − C)) V`` with ω learned per head, initially 0: amplifies what differs from the average.
 
-    Wang et al. 2022 (2203.05962), section 4, AttnScale, whose C is ``11ᵀ/n``; here the causal average.
+    Wang et al. 2022 (2203.05962), section 4, AttnScale; its C is ``11ᵀ/n``, here it is the causal average.
 
     Args:
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.

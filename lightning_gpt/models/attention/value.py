@@ -1,4 +1,4 @@
-"""Attention whose values bring something of the input along: the first layer's values, or a table of the tokens'."""
+"""Attention whose values also include part of the input: the first layer's values, or a table lookup per token."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,9 +13,9 @@ from lightning_gpt.models.layer import Embedding
 
 
 class MixedValueAttention(MultiHeadAttention, ABC):
-    """``y_i = Σ_j A_ij (λ₁ v_j + λ₂ u_j)``: two learned numbers, ½ each at the start; a variant says what u is.
+    """``y_i = Σ_j A_ij (λ₁ v_j + λ₂ u_j)`` with two learned scalars, initially ½ each; subclasses define u.
 
-    Intermediates: ``v`` is the mixture, as it is attended to and cached.
+    Intermediates: ``v`` is the mixture, as attended to and cached.
 
     Args:
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
@@ -27,7 +27,7 @@ class MixedValueAttention(MultiHeadAttention, ABC):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """½ each."""
+        """Set both to ½."""
         nn.init.constant_(self.value_shares, 0.5)
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,15 +37,15 @@ class MixedValueAttention(MultiHeadAttention, ABC):
 
     @abstractmethod
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
-        """u, of the shape of v: ``(batch, n_kv_head, time, head_dim)``."""
+        """u, with the shape of v: ``(batch, n_kv_head, time, head_dim)``."""
 
 
 @attentions.register("value_residual")
 class ValueResidualAttention(MixedValueAttention):
     """u is the first layer's values: ResFormer, Zhou et al. 2024 (2410.17897), eq. 4, with learned λ.
 
-    The first layer of this kind that a pass runs gives u: there λ₁ + λ₂ is one factor. Layers whose values differ in
-    number or width of heads have a first layer each.
+    The first layer of this kind in a pass provides u; there λ₁ + λ₂ acts as one factor. Layers that differ in number or
+    width of value heads each have their own first layer.
 
     Args:
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
@@ -59,11 +59,11 @@ class ValueResidualAttention(MixedValueAttention):
 
 @attentions.register("value_embedding")
 class ValueEmbeddingAttention(MixedValueAttention):
-    """u_j is row ``ids_j`` of a table of the layer's own: value embeddings.
+    """u_j is row ``ids_j`` of the layer's own table: value embeddings.
 
-    Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs), which took them from ResFormer (2410.17897):
-    what a token is worth to those that attend to it, whatever came before it. A layer of this kind has ``vocab_size ×
-    n_kv_head × head_dim`` parameters more, of which a step reads those of the batch's tokens only.
+    Jordan et al. 2024, "modded-nanogpt" (a record of 124M-parameter runs), adapted from ResFormer (2410.17897). The
+    table gives each token a value that does not depend on the tokens before it. It adds
+    ``vocab_size × n_kv_head × head_dim`` parameters per layer; a step reads only the rows of the batch's tokens.
 
     Args:
         vocab_size: Number of token ids.
@@ -75,7 +75,7 @@ class ValueEmbeddingAttention(MixedValueAttention):
         self.value_table = Embedding(vocab_size, self.n_kv_head * self.head_dim, target="heads")
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
-        if context.ids is None:  # a layer that is run by itself has no tokens to look up
+        if context.ids is None:  # a layer run on its own has no token ids to look up
             return torch.zeros_like(v)
         rows: Tensor = self.value_table(context.ids)  # (B, T, H_kv·D)
         return rows.view(*context.ids.shape, self.n_kv_head, self.head_dim).transpose(1, 2)

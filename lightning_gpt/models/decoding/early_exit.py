@@ -1,4 +1,4 @@
-"""Generation in which a token that the model is sure of runs through its first layers only."""
+"""Generation with early exit: a token the model is confident about runs through only the first layers."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from lightning_gpt.models.kv_cache import Cache, KeyValues
 
 
 def confidence_of(logits: Tensor) -> Tensor:
-    """The likeliest token's probability less the second's: logits ``(rows, vocab_size)`` to ``(rows,)``.
+    """Probability of the most likely token minus that of the second: ``(rows, vocab_size)`` to ``(rows,)``.
 
     This is the softmax response, one of the measures of Schuster et al. 2022 (2207.07061).
     """
@@ -21,24 +21,24 @@ def confidence_of(logits: Tensor) -> Tensor:
 
 
 class EarlyExit:
-    """A GPT that leaves its layers as soon as it is sure: CALM, Schuster et al. 2022 (2207.07061).
+    """A GPT that skips its remaining layers once it is confident: CALM, Schuster et al. 2022 (2207.07061).
 
-    After each layer the stream goes through the final norm and the unembedding; where the softmax response reaches the
-    threshold, these logits stand. Layers above get keys and values made of the stream as it was when it left (the
-    paper's state propagation), at the price of their projections. Prompts run through all layers, and so
-    do readings without a cache. Rows of a batch leave each for itself; a layer is saved when all have left.
+    After each layer the stream goes through the final norm and the unembedding; once the softmax response reaches the
+    threshold, these logits are used. Skipped layers compute keys and values from the stream at its exit (the paper's
+    state propagation), at the cost of their projections. Prompts run through all layers, as do passes without a cache.
+    Rows of a batch exit independently; a layer is skipped only when all rows have exited.
 
-    The threshold is one number for all positions, and the model need not have been trained for exits; the paper trains
-    with a loss at each layer, calibrates the threshold and lowers it along the text. Each look costs a product with the
-    unembedding, as much as a whole block where ``vocab_size`` is 12 ``dim``: with GPT-2's vocabulary only wide models
-    gain time.
+    The threshold is one number for all positions, and the model need not have been trained for early exit; the paper
+    trains with a loss at each layer, calibrates the threshold and lowers it along the text. Each check costs a product
+    with the unembedding, as much as a whole block if ``vocab_size`` is 12 ``dim``: with GPT-2's vocabulary only wide
+    models become faster.
 
     Args:
-        model: What generates.
-        confidence: The softmax response to leave at, above 0 and at most 1.
+        model: The model that generates.
+        confidence: The softmax response at which to exit, above 0 and at most 1.
 
     Raises:
-        CallError: Where the threshold is none, or a layer keeps something else than keys and values of all tokens.
+        CallError: If the threshold is out of range, or a layer does not keep keys and values of all tokens.
     """
 
     def __init__(self, model: GPT, confidence: float) -> None:
@@ -46,7 +46,7 @@ class EarlyExit:
             raise CallError(f"exit_confidence is {confidence}; it must be above 0 and at most 1")
         if model.trace_limit is not None:
             raise CallError(
-                "exit_confidence and memory cannot be combined: what a segment leaves is made by all layers"
+                "exit_confidence and memory cannot be combined: all layers are needed to compute a segment's memory"
             )
         for layer, block in enumerate(model.each_block()):
             if not block.unwrapped.attention.keeps_keys:
@@ -56,23 +56,23 @@ class EarlyExit:
                 )
         if model.config.token_routing is not None:
             raise CallError(
-                "exit_confidence needs every token in every layer, for later ones to look at, and this model's "
-                "token_routing lets tokens pass by: generate without it, or train with token_routing none"
+                "exit_confidence needs every token's keys and values in every layer, but this model's "
+                "token_routing skips tokens: generate without exit_confidence, or train with token_routing none"
             )
         self.model = model
         self.config: Any = model.config
         self.confidence = confidence
         self.layers_run: list[int] = []
-        """How many layers each token ran through that was read after the prompts, in the order of reading."""
+        """Number of layers run for each token read after the prompts, in reading order."""
 
     @property
     def layers_per_token(self) -> float:
-        """The mean of :attr:`layers_run`; all layers where no token was read after the prompts."""
+        """The mean of :attr:`layers_run`; the number of layers if no token was read after the prompts."""
         return sum(self.layers_run) / len(self.layers_run) if self.layers_run else float(self.config.n_layer)
 
     @property
     def context_limit(self) -> int | None:
-        """The longest sequence that the model can read."""
+        """The longest sequence the model can read, in tokens."""
         return self.model.context_limit
 
     def new_cache(self, capacity: int) -> Cache:
@@ -94,14 +94,14 @@ class EarlyExit:
                 continue
             x = torch.where(inside[:, None, None], self.model.layer(layer, x, context), x)
             depth += inside
-            logits = self.model.head.few(self.model.final_norm(x)[:, -1])  # of rows that left: as they were
+            logits = self.model.head.few(self.model.final_norm(x)[:, -1])  # unchanged for rows that have exited
             inside = inside & (confidence_of(logits) < self.confidence)
         cache.advance(ids.shape[1], lengths)
         self.layers_run += depth.tolist()
         return logits
 
     def _propagate(self, layer: int, x: Tensor, context: Context) -> None:
-        """Keep the keys and values that ``layer`` makes of a stream that has left already."""
+        """Store the keys and values that ``layer`` computes from a stream that has already exited."""
         block, within = self.model.each_block()[layer].unwrapped, context.at_layer(layer)
         _, k, v = block.attention.heads(block.attention_input(x, within), within)
         cast(KeyValues, within.state).append(k, v, within.positions, within.lengths)

@@ -1,4 +1,4 @@
-"""How a language model generates."""
+"""Text generation for language models."""
 
 from abc import ABC, abstractmethod
 
@@ -12,7 +12,7 @@ from lightning_gpt.models.kv_cache import Cache
 
 
 class Generating(nn.Module, ABC):
-    """A model that can continue token ids, from what it says of its hidden states, its head and its cache."""
+    """A model that can continue token ids, given its hidden states, its head and its cache."""
 
     head: OutputHead
 
@@ -24,21 +24,21 @@ class Generating(nn.Module, ABC):
         cache: Cache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``."""
+        """Map token ids ``(batch, time)`` to the last hidden states ``(batch, time, dim)``."""
 
     @abstractmethod
     def new_cache(self, capacity: int) -> Cache:
-        """An empty cache for sequences of up to ``capacity`` tokens, of any number of rows."""
+        """An empty cache for sequences of up to ``capacity`` tokens and any number of rows."""
 
     @property
     @abstractmethod
     def context_limit(self) -> int | None:
-        """The longest sequence that the model can read, in tokens; None where any."""
+        """The longest sequence the model can read, in tokens; None if unlimited."""
 
     def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits ``(batch, vocab_size)`` of the token after ``ids``, or after the first ``lengths`` of each row.
 
-        Of more ids than the model can read only the last count, where neither ``cache`` nor ``lengths`` is given.
+        Without ``cache`` and ``lengths``, ids beyond the context limit are dropped from the start.
         """
         if cache is None and lengths is None and self.context_limit is not None:
             ids = ids[:, -self.context_limit :]
@@ -59,9 +59,10 @@ class Generating(nn.Module, ABC):
     ) -> Tensor:
         """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
 
-        ``temperature=0`` is greedy. Where prompts are of unequal length, ``lengths`` ``(batch,)`` says how many ids of
-        each row are its prompt; its new tokens follow at once, and what was padding stands after them. Past the end of
-        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off meanwhile.
+        ``temperature=0`` is greedy. For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt
+        ids in each row; the new tokens follow the prompt directly, and the padding comes after them. Past the end of
+        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
+        generation.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         with evaluating(self):

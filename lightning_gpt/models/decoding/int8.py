@@ -1,7 +1,7 @@
-"""Weights of eight bits for generation: the time of a token is the time of reading the weights once.
+"""Eight-bit weights for generation, where the time per token is the time to read the weights once.
 
-Only weights are rounded (``W8A16``): each row of a matrix to whole numbers from −127 to 127 times its own scale, as in
-Dettmers et al. 2022 (2208.07339), section 2.1 (absmax, by row). Activations are bfloat16.
+Only weights are quantised (``W8A16``): each row of a matrix becomes integers from −127 to 127 times its own scale, as
+in Dettmers et al. 2022 (2208.07339), section 2.1 (absmax, by row). Activations are bfloat16.
 """
 
 import copy
@@ -15,15 +15,15 @@ from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.layer import Layer, Linear
 
 _FEW_ROWS = 8
-"""Up to here the kernel that reads whole numbers is faster than turning them back first."""
+"""Up to this many rows, the integer kernel is faster than dequantising first."""
 
 
 class Int8Linear(nn.Module):
     """``x Wᵀ + b`` with ``W ≈ scale · W8``, row by row.
 
     Args:
-        weight: ``(out, in)``, rounded here.
-        bias: ``(out,)`` or none.
+        weight: ``(out, in)``, quantised here.
+        bias: ``(out,)`` or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -34,7 +34,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.to(torch.bfloat16))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., in)`` to ``(..., out)``, bfloat16."""
+        """Map ``(..., in)`` to ``(..., out)``, bfloat16."""
         weight, scale, bias = self.get_buffer("weight"), self.get_buffer("scale"), self._buffers["bias"]
         rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
         if len(rows) <= _FEW_ROWS:
@@ -46,20 +46,20 @@ class Int8Linear(nn.Module):
 
 
 class Int8Logits(nn.Module):
-    """An output head in eight bits: hidden states to logits, in fp32."""
+    """An eight-bit output head: hidden states to logits, in fp32."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.linear = Int8Linear(weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``(..., dim)`` to ``(..., vocab_size)``."""
+        """Map ``(..., dim)`` to ``(..., vocab_size)``."""
         logits: Tensor = self.linear(hidden)
         return logits.float()
 
 
 class Int8Experts(Layer):
-    """The experts of a mixture in eight bits, one after the other: what :class:`Experts` does, for generation."""
+    """The experts of a mixture in eight bits, run one after another; replaces :class:`Experts` in generation."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Int8Experts(Layer):
         self.up, self.down = nn.ModuleList(ups), nn.ModuleList(downs)
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """``(choices, dim)`` to the same, sorted by expert, ``counts`` ``(n_expert,)`` rows for each."""
+        """Map ``(choices, dim)``, sorted by expert, to the same shape; ``counts`` ``(n_expert,)`` rows for each."""
         parts = zip(self.up, self.down, torch.split(x, counts.tolist()), strict=True)
         outputs = [down(self.activate(up(rows))) for up, down, rows in parts if len(rows)]
         return torch.cat(outputs) if outputs else x
@@ -80,9 +80,9 @@ def _each(weight: Tensor, bias: Tensor | None) -> list[Int8Linear]:
 
 
 def int8(model: LanguageModel) -> LanguageModel:
-    """A copy of ``model`` for generation alone: matrices and output head in eight bits, the rest in bfloat16.
+    """A copy of ``model`` for generation only: matrices and output head in eight bits, the rest in bfloat16.
 
-    The token embedding stays in bfloat16, also where it is the unembedding, which then has a rounded copy of its own.
+    The token embedding stays in bfloat16. If it is also the unembedding, the head gets its own quantised copy.
     """
     small = copy.deepcopy(model).to(torch.bfloat16).requires_grad_(False).eval()
     small.head.rounded = Int8Logits(model.unembedding.detach().float())

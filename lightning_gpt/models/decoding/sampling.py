@@ -1,4 +1,4 @@
-"""From logits to tokens: how the next token is chosen, and the loop that chooses many."""
+"""From logits to tokens: choosing the next token, and the generation loop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ class Sampling:
     """How the next token is drawn from its logits.
 
     Args:
-        temperature: Divides the logits; 0 takes the most likely token (greedy), 1 leaves the model's own odds.
-        top_k: Draw among the ``k`` most likely tokens only (Fan et al. 2018, 1805.04833).
-        top_p: Draw among the smallest set of tokens whose probabilities reach ``p`` (Holtzman et al. 2020,
+        temperature: Divides the logits; 0 takes the most likely token (greedy), 1 leaves the model's distribution
+            unchanged.
+        top_k: Draw only from the ``k`` most likely tokens (Fan et al. 2018, 1805.04833).
+        top_p: Draw only from the smallest set of tokens whose total probability reaches ``p`` (Holtzman et al. 2020,
             1904.09751, section 3.1); applied after ``temperature`` and ``top_k``.
     """
 
@@ -35,11 +36,11 @@ class Sampling:
             raise CallError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is drawn from: logits ``(batch, vocab_size)`` to rows that sum to 1."""
+        """The sampling distribution: logits ``(batch, vocab_size)`` to rows that sum to 1."""
         logits = logits.float()
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-        # from the largest down and in double, so that no temperature is too small to divide by
+        # relative to the largest and in fp64, so that tiny temperatures do not overflow
         logits = ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             # scatter the k winners rather than compare with the k-th: ties cannot let more than k through
@@ -63,11 +64,11 @@ class Sampling:
 
 
 class Reader(Protocol):
-    """A language model, as far as generation asks for one."""
+    """What generation needs of a language model."""
 
     @property
     def context_limit(self) -> int | None:
-        """The longest sequence that it can read."""
+        """The longest sequence the model can read, in tokens; None if unlimited."""
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache."""
@@ -77,29 +78,29 @@ class Reader(Protocol):
 
 
 class Decoder:
-    """Reads prompts once, then one token of each row at a time; knows the logits of what comes next.
+    """Reads prompts, then one token per row at a time; holds the logits of the next token.
 
-    While all fits the model's context the cache holds what was read. Past it the context slides and every token is
-    predicted from a new reading of the last ids, because learned positions are part of what the cache keeps.
+    As long as the text fits the model's context, the cache holds what was read. Beyond that the context slides, and
+    every token is predicted by rereading the last ids, because cached keys and values depend on learned positions.
 
     Args:
-        model: Whose logits are asked for, in evaluation mode and without gradients.
+        model: Provides the logits; must be in evaluation mode and run without gradients.
         ids: The prompts ``(batch, time)``.
-        lengths: ``(batch,)``, how many ids of each row are its prompt; all when None.
-        max_new_tokens: How many tokens will be read after them at the most.
+        lengths: Number of prompt ids in each row, ``(batch,)``; all if None.
+        max_new_tokens: Upper bound on the number of tokens read after the prompts.
     """
 
     def __init__(self, model: Reader, ids: Tensor, lengths: Tensor | None, max_new_tokens: int) -> None:
         if ids.ndim != 2 or ids.shape[1] < 1:
             raise CallError(
-                f"the prompt ids have shape {tuple(ids.shape)}; (batch, time) with at least one token is needed"
+                f"the prompt ids have shape {tuple(ids.shape)}; it must be (batch, time) with at least one token"
             )
         if max_new_tokens < 0:
             raise CallError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
         if lengths is not None and not (
             lengths.shape == ids.shape[:1] and lengths.min() >= 1 and lengths.max() <= ids.shape[1]
         ):
-            raise CallError(f"lengths are {lengths.tolist()}; each of {len(ids)} must be 1 to {ids.shape[1]}")
+            raise CallError(f"lengths are {lengths.tolist()}; each of the {len(ids)} must be from 1 to {ids.shape[1]}")
         self.model = model
         self.limit = model.context_limit
         self.ids = ids
@@ -116,7 +117,7 @@ class Decoder:
         return self.limit is None or time <= self.limit
 
     def feed(self, tokens: Tensor) -> None:
-        """Read one token more of each row, ``(batch,)``."""
+        """Read one more token per row, ``(batch,)``."""
         if self.lengths is None:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
         else:
@@ -130,7 +131,7 @@ class Decoder:
             self.logits = self._slide()
 
     def _slide(self) -> Tensor:
-        """Logits from the last ids of each row alone."""
+        """Logits computed from only the last ids of each row."""
         if self.lengths is None:
             return self.model.next_logits(self.ids)
         limit = self.limit or self.ids.shape[1]
@@ -143,13 +144,13 @@ class Decoder:
 def sample(
     decoder: Decoder, max_new_tokens: int, sampling: Sampling, generator: torch.Generator | None = None
 ) -> Iterator[Tensor]:
-    """Yield up to ``max_new_tokens`` new tokens, each ``(batch,)``, as soon as each is drawn.
+    """Yield up to ``max_new_tokens`` new tokens, each ``(batch,)``, as soon as they are drawn.
 
     Args:
-        decoder: What has read the prompts.
-        max_new_tokens: How many tokens to draw at the most; the caller may stop earlier.
-        sampling: How each is drawn.
-        generator: Source of randomness; torch's global one when omitted.
+        decoder: A decoder that has read the prompts.
+        max_new_tokens: Maximum number of tokens to draw; the caller may stop earlier.
+        sampling: How each token is drawn.
+        generator: Source of randomness; torch's global one if omitted.
     """
     for drawn in range(max_new_tokens):
         token = sampling.draw(decoder.logits, generator)
@@ -168,7 +169,7 @@ def continued(
 ) -> Tensor:
     """Each row of ``ids`` ``(batch, time)`` continued: ``(batch, time + max_new_tokens)``.
 
-    With ``lengths`` ``(batch,)`` the new tokens of a row follow its prompt at once, and its padding stands after them.
+    With ``lengths`` ``(batch,)``, a row's new tokens follow its prompt directly, and its padding comes after them.
     """
     new = list(sample(Decoder(model, ids, lengths, max_new_tokens), max_new_tokens, sampling, generator))
     if lengths is None or not new:

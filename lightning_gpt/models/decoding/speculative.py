@@ -1,7 +1,7 @@
-"""Speculative decoding: a small model guesses several tokens, the large one reads them all at once.
+"""Speculative decoding: a small model guesses several tokens, and the large model checks them in one pass.
 
-Leviathan et al. 2023 (2211.17192), algorithm 1. What is drawn is distributed exactly as if the large model had drawn
-alone, whatever the small one guesses; only the number of its passes changes.
+Leviathan et al. 2023 (2211.17192), algorithm 1. The output distribution is exactly the large model's, whatever the
+small model guesses; only the number of the large model's passes changes.
 """
 
 from collections.abc import Iterator
@@ -18,23 +18,23 @@ from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache
 
 @dataclass
 class SpeculationCount:
-    """How well the guesses were."""
+    """Statistics of the guesses."""
 
     guessed: int = 0
     accepted: int = 0
     passes: int = 0
-    """Passes of the large model."""
+    """Number of passes of the large model."""
 
 
 class _Reading:
-    """One model's reading of the text so far, from which a few tokens may be taken back."""
+    """One model's cached reading of the text so far; its last few tokens can be removed."""
 
     def __init__(self, model: LanguageModel, capacity: int) -> None:
         self.model = model
         self.cache: Cache = model.new_cache(capacity)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits ``(new, vocab_size)`` after each of ``ids`` ``(1, time)`` that was not read yet."""
+        """Logits ``(new, vocab_size)`` after each of ``ids`` ``(1, time)`` that has not been read yet."""
         new = ids[:, self.cache.length :]
         return self.model.head.few(self.model.hidden(new, cache=self.cache)[0])
 
@@ -51,38 +51,39 @@ def sample_speculatively(
 ) -> Iterator[Tensor]:
     """Yield up to ``max_new_tokens`` tokens ``(1,)`` after the prompt ``ids`` ``(1, time)``.
 
-    Past the end of either model's learned positions the large model goes on alone.
+    Past the end of either model's learned positions, the large model continues alone.
 
     Args:
-        model: Whose distribution is drawn from, in evaluation mode and without gradients.
-        draft: What guesses; of the same vocabulary.
+        model: The large model, which defines the distribution; must be in evaluation mode and run without gradients.
+        draft: The model that guesses; it must have the same vocabulary.
         ids: The prompt.
-        max_new_tokens: How many tokens to draw at the most.
+        max_new_tokens: Maximum number of tokens to draw.
         sampling: How both models draw.
-        generator: Source of randomness; torch's global one when omitted.
-        n_guess: Tokens guessed at a time.
-        count: Filled with what was guessed and accepted.
+        generator: Source of randomness; torch's global one if omitted.
+        n_guess: Number of tokens guessed at a time.
+        count: Receives statistics of guessed and accepted tokens.
 
     Raises:
-        CallError: Where the two do not fit together, or a model's state cannot be taken back.
+        CallError: If the two models do not match, or a model's state cannot remove tokens.
     """
     count = count or SpeculationCount()
     if len(ids) != 1:
-        raise CallError(f"speculative decoding continues one prompt, not {len(ids)}")
+        raise CallError(f"speculative decoding continues one prompt at a time, not {len(ids)}")
     if model.config.vocab_size != draft.config.vocab_size:
         raise CallError(
             f"the draft's vocabulary has {draft.config.vocab_size} tokens and the model's {model.config.vocab_size}; "
             f"they must be the same"
         )
     if not 1 <= n_guess < LOOKAHEAD:
-        raise CallError(f"n_guess is {n_guess}; it must be 1 to {LOOKAHEAD - 1}")
+        raise CallError(f"n_guess is {n_guess}; it must be from 1 to {LOOKAHEAD - 1}")
     limits = [limit for limit in (model.context_limit, draft.context_limit) if limit is not None]
     end = min([ids.shape[1] + max_new_tokens, *limits])
     capacity = end + n_guess + 1
     large, small = _Reading(model, capacity), _Reading(draft, capacity)
     if not (large.cache.can_truncate and small.cache.can_truncate):
         raise CallError(
-            "speculative decoding takes tokens back, which linear attention cannot, nor memory tokens; use no draft"
+            "speculative decoding removes rejected tokens, which is impossible with linear attention "
+            "or memory tokens; use no draft"
         )
     left = max_new_tokens
     while left and ids.shape[1] + n_guess < end:
@@ -105,7 +106,7 @@ def sample_speculatively(
 def _guess(
     small: _Reading, ids: Tensor, n_guess: int, sampling: Sampling, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Guesses ``(1, n_guess)``, and the distributions ``(n_guess, vocab_size)`` that they were drawn from."""
+    """Guesses ``(1, n_guess)``, and the distributions ``(n_guess, vocab_size)`` they were drawn from."""
     distributions, start = [], ids.shape[1]
     for _ in range(n_guess):
         probabilities = sampling.probabilities(small.logits(ids)[-1:])
@@ -115,10 +116,10 @@ def _guess(
 
 
 def _accept(guesses: Tensor, guessed_by: Tensor, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The guesses that stand, and one token more, ``(accepted + 1,)``.
+    """The accepted guesses plus one further token, ``(accepted + 1,)``.
 
-    A guess x stands with probability ``min(1, p(x) / q(x))``; the first that falls is drawn anew from
-    ``max(0, p − q)``, scaled to sum to 1.
+    A guess x is accepted with probability ``min(1, p(x) / q(x))``; the first rejected guess is replaced by a draw from
+    ``max(0, p − q)``, normalised to sum to 1.
     """
     chances = torch.rand(len(guesses), generator=generator, device=guesses.device)
     place = torch.arange(len(guesses), device=guesses.device)

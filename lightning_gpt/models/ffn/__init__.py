@@ -1,4 +1,4 @@
-"""Feed-forward networks, a file each family; a file that is added to this folder is found."""
+"""Feed-forward networks, one file per family; modules added to this folder are found automatically."""
 
 from lightning_gpt.models.registry import find_variants
 

@@ -1,4 +1,4 @@
-"""The position-wise feed-forward networks of a block; :mod:`.gated` multiplies two products, :mod:`.moe` has many."""
+"""Position-wise feed-forward networks; gated ones are in :mod:`.gated`, mixtures of experts in :mod:`.moe`."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,11 +9,11 @@ from lightning_gpt.models.layer import Layer, Linear
 from lightning_gpt.models.registry import Registry
 
 ffns: Registry[Layer] = Registry("ffn", "dim", "bias", optional=True)
-"""Every feed-forward network: ``(batch, time, dim)`` to the same; ``none`` for a block of attention alone."""
+"""Every feed-forward network: ``(batch, time, dim)`` to the same shape; ``none`` for an attention-only block."""
 
 
 def require_hidden(hidden: int) -> None:
-    """Refuse a network without hidden activations."""
+    """Raise a CallError unless there is at least one hidden unit."""
     if hidden < 1:
         raise CallError(f"ffn hidden is {hidden}; it must be at least 1")
 
@@ -22,19 +22,18 @@ def require_hidden(hidden: int) -> None:
 class FeedForward(Layer):
     """``GELU(x W_up + b) W_down + b'``.
 
-    Vaswani et al. 2017 (1706.03762), eq. 2, with the GELU of Hendrycks & Gimpel 2016 (1606.08415) in the
-    tanh approximation that GPT-2 uses. Others derive from it and say what stands in the GELU's place in
-    :meth:`activate`. Intermediates: ``hidden`` ``(batch, time, hidden)`` after the activation, and ``output``
-    ``(batch, time, dim)``.
+    Vaswani et al. 2017 (1706.03762), eq. 2, with the GELU of Hendrycks & Gimpel 2016 (1606.08415) in GPT-2's tanh
+    approximation. Subclasses override :meth:`activate` to replace the GELU. Intermediates: ``hidden``
+    ``(batch, time, hidden)`` after the activation, and ``output`` ``(batch, time, dim)``.
 
     Args:
         dim: Width of the residual stream.
         bias: Whether the two products have a bias.
-        hidden: Width between them; what :meth:`default_hidden` says when None.
+        hidden: Hidden width; :meth:`default_hidden` if None.
     """
 
     pieces: tuple[str, ...] = ("up",)
-    """The products of width ``hidden`` that the activation takes, made as one."""
+    """The products of width ``hidden`` that the activation takes, computed as one."""
 
     def __init__(self, dim: int, *, bias: bool, hidden: int | None = None) -> None:
         super().__init__()
@@ -52,18 +51,18 @@ class FeedForward(Layer):
 
     @staticmethod
     def activate(up: Tensor) -> Tensor:
-        """The products ``(..., len(pieces)·hidden)`` to ``(..., hidden)``."""
+        """Map the products ``(..., len(pieces)·hidden)`` to ``(..., hidden)``."""
         return F.gelu(up, approximate="tanh")
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        """``(..., dim)`` to ``(..., dim)``."""
+        """Map ``(..., dim)`` to the same shape."""
         hidden = self.see("hidden", self.activate(self.up(x)))
         return self.see("output", self.down(hidden))
 
 
 @ffns.register("relu")
 class ReLU(FeedForward):
-    """``max(0, x W₁ + b₁) W₂ + b₂``: Vaswani et al. 2017 (1706.03762), eq. 2 as it stands there."""
+    """``max(0, x W₁ + b₁) W₂ + b₂``: Vaswani et al. 2017 (1706.03762), eq. 2."""
 
     @staticmethod
     def activate(up: Tensor) -> Tensor:

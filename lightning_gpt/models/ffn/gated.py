@@ -9,8 +9,8 @@ from lightning_gpt.models.ffn.dense import FeedForward, ffns
 class GatedFeedForward(FeedForward):
     """``(act(x W_gate) ⊙ x W_up) W_down``: Shazeer 2020, "GLU Variants Improve Transformer" (2002.05202), eq. 6.
 
-    Both products are made at once. By default the network has as many parameters as one of two products and width
-    4·dim: three matrices of width ``8/3·dim``, rounded to a multiple of 8.
+    Both input products are computed at once. By default the three matrices have width ``8/3·dim``, rounded to a
+    multiple of 8, so that there are as many parameters as in an ungated network of width 4·dim.
     """
 
     pieces = ("gate", "up")

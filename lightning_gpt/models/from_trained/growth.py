@@ -1,4 +1,4 @@
-"""A trained model made deeper, as the function that it is."""
+"""Makes a trained model deeper without changing its function."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,11 @@ from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.registry import Choice, at_layer, readable
 
 _MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop", "zero_projections"}
-"""What no weight of a trained block depends on."""
+"""Config fields on which no weight of a trained block depends."""
 
 
 def deepen(model: GPT, n_layer: int) -> GPT:
-    """A copy of ``model`` with ``n_layer`` blocks that is the same function; see :func:`grow`."""
+    """A copy of ``model`` with ``n_layer`` blocks that computes the same function; see :func:`grow`."""
     deep = type(model)(dataclasses.replace(model.config, n_layer=n_layer)).to(model.unembedding)
     grow(model, deep)
     return deep.train(model.training)
@@ -23,21 +23,21 @@ def deepen(model: GPT, n_layer: int) -> GPT:
 
 @torch.no_grad()
 def grow(shallow: GPT, deep: GPT) -> None:
-    """Give ``deep`` the trained blocks of ``shallow``, and above them new ones that add nothing yet.
+    """Copy the trained blocks of ``shallow`` into ``deep``; the blocks above them start as the identity.
 
-    A new block has the weights of the block that stands as many layers below it as ``shallow`` has, where the two are
-    of one kind, else those that it has. Its output projections become 0 (under ``rezero`` its numbers α), so it passes
-    the stream on unchanged. These have a gradient from the first step on, its other weights from the second.
+    With n layers in ``shallow``, the new block of layer i copies the block of layer ``i − n`` if both are of one kind;
+    otherwise it keeps its own weights. Its output projections become 0 (under ``rezero``, its scalars α), so it passes
+    the stream on unchanged. These receive gradients from the first step on, its other weights from the second.
 
-    That a deeper network may start as the function of a shallower one is from Net2Net, Chen et al. 2015 (1511.05641).
-    Stacking copies of trained blocks is from Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking"
-    (ICML), and does not keep the function. Copies whose output projections are 0 are LLaMA Pro's, Wu et al. 2024
-    (2401.02415), which sets them between the trained blocks. Here they stand above, so that a trained block keeps its
-    number, and with it its place in a pattern of ``attention`` or ``ffn``.
+    Starting a deeper network as the same function as a shallower one is due to Net2Net, Chen et al. 2015 (1511.05641).
+    Stacking copies of trained blocks is due to Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking"
+    (ICML); it does not preserve the function. LLaMA Pro, Wu et al. 2024 (2401.02415), uses copies with zero output
+    projections and inserts them between the trained blocks. Here they go on top, so that a trained block keeps its
+    index, and with it its place in a pattern of ``attention`` or ``ffn``.
 
     Raises:
-        CallError: Where ``deep`` has no more layers, differs in anything else that weights depend on, or has no way to
-            add a layer that changes nothing.
+        CallError: If ``deep`` does not have more layers, differs in another setting that weights depend on, or cannot
+            have identity layers.
     """
     was, now = shallow.config, deep.config
     _check(vars(was), vars(now))
@@ -52,11 +52,11 @@ def grow(shallow: GPT, deep: GPT) -> None:
         routed = () if routing is None else routing.layers
         if alike and (layer in routed) == (below in routed):
             block.load_state_dict(deep.blocks[below].state_dict())
-        block.zero_branches()  # it adds nothing, and still gets a gradient
+        block.zero_branches()  # it adds nothing, but still receives a gradient
 
 
 def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse what cannot start as the function that the shallow model is."""
+    """Raise a CallError if the deep model cannot start as the function of the shallow one."""
     if now["n_layer"] <= was["n_layer"]:
         raise CallError(f"n_layer is {now['n_layer']}; to deepen a model it must be more than its {was['n_layer']}")
     differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
@@ -64,16 +64,16 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
         said = ", ".join(
             f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
         )
-        raise CallError(f"a model grows from one that differs in its number of layers only: {said}")
+        raise CallError(f"a model can only be grown from one that differs only in its number of layers: {said}")
     rule = now["residual"]
     assert isinstance(rule, Choice)
     if not blocks.get(rule.kind).zero_branches_pass:
         allowed = ", ".join(name for name in blocks.names if blocks.get(name).zero_branches_pass)
         raise CallError(
-            f"residual is {rule.kind!r}, under which no layer leaves the stream as it is; "
+            f"residual is {rule.kind!r}, under which no layer can be the identity; "
             f"a model can be deepened under {allowed}"
         )
     if now["n_unique"] is not None:
         raise CallError(
-            f"n_unique is {now['n_unique']}: a layer more would be one of the shared blocks, and change the function"
+            f"n_unique is {now['n_unique']}: an added layer would be one of the shared blocks and change the function"
         )

@@ -1,4 +1,4 @@
-"""A trained dense model as the start of a mixture of experts."""
+"""Initialises a mixture of experts from a trained dense model."""
 
 import torch
 
@@ -11,19 +11,20 @@ from lightning_gpt.models.registry import Choice, at_layer, readable
 
 _MIXTURE = "moe"
 _MAY_DIFFER = {"ffn", "dropout", "attention_backend", "checkpointing"}
-"""What no weight but those of the feed-forward networks depends on."""
+"""Config fields on which no weight outside the feed-forward networks depends."""
 
 
 @torch.no_grad()
 def upcycle(dense: GPT, sparse: GPT) -> None:
-    """Give ``sparse`` the weights of ``dense``, and each expert those of the dense network in its place.
+    """Copy the weights of ``dense`` into ``sparse``; every expert copies the dense network of its layer.
 
     Komatsuzaki et al. 2022, "Sparse Upcycling" (2212.05055), section 3. The gates of a token's experts sum to 1 and the
-    experts are equal, so ``sparse`` starts as the function that ``dense`` is, whatever its routers, which keep the
-    weights that they have. Layers that stay dense are copied.
+    experts are equal, so ``sparse`` starts as the same function as ``dense``, whatever its routers, which keep their
+    weights. Layers that stay dense are copied.
 
     Raises:
-        CallError: Where the two differ in more than mixtures, or a mixture could not be the function of its network.
+        CallError: If the two differ in more than their mixtures, or a mixture cannot compute its dense network's
+            function.
     """
     was, now = vars(dense.config), vars(sparse.config)
     differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
@@ -31,7 +32,7 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
         said = ", ".join(
             f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
         )
-        raise CallError(f"upcycling takes a dense model that differs in its feed-forward networks only: {said}")
+        raise CallError(f"upcycling needs a dense model that differs only in its feed-forward networks: {said}")
     pairs: list[tuple[FeedForward, Experts]] = []
     for layer in range(sparse.config.n_layer):
         choices = at_layer(dense.config.ffn, layer), at_layer(sparse.config.ffn, layer)
@@ -55,7 +56,7 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
 
 
 def _copy(network: FeedForward, experts: Experts) -> None:
-    """Give each of ``experts`` the weights of ``network``."""
+    """Copy the weights of ``network`` into each expert."""
     pairs = (network.up, experts.up, experts.up_bias), (network.down, experts.down, experts.down_bias)
     for layer, weights, biases in pairs:
         weights.copy_(layer.weight.expand_as(weights))
@@ -64,13 +65,15 @@ def _copy(network: FeedForward, experts: Experts) -> None:
 
 
 def _require_same_function(layer: int, dense: Choice | None, sparse: Choice | None) -> None:
-    """Refuse a feed-forward network and a mixture that cannot be the same function."""
+    """Raise a CallError unless the mixture can compute the dense network's function."""
     if dense is None or dense.kind == _MIXTURE:
         raise CallError(f"upcycling: ffn of layer {layer} is {dense} in the dense model, which is not a dense network")
     if sparse is None or sparse.kind != _MIXTURE or sparse["expert"] != dense.kind:
         expert = sparse["expert"] if sparse is not None and sparse.kind == _MIXTURE else sparse
-        raise CallError(f"upcycling: ffn of layer {layer} is {dense} in the dense model and its expert here {expert}")
+        raise CallError(
+            f"upcycling: ffn of layer {layer} is {dense} in the dense model, but its expert here is {expert}"
+        )
     if sparse["top_k"] == 1:
-        raise CallError("upcycling: ffn top_k is 1 and must be at least 2: one expert's weight is its score, not 1")
+        raise CallError("upcycling: ffn top_k is 1 and must be at least 2: one expert is weighted by its score, not 1")
     if sparse["n_shared"]:
-        raise CallError("upcycling: ffn n_shared must be 0: the dense network has nothing for shared experts")
+        raise CallError("upcycling: ffn n_shared must be 0: the dense network has no weights for shared experts")

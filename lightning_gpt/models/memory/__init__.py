@@ -1,4 +1,4 @@
-"""Memory from segment to segment of a text, a file each kind; a file that is added to this folder is found."""
+"""Memory across the segments of a text, one file per kind; modules added to this folder are found automatically."""
 
 from lightning_gpt.models.registry import find_variants
 

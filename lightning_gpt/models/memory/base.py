@@ -1,9 +1,9 @@
-"""Memory from segment to segment: what a model knows of a text beyond the tokens that it attends to at once.
+"""Memory across segments: what a model knows of a text beyond the tokens it attends to at once.
 
-A text is read in *segments* of one length (the last may be shorter). Within one, attention is as always; of what was
-before it, each kind of memory hands on something (:mod:`.segment`, :mod:`.tokens`). Rows of a batch may
-go on from a :class:`State`, so that the memory outlives the row: training on lanes carries it from step to step to the
-document's end.
+A text is read in *segments* of equal length (the last may be shorter). Within a segment, attention works as usual; each
+kind of memory passes on information from earlier segments (:mod:`.segment`, :mod:`.tokens`). Rows of a batch can
+continue from a :class:`State`, so that the memory outlives the row: training on lanes carries it from step to step
+until the document ends.
 """
 
 from abc import ABC, abstractmethod
@@ -28,13 +28,13 @@ memories: Registry["Memory"] = Registry("memory", "dim", "n_layer", "block_size"
 
 @dataclass
 class State:
-    """What a memory keeps of the rows of a batch; a pass goes on from it and replaces its tensors.
+    """What a memory keeps for the rows of a batch; a pass continues from it and replaces its tensors.
 
     Args:
-        memory: ``(rows, ...)``, as the kind of memory has it.
-        ids: ``(rows, kept)``, the tokens that the memory is of, where it is of tokens.
-        read: ``(rows,)``, how many tokens of its document each row has read; 0 where a document begins, whatever
-            ``memory`` holds there.
+        memory: ``(rows, ...)``; the format depends on the kind of memory.
+        ids: The remembered tokens, ``(rows, kept)``, if the memory consists of tokens.
+        read: How many tokens of its document each row has read, ``(rows,)``; 0 at the start of a document, where
+            ``memory`` is then ignored.
     """
 
     memory: Tensor
@@ -42,22 +42,22 @@ class State:
     read: Tensor
 
     def started(self, starts: Tensor) -> "State":
-        """The same where rows ``starts`` (booleans) begin a document."""
+        """The state with the rows marked in ``starts`` (booleans) reset to the beginning of a document."""
         return State(self.memory, self.ids, self.read.masked_fill(starts, 0))
 
     def to(self, device: torch.device) -> "State":
-        """The same on a device."""
+        """The state on another device."""
         return State(*(tensor.to(device) for tensor in (self.memory, self.ids, self.read)))
 
     def row(self, number: int) -> "State":
-        """One row alone."""
+        """The state of one row."""
         return State(*(tensor[number : number + 1] for tensor in (self.memory, self.ids, self.read)))
 
 
 class MemoryCache(Cache):
-    """What a model with memory keeps of a batch of sequences that it goes on reading.
+    """What a model with memory keeps of a batch of sequences while it reads on.
 
-    Rows of unequal length stand at different places of their segments, so each has a cache of its own.
+    Rows of unequal length are at different positions within their segments, so each has its own cache.
     """
 
     def __init__(self, layers: list[KeyValues], capacity: int, takes_back: bool) -> None:
@@ -74,17 +74,17 @@ class MemoryCache(Cache):
 
 
 class Memory(Layer, ABC):
-    """What all kinds share: cutting a text in segments, and going on from a state, a cache or neither.
+    """Base class of memories: splits a text into segments, and continues from a state, a cache or neither.
 
     Args:
-        block_size: Length of a row in training.
-        segment: Length of a segment, which divides it; the whole row when None.
+        block_size: Length of a training row.
+        segment: Segment length, which must divide ``block_size``; ``block_size`` if None.
     """
 
     is_relative = False
-    """Whether tokens of one segment look at those of another, so that positions within it mean nothing."""
+    """Whether tokens attend across segments, so that positions within a segment are meaningless."""
     needs_every_layer = False
-    """Whether a layer that is left out in one pass would be missing in another."""
+    """Whether every pass needs every layer, because a later pass uses what each layer computed."""
     segment: int
 
     def __init__(self, block_size: int, segment: int | None) -> None:
@@ -97,7 +97,7 @@ class Memory(Layer, ABC):
 
     @abstractmethod
     def new_state(self, rows: int, like: Tensor) -> State:
-        """The state of ``rows`` rows that begin a document, of the type and on the device of ``like``."""
+        """The state of ``rows`` rows at the start of a document, with the dtype and device of ``like``."""
 
     @abstractmethod
     def new_cache(self, model: GPT, capacity: int) -> MemoryCache:
@@ -109,11 +109,11 @@ class Memory(Layer, ABC):
 
     @abstractmethod
     def _go_on(self, model: GPT, piece: Tensor, cache: MemoryCache) -> Tensor:
-        """Hidden states of tokens of one segment, from what the cache holds."""
+        """Hidden states of tokens within one segment, continuing from the cache."""
 
     @contextmanager
     def carried(self, state: State) -> Iterator[None]:
-        """Inside, a pass over whole segments goes on from ``state`` and leaves there what the next one goes on from.
+        """While active, a pass over whole segments continues from ``state`` and updates it for the next pass.
 
         No gradient flows back into the state.
         """
@@ -132,7 +132,7 @@ class Memory(Layer, ABC):
         lengths: Tensor | None,
         losses: PartLosses | None,
     ) -> Tensor:
-        """Hidden states ``(batch, time, dim)``; the arguments are those of the model's ``hidden``."""
+        """Hidden states ``(batch, time, dim)``; takes the arguments of the model's ``hidden``."""
         if cache is not None:
             assert isinstance(cache, MemoryCache)
             return self._from_cache(model, ids, cache, lengths)
@@ -140,13 +140,15 @@ class Memory(Layer, ABC):
             return _apart(lambda rows: self.hidden(model, rows, None, None, None, losses), ids, documents)
         if self._watch is not None and ids.shape[1] > self.segment:
             raise CallError(
-                f"the text has {ids.shape[1]} tokens and a model with memory shows one segment of {self.segment} at a "
-                f"time: shorten the text"
+                f"the text has {ids.shape[1]} tokens, but a model with memory can record only one segment of "
+                f"{self.segment} tokens at a time: shorten the text"
             )
         if self._state is not None and ids.shape[1] % self.segment:
-            raise CallError(f"memory is carried by whole segments of {self.segment} tokens, not by {ids.shape[1]}")
+            raise CallError(
+                f"memory is carried in whole segments of {self.segment} tokens; the input has {ids.shape[1]}"
+            )
         pieces = torch.split(ids, self.segment, dim=1)
-        # a row of many segments is still one row to the losses of the model's parts
+        # auxiliary losses of the parts count a row of many segments as one row
         losses = None if losses is None else losses.scaled(1 / len(pieces))
         return torch.cat(self._read(model, pieces, losses), dim=1)
 
@@ -154,7 +156,9 @@ class Memory(Layer, ABC):
         counts = [ids.shape[1]] * len(ids) if lengths is None else lengths.tolist()
         if len(set(counts)) > 1 and not cache.rows:
             if cache.length:
-                raise CallError("rows of a model with memory that were read as one cannot go on by unequal lengths")
+                raise CallError(
+                    "with memory, rows read together with equal lengths cannot continue with unequal lengths"
+                )
             cache.rows = [self.new_cache(model, cache.capacity) for _ in ids]
         if cache.rows:
             cache.length += ids.shape[1]
@@ -171,9 +175,9 @@ class Memory(Layer, ABC):
 
 
 class Recalled(KeyValues):
-    """Keys and values that come before those of one pass, ``(batch, heads, kept, width)`` at ``places``, or none.
+    """Keys and values preceding those of a pass, ``(batch, heads, kept, width)`` at ``places``, or none.
 
-    Nothing is written into them: gradients flow through, and a pass may be run again for its gradient.
+    They are never written to: gradients flow through them, and a pass can be recomputed for its gradient.
     """
 
     def __init__(self, k: Tensor | None = None, v: Tensor | None = None, places: Tensor | None = None) -> None:
@@ -184,7 +188,7 @@ class Recalled(KeyValues):
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Those from before and the pass's own."""
+        """The recalled keys and values followed by the pass's own."""
         own = torch.arange(k.shape[-2], device=k.device) if positions is None else positions
         if self._before is None:
             self._with_pass = (k, v, own)
@@ -195,13 +199,13 @@ class Recalled(KeyValues):
         return joined
 
     def after(self) -> "Recalled":
-        """What comes before the next pass."""
+        """What precedes the next pass."""
         assert self._with_pass is not None
         return Recalled(*self._with_pass)
 
 
 def _apart(read: Callable[[Tensor], Tensor], ids: Tensor, documents: Tensor) -> Tensor:
-    """Hidden states of ``ids`` ``(batch, time)``, each document read as a row of its own."""
+    """Hidden states of ``ids`` ``(batch, time)``, reading each document as a separate row."""
     place = positions_within(documents)
     number = (place == 0).flatten().cumsum(dim=0).view_as(ids) - 1
     rows = ids.new_zeros(int(number.max()) + 1, int(place.max()) + 1)
@@ -210,6 +214,6 @@ def _apart(read: Callable[[Tensor], Tensor], ids: Tensor, documents: Tensor) -> 
 
 
 def require_whole(option: str, value: int | None, optional: bool = False) -> None:
-    """Refuse an option of a memory that is no whole number of at least 1."""
+    """Raise a CallError unless a memory's option is a whole number of at least 1."""
     if not (optional and value is None) and (not isinstance(value, int) or value < 1):
         raise CallError(f"memory {option} is {value!r}; it must be a whole number of at least 1")

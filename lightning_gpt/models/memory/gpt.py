@@ -1,4 +1,4 @@
-"""A GPT that remembers: it reads a text in segments and carries something from one to the next."""
+"""A GPT with memory: it reads a text in segments and carries information from one to the next."""
 
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ from lightning_gpt.models.registry import Choice, Given, as_read
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryGPTConfig(GPTConfig):
-    """The sizes and choices of a :class:`MemoryGPT`: those of a GPT, and its memory.
+    """The sizes and choices of a :class:`MemoryGPT`: those of a GPT, plus its memory.
 
     Args:
-        memory: What is carried from segment to segment of a text, for example ``{kind: segment, length: 128}``.
+        memory: What is carried across the segments of a text, for example ``{kind: segment, length: 128}``.
     """
 
     memory: Given
@@ -35,28 +35,28 @@ class MemoryGPTConfig(GPTConfig):
         if kind.is_relative and position_schemes.get(position.kind).is_absolute:
             fitting = [name for name in position_schemes.names if not position_schemes.get(name).is_absolute]
             raise CallError(
-                f"memory {memory.kind!r} looks from one segment into another, and position {position.kind!r} says "
-                f"where a token stands in its own; use position {', '.join(fitting)}"
+                f"memory {memory.kind!r} attends across segments, but position {position.kind!r} only encodes "
+                f"positions within a segment; use position {', '.join(fitting)}"
             )
         if kind.needs_every_layer and self.layer_drop is not None:
             raise CallError(
-                f"memory {memory.kind!r} needs every layer in a step, and layer_drop leaves some out; "
+                f"memory {memory.kind!r} needs every layer in every step, but layer_drop skips some; "
                 f"use layer_drop none"
             )
         if self.token_routing is not None:
             raise CallError(
-                "memory is of every token in every layer, and token_routing lets tokens pass by; use token_routing none"
+                "memory needs every token in every layer, but token_routing skips some; use token_routing none"
             )
         for choice in map(attentions.require, as_read(self.attention)):
             if not attentions.get(choice.kind).keeps_keys:
                 raise CallError(
                     f"memory needs attention that keeps keys and values, which {choice.kind!r} does not; "
-                    f"use attention full or another of softmax, or memory none"
+                    f"use attention full or another softmax attention, or memory none"
                 )
 
 
 def gpt_with(memory: Given, config: GPTConfig) -> GPT:
-    """A GPT with fresh weights: a :class:`MemoryGPT`, or a plain one where ``memory`` is ``none`` or None."""
+    """A GPT with fresh weights: a :class:`MemoryGPT`, or a plain GPT if ``memory`` is ``none`` or None."""
     if memories.read(memory) is None:
         return GPT(config)
     return MemoryGPT(MemoryGPTConfig(memory=memory, **vars(config)))
@@ -74,12 +74,12 @@ class MemoryGPT(GPT):
 
     @property
     def context_limit(self) -> int | None:
-        """None: a text of any length is read, for positions are those of one segment."""
+        """None: texts can have any length, because positions are relative to a segment."""
         return None
 
     @property
     def trace_limit(self) -> int | None:
-        """A segment."""
+        """The segment length, in tokens."""
         return self.memory.segment
 
     def new_cache(self, capacity: int) -> Cache:
@@ -94,6 +94,6 @@ class MemoryGPT(GPT):
         lengths: Tensor | None = None,
         losses: PartLosses | None = None,
     ) -> Tensor:
-        """Token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
+        """Map token ids ``(batch, time)`` to the final norm's output ``(batch, time, dim)``."""
         self.require_ids(ids, cache)
         return self.memory.hidden(self, ids, documents, cache, lengths, losses)

@@ -1,4 +1,4 @@
-"""What each layer was given of the last tokens, attended to from the next segment: Transformer-XL."""
+"""Attention to the layer inputs of preceding tokens, kept across segments: Transformer-XL."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,21 +15,21 @@ from lightning_gpt.models.part_losses import PartLosses
 
 @memories.register("segment")
 class SegmentMemory(Memory):
-    """Each layer also attends to what it was given of the ``length`` tokens before the segment: Transformer-XL.
+    """Each layer also attends to its inputs for the ``length`` tokens before the segment: Transformer-XL.
 
-    Dai et al. 2019 (1901.02860), section 3.2: ``h̃ = [SG(h_τ) ∘ h_{τ+1}]``, queries of ``h_{τ+1}``, keys and values of
-    ``h̃``. The streams of earlier segments are kept, not their keys, so that keys and values are made of them by the
-    present weights, which get a gradient through them; SG lets none flow further back. After L layers a token has heard
-    of up to ``L · length`` tokens before its segment. Positions must be relative (section 3.3), any of the schemes here
-    that add nothing to embeddings; tokens have their true distances, and an attention that names its tokens by their
-    place, such as ``global_window``, sees them while the memory holds them.
+    Dai et al. 2019 (1901.02860), section 3.2: ``h̃ = [SG(h_τ) ∘ h_{τ+1}]``, queries from ``h_{τ+1}``, keys and values
+    from ``h̃``. The streams of earlier segments are stored, not their keys. Keys and values are recomputed from them
+    with the current weights, which receive a gradient through them; SG stops gradients from flowing further back. After
+    L layers, information from up to ``L · length`` tokens before its segment can reach a token. Positions must be
+    relative (section 3.3): any scheme here that adds nothing to the embeddings. Tokens keep their true distances, and
+    attention to fixed positions, such as ``global_window``, sees those tokens as long as the memory holds them.
 
     Args:
         n_layer: Number of layers.
         dim: Width of the stream.
-        block_size: Length of a row in training.
-        length: Tokens that are remembered; as many as a segment has when None.
-        segment: Length of a segment, which divides ``block_size``; that when None.
+        block_size: Length of a training row.
+        length: Number of remembered tokens; the segment length if None.
+        segment: Segment length, which must divide ``block_size``; ``block_size`` if None.
     """
 
     is_relative = True
@@ -56,7 +56,7 @@ class SegmentMemory(Memory):
 
     def _read(self, model: GPT, pieces: tuple[Tensor, ...], losses: PartLosses | None) -> list[Tensor]:
         state, hidden = self._state, []
-        # of every row alike, from the beginning; or of each row its own
+        # start position: one for all rows from the beginning, or one per row from a state
         begin = torch.zeros((), dtype=torch.long) if state is None else state.read[:, None]
         begin = begin.to(pieces[0].device)
         memory: list[Tensor] = [] if state is None else list(state.memory.unbind(dim=1))
@@ -79,7 +79,7 @@ class SegmentMemory(Memory):
         return hidden
 
     def _after(self, model: GPT, memory: list[Tensor], ids: Tensor, begin: Tensor, piece: Tensor) -> Context:
-        """The context of a segment whose layers remember ``memory``: places before a document's begin are negative."""
+        """The context of a segment whose layers remember ``memory``; positions before the document are negative."""
         kept, time = ids.shape[1], piece.shape[1]
         place = torch.arange(-kept, time, device=piece.device) + begin
         before = Context(positions=place[..., :kept], scheme=model.positions, ids=ids, shared=Shared())
@@ -97,7 +97,7 @@ class SegmentMemory(Memory):
 
 
 class _SegmentKeys(KeyValues):
-    """Keys and values of the segment that is being read and of the tokens that it remembers."""
+    """Keys and values of the segment being read and of the remembered tokens."""
 
     def __init__(self, memory: SegmentMemory, capacity: int) -> None:
         super().__init__(min(capacity, memory.segment + memory.length + LOOKAHEAD))
@@ -106,7 +106,7 @@ class _SegmentKeys(KeyValues):
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As in the base class, for tokens of one segment: what lies too far before it counts as no place."""
+        """As in the base class, for tokens of one segment; tokens too far before it are marked as empty slots."""
         begin = self.seen - self.seen % self._memory.segment
         k, v, places = super().append(k, v, positions, lengths)
         forgotten = begin - self._memory.length

@@ -1,4 +1,4 @@
-"""A few vectors that carry a text from one segment to the next: the recurrent memory transformer."""
+"""Memory vectors carried from one segment to the next: the recurrent memory transformer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,20 +17,21 @@ from lightning_gpt.models.part_losses import PartLosses
 
 @memories.register("tokens")
 class MemoryTokens(Memory):
-    """``n_memory`` vectors are read before a segment and written after it, by the layers that read its tokens: RMT.
+    """``n_memory`` vectors, read before a segment and written after it by the same layers: RMT.
 
-    Bulatov et al. 2022 (2207.06881), section 3.2: ``[H_mem ∘ H_τ ∘ H_mem]`` goes through the layers, causally; the
-    tokens see the first, which are read, and the last, which are written, see all; the last's output after the final
-    norm is the next segment's ``H_mem``, the first's is learned. A training row of several segments is learnt from end
-    to end through the memory; the gradient stops at the row's beginning. Positions are counted within a segment, so
-    that every scheme will do; memory tokens stand before and after its tokens, and no position is added to them.
+    Bulatov et al. 2022 (2207.06881), section 3.2: ``[H_mem ∘ H_τ ∘ H_mem]`` goes through the causal layers. The tokens
+    see the first group, which is read; the last group, which is written, sees everything. Its output after the final
+    norm is the next segment's ``H_mem``; the first segment's is learned. Within a training row of several segments,
+    gradients flow through the memory end to end; they stop at the start of the row. Positions are counted within a
+    segment, so every scheme works; memory tokens are placed before and after the segment's tokens, and no position is
+    added to them.
 
     Args:
         dim: Width of the stream.
-        block_size: Length of a row in training.
+        block_size: Length of a training row.
         n_memory: Number of memory tokens.
-        segment: Length of a segment, which divides ``block_size``; that when None, and then what is written is never
-            learnt, for no loss comes after it.
+        segment: Segment length, which must divide ``block_size``; ``block_size`` if None, in which case writing is
+            never trained, because no loss depends on it.
     """
 
     needs_every_layer = True
@@ -51,7 +52,7 @@ class MemoryTokens(Memory):
 
     @property
     def n_memory(self) -> int:
-        """How many memory tokens there are."""
+        """Number of memory tokens."""
         return len(self.initial)
 
     def new_state(self, rows: int, like: Tensor) -> State:
@@ -76,7 +77,7 @@ class MemoryTokens(Memory):
             is_last = number + 1 == len(pieces)
             if is_last and state is None:
                 break
-            # what the next row goes on from has no part in this one's loss
+            # the memory passed to the next row does not affect this row's loss
             with torch.set_grad_enabled(torch.is_grad_enabled() and not is_last):
                 layers = [layer.after() for layer in layers]
                 memory = self._through(model, memory, layers, self.n_memory + piece.shape[1])
@@ -96,14 +97,14 @@ class MemoryTokens(Memory):
         return self._tokens(model, piece, cache, within, None)
 
     def _tokens(self, model: GPT, piece: Tensor, cache: Cache, within: int, losses: PartLosses | None) -> Tensor:
-        """Hidden states of tokens that stand at ``within`` and on in their segment."""
+        """Hidden states of tokens at positions ``within`` and later in their segment."""
         place = torch.arange(within, within + piece.shape[1], device=piece.device)
         x = model.embed(piece, Context(positions=place, scheme=model.positions))
         context = Context(positions=self.n_memory + place, scheme=model.positions, cache=cache, ids=piece)
         return model.run(x, replace(context, losses=losses, shared=Shared()))
 
     def _through(self, model: GPT, memory: Tensor, layers: Sequence[LayerState], begin: int) -> Tensor:
-        """Memory tokens at the place ``begin`` and on, through all layers."""
+        """Run memory tokens at positions ``begin`` and later through all layers."""
         at = torch.arange(begin, begin + self.n_memory, device=memory.device) if begin else None
         context = Context(positions=at, scheme=model.positions, cache=Cache([*layers]), shared=Shared())
         return model.run(memory, context)

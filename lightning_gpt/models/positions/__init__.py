@@ -1,4 +1,4 @@
-"""Position schemes, a file each; a file that is added to this folder is found."""
+"""Position schemes, one file each; modules added to this folder are found automatically."""
 
 from lightning_gpt.models.registry import find_variants
 

@@ -1,4 +1,4 @@
-"""A penalty on distance, steeper in some heads than in others."""
+"""A distance penalty whose slope differs between heads."""
 
 import math
 
@@ -10,9 +10,9 @@ from lightning_gpt.models.positions.scheme import Positions, position_schemes
 
 @position_schemes.register("alibi")
 class AlibiPositions(Positions):
-    """``−m_h (i − j)`` added to the scores, the slopes ``m`` a geometric series: Press et al. 2022 (2108.12409), eq. 1.
+    """Adds ``−m_h (i − j)`` to the scores, the slopes ``m`` a geometric series: Press et al. 2022 (2108.12409), eq. 1.
 
-    The slopes are ``2^(−8h/n)`` for ``n`` heads, a power of two. For another number of heads they are, as in the
+    The slopes are ``2^(−8h/n)`` for ``n`` heads, n a power of two. For other numbers of heads they are, as in the
     paper's code, those of the next lower power followed by every other one of the next higher.
     """
 

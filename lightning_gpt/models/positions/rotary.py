@@ -1,4 +1,4 @@
-"""Rotary positions, and two ways to a longer context than was trained on."""
+"""Rotary positions, with two ways to extend the context beyond the training length."""
 
 import torch
 from torch import Tensor
@@ -9,18 +9,18 @@ from lightning_gpt.models.positions.scheme import Positions, frequencies, positi
 
 @position_schemes.register("rotary")
 class RotaryPositions(Positions):
-    """Pairs of a query's or key's dimensions rotated by ``p θ_i``: Su et al. 2021 (2104.09864), eq. 34.
+    """Rotates pairs of a query's or key's dimensions by ``p θ_i``: Su et al. 2021 (2104.09864), eq. 34.
 
-    The pairs are ``(i, i + width/2)``, and ``θ_i = base^(−2i/width)`` for vectors of any even width. A longer context
-    is reached by a ``factor`` above 1: ``linear`` divides the positions (Chen et al. 2023, 2306.15595, eq. 4); ``ntk``
-    raises the base to ``base · factor^(width/(width−2))``, which leaves the highest frequencies as they were (bloc97
-    2023, in Peng et al. 2023, 2309.00071, section 3.1). :class:`~lightning_gpt.models.positions.yarn.YarnPositions`
-    treats each frequency by its wavelength.
+    The pairs are ``(i, i + width/2)``, and ``θ_i = base^(−2i/width)`` for vectors of any even width. A ``factor`` above
+    1 extends the context: ``linear`` divides the positions (Chen et al. 2023, 2306.15595, eq. 4); ``ntk`` raises the
+    base to ``base · factor^(width/(width−2))``, which leaves the highest frequencies unchanged (bloc97 2023, in Peng et
+    al. 2023, 2309.00071, section 3.1). :class:`~lightning_gpt.models.positions.yarn.YarnPositions` treats each
+    frequency according to its wavelength.
 
     Args:
-        base: The longest wave is about ``2π base`` positions long.
-        factor: How many times longer the context is.
-        extension: How it is reached, ``linear`` or ``ntk``.
+        base: The longest wavelength is about ``2π base`` positions.
+        factor: Factor by which the context is extended.
+        extension: How it is extended, ``linear`` or ``ntk``.
     """
 
     rotates = True
@@ -37,7 +37,7 @@ class RotaryPositions(Positions):
         require_even(width, "rotary positions", name)
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
-        """``θ_i`` ``(width / 2,)`` in fp32: radians a position."""
+        """``θ_i`` ``(width / 2,)`` in fp32, in radians per position."""
         if self.extension == "ntk" and width > 2:
             return frequencies(width, self.base * self.factor ** (width / (width - 2)), device)
         return frequencies(width, self.base, device) / self.factor

@@ -1,8 +1,8 @@
-"""How a model knows where a token stands: what every scheme answers, and the scheme that does nothing.
+"""How a model encodes positions: the interface of position schemes, and the scheme without positions.
 
-A scheme may act in three places, and most act in one: a vector added to the token's embedding, a rotation of queries
-and keys, a number added to the scaled scores. Positions are whole numbers from 0, ``(time,)`` or ``(batch, time)``.
-What is computed from them is computed in fp32 or better, whatever the weights are.
+A scheme can act in three places, and most act in one: a vector added to the token embedding, a rotation of queries and
+keys, or a bias added to the scaled scores. Positions are integers from 0, ``(time,)`` or ``(batch, time)``. Everything
+derived from them is computed in fp32 or better, regardless of the weights' dtype.
 """
 
 import torch
@@ -16,46 +16,49 @@ position_schemes: Registry["Positions"] = Registry("position", "dim", "n_head", 
 
 
 class Positions(Layer):
-    """A scheme that does nothing; the others say where they act."""
+    """Base class of position schemes; by itself it does nothing."""
 
     limit: int | None = None
-    """The longest sequence, in tokens, where the scheme has one."""
+    """The longest sequence, in tokens; None if unlimited."""
     is_absolute: bool = False
-    """Whether it adds to the embeddings where a token stands."""
+    """Whether it adds position vectors to the embeddings."""
     rotates: bool = False
     """Whether it rotates queries and keys."""
     biases: bool = False
     """Whether it adds to the scores."""
 
     def check_width(self, width: int, name: str = "a head's width") -> None:
-        """Refuse vectors of a width that the scheme cannot act on; ``name`` is what a message calls it."""
+        """Raise a CallError if the scheme cannot act on vectors of this width; ``name`` names it in the message."""
 
     def embedding(self, time: int, positions: Tensor | None) -> Tensor:
-        """Added to the embeddings of ``time`` tokens at ``positions`` (0 to time − 1 when None), of an absolute scheme.
+        """Position vectors for ``time`` tokens at ``positions`` (0 to time − 1 if None); for absolute schemes.
 
         ``(time, dim)`` or ``(batch, time, dim)``.
         """
         raise NotImplementedError
 
     def rotation(self, width: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines that rotate vectors of ``width`` at ``positions``, of a scheme that rotates.
+        """Cosines and sines that rotate vectors of ``width`` at ``positions``; for schemes that rotate.
 
         Each ``(time, width / 2)`` or ``(batch, 1, time, width / 2)``, in ``dtype``.
         """
         raise NotImplementedError
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries or keys ``(batch, n_head, time, width)`` rotated by what :meth:`rotation` gives."""
+        """Rotate queries or keys ``(batch, n_head, time, width)`` by the result of :meth:`rotation`."""
         raise NotImplementedError
 
     def bias(self, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
-        """Added to scaled scores, of a scheme that biases: ``(n_head, rows, columns)``, or with a batch before it."""
+        """Bias added to scaled scores; for schemes that bias.
+
+        ``(n_head, rows, columns)``, or with a leading batch dimension.
+        """
         raise NotImplementedError
 
 
 @position_schemes.register("none")
 class NoPositions(Positions):
-    """Nothing but the causal mask tells order: Kazemnejad et al. 2023 (2305.19466)."""
+    """No positions: only the causal mask conveys order. Kazemnejad et al. 2023 (2305.19466)."""
 
 
 def positions_within(documents: Tensor) -> Tensor:
@@ -72,6 +75,6 @@ def frequencies(width: int, base: float, device: torch.device | None = None) -> 
 
 
 def require_even(width: int, what: str, name: str) -> None:
-    """Refuse an odd width, of which no pairs can be made."""
+    """Raise a CallError for an odd width, which cannot be split into pairs."""
     if width % 2:
-        raise CallError(f"{what} act on pairs of dimensions and {name} is {width}; it must be even")
+        raise CallError(f"{what} act on pairs of dimensions, so {name} must be even; it is {width}")

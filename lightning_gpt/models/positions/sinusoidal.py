@@ -1,4 +1,4 @@
-"""Waves of fixed length, added to the embeddings."""
+"""Waves of fixed wavelengths, added to the embeddings."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ class SinusoidalPositions(Positions):
 
     Args:
         dim: Width of the stream; must be even.
-        scale: Factor on the waves, so that they do not drown embeddings that start at 0.02.
+        scale: Factor on the waves, so that they do not dominate embeddings initialised at 0.02.
     """
 
     is_absolute = True
@@ -21,11 +21,11 @@ class SinusoidalPositions(Positions):
         super().__init__()
         require_even(dim, "sinusoidal positions", "dim")
         self.dim, self.scale = dim, scale
-        # holds nothing: it follows the model's device and precision, which are those of the result
+        # empty: it only tracks the model's device and dtype, which the result takes
         self.register_buffer("like", torch.empty(0), persistent=False)
 
     def reset_parameters(self) -> None:
-        """Nothing: the buffer is empty."""
+        """Does nothing: the buffer is empty."""
 
     def embedding(self, time: int, positions: Tensor | None) -> Tensor:
         like = self.get_buffer("like")

@@ -1,4 +1,4 @@
-"""A learned bias for each bucket of distances."""
+"""A learned bias per bucket of distances."""
 
 import math
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from lightning_gpt.models.positions.scheme import Positions, position_schemes
 
 @position_schemes.register("t5")
 class T5Positions(Positions):
-    """A learned number for each head and bucket of distances: Raffel et al. 2020 (1910.10683), section 2.1.
+    """A learned bias per head and bucket of distances: Raffel et al. 2020 (1910.10683), section 2.1.
 
-    Half of the buckets hold one distance each. The other half grow by equal ratios, and from ``max_distance`` on every
-    distance is in the last bucket, which begins one ratio earlier: with 32 buckets and 128 at distance 113. One table
-    serves all layers, as in the paper.
+    Half of the buckets hold one distance each; the bounds of the other half grow geometrically. All distances from
+    ``max_distance`` on fall into the last bucket, which begins one ratio earlier: with 32 buckets and 128, at distance
+    113. All layers share one table, as in the paper.
 
     Args:
         n_head: Number of heads.
         n_bucket: Number of buckets.
-        max_distance: A distance, in tokens, from which all are in the last bucket.
+        max_distance: Distance, in tokens, from which all distances are in the last bucket.
     """
 
     biases = True
@@ -32,21 +32,21 @@ class T5Positions(Positions):
         if n_bucket < 2 or max_distance <= n_bucket // 2:
             raise CallError(
                 f"position t5 has n_bucket {n_bucket} and max_distance {max_distance}; "
-                f"n_bucket must be at least 2 and max_distance more than half of it"
+                f"n_bucket must be at least 2 and max_distance more than half of n_bucket"
             )
         self.n_bucket, self.max_distance = n_bucket, max_distance
         self.weight = nn.Parameter(torch.empty(n_bucket, n_head))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """0: at the start every distance is alike."""
+        """Set all to 0: initially distance has no effect."""
         nn.init.zeros_(self.weight)
 
     def matrices(self) -> Iterator[Matrix]:
         yield Matrix(self.weight, "position", "score")
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """Distances back, 0 or more, to bucket numbers."""
+        """Map distances back, 0 or more, to bucket numbers."""
         exact = self.n_bucket // 2
         ratio = (distance.clamp(min=1) / exact).log() / math.log(self.max_distance / exact)
         grown = exact + (ratio * (self.n_bucket - exact)).long()

@@ -1,1 +1,1 @@
-"""What runs around a block: checkpointing, layer drop, token routing, sharing. A block does not know of them."""
+"""Wrappers around a block: checkpointing, layer drop, token routing, sharing. Blocks do not know about them."""

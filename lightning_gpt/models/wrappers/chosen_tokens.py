@@ -1,4 +1,4 @@
-"""A block that only some tokens of each row go through: where they stand, what is kept of them, what is shown."""
+"""Running a block on a subset of each row's tokens: their positions, cache and recorded intermediates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +14,19 @@ from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.record import Watch
 
 _MATRICES = ("mask", "pattern", "scores", "second_scores")
-"""The intermediates of attention that have a column for each token, as well as a row."""
+"""Attention intermediates with one row and one column per token."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some tokens of each row, in their order.
+    """A subset of each row's tokens, in order.
 
-    A row that has fewer than another is filled at its end with tokens of its own that were not chosen: what comes of
-    those is thrown away, and no chosen token sees them.
+    Rows with fewer chosen tokens are padded with unchosen tokens of the same row; the results of those are discarded,
+    and no chosen token sees them.
 
     Args:
-        index: ``(batch, n)``, where they stand in the row; no index twice.
-        lengths: ``(batch,)``, how many of them are chosen, the first ones; all when None.
+        index: Distinct indices into the row, ``(batch, n)``.
+        lengths: Number of chosen tokens in each row, ``(batch,)``; these come first. All if None.
     """
 
     index: Tensor
@@ -34,30 +34,30 @@ class Chosen:
 
     @property
     def real(self) -> Tensor:
-        """Which are chosen and do not only fill their row: booleans ``(batch, n)``."""
+        """Which entries are chosen tokens rather than padding: booleans ``(batch, n)``."""
         if self.lengths is None:
             return torch.ones_like(self.index, dtype=torch.bool)
         return torch.arange(self.index.shape[1], device=self.index.device) < self.lengths[:, None]
 
     def take(self, x: Tensor) -> Tensor:
-        """Their part of the stream: ``(batch, time, dim)`` to ``(batch, n, dim)``."""
+        """Gather their part of the stream: ``(batch, time, dim)`` to ``(batch, n, dim)``."""
         return x.flatten(0, 1).index_select(0, self._rows(x)).view(*self.index.shape, -1)
 
     def add(self, x: Tensor, added: Tensor) -> Tensor:
-        """The stream ``(batch, time, dim)`` with ``added`` ``(batch, n, dim)`` where they stand."""
+        """The stream ``(batch, time, dim)`` with ``added`` ``(batch, n, dim)`` added at their positions."""
         if self.lengths is not None:
             added = added * self.real[..., None]
         return x.flatten(0, 1).index_add(0, self._rows(x), added.flatten(0, 1).to(x.dtype)).view_as(x)
 
     def _rows(self, x: Tensor) -> Tensor:
-        """Their places in the batch, one row after the other."""
+        """Their indices into the batch flattened over rows and time."""
         first = x.shape[1] * torch.arange(len(x), device=x.device)
         return (first[:, None] + self.index).flatten()
 
     def context(self, whole: Context, time: int) -> Context:
-        """Their own context: each stands where it stood in the row of ``time`` tokens, so distances are the text's.
+        """Their context: tokens keep their positions in the row of ``time`` tokens, so distances are those of the text.
 
-        What fills a row stands after all its tokens. Masks are of these tokens, so other layers' are not theirs.
+        Padding is positioned after all tokens. ``shared`` is empty, because other layers' masks cover other tokens.
         """
         device = self.index.device
         positions = whole.numbered(time, device).expand(len(self.index), -1).gather(1, self.index)
@@ -68,40 +68,40 @@ class Chosen:
         return replace(whole, positions=positions, documents=documents, ids=ids, lengths=self.lengths, shared=Shared())
 
     def put(self, part: Tensor, into: Tensor, dim: int) -> Tensor:
-        """``into``, which has time in ``dim``, with the chosen tokens' values of ``part``, which has n there."""
+        """``into`` (time in ``dim``) with the chosen tokens' values replaced by ``part`` (n in ``dim``)."""
         index, real = self._along(self.index, part, dim), self._along(self.real, part, dim)
         return into.scatter(dim, index, torch.where(real, part, into.gather(dim, index)))
 
     def get(self, whole: Tensor, like: Tensor, dim: int) -> Tensor:
-        """The tokens' values of ``whole``, which has time in ``dim``; of the shape of ``like``."""
+        """The chosen tokens' values of ``whole``, which has time in ``dim``, in the shape of ``like``."""
         return whole.gather(dim, self._along(self.index, like, dim))
 
     @staticmethod
     def _along(numbers: Tensor, x: Tensor, dim: int) -> Tensor:
-        """``(batch, n)`` spread to the shape of ``x``, which has n in ``dim``."""
+        """``(batch, n)`` broadcast to the shape of ``x``, which has n in ``dim``."""
         shape = [1] * x.ndim
         shape[0], shape[dim] = numbers.shape
         return numbers.view(shape).expand_as(x)
 
 
 class ChosenKeyValues(KeyValues):
-    """Keys and values of the tokens that went through a block, side by side as they were read.
+    """Keys and values of the tokens that went through a block, stored contiguously in reading order.
 
-    It takes the room of those tokens alone. Of a layer that looks back over a span, what no later token sees is
-    dropped from time to time.
+    Memory is used only for those tokens. If the layer's attention has a limited span, entries that no later token can
+    see are dropped from time to time.
 
     Args:
-        of_all: What the layer would keep if all tokens went through it.
+        of_all: The state the layer would keep if all tokens went through it.
     """
 
     def __init__(self, of_all: KeyValues) -> None:
         super().__init__(of_all.capacity, of_all.pinned)
-        self.counts: Tensor  # (batch,): how many tokens of each row are kept
+        self.counts: Tensor  # (batch,): number of tokens kept per row
 
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keep the keys and values of the chosen tokens, ``lengths`` of each row; returns all that these may see."""
+        """Store the keys and values of the chosen tokens, ``lengths`` per row; returns all that these may see."""
         assert positions is not None
         assert lengths is not None
         at = positions
@@ -117,17 +117,17 @@ class ChosenKeyValues(KeyValues):
         self._grow_to(end)
         for kept, new in ((self.k, k), (self.v, v)):
             kept.scatter_(-2, slots[:, None, :, None].expand_as(new), new)
-        seen = self.places.scatter(1, slots, at)  # what fills a row sees itself, so that it sees something
+        seen = self.places.scatter(1, slots, at)  # padding sees itself, so that no row is empty
         real = torch.arange(at.shape[1], device=at.device) < lengths[:, None]
         self.places.scatter_(1, slots, torch.where(real, at, -1))
         self.counts = self.counts + lengths
         return self.k[..., :end, :], self.v[..., :end, :], seen[:, :end]
 
     def truncate(self, length: int) -> None:
-        """Forget the positions from ``length`` on."""
+        """Forget positions ``length`` and later."""
         if self.k is not None:
             self.places[self.places >= length] = -1
-            self.counts = (self.places >= 0).sum(dim=1)  # positions rise along the slots
+            self.counts = (self.places >= 0).sum(dim=1)  # positions increase along the slots
 
     def _allocate(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
@@ -142,7 +142,7 @@ class ChosenKeyValues(KeyValues):
         self.places = F.pad(self.places, (0, more), value=-1)
 
     def _drop_unseen(self) -> int:
-        """Keep the last tokens of each row, and those at pinned positions; returns the most that a row has left."""
+        """Keep the last tokens of each row and those at pinned positions; returns the largest remaining count."""
         assert self.k is not None
         order = torch.arange(self.places.shape[1], device=self.places.device)
         last = order >= self.counts[:, None] - self.ring
@@ -157,18 +157,19 @@ class ChosenKeyValues(KeyValues):
 
 
 class _WholeRows(Watch):
-    """Looks for another watch at a block that chosen tokens go through, and shows it whole rows.
+    """Wraps another watch of a block that processes chosen tokens, and shows it whole rows.
 
-    Where a token was not chosen there is 0, and the stream as it is after either half of the block.
+    Values of unchosen tokens are 0, except in the stream after each half of the block, where they are the stream
+    itself.
     """
 
     def __init__(self, watch: Watch, chosen: Chosen, stream: Tensor, alone: bool) -> None:
-        self.__dict__.update(vars(watch))  # what is looked for, and found, is one
+        self.__dict__.update(vars(watch))  # both watches share what is requested and found
         self._show, self._chosen, self._stream, self._alone = watch, chosen, stream, alone
 
     def __call__(self, name: str, value: Tensor) -> Tensor:
         part = name.split(".")[2:]
-        if part == ["after_ffn"]:  # the block's end is the whole stream's, which the model shows
+        if part == ["after_ffn"]:  # the model itself shows the whole stream after the block
             return value
         if value.ndim < 3 or value.shape[-2] != self._chosen.index.shape[1]:
             return self._show(name, value)
@@ -193,13 +194,13 @@ def _zeros(like: Tensor, dim: int, size: int) -> Tensor:
 
 @contextmanager
 def shown_whole(block: nn.Module, chosen: Chosen, stream: Tensor, alone: bool) -> Iterator[None]:
-    """Inside, whoever looks at the block sees rows of all tokens, though only the chosen go through it.
+    """While active, a recording of the block sees rows of all tokens, although only the chosen ones are processed.
 
     Args:
-        block: What they go through.
+        block: The block that processes them.
         chosen: The tokens.
         stream: The residual stream before the block, ``(batch, time, dim)``.
-        alone: Whether the chosen tokens see each other only, and none in a cache.
+        alone: Whether the chosen tokens see only each other, and no cached tokens.
     """
     parts = [part for part in block.modules() if isinstance(part, Layer) and part._watch is not None]
     watches = [part._watch for part in parts]

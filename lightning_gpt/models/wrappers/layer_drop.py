@@ -1,7 +1,7 @@
-"""Blocks that are left out of some training steps.
+"""Skipping random blocks in training steps.
 
-A block that is left out passes the stream on. Its parameters get the gradient 0, so that every process of data-parallel
-training has a gradient for each, whichever blocks it drew.
+A skipped block passes the stream on unchanged. Its parameters get zero gradients, so that in data-parallel training
+every process has a gradient for every parameter, whichever blocks it skipped.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ layer_drops: Registry["LayerDrop"] = Registry("layer_drop", "n_layer", optional=
 
 @layer_drops.register("constant")
 class LayerDrop:
-    """Each block is left out with the same probability: LayerDrop, Fan et al. 2019 (1909.11556), section 3.2.
+    """Skips each block with the same probability: LayerDrop, Fan et al. 2019 (1909.11556), section 3.2.
 
-    In evaluation all run, unscaled. A model so trained may be cut at evaluation, which is what the paper is for.
+    In evaluation all blocks run, unscaled. A model trained this way can be pruned at evaluation, which is the paper's
+    purpose.
 
     Args:
-        rate: The probability; the paper takes 0.2.
+        rate: The probability; the paper uses 0.2.
     """
 
     def __init__(self, rate: float) -> None:
@@ -34,23 +35,24 @@ class LayerDrop:
         self._rate = rate
 
     def rate(self, layer: int) -> float:
-        """The probability that ``layer``, counted from 0, is left out of a training step: the same for all."""
+        """The probability that a training step skips ``layer``, counted from 0; the same for all layers."""
         return self._rate
 
     def kept(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
-        """The stream after a block that might have been left out and was not."""
+        """The stream after a block that could have been skipped but was not."""
         return after
 
 
 @layer_drops.register("linear")
 class StochasticDepth(LayerDrop):
-    """Layer ℓ of L, counted from 1, is left out with probability ``ℓ/L · rate``: Huang et al. 2016 (1603.09382), eq. 4.
+    """Skips layer ℓ of L, counted from 1, with probability ``ℓ/L · rate``: Huang et al. 2016 (1603.09382), eq. 4.
 
-    The paper multiplies what a block adds by its chance of being kept in evaluation (eq. 5); here what a kept block
-    adds is divided by it in training, which gives the same expected stream and leaves evaluation alone.
+    In evaluation the paper multiplies a block's update by its survival probability (eq. 5). Here a kept block's update
+    is divided by that probability in training instead, which gives the same expected stream and leaves evaluation
+    unchanged.
 
     Args:
-        rate: The last layer's probability; the paper takes 0.5.
+        rate: The last layer's probability; the paper uses 0.5.
         n_layer: L.
     """
 
@@ -59,23 +61,23 @@ class StochasticDepth(LayerDrop):
         self.n_layer = n_layer
 
     def rate(self, layer: int) -> float:
-        """More the later the layer."""
+        """The probability for ``layer``, counted from 0; it grows with depth."""
         return self._rate * (layer + 1) / self.n_layer
 
     def kept(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
-        """What the block added counts for the times that it is left out."""
+        """The stream with the block's update divided by its survival probability."""
         return before + (after - before) / (1 - rate)
 
 
 @dataclass(frozen=True)
 class DroppedAtTimes:
-    """A layer that a training step may leave out.
+    """A layer that a training step may skip.
 
     Args:
         run: Runs the layer.
-        block: Its weights.
-        layer: Its number, from 0.
-        drop: Says how often.
+        block: The block that holds its weights.
+        layer: Its index, from 0.
+        drop: Determines how often it is skipped.
     """
 
     run: Runner
@@ -84,10 +86,10 @@ class DroppedAtTimes:
     drop: LayerDrop
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
-        """The stream ``(batch, time, dim)`` after the layer, or as it was where the layer is left out.
+        """The stream ``(batch, time, dim)`` after the layer; unchanged if the layer is skipped.
 
-        One number of torch's CPU generator is drawn for a layer that may be left out, so that a resumed run draws the
-        same and no accelerator is waited for.
+        For a layer that may be skipped, one number is drawn from torch's CPU generator, so that a resumed run draws the
+        same numbers and no accelerator has to be synchronised.
         """
         rate = self.drop.rate(self.layer) if self.block.training else 0.0
         if rate == 0:
@@ -97,7 +99,7 @@ class DroppedAtTimes:
         if not torch.is_grad_enabled():
             return x
         weights = [weight for weight in self.block.parameters() if weight.requires_grad]
-        if any(isinstance(weight, DTensor) for weight in weights):  # all processes must gather what one of them runs
+        if any(isinstance(weight, DTensor) for weight in weights):  # gathering needs every process
             return x + 0 * self.run(x, context)
         nothing = sum((0 * weight.sum() for weight in weights), torch.zeros((), device=x.device))
         return x + nothing.to(x.dtype)

@@ -1,4 +1,4 @@
-"""How the layers of a GPT are run: each block, and what its config wraps around it."""
+"""How the layers of a GPT are run: each block with the wrappers its config asks for."""
 
 from lightning_gpt.models.block import Block
 from lightning_gpt.models.config import GPTConfig
@@ -10,12 +10,12 @@ from lightning_gpt.models.wrappers.token_routing import RoutedBlock
 
 
 def run_layers(model: Layer, config: GPTConfig, blocks: list[Block | RoutedBlock]) -> list[Runner]:
-    """What runs each layer of ``model``, one after the other.
+    """The runner of each layer of ``model``, in order.
 
     Args:
         model: The GPT.
         config: Its config.
-        blocks: The block of each layer, one several times where layers share it.
+        blocks: The block of each layer; a shared block is listed once per layer.
     """
     drop = layer_drops.make_if_chosen(config.layer_drop, n_layer=config.n_layer)
     layers: list[Runner] = []
@@ -26,6 +26,6 @@ def run_layers(model: Layer, config: GPTConfig, blocks: list[Block | RoutedBlock
         elif config.checkpointing == "block" and block.unwrapped is block:
             run = Checkpointed(run)  # type: ignore[arg-type]
         elif config.checkpointing == "block":
-            block.run = Checkpointed(block.unwrapped)  # the tokens are chosen once
+            block.run = Checkpointed(block.unwrapped)  # inside the routing, so that the tokens are chosen only once
         layers.append(run if drop is None else DroppedAtTimes(run, block, layer, drop))
     return layers

@@ -1,4 +1,4 @@
-"""One block that serves several layers, each under a name of its own."""
+"""One block that serves several layers, recorded under each layer's name."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from lightning_gpt.models.record import called
 
 @dataclass(frozen=True)
 class NamedLayer:
-    """Runs a shared block; what it sees is recorded under the name of the layer.
+    """Runs a shared block; its intermediates are recorded under the layer's name.
 
     Args:
-        model: The model that the block is part of.
+        model: The model that contains the block.
         block: The block.
-        layer: The layer that it serves, from 0.
+        layer: The index of the layer it serves, from 0.
     """
 
     model: Layer
@@ -29,7 +29,7 @@ class NamedLayer:
         return self.block.training
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
-        """As the block: the stream ``(batch, time, dim)`` to the same."""
+        """Run the block: the stream ``(batch, time, dim)`` to the same shape."""
         if self.model._watch is not None:
             called(self.block, f"{self.model._prefix}blocks.{self.layer}")
         return self.block(x, context)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""Mixture of depths: blocks that only some tokens of a row go through; the others pass by on the residual path.
+"""Mixture of depths: blocks that process only some tokens of a row; the others skip them on the residual path.
 
-Raposo et al. 2024, "Mixture-of-Depths" (2404.02258). The number of tokens that go through a block is fixed in training,
-so that a step's cost is known; which ones they are is learned.
+Raposo et al. 2024, "Mixture-of-Depths" (2404.02258). In training the number of tokens per block is fixed, so that a
+step's cost is known; which tokens they are is learned.
 """
 
 import math
@@ -27,28 +27,28 @@ from lightning_gpt.models.wrappers.checkpointing import Runner
 from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
 
 Decision = Literal["predictor", "router"]
-"""What decides, where later tokens may not be looked at, whether a token is among a row's best."""
+"""How to decide without seeing later tokens whether a token is among its row's best."""
 
 token_routings: Registry["MixtureOfDepths"] = Registry(
     "token_routing", "n_layer", "n_unique", "residual", "attention", optional=True
 )
-"""Which tokens go through which blocks."""
+"""Rules for which tokens go through which blocks."""
 
 
 @token_routings.register("mixture_of_depths")
 class MixtureOfDepths:
-    """Through some blocks go only the tokens of a row that a router scores best; see :class:`TokenRouter`.
+    """Some blocks process only the tokens of a row with the best router scores; see :class:`TokenRouter`.
 
     Args:
         n_layer: Number of layers.
-        n_unique: How many blocks have weights of their own.
+        n_unique: Number of blocks with their own weights; None for all.
         residual: The residual rule.
         attention: The attention kinds.
-        capacity: The share of a row's tokens that go through; the paper takes 0.125.
-        every: Which blocks have a router: every second in the paper, the first of them the second block.
-        layers: The same by the numbers of the layers, from 0, in place of ``every``.
-        decision: What decides in evaluation: a ``predictor`` of its own, or the ``router``'s score.
-        loss_weight: The weight of the loss that teaches it.
+        capacity: The share of a row's tokens that a block processes; the paper uses 0.125.
+        every: Which blocks have a router: every ``every``-th one; every second in the paper, starting with the second.
+        layers: The indices of those layers, from 0, instead of ``every``.
+        decision: What decides in evaluation: a separate ``predictor``, or the ``router``'s score.
+        loss_weight: The weight of the loss that trains the decision.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MixtureOfDepths:
             )
         if not 0 < loss_weight < math.inf:
             raise CallError(
-                f"token_routing loss_weight is {loss_weight}; it must be above 0, or evaluation routes at random"
+                f"token_routing loss_weight is {loss_weight}; it must be above 0, otherwise evaluation routes at random"
             )
         self.capacity, self.decision, self.loss_weight = capacity, decision, loss_weight
         self.layers = _layers(n_layer, every, layers)
@@ -81,14 +81,14 @@ class MixtureOfDepths:
         _check_parts(self.layers, residual, attention)
 
     def wrap(self, block: Block, layer: int, dim: int) -> "Block | RoutedBlock":
-        """``block``, the ``layer``th from 0, with a router where it is to have one."""
+        """``block`` of layer ``layer``, counted from 0, with a router if that layer has one."""
         if layer not in self.layers:
             return block
         return RoutedBlock(block, TokenRouter(dim, self.capacity, self.decision, self.loss_weight))
 
 
 def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
-    """The numbers of the layers that have a router."""
+    """The indices of the layers that have a router."""
     if layers is None:
         if not isinstance(every, int) or not 1 <= every <= n_layer:
             raise CallError(
@@ -102,43 +102,43 @@ def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
 
 
 def _check_shared(layers: list[int], n_layer: int, n_unique: int | None) -> None:
-    """A block that serves several layers has a router in all of them or in none."""
+    """A block that serves several layers must have a router in all of them or in none."""
     if n_unique is None:
         return
     routed = {layer % n_unique for layer in layers}
     apart = [layer for layer in range(n_layer) if layer % n_unique in routed and layer not in layers]
     if apart:
         raise CallError(
-            f"token_routing routes the tokens of layers {', '.join(map(str, layers))}, and with n_unique {n_unique} "
-            f"layer {apart[0]} is the same block as one of them: let n_unique be a multiple of token_routing every, "
-            f"or give token_routing layers that name all layers of a block"
+            f"token_routing puts routers in layers {', '.join(map(str, layers))}, but with n_unique {n_unique} "
+            f"layer {apart[0]} shares a block with one of them: make n_unique a multiple of token_routing every, "
+            f"or list all layers of a block in token_routing layers"
         )
 
 
 def _check_parts(layers: list[int], residual: Choice, attention: tuple[Choice, ...]) -> None:
-    """Refuse what takes for granted that every token goes through every block."""
+    """Raise a CallError for parts that need every token to go through every block."""
     if not blocks.get(residual.kind).keeps_stream:
         allowed = ", ".join(name for name in blocks.names if blocks.get(name).keeps_stream)
         raise CallError(
-            f"token_routing lets tokens pass by a block, and under residual {residual.kind!r} a block does not give "
-            f"the stream and something more; use residual {allowed}"
+            f"token_routing lets tokens skip a block, but with residual {residual.kind!r} a block's output is not "
+            f"the stream plus an update; use residual {allowed}"
         )
     for layer in layers:
         kind = attentions.require(at_layer(attention, layer)).kind
         if attentions.get(kind).mixes_first_layer:
             raise CallError(
-                f"attention {kind!r} mixes in what the first layer made of every token, and with token_routing layer "
-                f"{layer} meets only some of them; use another attention there, or token_routing none"
+                f"attention {kind!r} uses the first layer's values of every token, but with token_routing layer "
+                f"{layer} processes only some tokens; use another attention there, or token_routing none"
             )
 
 
 @dataclass
 class Passed:
-    """How many tokens went through a block in evaluation, since this was last asked.
+    """How many tokens went through a block in evaluation since the last call of :meth:`TokenRouter.take_passed`.
 
     Args:
-        through: Those that did.
-        tokens: All.
+        through: Number of tokens that went through.
+        tokens: Number of all tokens.
     """
 
     through: Tensor
@@ -148,22 +148,22 @@ class Passed:
 class TokenRouter(Layer):
     """``x_i ← x_i + r_i f_i(X̃)`` for the chosen tokens X̃ of a row, ``x_i`` for the others; ``r_i = w·x_i``.
 
-    Raposo et al. 2024 (2404.02258), eq. 1, where f is what the block adds to the stream of the tokens that go through
-    it, which see each other alone. In training these are the ``⌈capacity · time⌉`` of a row with the highest score r:
-    later tokens have a say in that. In evaluation and with a cache each token is decided by itself: it goes through
-    where the logit of the decision is above 0, that is, where a sigmoid of it is above ½. That logit is taught by
-    binary cross-entropy to say whether a token is among its row's best (section 3.5, both ways): it is r itself, so
-    that the model's own loss and this one share the router; or that of a small network which reads the stream and sends
-    no gradient into it.
+    Raposo et al. 2024 (2404.02258), eq. 1; f is the block's update of the chosen tokens, which attend only to each
+    other. In training these are the ``⌈capacity · time⌉`` tokens of a row with the highest score r, a choice that
+    depends on later tokens. In evaluation and with a cache each token is decided on its own: it goes through if the
+    decision's logit is above 0 (its sigmoid above ½). Binary cross-entropy trains that logit to predict whether a token
+    is among its row's best (section 3.5, both methods). The logit is either r itself, so that this loss and the model's
+    own loss both train the router, or the output of a small network that reads the stream without sending gradients
+    into it.
 
-    All is computed in fp32 or better. Intermediates: ``scores`` (r) and ``through`` (what goes through, booleans), both
-    ``(batch, time)``.
+    Everything is computed in fp32 or better. Intermediates: ``scores`` (r) and ``through`` (booleans: which tokens go
+    through), both ``(batch, time)``.
 
     Args:
         dim: Width of the residual stream.
         capacity: The share of a row's tokens that go through in training.
         decision: ``router`` or ``predictor``.
-        loss_weight: What the cross-entropy is multiplied by.
+        loss_weight: Weight of the cross-entropy.
     """
 
     def __init__(self, dim: int, capacity: float, decision: Decision, loss_weight: float) -> None:
@@ -171,10 +171,10 @@ class TokenRouter(Layer):
         self.capacity, self.loss_weight = capacity, loss_weight
         self.score = Exact(dim, 1, bias=False, std=0.02, maps=("stream", "score"))
         self.predictor = Predictor(dim) if decision == "predictor" else None
-        self.passed: Passed | None = None  # no buffer: DDP would overwrite every process's with the first one's
+        self.passed: Passed | None = None  # not a buffer: DDP would overwrite it with rank 0's
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Chosen | None]:
-        """The scores ``(batch, time)`` of the stream ``(batch, time, dim)`` and the tokens that go through, if any."""
+        """The scores ``(batch, time)`` of the stream ``(batch, time, dim)``, and the tokens that go through, if any."""
         with without_autocast(x):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             scores = self.see("scores", self.score(wide).squeeze(-1))  # (B, T)
@@ -187,7 +187,7 @@ class TokenRouter(Layer):
         return math.ceil(self.capacity * time)
 
     def _best(self, x: Tensor, scores: Tensor, losses: PartLosses | None) -> tuple[Tensor, Chosen]:
-        """The scores, with the loss of the decision riding on them, and the best tokens of each row."""
+        """The scores, with the decision's loss attached, and the best tokens of each row."""
         best = scores.topk(self.n_chosen(x.shape[1]), dim=1).indices
         through = self.see("through", torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True))
         if losses is not None:
@@ -197,7 +197,7 @@ class TokenRouter(Layer):
         return scores, Chosen(best.sort(dim=1).values)
 
     def _decided(self, x: Tensor, scores: Tensor, context: Context) -> Chosen | None:
-        """The tokens that are told to go through, each by itself; None where none is and nobody looks."""
+        """The tokens decided to go through, each independently; None if there are none and nothing is recorded."""
         through = self._logits(x, scores) > 0
         if context.lengths is not None:
             through = through & (torch.arange(x.shape[1], device=x.device) < context.lengths[:, None])
@@ -210,7 +210,7 @@ class TokenRouter(Layer):
         return Chosen((~through).to(torch.uint8).argsort(dim=1, stable=True)[:, :most], lengths)
 
     def _logits(self, x: Tensor, scores: Tensor) -> Tensor:
-        """Of the decision, ``(batch, time)``."""
+        """The decision's logits, ``(batch, time)``."""
         return scores if self.predictor is None else self.predictor(x.detach())
 
     def _count(self, through: Tensor, tokens: Tensor) -> None:
@@ -219,17 +219,17 @@ class TokenRouter(Layer):
         self.passed = Passed(through, tokens)
 
     def take_passed(self) -> Passed | None:
-        """How many tokens went through in evaluation since this was last asked; None where none was read."""
+        """How many tokens went through in evaluation since the last call; None if no token was read."""
         passed, self.passed = self.passed, None
         return passed
 
 
 class RoutedBlock(Layer):
-    """A block that the tokens which its router chooses go through; the others pass by on the residual path.
+    """A block that processes only the tokens its router chooses; the others skip it on the residual path.
 
     Args:
-        block: What they go through.
-        router: What chooses.
+        block: The block.
+        router: The router.
     """
 
     inner = "block"
@@ -238,7 +238,7 @@ class RoutedBlock(Layer):
         super().__init__()
         self.block = block
         self.router = router
-        self.run: Runner | None = None  # what runs the block, where it is not run as it is
+        self.run: Runner | None = None  # runs the block; None to call it directly
 
     @property
     def unwrapped(self) -> Block:
@@ -247,35 +247,35 @@ class RoutedBlock(Layer):
 
     @property
     def attention(self) -> Mixer:
-        """The block's."""
+        """The block's attention."""
         return self.block.attention
 
     @property
     def ends_normed(self) -> bool:
-        """As the block's."""
+        """Same as the block's."""
         return self.block.ends_normed
 
     def init_branches(self, n_layer: int) -> None:
-        """The block's."""
+        """Delegates to the block."""
         self.block.init_branches(n_layer)
 
     def zero_branches(self) -> None:
-        """The block's."""
+        """Delegates to the block."""
         self.block.zero_branches()
 
     def new_state(self, capacity: int) -> LayerState:
-        """What the block keeps of the tokens that went through it."""
+        """State for the tokens that go through the block."""
         state = self.block.new_state(capacity)
         return ChosenKeyValues(cast(KeyValues, state)) if self.attention.keeps_keys else state
 
     def flops(self, positions: Tensor) -> float:
-        """The router's of every token, and the block's of those that go through, as if they were spread evenly."""
+        """The router for every token, plus the block for those that go through, assumed evenly spread."""
         time = len(positions)
         through = torch.linspace(0, time - 1, self.router.n_chosen(time)).round().long()
         return self.router.flops(positions) + self.block.flops(positions[through]) * len(through) / time
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        """The residual stream ``(batch, time, dim)`` before and after."""
+        """Map the residual stream ``(batch, time, dim)`` before the block to the stream after it."""
         scores, chosen = self.router(x, context)
         if chosen is None:
             return self.see("after_ffn", x)
@@ -287,7 +287,7 @@ class RoutedBlock(Layer):
 
 
 class Exact(Layer):
-    """``x Wᵀ + b`` as the weights are: no ``nn.Linear``, because what rounds those must leave a choice alone."""
+    """``x Wᵀ + b`` with unrounded weights: not an ``nn.Linear``, so that quantisation does not change decisions."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, maps: tuple[Space, Space]) -> None:
         super().__init__()
@@ -309,18 +309,18 @@ class Exact(Layer):
         return 2.0 * self.weight.numel()
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., n_in)`` to ``(..., n_out)``, in the precision of ``x``."""
+        """Map ``(..., n_in)`` to ``(..., n_out)``, in the precision of ``x``."""
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Predictor(Layer):
-    """``w₂·GELU(W₁ x̂ + b₁) + b₂``: the logit of a token's being among its row's best, from the stream alone.
+    """``w₂·GELU(W₁ x̂ + b₁) + b₂``: the logit that a token is among its row's best, from the stream alone.
 
-    Raposo et al. 2024 (2404.02258), section 3.5, the second way, whose network is not specified. x̂ is the stream at a
-    root mean square of 1, so that what was learned early holds when the stream has grown.
+    Raposo et al. 2024 (2404.02258), section 3.5, second method; the paper does not specify the network. x̂ is the
+    stream scaled to a root mean square of 1, so that what is learned early stays valid as the stream grows.
 
     Args:
-        dim: Width of the residual stream; the hidden width is an eighth of it, 8 at least.
+        dim: Width of the residual stream; the hidden width is an eighth of it, but at least 8.
     """
 
     def __init__(self, dim: int) -> None:
@@ -330,13 +330,13 @@ class Predictor(Layer):
         self.output = Exact(hidden, 1, bias=True, std=1 / math.sqrt(hidden), maps=("hidden", "score"))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, time, dim)`` to ``(batch, time)``."""
+        """Map ``(batch, time, dim)`` to ``(batch, time)``."""
         logits: Tensor = self.output(F.gelu(self.up(F.rms_norm(x, x.shape[-1:]))))
         return logits.squeeze(-1)
 
 
 def token_routers(blocks: Iterable[BlockView]) -> dict[int, TokenRouter]:
-    """The routers among a model's blocks, by layer; one that several layers share under the first of them."""
+    """The routers among a model's blocks, by layer; a router shared by several layers is listed under the first."""
     found: dict[int, TokenRouter] = {}
     for layer, (block, *_) in enumerate(view.parts for view in blocks):
         if isinstance(block, RoutedBlock) and block.router not in found.values():

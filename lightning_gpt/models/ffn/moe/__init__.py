@@ -1,4 +1,4 @@
-"""Mixtures of experts: many feed-forward networks, a few of which each token goes through."""
+"""Mixtures of experts: many feed-forward networks; each token goes through a few of them."""
 
 from lightning_gpt.models.registry import find_variants
 

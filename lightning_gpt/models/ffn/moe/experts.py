@@ -1,4 +1,4 @@
-"""The experts of a mixture: networks of one kind and size, their weights held as one."""
+"""The experts of a mixture: networks of one kind and size, with stacked weights."""
 
 import math
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from lightning_gpt.models.ffn.dense import FeedForward, require_hidden
 from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
 
-_GROUPED = torch.bfloat16  # of the rest, torch's own grouped product is a loop that waits for every count
-_ALIGNED = 8  # rows of half precision are then multiples of 16 bytes, as the grouped product asks for
+_GROUPED = torch.bfloat16  # for other dtypes torch's grouped product loops and waits for every count
+_ALIGNED = 8  # half-precision rows are then multiples of 16 bytes, as the grouped product requires
 
 
 class Experts(Layer):
-    """``n_expert`` feed-forward networks, each for the tokens that were sent to it.
+    """``n_expert`` feed-forward networks, each applied to the tokens routed to it.
 
-    On an accelerator in bf16 each of the two products is one grouped product over all experts, which reads no count
-    back to the host; widths that are not multiples of 8 are padded with zeros. On a CPU, and in other precisions, the
-    experts run one after the other.
+    On an accelerator in bf16, each of the two products is one grouped product over all experts, without a device–host
+    synchronisation for the counts; widths that are not multiples of 8 are zero-padded. On a CPU, and in other
+    precisions, the experts run one after another.
 
     Intermediates: ``{i}.hidden`` ``(choices, hidden)`` and ``{i}.output`` ``(choices, dim)`` of each expert.
 
     Args:
-        kind: What an expert is.
+        kind: The class of each expert.
         dim: Width of the residual stream.
         hidden: Hidden width of an expert.
         n_expert: Number of experts.
-        bias: Whether their products have biases.
+        bias: Whether the experts' products have biases.
     """
 
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
@@ -43,7 +43,7 @@ class Experts(Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As ``torch.nn.Linear`` starts, expert after expert; a model then fills them by :meth:`init_weights`."""
+        """Initialise as ``torch.nn.Linear`` does, expert by expert; a model then calls :meth:`init_weights`."""
         for expert in range(self.n_expert):
             for weight, bias in ((self.up, self.up_bias), (self.down, self.down_bias)):
                 nn.init.kaiming_uniform_(weight.detach()[expert], a=math.sqrt(5))
@@ -52,7 +52,7 @@ class Experts(Layer):
                     nn.init.uniform_(bias.detach()[expert], -bound, bound)
 
     def init_weights(self) -> None:
-        """Matrices N(0, 0.02²), expert after expert; biases 0."""
+        """Matrices N(0, 0.02²), expert by expert; biases 0."""
         for expert in range(self.n_expert):
             nn.init.normal_(self.up.detach()[expert], std=0.02)
             nn.init.normal_(self.down.detach()[expert], std=0.02)
@@ -66,19 +66,19 @@ class Experts(Layer):
 
     @property
     def parameters_of_one(self) -> int:
-        """How many parameters an expert has."""
+        """Number of parameters of one expert."""
         return sum(parameter.numel() for parameter in self.parameters()) // self.n_expert
 
     def flops_of_one(self) -> float:
-        """FLOPs of a token that goes through one expert."""
+        """FLOPs per token of one expert."""
         return 2.0 * (self.up[0].numel() + self.down[0].numel())
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """``(choices, dim)`` to the same, the first ``counts[0]`` rows by the first expert, and so on.
+        """Map ``(choices, dim)`` to the same shape: the first ``counts[0]`` rows by the first expert, and so on.
 
         Args:
-            x: Sorted by expert.
-            counts: ``(n_expert,)``, how many rows each expert has.
+            x: Rows sorted by expert.
+            counts: Number of rows of each expert, ``(n_expert,)``.
         """
         if x.device.type != "cpu" and compute_dtype(x) == _GROUPED and self._watch is None:
             return self._grouped(x, counts)
@@ -94,14 +94,14 @@ class Experts(Layer):
         return torch.cat(outputs) if outputs else x
 
     def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
-        """The same by one grouped product for each matrix."""
+        """The same, with one grouped product per matrix."""
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden = self.kind.activate(_grouped_linear(x, self.up, self.up_bias, counts, ends))
         return _grouped_linear(hidden, self.down, self.down_bias, counts, ends)
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor, ends: Tensor) -> Tensor:
-    """``(choices, in)`` to ``(choices, out)`` with the ``(n_expert, out, in)`` matrices of each row's expert."""
+    """Map ``(choices, in)`` to ``(choices, out)`` using each row's expert in ``weight`` ``(n_expert, out, in)``."""
     dtype, n_out = compute_dtype(x), weight.shape[1]
     to_columns, to_rows = -weight.shape[2] % _ALIGNED, -n_out % _ALIGNED
     x, weight = x.to(dtype), weight.to(dtype)

@@ -1,4 +1,4 @@
-"""Mixture of experts: many feed-forward networks, of which each token goes through a few."""
+"""Mixture of experts: many feed-forward networks; each token goes through a few of them."""
 
 import math
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ from lightning_gpt.models.view import BlockView
 
 @ffns.register("moe")
 class MixtureOfExperts(Layer):
-    """``y = Σ_{i chosen} g_i(x) E_i(x)``: Shazeer et al. 2017 (1701.06538), eq. 1; ``g`` is the router's.
+    """``y = Σ_{i chosen} g_i(x) E_i(x)``: Shazeer et al. 2017 (1701.06538), eq. 1; ``g`` comes from the router.
 
-    With shared experts, ``y`` has ``E_shared(x)`` besides, of every token: Dai et al. 2024, "DeepSeekMoE"
-    (2401.06066), eq. 9; several of them are one network of their joint width.
+    With shared experts, ``E_shared(x)`` is added for every token: Dai et al. 2024, "DeepSeekMoE" (2401.06066), eq. 9;
+    several shared experts are implemented as one network of their total width.
 
-    Dropless by default: choices are sorted by expert, so that each expert has one contiguous slice of any length (Gale
-    et al. 2022, "MegaBlocks", 2211.15841). With a ``capacity_factor`` c an expert takes at most ``⌈c·k·tokens/n⌉``
-    choices of a training pass (Fedus et al. 2021, 2101.03961, eq. 3), in the order of the tokens, so that none loses
-    its place to a later one; the others add nothing to the stream. Evaluation is always dropless: a token's output
-    then depends on no other token.
+    Dropless by default: choices are sorted by expert, so that each expert processes one contiguous slice of any length
+    (Gale et al. 2022, "MegaBlocks", 2211.15841). With a ``capacity_factor`` c, an expert accepts at most
+    ``⌈c·k·tokens/n⌉`` choices per training pass (Fedus et al. 2021, 2101.03961, eq. 3), in token order, so that no
+    token loses its place to a later one; choices over capacity contribute nothing. Evaluation is always dropless, so a
+    token's output does not depend on other tokens.
 
     Intermediates: ``router.scores``, ``router.gates``, ``experts.{i}.hidden`` ``(choices, hidden)``,
     ``experts.{i}.output`` ``(choices, dim)``, those of ``shared``, and ``output`` ``(batch, time, dim)``.
@@ -35,16 +35,16 @@ class MixtureOfExperts(Layer):
         dim: Width of the residual stream.
         bias: Whether the experts' products have biases; the router has none.
         n_expert: Number of routed experts.
-        top_k: How many of them each token goes through.
-        n_shared: Number of experts that every token goes through besides.
-        expert: What an expert is: ``gelu``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
-        hidden: Hidden width of an expert; when None, the width of the dense network of its kind divided by
-            ``top_k + n_shared``, to the nearest multiple of 8: a token then meets as many parameters as in that network
-            (and the router's ``dim·n_expert``).
+        top_k: Number of routed experts per token.
+        n_shared: Number of additional experts that process every token.
+        expert: Kind of expert: ``gelu``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
+        hidden: Hidden width of an expert. If None, the width of the dense network of its kind divided by
+            ``top_k + n_shared``, rounded to a multiple of 8, so that a token uses as many parameters as in that network
+            (plus the router's ``dim·n_expert``).
         router: ``softmax`` or ``sigmoid``: how a token's experts are scored.
         capacity_factor: An expert's capacity in training, as a multiple of its equal share; None for dropless.
-        balance: What keeps the experts in equal use: a ``loss``, a ``bias`` on the choice, or ``none``.
-        balance_rate: Coefficient of that loss (0.01 when None) or step of the bias (0.001 when None).
+        balance: How expert use is balanced: by a ``loss``, a ``bias`` on the choice, or ``none``.
+        balance_rate: Coefficient of that loss (0.01 if None) or step of the bias (0.001 if None).
         z_loss: Coefficient of the router z-loss, which keeps the router's logits small.
     """
 
@@ -76,13 +76,13 @@ class MixtureOfExperts(Layer):
             hidden = max(8, 8 * round(kind.default_hidden(dim) / (top_k + n_shared) / 8))
         self.experts = Experts(kind, dim, hidden, n_expert, bias=bias)
         self.shared = kind(dim, bias=bias, hidden=n_shared * hidden) if n_shared else None
-        self.use: Use | None = None  # no buffer: DDP would overwrite every process's with the first one's
+        self.use: Use | None = None  # not a buffer: DDP would overwrite it with rank 0's
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        """``(batch, time, dim)`` to the same."""
+        """Map ``(batch, time, dim)`` to the same shape."""
         routing, tokens = self.router(x, context.losses), x.reshape(-1, x.shape[-1])
         chosen, gates = routing.chosen.flatten(), routing.gates.flatten()  # (tokens · top_k,)
-        order = chosen.argsort(stable=True)  # by expert; within one, in the order of the tokens
+        order = chosen.argsort(stable=True)  # by expert, then in token order
         gates = gates[order]
         capacity = self._capacity(len(order))
         if capacity is not None:
@@ -99,39 +99,39 @@ class MixtureOfExperts(Layer):
         return self.see("output", mixed.view(x.shape))
 
     def _capacity(self, n_choice: int) -> int | None:
-        """How many choices of this pass an expert takes; None for all."""
+        """How many choices of this pass an expert accepts; None for all."""
         if self.capacity_factor is None or not self.training:
             return None
         return math.ceil(self.capacity_factor * n_choice / self.n_expert)
 
     def _has_place(self, order: Tensor, chosen: Tensor, counts: Tensor, capacity: int) -> Tensor:
-        """Which of the sorted choices find a place. The others are computed too and count for nothing.
+        """Which of the sorted choices are within capacity. The others are computed too, but with weight 0.
 
-        Leaving them out would make their number a shape, and a GPU would have to be waited for.
+        Skipping them would make tensor shapes depend on data, which would stall a GPU.
         """
         first = counts.cumsum(0) - counts
         place = torch.arange(len(order), device=order.device) - first[chosen[order]]
         return place < capacity
 
     def flops(self, positions: Tensor) -> float:
-        """Those of the router, the chosen experts and the shared ones."""
+        """The router, the chosen experts and the shared ones."""
         shared = 0.0 if self.shared is None else self.shared.flops(positions)
         return self.router.flops(positions) + self.top_k * self.experts.flops_of_one() + shared
 
     def take_use(self) -> Use | None:
-        """How the experts were used since this was last asked; None where nothing was trained on."""
+        """Expert use since the last call; None if there was no training pass."""
         use, self.use = self.use, None
         return use
 
     def no_use(self) -> Use:
-        """What :meth:`take_use` would give for no token and no pass."""
+        """The result of :meth:`take_use` for zero tokens and zero passes."""
         device = self.router.weight.device
         none = torch.zeros((), dtype=torch.long, device=device)
         return Use(none.repeat(self.n_expert), none, none.float(), none.float(), none)
 
     @property
     def idle_parameters(self) -> int:  # type: ignore[override]
-        """How many parameters a token does not meet: those of the experts that it does not go through."""
+        """Number of parameters a token does not use: those of its unchosen experts."""
         return (self.n_expert - self.top_k) * self.experts.parameters_of_one
 
 
@@ -144,7 +144,7 @@ def _expert_kind(name: str) -> type[FeedForward]:
 
 
 def mixtures(blocks: Iterable[BlockView]) -> dict[int, MixtureOfExperts]:
-    """The mixtures among a model's blocks, by layer; one that several layers share under the first of them."""
+    """The mixtures among a model's blocks, by layer; a mixture shared by several layers is listed under the first."""
     found: dict[int, MixtureOfExperts] = {}
     for layer, block in enumerate(blocks):
         if isinstance(block.ffn, MixtureOfExperts) and block.ffn not in found.values():

@@ -1,4 +1,4 @@
-"""Which experts a token goes to, with what weight, and what keeps the experts in equal use."""
+"""Which experts a token goes to, with what weights, and how expert use is balanced."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Score = Literal["softmax", "sigmoid"]
 Balance = Literal["loss", "bias", "none"]
 
 _RATES: dict[Balance, float] = {"loss": 0.01, "bias": 0.001, "none": 0.0}
-"""What the papers take: α of the loss, and the bias's step."""
+"""The papers' values of α for the loss, and of the bias's step."""
 
 
 @dataclass
@@ -23,10 +23,10 @@ class Use:
     """How a mixture was used since the last optimizer step.
 
     Args:
-        chosen: ``(n_expert,)``, how often each expert was chosen, also where its capacity was spent.
-        dropped: How many of those choices came to nothing.
-        balance_loss: Sum over the passes of the load-balancing loss without its coefficient: 1 a pass in equal use.
-        z_loss: Sum over the passes of the router z-loss without its coefficient.
+        chosen: Number of times each expert was chosen, ``(n_expert,)``, including choices over capacity.
+        dropped: How many of those choices were over capacity.
+        balance_loss: Sum over passes of the load-balancing loss without its coefficient; 1 per pass if balanced.
+        z_loss: Sum over passes of the router z-loss without its coefficient.
         passes: Number of forward passes.
     """
 
@@ -48,13 +48,13 @@ class Use:
 
 @dataclass(frozen=True)
 class Routing:
-    """Where the tokens of a pass go.
+    """The routing of the tokens of a pass.
 
     Args:
-        chosen: ``(..., top_k)``, the experts of each token, the best scored first.
-        gates: ``(..., top_k)``, the weight of each expert's output, in fp32 or better.
-        counts: ``(n_expert,)``, how often each expert was chosen.
-        use: How evenly that is, where a training loss is made of this pass.
+        chosen: The experts of each token, ``(..., top_k)``, highest score first.
+        gates: The weight of each expert's output, ``(..., top_k)``, in fp32 or better.
+        counts: Number of times each expert was chosen, ``(n_expert,)``.
+        use: Usage statistics in a training pass; else None.
     """
 
     chosen: Tensor
@@ -67,19 +67,20 @@ class Router(Layer):
     """Top-k routing: scores ``s = softmax(x W)`` or ``σ(x W)``; the k best experts, weighted by ``s_i / Σ_chosen s_j``.
 
     Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a
-    softmax over the chosen. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. Where k is 1 the weight is ``s_i``
-    itself (Fedus et al. 2021, 2101.03961, eq. 2): normalised it would be 1 and the loss teach the router nothing.
-    Each token is routed by itself. All is computed in fp32 or better (Fedus et al., section 2.4).
+    softmax over the chosen experts. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. If k is 1 the weight is
+    ``s_i`` itself (Fedus et al. 2021, 2101.03961, eq. 2): normalised it would be 1, and the loss would give the router
+    no gradient. Each token is routed independently. Everything is computed in fp32 or better (Fedus et al., section
+    2.4).
 
     Intermediates: ``scores`` ``(..., n_expert)`` and ``gates`` ``(..., top_k)``.
 
     Args:
         dim: Width of the residual stream.
         n_expert: Number of experts.
-        top_k: How many of them a token goes to.
+        top_k: Number of experts per token.
         score: ``softmax`` or ``sigmoid``.
         balance: ``loss``: the load-balancing loss; ``bias``: see :meth:`rebalance`; ``none``.
-        rate: The loss's coefficient α, or the bias's step; 0.01 or 0.001 when None.
+        rate: The loss's coefficient α, or the bias's step; 0.01 or 0.001 if None.
         z_loss: Coefficient of the router z-loss.
     """
 
@@ -98,14 +99,14 @@ class Router(Layer):
                 raise CallError(f"moe {option} is {value}; it must be at least 0")
         self.n_expert, self.top_k, self.score, self.balance, self.z_loss = n_expert, top_k, score, balance, z_loss
         self.rate = _RATES[balance] if rate is None else rate
-        # no nn.Linear: what rounds or replaces those, such as quantisation, must leave the choice of experts alone
+        # not an nn.Linear, so that quantisation does not change the choice of experts
         self.weight = nn.Parameter(torch.empty(n_expert, dim))
         if balance == "bias":
             self.register_buffer("bias", torch.empty(n_expert))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W ~ N(0, 0.02²); no expert is favoured."""
+        """W ~ N(0, 0.02²); b = 0: no expert is favoured."""
         nn.init.normal_(self.weight, std=0.02)
         if self.balance == "bias":
             nn.init.zeros_(self.bias)
@@ -117,7 +118,7 @@ class Router(Layer):
         return 2.0 * self.weight.numel()
 
     def forward(self, x: Tensor, losses: PartLosses | None = None) -> Routing:
-        """Route tokens ``(..., dim)``; with ``losses``, the router's own ride on the gates."""
+        """Route tokens ``(..., dim)``; with ``losses``, the router's auxiliary losses are attached to the gates."""
         with without_autocast(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ self.weight.to(dtype).T  # (..., n_expert)
@@ -127,7 +128,7 @@ class Router(Layer):
             gates = scores.gather(-1, chosen)
             if self.top_k > 1:
                 gates = gates / gates.sum(dim=-1, keepdim=True)
-            # no bincount: it waits for the device
+            # not bincount, which synchronises the device
             of_all = chosen.flatten()
             counts = of_all.new_zeros(self.n_expert).scatter_add_(0, of_all, torch.ones_like(of_all))
             use = None
@@ -140,15 +141,15 @@ class Router(Layer):
         return Routing(chosen, self.see("gates", gates), counts, use)
 
     def _charge(self, balance_loss: Tensor, z_loss: Tensor) -> Tensor:
-        """What is added to the training loss."""
+        """The term added to the training loss."""
         return (self.rate if self.balance == "loss" else 0.0) * balance_loss + self.z_loss * z_loss
 
     @torch.no_grad()
     def rebalance(self, chosen: Tensor) -> None:
-        """``b_i ← b_i + u·sign(mean c − c_i)`` for an optimizer step's choices ``c`` ``(n_expert,)`` of all processes.
+        """``b_i ← b_i + u·sign(mean c − c_i)``, c ``(n_expert,)`` the choices of all processes in an optimizer step.
 
-        The bias enters the choice of experts and never their weights: Wang et al. 2024, "Auxiliary-Loss-Free Load
-        Balancing" (2408.15664), algorithm 1. Nothing where ``balance`` is another.
+        The bias affects which experts are chosen, but never their weights: Wang et al. 2024, "Auxiliary-Loss-Free Load
+        Balancing" (2408.15664), algorithm 1. Does nothing for other values of ``balance``.
         """
         if self.balance == "bias":
             load = chosen.double()
@@ -156,11 +157,11 @@ class Router(Layer):
 
 
 def load_balancing_loss(scores: Tensor, counts: Tensor) -> Tensor:
-    """``N Σ_i f_i P_i``, 1 in equal use and up to N: Fedus et al. 2021, "Switch Transformer" (2101.03961), eq. 4–6.
+    """``N Σ_i f_i P_i``, from 1 (balanced) to N: Fedus et al. 2021, "Switch Transformer" (2101.03961), eq. 4–6.
 
     Args:
         scores: ``(..., N)``; ``P_i`` is the mean over tokens of a token's scores divided by their sum.
-        counts: ``(N,)``, how often each expert was chosen; ``f_i`` is its share of all choices. It has no gradient.
+        counts: Number of times each expert was chosen, ``(N,)``; ``f_i`` is its share of all choices, without gradient.
     """
     scores = scores.flatten(0, -2)
     mean_score = (scores / scores.sum(dim=-1, keepdim=True)).mean(dim=0)
@@ -169,7 +170,7 @@ def load_balancing_loss(scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def router_z_loss(logits: Tensor) -> Tensor:
-    """The mean over tokens of ``(log Σ_i exp x_i)²``: Zoph et al. 2022, "ST-MoE" (2202.08906), eq. 5."""
+    """Mean over tokens of ``(log Σ_i exp x_i)²``: Zoph et al. 2022, "ST-MoE" (2202.08906), eq. 5."""
     return logits.logsumexp(dim=-1).square().mean()
 
 
