@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -40,6 +41,7 @@ from lightning_gpt.training.callbacks import (
     TokenRoutes,
     Upcycle,
 )
+from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from lightning_gpt.training.precision import fastest_precision
 
@@ -93,9 +95,16 @@ class TrainCLI(LightningCLI):
             raise CallError(one_line(str(error), sorted(known))) from None
 
     def _parse_ckpt_path(self) -> None:
-        """Read the checkpoint before anything is built, so that a bad one costs nothing."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        self.checkpoint = None if path is None else Checkpoint.read(path)
+        """Read the checkpoint before anything is built, so that a bad one costs nothing.
+
+        The one that is used, in case of ``fit`` perhaps the one before it, is put into the config.
+        """
+        config = self.config[self.config.subcommand]
+        self.checkpoint = None
+        if config.get("ckpt_path") is not None:
+            read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
+            self.checkpoint = read(config.ckpt_path)
+            config.ckpt_path = str(self.checkpoint.path)
 
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
@@ -129,6 +138,10 @@ class TrainCLI(LightningCLI):
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":
             callbacks.append(BestCheckpoint())
+        plugins = [] if config.plugins is None else config.plugins
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckedFiles()]
         kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
