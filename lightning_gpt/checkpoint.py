@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt import checkpoint_file
+from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
@@ -31,7 +31,7 @@ class Checkpoint:
             CallError: If the file is missing, unreadable, truncated, corrupt or not written by this package.
         """
         path = Path(path)
-        content = checkpoint_file.read(path)
+        content = read_checkpoint(path)
         if MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
         return cls(path, content)

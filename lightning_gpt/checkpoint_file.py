@@ -27,7 +27,7 @@ _ZIP_END_BYTES = 22  # the end record without its comment
 _CHUNK_BYTES = 4 * 2**20
 
 
-def write(content: dict[str, Any], path: Path) -> None:
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint atomically: it replaces an old one only after it was read back from the disk and checked.
 
     Args:
@@ -114,7 +114,7 @@ def _check_written(path: Path) -> None:
     raise OSError(errno.EIO, "the disk does not return what was written to it")
 
 
-def read(path: Path, mmap: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU, after its checksum was checked; no code in it is ever run.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 
-from lightning_gpt import checkpoint_file
+from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 
 
 class CheckedFiles(CheckpointIO):
@@ -30,7 +30,7 @@ class CheckedFiles(CheckpointIO):
         """
         if storage_options is not None:
             raise TypeError("CheckedFiles has no storage options")
-        checkpoint_file.write(checkpoint, Path(path))
+        write_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -46,7 +46,7 @@ class CheckedFiles(CheckpointIO):
             CallError: If the file is missing, truncated, corrupt or not a checkpoint.
         """
         # a mapped file would keep its space on the disk as long as the optimizer's state refers to it
-        return checkpoint_file.read(Path(path), mmap=False)
+        return read_checkpoint(Path(path), mmap=False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint file, if it exists."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lightning_gpt import checkpoint_file
+from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.whole_file import keep_previous
 
 MEGABYTES = 8
@@ -17,7 +17,7 @@ def main() -> None:
     path = Path(sys.argv[1])
     for number in itertools.count():
         keep_previous(path)
-        checkpoint_file.write({"number": number, "tensor": torch.full((MEGABYTES << 18,), float(number))}, path)
+        write_checkpoint({"number": number, "tensor": torch.full((MEGABYTES << 18,), float(number))}, path)
 
 
 if __name__ == "__main__":

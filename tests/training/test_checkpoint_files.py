@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lightning_gpt import checkpoint_file, load
+from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import keep_previous, previous_of
 from tests.processes import must_run, run_command, run_forked, start_command, tiny_config, tiny_corpus, write_config
@@ -70,13 +71,13 @@ def test_killed_inside_saves_on_another_file_system(elsewhere: Path) -> None:
     for _ in range(8):
         with pytest.raises(subprocess.TimeoutExpired):
             run_forked("tests.training.save_forever", str(path), cwd=elsewhere, timeout=0.3 + chance.uniform(0, 0.2))
-        content, before = checkpoint_file.read(path), checkpoint_file.read(previous_of(path))
+        content, before = read_checkpoint(path), checkpoint_file.read(previous_of(path))
         number = content["number"]
         assert before["number"] in (number, number - 1)
         assert all(bool((each["tensor"] == each["number"]).all()) for each in (content, before))
         left += len(temporary_files(elsewhere))
     assert left, "no kill fell inside a save"
-    checkpoint_file.write({"number": 0}, path)
+    write_checkpoint({"number": 0}, path)
     assert temporary_files(elsewhere) == []
 
 
@@ -90,7 +91,7 @@ def test_a_run_killed_inside_a_save_resumes_to_the_same_end(config: Path, alone:
         assert time.monotonic() < end, "no save was seen"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    checkpoint_file.read(folder / "last.ckpt")
+    read_checkpoint(folder / "last.ckpt")
 
     must_run("fit", "--ckpt_path", str(folder / "last.ckpt"), cwd=elsewhere)
 
@@ -109,13 +110,13 @@ def test_a_full_disk_ends_in_a_line_and_keeps_what_was_saved(config: Path, small
     folder = small_disk / "runs/tiny/version_0/checkpoints"
     assert temporary_files(small_disk) == []
     for path in folder.iterdir():
-        checkpoint_file.read(path)
+        read_checkpoint(path)
     assert (folder / "last.ckpt").exists()
 
 
 def test_a_disk_that_returns_something_else_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
-    checkpoint_file.write({"number": 1}, path)
+    write_checkpoint({"number": 1}, path)
     whole = checkpoint_file.os.fsync
 
     def damaging(descriptor: int) -> None:
@@ -125,9 +126,9 @@ def test_a_disk_that_returns_something_else_keeps_the_old_file(tmp_path: Path, m
 
     monkeypatch.setattr(checkpoint_file.os, "fsync", damaging)
     with pytest.raises(Exception, match="the disk does not return what was written to it; the old file is kept"):
-        checkpoint_file.write({"number": 2}, path)
+        write_checkpoint({"number": 2}, path)
     monkeypatch.undo()
-    assert checkpoint_file.read(path)["number"] == 1
+    assert read_checkpoint(path)["number"] == 1
     assert temporary_files(tmp_path) == []
 
 
@@ -286,6 +287,6 @@ def test_a_file_system_without_hard_links_keeps_a_copy(tmp_path: Path, monkeypat
     path = tmp_path / "last.ckpt"
     for number in range(3):
         keep_previous(path)
-        checkpoint_file.write({"number": number}, path)
-    assert [checkpoint_file.read(each)["number"] for each in (path, previous_of(path))] == [2, 1]
+        write_checkpoint({"number": number}, path)
+    assert [read_checkpoint(each)["number"] for each in (path, previous_of(path))] == [2, 1]
     assert temporary_files(tmp_path) == []

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt import checkpoint_file
+from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
@@ -120,7 +120,7 @@ class Spikes(Callback):
         path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
         if path is None or not path.exists():
             raise WorkError(f"{message}; no checkpoint was saved before it")
-        saved = int(checkpoint_file.read(path)["global_step"])
+        saved = int(read_checkpoint(path)["global_step"])
         if trainer.is_global_zero:
             skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
             config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
