@@ -32,6 +32,7 @@ from lightning_gpt.training.callbacks import (
     InitialLoss,
     LastCheckpoint,
     MetricsFile,
+    NonFinite,
     Predictions,
     RunProgress,
     RunSummary,
@@ -41,6 +42,7 @@ from lightning_gpt.training.callbacks import (
     TokenRoutes,
     Upcycle,
 )
+from lightning_gpt.training.callbacks.non_finite import Action
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from lightning_gpt.training.precision import fastest_precision
@@ -75,6 +77,12 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""
         parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
+        parser.add_argument(
+            "--non_finite",
+            type=Action,
+            default="stop",
+            help="At a loss or gradient that is not finite: stop the run, skip the step, or rewind to last.ckpt.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(DepthDiagnostics, "depth")
@@ -138,6 +146,8 @@ class TrainCLI(LightningCLI):
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":
             callbacks.append(BestCheckpoint())
+        if self.subcommand == "fit":
+            callbacks.append(NonFinite(self._get(self.config, "non_finite")))
         plugins = [] if config.plugins is None else config.plugins
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -157,18 +157,29 @@ def record(
         KeyError: At the end of the context, when a name or pattern fitted no intermediate of the passes made.
     """
     watch = Watch(names, edits or {})
+    with watching(model, watch):
+        yield watch.trace
+    if watch.seen:
+        watch.check_all_found()
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Call ``watch`` with each named intermediate of every forward pass of ``model`` inside the context.
+
+    Raises:
+        RuntimeError: If the model is being recorded already.
+    """
     watched = list(named_layers(model))
     if any(module._watch is not None for _, module in watched):
         raise RuntimeError("this model is being recorded already: one record() context at a time")
     for path, module in watched:
         module._watch, module._prefix = watch, f"{path}." if path else ""
     try:
-        yield watch.trace
+        yield
     finally:
         for _, module in watched:
             module._watch, module._prefix = None, ""
-    if watch.seen:
-        watch.check_all_found()
 
 
 def zero_heads(*heads: int) -> Callable[[Tensor], Tensor]:

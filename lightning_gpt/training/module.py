@@ -71,11 +71,16 @@ class LanguageModule(EvaluatedModule):
                 optional, as :class:`~lightning_gpt.data.batches.Batch` describes them.
             batch_idx: Number of the micro-batch in its epoch.
         """
+        with self._compiled_blocks():
+            return self.rerun(batch, batch_idx)
+
+    def rerun(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What :meth:`training_step` returns, with the same random choices, without compiled blocks."""
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
         seed_generators(hash((seed, *place, self.global_rank)), self.device)
-        with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)), self._compiled_blocks():
+        with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
             return self.model.loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
@@ -92,7 +97,7 @@ class LanguageModule(EvaluatedModule):
         return nullcontext() if self._compiled is None else self._compiled.training()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Balance the experts by the tokens of this step, unless the step was emptied of gradients (``spikes``)."""
+        """Balance the experts by the tokens of this step, unless a callback removed its gradients to skip it."""
         if self.experts is not None:
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             self.experts.end_step(taken=any(parameter.grad is not None for parameter in parameters))

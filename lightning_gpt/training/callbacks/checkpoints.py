@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
+from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.training.callbacks.summary import say_next_commands
@@ -112,8 +115,23 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self._stop_asked, all=False)
 
 
+def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
+    """The ``last.ckpt`` of this run and the optimizer step that it is from; None if none was saved."""
+    callbacks = trainer.checkpoint_callbacks
+    path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+    if path is None or not path.is_file():
+        return None
+    return path, int(read_checkpoint(path)["global_step"])
+
+
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``."""
+    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``; a loss that is not finite is not one."""
 
     def __init__(self) -> None:
         super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether ``current``, which is the same on every process, is finite and the lowest so far."""
+        if current is None or not bool(torch.isfinite(current)):
+            return False
+        return super().check_monitor_top_k(trainer, current)
