@@ -261,6 +261,7 @@ def test_a_broken_last_checkpoint_falls_back_to_the_one_before(
     done = must_run("fit", "--config", str(config), "--ckpt_path", str(last), cwd=tmp_path)
 
     assert re.search(rf"resuming from the one before it, of step {before}: .*last.previous.ckpt", done.stderr)
+    assert "changed options" not in done.stderr
     run = tmp_path / "runs/tiny/version_0"
     assert str(previous_of(last)) in (run / "config.yaml").read_text()
     assert_same_series(run, alone)

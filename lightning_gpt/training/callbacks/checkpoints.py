@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.training.callbacks.summary import say_next_commands
@@ -41,6 +42,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._waits_for_validation = False
         self._stop_asked = False
+        self._trains = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -48,6 +50,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
+        self._trains = True
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
         if threading.current_thread() is threading.main_thread():
@@ -91,6 +94,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is not None and not self._trains:
+            limits = f"max_steps is {trainer.max_steps} and max_epochs is {trainer.max_epochs}"
+            say(f"nothing to train: the checkpoint is of step {trainer.global_step:,}, where this run ends ({limits})")
 
     def _save(self, trainer: L.Trainer) -> None:
         if self.keep == 2 and trainer.is_global_zero:
