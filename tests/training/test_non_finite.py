@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gpt import load
 from lightning_gpt.errors import WorkError
-from lightning_gpt.training.callbacks import BestCheckpoint, LastCheckpoint, NonFinite
+from lightning_gpt.training.callbacks import BestCheckpoint, LastCheckpoint, NonFinite, non_finite
 from lightning_gpt.training.callbacks.non_finite import Action
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from tests.processes import run_command, tiny_config, tiny_corpus, write_config
@@ -72,6 +72,31 @@ def test_the_step_is_the_whole_of_its_micro_batches(tmp_path: Path) -> None:
     toy = Toy([1.0, 1.0, math.nan, 1.0, 1.0, 1.0])
     fit(toy, tmp_path, NonFinite("skip"), accumulate_grad_batches=2)
     assert float(toy.weight) == pytest.approx(weight_after([1.0, 1.0, 1.0, 1.0]) / 2)
+
+
+class Fused(Toy):
+    """A toy with the optimizer that leaves out steps by itself."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("wrong", [2, 3, 4])
+def test_the_optimizer_leaves_the_step_out_until_the_flag_is_read(
+    wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the flag is read one step later, or before a save: the weights are those before the step."""
+    losses = [1.0, 1.0, 1.0, 1.0]
+    losses[wrong - 1] = math.nan
+    monkeypatch.setattr(non_finite, "_can_skip_steps", lambda optimizer: True)
+    toy, same = Fused(losses), Fused(losses[: wrong - 1])
+    with pytest.raises(WorkError, match=f"step {wrong} was not taken: the loss is nan; the batch is saved in"):
+        fit(toy, tmp_path, NonFinite(), LastCheckpoint(every_n_steps=4))
+    fit(same, tmp_path / "same")
+    assert float(toy.weight) == float(same.weight)
+    assert not (tmp_path / LAST).exists()
+    saved = torch.load(tmp_path / f"non_finite/step_{wrong}.ckpt", weights_only=True)
+    assert [int(batch) for batch in saved["micro_batches"]] == [wrong - 1]
 
 
 def test_the_last_good_checkpoint_is_named_and_the_batch_saved(tmp_path: Path) -> None:
