@@ -157,8 +157,11 @@ class TrainCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise CallError(f"trainer: {error}") from None
-        # what a run says at its end comes after all that others still do and say
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, RunSummary))  # type: ignore[attr-defined]
+        # NonFinite does not check the steps that Spikes leaves out; RunSummary's last words come after all others
+        after = (NonFinite, RunSummary)
+        trainer.callbacks.sort(  # type: ignore[attr-defined]
+            key=lambda callback: after.index(type(callback)) + 1 if isinstance(callback, after) else 0
+        )
         return trainer
 
     def after_instantiate_classes(self) -> None:

@@ -188,6 +188,17 @@ def test_skip_saves_no_weights_that_are_not_finite(config: Path, tmp_path: Path)
         assert all(bool(value.isfinite().all()) for value in content["state_dict"].values()), path
 
 
+def test_a_step_that_is_skipped_by_name_is_not_checked(config: Path, tmp_path: Path) -> None:
+    """The run then ends at a later step: what is resumed with ``spikes.skip_steps`` gets past the bad one."""
+    steps: list[int] = []
+    for more in ((), ("--spikes.skip_steps", "[[{0}, {0}]]")):
+        done = run_command("fit", "--config", str(config), *(each.format(*steps) for each in more), cwd=tmp_path)
+        found = re.search(r"error: step (\d+) was not taken", done.stderr)
+        assert found, done.stderr
+        steps.append(int(found[1]))
+    assert steps[1] > steps[0]
+
+
 def test_another_word_is_refused(config: Path, tmp_path: Path) -> None:
     done = run_command("fit", "--config", str(config), "--non_finite", "ignore", cwd=tmp_path)
     assert done.returncode == 2

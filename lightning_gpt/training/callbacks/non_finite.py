@@ -45,7 +45,7 @@ class _Step:
         """Start to copy ``bad`` to the CPU, without waiting."""
         self._sent = self.bad.to("cpu", non_blocking=True)
         if self.bad.is_cuda:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def arrived(self) -> bool:
@@ -87,6 +87,8 @@ class NonFinite(Callback):
     With ``stop`` and fused AdamW, a GPU is not waited for: the flag stays on it, where the optimizer leaves out a bad
     step and all later ones, and is read one step later. Everything else waits for the flag at every step.
 
+    Place it after :class:`Spikes`: a step that is left out already is not checked.
+
     Args:
         action: What to do.
     """
@@ -109,18 +111,20 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        losses = torch.stack(self._losses)
+        losses, batches = torch.stack(self._losses), self._batches
+        self._losses, self._batches = [], []
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return  # another callback has left the step out
         finite = losses.isfinite().all()
         if trainer.precision != "16-mixed":
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite().to(finite.device)
         bad = (~finite).float()
         if trainer.world_size > 1:
             reduced = trainer.strategy.reduce(bad, reduce_op="sum")
             assert isinstance(reduced, Tensor)
             bad = (reduced > 0).float()
-        step = _Step(trainer.global_step + 1, losses, self._batches, bad)
-        self._losses, self._batches = [], []
+        step = _Step(trainer.global_step + 1, losses, batches, bad)
         if self.action == "stop" and _can_skip_steps(optimizer):
             if self._unread is not None:
                 step.bad = torch.maximum(step.bad, self._unread.bad)  # once bad, the weights stay as they were
