@@ -158,14 +158,13 @@ def test_a_run_that_diverges_stops_with_one_line(processes: int, config: Path, t
     more = ("--trainer.devices", "2", "--trainer.strategy", "ddp") if processes == 2 else ()
     done = run_command("fit", "--config", str(config), *more, cwd=tmp_path, fresh=processes == 2)
     assert done.returncode == 1, done.stderr
-    line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
     said = re.search(
         r"error: step (\d+) was not taken: the loss is nan; first not finite: (blocks\.\d\.\w+); the batch is saved in "
-        r"(\S+); the last good checkpoint, of step (\d+), is (\S+last.ckpt)$",
-        line,
+        r"(\S+); the last good checkpoint, of step (\d+), is (\S+?last.ckpt)",
+        done.stderr,  # both processes print the line, perhaps one into the other's
     )
-    assert said, line
-    assert len(line) < 300
+    assert said, done.stderr
+    assert len(said[0]) < 300
     assert int(said[4]) == int(said[1]) - 1
     checkpoints = list((tmp_path / "runs/tiny/version_0/checkpoints").iterdir())
     assert tmp_path / said[5] in checkpoints
