@@ -85,7 +85,7 @@ def layout() -> dict[str, dict[str, list[Any]]]:
 def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, int | float | str]:
     """The settings that distinguish runs (model, optimization, batch, steps, precision) as plain values by name."""
     described, data = module.model.describe(), trainer.datamodule  # type: ignore[attr-defined]
-    settings = {"model": described["name"], **described["config"], **dataclasses.asdict(module.optimization)}
+    settings = {"model": type(module.model).__name__, **described["config"], **dataclasses.asdict(module.optimization)}
     settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     if isinstance(data, TextData):
         settings["batch_rows"] = data.micro_batch_rows * trainer.accumulate_grad_batches
