@@ -10,6 +10,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
+from lightning_gpt.models.registry import UnknownVariant, readable
 from lightning_gpt.whole_file import previous_of
 
 MODEL_KEY = "lightning_gpt_model"
@@ -61,8 +62,27 @@ class Checkpoint:
         described: dict[str, Any] = self.content[MODEL_KEY]
         return described
 
+    def config(self) -> Any:
+        """The config of the model.
+
+        Raises:
+            CallError: If the model, or a variant in it, is not registered.
+        """
+        try:
+            return models.config(self.model)
+        except UnknownVariant as error:
+            raise CallError(
+                f"checkpoint {str(self.path)!r} has {error.what}, which is not registered: "
+                f"name the module that registers it with --trust MODULE, or import it first"
+            ) from None
+
     def build(self) -> LanguageModel:
-        """The bare model with the checkpoint's weights, in evaluation mode on the CPU."""
+        """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
+
+        Raises:
+            CallError: As :meth:`config`.
+        """
+        self.config()
         model = models.build(self.model)
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
@@ -86,15 +106,15 @@ class Checkpoint:
         Raises:
             CallError: If the kind differs, or any part of the config that determines weights or their meaning.
         """
-        was, now = self.model, model.describe()
-        if was["name"] != now["name"]:
+        if self.model["name"] != model.name:
             raise CallError(
-                f"checkpoint {str(self.path)!r} holds a {was['name']} but the config builds a {now['name']}"
+                f"checkpoint {str(self.path)!r} holds a {self.model['name']} but the config builds a {model.name}"
             )
+        was, now = vars(self.config()), vars(model.config)
         free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
-        keys = [key for key in now["config"] if key not in free and was["config"].get(key) != now["config"][key]]
+        keys = [key for key in now if key not in free and was[key] != now[key]]
         if keys:
-            differing = [f"{key} is {was['config'].get(key)} there and {now['config'][key]} here" for key in keys]
+            differing = [f"{key} is {readable(was[key])} there and {readable(now[key])} here" for key in keys]
             raise CallError(f"checkpoint {str(self.path)!r} has a different architecture: {'; '.join(differing)}")
 
 

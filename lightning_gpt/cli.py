@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from lightning_gpt.errors import CallError, Stopped, WorkError
+from lightning_gpt.trust import take_trusted, trust
 
 _COMMANDS = {
     "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
@@ -27,7 +28,12 @@ Train, watch and look into GPT language models.
 commands:
 {chr(10).join(f"  {name:<10} {summary}" for name, (_, summary) in _COMMANDS.items())}
 
-lightning-gpt COMMAND --help lists a command's options; --debug shows the traceback of an error.
+options of every command:
+  --help          list the command's options
+  --trust MODULE  first import a module of your own, so that its variants exist: a dotted name or a .py file; may be
+                  repeated
+  --debug         show the traceback of an error
+
 Start with: lightning-gpt fit --config configs/quickstart.yaml
 """
 
@@ -38,7 +44,8 @@ def main() -> int:
     0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C or SIGTERM.
     """
     debug = "--debug" in sys.argv[1:]
-    sys.argv[1:] = args = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    args, trusted = take_trusted(argument for argument in sys.argv[1:] if argument != "--debug")
+    sys.argv[1:] = args
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0 if args else 2
@@ -51,6 +58,7 @@ def main() -> int:
     try:
         if args[0] not in _COMMANDS:
             raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
+        trust(trusted)
         module = importlib.import_module(f"lightning_gpt.commands.{_COMMANDS[args[0]][0]}")
         module.run(args if module.__name__.endswith(".train") else args[1:])
     except BaseException as error:

@@ -3,6 +3,7 @@
 import torch
 
 from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.layer import Layer
 
 BACKWARD = 2
 """FLOPs of the backward pass per FLOP of the forward pass: one gradient for each of a product's two factors."""
@@ -23,6 +24,13 @@ def flops_per_token(model: LanguageModel, time: int) -> float:
     """
     with torch.device("cpu"):
         return model.flops(torch.arange(time))
+
+
+def active_parameters(model: LanguageModel) -> int:
+    """How many parameters one token meets: all but those of the experts that it does not go through."""
+    return sum(p.numel() for p in model.parameters()) - sum(
+        part.idle_parameters for part in model.modules() if isinstance(part, Layer)
+    )
 
 
 def training_flops_per_token(model: LanguageModel, time: int) -> float:

@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import graphlib
 import tomllib
 from pathlib import Path
 
@@ -19,20 +20,44 @@ MAY_IMPORT = {
     "console": set(),
     "hardware": set(),
     "whole_file": {"errors"},
+    "trust": {"errors"},
     "data": {"models", "console", "whole_file", "errors"},
     "checkpoint_file": {"whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_file", "whole_file", "console", "errors"},
     "inference": {"models", "data", "errors"},
     "analysis": {"models", "data", "errors"},
-    "training": {*BELOW, "checkpoint_file", "hardware", "whole_file"},
+    "training": {*BELOW, "checkpoint_file", "hardware", "whole_file", "trust"},
     "planning": {"models", "errors"},
     "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
     "benchmarks": {*BELOW, "training", "hardware"},
-    "commands": {*BELOW, "training", "whole_file", "studies"},
-    "cli": {"commands", "errors", "__init__"},
+    "commands": {*BELOW, "training", "whole_file", "studies", "trust"},
+    "cli": {"commands", "errors", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli"},
 }
+# the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
+# floors; rooms on one floor do not import each other
+WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
+FLOORS: list[dict[str, tuple[str, ...]]] = [
+    {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating")},
+    {"positions": ("positions", "positions.*"), "head": ("head", "chunked_softmax", "tokens_first")},
+    {"context": ("context",)},
+    {"norms": ("norms",)},
+    {"attention": ("attention", "attention.*"), "ffn": ("ffn", "ffn.*")},
+    {"block": ("block", "residual", "view", "diversity")},
+    {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
+    {"config": ("config",)},
+    {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating")},
+    {"base": ("base",)},
+    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
+    {
+        "memory": ("memory", "memory.*"),
+        "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),
+        "from_trained": ("from_trained", "from_trained.*"),
+        "materialise": ("materialise",),
+    },
+    {"models": ("",)},
+]
 THE_BENCH_COMMAND = PACKAGE / "commands" / "bench.py"  # the only file of lightning_gpt that may import benchmarks
 FILES = sorted([*PACKAGE.rglob("*.py"), *BENCHMARKS.rglob("*.py")])
 
@@ -45,7 +70,7 @@ def part_of(file: Path) -> str:
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Every module that a file imports, also inside functions and by name."""
+    """Every module that a file names in an import, also inside functions and for types alone."""
     modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -72,10 +97,62 @@ def test_imports_point_one_way(file: Path) -> None:
         assert target in allowed, f"{file} imports {module}"
 
 
-@pytest.mark.parametrize("file", sorted((PACKAGE / "models").glob("*.py")), ids=lambda file: file.name)
-def test_models_are_pure_torch(file: Path) -> None:
+MODELS = {
+    ".".join(file.relative_to(PACKAGE / "models").with_suffix("").parts).removesuffix("__init__").strip("."): file
+    for file in sorted((PACKAGE / "models").rglob("*.py"))
+}
+"""The files of lightning_gpt/models by the name that they are imported by, below it."""
+
+
+def imported_models(name: str) -> set[str]:
+    """The files of lightning_gpt/models that one of them imports, apart from what only type checkers read."""
+    tree = ast.parse(MODELS[name].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                within = f"{node.module}.{alias.name}"
+                found.add(within if within.removeprefix("lightning_gpt.models.") in MODELS else str(node.module))
+    prefix = "lightning_gpt.models"
+    return {module.removeprefix(prefix).removeprefix(".") for module in found if f"{module}.".startswith(f"{prefix}.")}
+
+
+def room_of(name: str) -> tuple[int, str]:
+    """The floor and the room of a file of lightning_gpt/models."""
+    rooms = [
+        (floor, room)
+        for floor, rooms_of_floor in enumerate(FLOORS)
+        for room, patterns in rooms_of_floor.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+    assert len(rooms) == 1, f"models/{name} is in the rooms {rooms}; it must be in one"
+    return rooms[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rooms_of_the_models_import_downwards_only(name: str) -> None:
+    floor, room = room_of(name)
+    for other in imported_models(name):
+        other_floor, other_room = room_of(other)
+        assert other_floor < floor or other_room == room, f"{name} ({room}) imports {other} ({other_room})"
+
+
+def test_no_two_files_of_the_models_import_each_other_in_a_circle() -> None:
+    assert imported_models("gpt") >= {"block", "head"}, "imports must be found to show anything"
+    order = list(graphlib.TopologicalSorter({name: imported_models(name) for name in MODELS}).static_order())
+    assert set(order) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_pure_torch(name: str) -> None:
     allowed = {"torch", "lightning_gpt", "math", "re", "dataclasses", "typing", "abc", "collections", "contextlib"}
-    allowed |= {"difflib", "fnmatch", "functools", "inspect", "copy"}
+    allowed |= {"difflib", "fnmatch", "functools", "inspect", "copy", "importlib", "pkgutil", "__future__"}
+    file = MODELS[name]
     assert {module.split(".")[0] for module in imported_modules(file)} <= allowed
 
 
@@ -123,5 +200,6 @@ def test_a_wheel_has_every_package() -> None:
 
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
-        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors")
+        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors"),
+        "lightning_gpt.trust",
     }

@@ -34,6 +34,9 @@ MODELS = {
     "grouped": lambda: GPT(
         GPTConfig(**SIZES, attention_backend="manual", attention={"kind": "grouped", "n_kv_head": 1}, ffn="swiglu")
     ),
+    "mixture of experts": lambda: GPT(
+        GPTConfig(**SIZES, attention_backend="manual", ffn={"kind": "moe", "n_expert": 4, "top_k": 2, "hidden": 24})
+    ),
     "differential": lambda: GPT(GPTConfig(**SIZES, attention_backend="manual", attention="differential")),
 }
 
@@ -65,6 +68,14 @@ def test_experts_that_are_not_chosen_do_not_count() -> None:
 
     expert = 2 * SIZES["dim"] * 64  # weights
     assert flops(2) - flops(1) == 2 * expert * SIZES["n_layer"]
+
+
+def test_the_router_of_a_mixture_counts() -> None:
+    def flops(n_expert: int) -> float:
+        ffn = {"kind": "moe", "n_expert": n_expert, "top_k": 1, "hidden": 64}
+        return flops_per_token(GPT(GPTConfig(**SIZES, ffn=ffn)), TIME)
+
+    assert flops(9) - flops(4) == 2 * (9 - 4) * SIZES["dim"] * SIZES["n_layer"]
 
 
 def test_a_window_costs_the_same_at_any_length() -> None:

@@ -57,6 +57,10 @@ class AttentionMaps:
         )
 
 
+class NoPattern(CallError):  # noqa: N818
+    """A layer mixes tokens without softmax attention, so it has no pattern to show."""
+
+
 def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> AttentionMaps:
     """The attention of ``model`` over ``ids`` ``(time,)``, whose readable tokens are ``tokens``.
 
@@ -64,20 +68,20 @@ def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> Atte
     masked columns are put in front of the layers that have fewer.
 
     Raises:
-        CallError: If a layer has no softmax attention.
+        NoPattern: If a layer has no softmax attention.
     """
     try:
         with evaluating(model), model.record([f"*attention.{name}" for name in ("mask", "scores", "pattern")]) as trace:
             model.hidden(ids[None])
     except KeyError:  # no intermediate matches
-        raise CallError(
+        raise NoPattern(
             "no layer of this model has softmax attention, so there is no mask, scores or softmax to show"
         ) from None
     layers = _layers(model)
     without = [layer for layer, prefix in enumerate(layers) if f"{prefix}.pattern" not in trace]
     if without:
         numbers = ", ".join(map(str, without))
-        raise CallError(f"layers without softmax attention: {numbers}; they have no mask, scores and softmax to show")
+        raise NoPattern(f"layers without softmax attention: {numbers}; they have no mask, scores and softmax to show")
 
     def stacked(name: str) -> np.ndarray:
         # (1, n_head, T, K) for a block of a GPT, (1, T, K) for the one-head model; a mask may lack the leading axes

@@ -39,7 +39,7 @@ def option_names(parser: ArgumentParser) -> list[str]:
 
 
 def check_config_files(args: list[str]) -> None:
-    """Refuse config files that are missing, unreadable or no YAML, naming the file and the line."""
+    """Refuse config files that are missing, unreadable or not valid YAML, naming the file and the line."""
     for position, argument in enumerate(args):
         name, equals, value = argument.partition("=")
         if name not in ("--config", "-c") or not (equals or position + 1 < len(args)):
@@ -52,9 +52,9 @@ def check_config_files(args: list[str]) -> None:
             raise CallError(f"config file {str(path)!r} cannot be read: {reason}") from None
         except yaml.MarkedYAMLError as error:
             line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise CallError(f"config file {str(path)!r}{line} is no YAML: {error.problem}") from None
+            raise CallError(f"config file {str(path)!r}{line} is not valid YAML: {error.problem}") from None
         if not isinstance(content, dict):
-            raise CallError(f"config file {str(path)!r} holds no mapping of options to values")
+            raise CallError(f"config file {str(path)!r} does not contain a mapping of options to values")
 
 
 def one_line(message: str, known: Iterable[str]) -> str:

@@ -100,7 +100,7 @@ def inspect(
             title=_title(maps),
             facts=_facts(model, lens, checkpoint, seed),
             maps=maps,
-            head_dim=model.config.dim // maps.n_head,
+            head_dim=model.block_views()[layer].mixer.head_dim,
             biased=model.positions.biases,
             layers=layers,
             ids=token_ids.tolist(),

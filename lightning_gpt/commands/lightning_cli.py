@@ -59,13 +59,18 @@ _DEFAULTS = {
 
 
 class TrainCLI(LightningCLI):
-    """LightningCLI with our callbacks, links and defaults, over the command line of this process."""
+    """LightningCLI with our callbacks, links and defaults.
 
-    def __init__(self) -> None:
+    Args:
+        args: The subcommand and its options; those of this process when None.
+    """
+
+    def __init__(self, args: list[str] | None = None) -> None:
         quieten()
         super().__init__(
             LanguageModule,
             TextData,
+            args=args,
             subclass_mode_model=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -97,7 +102,7 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with mistakes said in one line."""
         try:
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(args)
         except ArgumentError as error:
             known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
             raise CallError(one_line(str(error), sorted(known))) from None

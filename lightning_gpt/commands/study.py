@@ -17,6 +17,7 @@ from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
+from lightning_gpt.trust import trust, trusted_modules, trusted_options
 
 _FLAGS = ("--slurm", "--report_only")
 
@@ -62,9 +63,9 @@ def study(
     sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
-        print(array_script(read, Path(config), place), end="")
+        print(array_script(read, Path(config), place, trusted_options()), end="")
         return
-    runner = Runner(read, place, jobs, shared.run_config)
+    runner = Runner(read, place, jobs, shared.run_config, trusted_options())
     display = Display(read.measure, sizes)
     if cell is not None:
         runner.run_one(chosen[0], display)
@@ -92,14 +93,17 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            return pool.submit(_prepare_here, cells, diagnostics, shared).result()
+            return pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules()).result()
         except BrokenProcessPool:
             raise WorkError("the process that checks the cells died (was it killed, or out of memory?)") from None
 
 
-def _prepare_here(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
+def _prepare_here(
+    cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]
+) -> dict[int, int]:
     from lightning_gpt.commands.study_check import check_cells, train_vocabulary
 
+    trust(modules)
     for name in diagnostics:
         diagnostic(name)
     sizes = check_cells(cells)

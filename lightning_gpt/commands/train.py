@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
+from lightning_gpt.trust import trusted_options
 from lightning_gpt.whole_file import previous_of
 
 
@@ -19,10 +20,10 @@ def run(args: list[str]) -> None:
     if checkpoint is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
         args = _with_config_of_checkpoint(args, Path(checkpoint))
     check_config_files(args)
-    sys.argv[1:] = args
+    sys.argv[1:] = [*args, *trusted_options()]  # Lightning starts the other processes of a run with it
     from lightning_gpt.commands.lightning_cli import TrainCLI
 
-    TrainCLI()
+    TrainCLI(args)
 
 
 def _value_of(args: list[str], option: str) -> str | None:

@@ -60,6 +60,12 @@ class LanguageModel(Layer, Generating):
     def block_views(self) -> list[BlockView]:
         """The blocks, from the first to the last that is run. The stream before them is named ``embedding``."""
 
+    def init_all(self) -> None:
+        """Fill the weights of every layer, in the order of the model's parts, as training starts with them."""
+        for part in self.modules():
+            if isinstance(part, Layer):
+                part.init_weights()
+
     def read_out(self, stream: Tensor) -> Tensor:
         """A residual stream ``(..., dim)`` as the head reads it: behind a final norm, where the model has one."""
         return stream
@@ -141,10 +147,7 @@ class LanguageModel(Layer, Generating):
         return self.see("embedding", tokens)
 
     def require_ids(self, ids: Tensor, cache: Cache | None = None) -> None:
-        """Refuse ids that the model cannot read: more than fit, or outside the vocabulary.
-
-        The latter is left to the embedding on an accelerator, where looking would have to wait for it.
-        """
+        """Refuse ids that do not fit the context or, on a CPU, where a look costs no waiting, the vocabulary."""
         if ids.ndim != 2:
             raise CallError(f"the token ids have shape {tuple(ids.shape)}; it must be (batch, time)")
         time, limit = ids.shape[1] + (cache.length if cache else 0), self.context_limit

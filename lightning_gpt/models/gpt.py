@@ -17,7 +17,7 @@ from lightning_gpt.models.diversity import TokenDiversity
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
-from lightning_gpt.models.layer import Embedding, Layer
+from lightning_gpt.models.layer import Embedding
 from lightning_gpt.models.norms import NoNorm, Norm, norms
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import position_schemes
@@ -37,9 +37,6 @@ class GPT(LanguageModel):
     are run: with ``n_unique``, one block is seen under the name of each layer that it serves, ``blocks`` holds it as
     often, and the state dict has its weights under each of those names. Sharing all layers is the Universal
     Transformer (Dehghani et al. 2018, 1807.03819) without its step embedding and halting; ALBERT (1909.11942).
-
-    Args:
-        config: Sizes and choices.
     """
 
     config: GPTConfig
@@ -92,9 +89,7 @@ class GPT(LanguageModel):
 
     def init_all(self) -> None:
         """Weights N(0, 0.02²), biases 0; then each block as its residual rule wants it (GPT-2, section 2.3)."""
-        for part in self.modules():
-            if isinstance(part, Layer):
-                part.init_weights()
+        super().init_all()
         for block in dict.fromkeys(self.each_block()):
             block.init_branches(self.config.n_layer)
             if self.config.zero_projections:
@@ -143,9 +138,10 @@ class GPT(LanguageModel):
         """Each layer that is run, whichever block serves it."""
         views = []
         for layer, block in enumerate(self.each_block()):
-            name = f"blocks.{layer}"
-            ffn = None if block.unwrapped.ffn is None else f"{name}.ffn"
-            views.append(BlockView((block,), block.unwrapped.attention, f"{name}.attention", ffn, f"{name}.after_ffn"))
+            name, inside = f"blocks.{layer}", block.unwrapped
+            ffn_name = None if inside.ffn is None else f"{name}.ffn"
+            mixer = inside.attention, f"{name}.attention"
+            views.append(BlockView((block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn"))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ everything else in a small model. So the loss projects a chunk of tokens at a ti
 gradient from it at once (:mod:`.chunked_softmax`).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.chunked_softmax import Chunks, Terms, VocabularyFirst, chunk_size
-from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype
+from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype, without_autocast
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from lightning_gpt.models.tokens_first import TokensFirst
 
@@ -34,8 +33,7 @@ class OutputHead(Layer):
         super().__init__()
         self._tied_to = (tied_to,)  # in a tuple, so that the embedding stays a part of the model alone
         self.linear = Linear(dim, vocab_size, bias=False, maps=("stream", "vocabulary")) if tied_to is None else None
-        self.rounded: nn.Module | None = None
-        """What stands for W where the model was rounded for generation (:mod:`.decoding.int8`)."""
+        self.rounded: nn.Module | None = None  # stands for W where the model was rounded for generation
 
     @property
     def weight(self) -> Tensor:
@@ -79,10 +77,6 @@ def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
         )
 
 
-def _places(tokens: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, tokens, size))
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of ``hidden @ weightᵀ``; the gradients are made in the forward pass."""
 
@@ -96,13 +90,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         size = chunk_size(len(targets), len(weight), dtype, hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
-            for place in _places(len(targets), size):
+            for start in range(0, len(targets), size):
+                place = slice(start, start + size)
                 losses = chunks.losses(inputs[place], labels[place])
                 total += torch.where(counts[place], losses, 0).sum()
-                # The division by the count waits for the backward pass, so that half precision does not lose the
-                # small entries.
+                # divided by the count in the backward pass, so that half precision does not lose small entries
                 part = None if grad_hidden is None else grad_hidden[place]
                 chunks.gradients(inputs[place], labels[place], counts[place], part, grad_weight)
         count = counts.sum().clamp(min=1)
@@ -173,9 +167,10 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Te
     labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
     size = chunk_size(len(targets), len(weight), dtype, hidden.device)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden):
         inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
-        for place in _places(len(targets), size):
+        for start in range(0, len(targets), size):
+            place = slice(start, start + size)
             losses[place] = torch.where(counts[place], chunks.losses(inputs[place], labels[place]), 0)
     return losses
 

@@ -25,6 +25,8 @@ class LayerState(Protocol):
 class KeyValues:
     """Keys and values of one layer, those of the first positions for good and the others in a ring of slots.
 
+    Values may have another width than keys: 0 where the layer makes them of what it keeps as keys.
+
     The position p has the slot p below ``pinned`` and ``pinned + (p − pinned) mod (capacity − pinned)`` from there on.
 
     Args:
@@ -44,7 +46,7 @@ class KeyValues:
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keep the keys and values ``(batch, ..., time, head_dim)`` of new tokens; returns those that these may see.
+        """Keep the keys and values ``(batch, ..., time, width)`` of new tokens; returns those that these may see.
 
         Args:
             k: Keys of the new tokens.
@@ -58,7 +60,7 @@ class KeyValues:
             None for the positions where they are 0, 1, 2, ... of every row.
         """
         if self.k is None:
-            self._allocate(k)
+            self._allocate(k, v)
         time = k.shape[-2]
         at = torch.arange(time, device=k.device) if positions is None else positions
         if at.ndim == 2:
@@ -85,9 +87,8 @@ class KeyValues:
             self.places[self.places >= length] = -1
         self.seen = min(self.seen, length)
 
-    def _allocate(self, k: Tensor) -> None:
-        self.k = k.new_zeros(*k.shape[:-2], self.capacity, k.shape[-1])
-        self.v = torch.zeros_like(self.k)
+    def _allocate(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = (x.new_zeros(*x.shape[:-2], self.capacity, x.shape[-1]) for x in (k, v))
         self.places = torch.full((len(k), self.capacity), -1, device=k.device)
 
     def _slots(self, at: Tensor) -> Tensor:
@@ -128,9 +129,9 @@ class KeyValues:
         old_k, old_v, old = (self.k.clone(), self.v.clone(), self.places.clone()) if crowded else (k, v, at)
         for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # no slot twice in a piece
             slots = self._slots(at[:, piece])
-            index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1).expand_as(k[..., piece, :])
-            self.k.scatter_(-2, index, k[..., piece, :])
-            self.v.scatter_(-2, index, v[..., piece, :])
+            index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
+            for kept, new in ((self.k, k[..., piece, :]), (self.v, v[..., piece, :])):
+                kept.scatter_(-2, index.expand_as(new), new)
             self.places.scatter_(1, slots, at[:, piece])
         if crowded:
             return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at], -1)

@@ -10,13 +10,12 @@ Muon, μP, growth, parallel layouts, export      :meth:`Layer.matrices`
 planning, MFU                                   :meth:`Layer.flops`
 recording, interventions                        :meth:`Layer.see`, :attr:`Layer.inner`
 ==============================================  =======================================
-
-What only one slot of a block is asked stands with it: :class:`~lightning_gpt.models.attention.mixer.Mixer`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -68,6 +67,8 @@ class Layer(nn.Module):
 
     inner: str | None = None
     """The child whose intermediates are named as if they were this layer's own: what a wrapper wraps."""
+    idle_parameters: int = 0
+    """How many of the layer's parameters a token does not meet."""
     made_with: Hashable = None
     """Kind, options and settings that a registry made this layer with; None where none did."""
     _watch: Watch | None = None
@@ -159,4 +160,16 @@ class Embedding(nn.Embedding, Layer):
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The precision that products with ``x`` are computed in: autocast's where it is on."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    is_cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_cast else x.dtype
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Inside, products with ``x`` are computed in its own precision.
+
+    Also on the meta device, for which torch has no autocast to switch off: there a model is traced without being run.
+    """
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

@@ -77,6 +77,34 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+class UnknownVariant(CallError):  # noqa: N818
+    """A config names a variant or a model that is not registered.
+
+    Args:
+        what: The part and the name: ``norm 'peak'``.
+        message: What was given and what is allowed.
+    """
+
+    def __init__(self, what: str, message: str) -> None:
+        super().__init__(what, message)
+        self.what = what
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def readable(value: Any) -> str:
+    """A config's field as messages show it.
+
+    A choice is its kind with the options that differ from their defaults, a pattern of several choices a list of them,
+    and a part that is left out ``none``.
+    """
+    if isinstance(value, list | tuple):
+        each = [readable(one) for one in value]
+        return each[0] if len(each) == 1 else f"[{', '.join(each)}]"
+    return "none" if value is None else str(value)
+
+
 class Registry(Generic[T]):
     """The variants of one part, each a class registered under its name.
 
@@ -100,16 +128,16 @@ class Registry(Generic[T]):
         """Class decorator: the variant's name in configs.
 
         Raises:
-            ValueError: Where the name is taken by another class.
+            CallError: Where the name is taken by another class.
         """
 
         def add(variant: type[T]) -> type[T]:
             taken = self._classes.get(name)
             if taken is not None:
                 where = f"{taken.__module__}.{taken.__qualname__}"
-                raise ValueError(f"{self.part} {name!r} is registered already, by {where}; choose another name")
+                raise CallError(f"{self.part} {name!r} is registered already, by {where}; choose another name")
             if self.optional and name == "none":
-                raise ValueError(f"{self.part} 'none' means that the part is left out; choose another name")
+                raise CallError(f"{self.part} 'none' means that the part is left out; choose another name")
             self._classes[name] = variant
             return variant
 
@@ -124,10 +152,14 @@ class Registry(Generic[T]):
         """The class registered as ``kind``.
 
         Raises:
-            CallError: Where there is none.
+            UnknownVariant: Where there is none.
         """
         if not isinstance(kind, str) or kind not in self._classes:
-            raise CallError(f"{self.part} is {kind!r}; it must be one of {', '.join(self.names)}")
+            known = ", ".join(self.names)
+            raise UnknownVariant(
+                f"{self.part} {kind!r}",
+                f"{self.part} is {kind!r}; it must be one of {known}, or registered by a module that --trust names",
+            )
         return self._classes[kind]
 
     def options(self, kind: str) -> dict[str, inspect.Parameter]:
@@ -206,7 +238,7 @@ class Models(Generic[T]):
 
         def add(model: type[T]) -> type[T]:
             if name in self._classes:
-                raise ValueError(f"a model {name!r} is registered already; choose another name")
+                raise CallError(f"a model {name!r} is registered already; choose another name")
             model.name = name  # type: ignore[attr-defined]
             self._classes[name] = model, config
             return model
@@ -217,13 +249,27 @@ class Models(Generic[T]):
         """A model with fresh weights from its name and config, as ``describe`` gives them.
 
         Raises:
-            CallError: Where no model of that name is known, or its config does not fit.
+            UnknownVariant: Where no model of that name is registered, or no variant that its config names.
+            CallError: Where its config does not fit.
         """
+        model, _ = self._known(described)
+        return model(self.config(described))  # type: ignore[call-arg]
+
+    def config(self, described: Mapping[str, Any]) -> Any:
+        """The config of the model that :meth:`build` makes.
+
+        Raises:
+            CallError: As :meth:`build`.
+        """
+        _, config = self._known(described)
+        return config(**described["config"])
+
+    def _known(self, described: Mapping[str, Any]) -> tuple[type[T], type]:
         name = described.get("name")
         if name not in self._classes:
-            raise CallError(f"the model is {name!r}; it must be one of {', '.join(sorted(self._classes))}")
-        model, config = self._classes[name]
-        return model(config(**described["config"]))  # type: ignore[call-arg]
+            known = ", ".join(sorted(self._classes))
+            raise UnknownVariant(f"model {name!r}", f"the model is {name!r}; it must be one of {known}")
+        return self._classes[name]
 
 
 def find_variants(package: str, path: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from lightning_gpt.models.config import require_choice, require_positive
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
-from lightning_gpt.models.layer import Embedding, Layer, Linear
+from lightning_gpt.models.layer import Embedding, Linear
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.learned import LearnedPositions
 from lightning_gpt.models.view import BlockView
@@ -94,13 +94,11 @@ class SingleHeadModel(LanguageModel):
         self.norm = nn.LayerNorm(config.dim)
         self.attention = SingleHead(config.dim, config.attention_backend)
         self.head = OutputHead(config.dim, config.vocab_size, tied_to=self.token_embedding)
-        for part in self.modules():
-            if isinstance(part, Layer):
-                part.init_weights()
+        self.init_all()
 
     def block_views(self) -> list[BlockView]:
         """Norm and head are the one block."""
-        return [BlockView((self.norm, self.attention), self.attention, "attention", None, "residual")]
+        return [BlockView((self.norm, self.attention), self.attention, "attention", None, None, "residual")]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

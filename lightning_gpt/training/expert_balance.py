@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
 from lightning_gpt.models.ffn.moe.router import Use
 
@@ -23,10 +24,8 @@ class ExpertBalance:
         total: Sums a tensor over all processes.
     """
 
-    def __init__(self, model: nn.Module, total: Total) -> None:
-        self.mixtures: dict[int, MixtureOfExperts] = {
-            int(name.split(".")[1]): mixture for name, mixture in mixtures(model).items()
-        }
+    def __init__(self, model: LanguageModel, total: Total) -> None:
+        self.mixtures: dict[int, MixtureOfExperts] = mixtures(model.block_views())
         """The mixtures by layer, counted from 0."""
         self._total = total
         self._own: list[Use] = []

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.training.muon import Muon, MuonOptions, hidden_matrices
 from lightning_gpt.training.mup import MuP, learning_rates
 from lightning_gpt.training.schedules import DecayShape, Schedule, decayed, warmed_up
@@ -110,10 +111,11 @@ def adamw(
         fused: Whether to update all parameters in one pass, which takes a fifth of the time on a CPU. When omitted,
             fused wherever the parameters' devices support it.
     """
-    return _adamw(model.parameters(), lr, weight_decay, betas, fused)
+    return _adamw(model, model.parameters(), lr, weight_decay, betas, fused)
 
 
 def _adamw(
+    model: nn.Module,
     parameters: Iterable[nn.Parameter],
     lr: float,
     weight_decay: float,
@@ -121,11 +123,12 @@ def _adamw(
     fused: bool | None,
     rates: Mapping[Tensor, float] = {},
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameters``; ``rates`` holds factors of single parameters' learning rates, 1 if absent."""
+    """AdamW over ``parameters`` of ``model``; ``rates`` holds factors of single learning rates, 1 if absent."""
+    biases = {matrix.bias for matrix in all_matrices(model)}  # those of a mixture's experts have two dimensions
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     alike: dict[tuple[bool, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in trained:
-        alike[parameter.ndim >= 2, rates.get(parameter, 1.0)].append(parameter)
+        alike[parameter.ndim >= 2 and parameter not in biases, rates.get(parameter, 1.0)].append(parameter)
     groups: list[dict[str, Any]] = [
         # a step shrinks a weight by lr × weight_decay, which must not depend on the width
         {"params": members, "lr": lr * rate, "weight_decay": weight_decay / rate if decays else 0.0}
@@ -150,13 +153,13 @@ def optimizer(
     o = optimization
     rates = {} if o.mup is None else learning_rates(model, o.mup)
     if o.optimizer == "adamw":
-        return _adamw(model.parameters(), o.lr, o.weight_decay, o.betas, fused, rates)
+        return _adamw(model, model.parameters(), o.lr, o.weight_decay, o.betas, fused, rates)
     # Muon needs no μP rates: an orthogonal update has the right size at every width (Bernstein & Newhouse 2024,
     # 2410.21265, section 2)
     matrices = hidden_matrices(model)
     theirs = {parameter for members in matrices.values() for parameter in members}
     rest = [parameter for parameter in model.parameters() if parameter not in theirs]
-    return Muon(matrices, o.muon, _adamw(rest, o.lr, o.weight_decay, o.betas, fused, rates), dtype)
+    return Muon(matrices, o.muon, _adamw(model, rest, o.lr, o.weight_decay, o.betas, fused, rates), dtype)
 
 
 def schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, total_steps: int) -> LambdaLR:

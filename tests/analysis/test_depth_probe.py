@@ -13,9 +13,8 @@ from torch import Tensor
 from lightning_gpt.analysis.depth import DIAGNOSTICS, cka_matrix, layer_value, measure
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.analysis.similarity import linear_cka
-from lightning_gpt.analysis.spectral import value_projection
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.attention.multi_head import attentions
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.head import IGNORED
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.reference import depth as reference
@@ -109,19 +108,19 @@ def test_value_projection_is_what_the_values_go_through(gpt: GPT, head: int) -> 
     attention = gpt.blocks[1].attention
     with gpt.eval().record(["blocks.1.attention_norm", "blocks.1.attention.v"]) as trace:
         gpt.hidden(random_ids(11, 1, TIME))
-    values, output = value_projection(attention)
+    values, output = attention.value_output()
     x, width = trace["blocks.1.attention_norm"][0], DIM // N_HEAD
     biases = attention.qkv.bias[-DIM:].view(N_HEAD, width)
     torch.testing.assert_close(x @ values[head] + biases[head], trace["blocks.1.attention.v"][0, head])
     joined = torch.cat([trace["blocks.1.attention.v"][0, h] for h in range(N_HEAD)], dim=-1)
     summed = sum(trace["blocks.1.attention.v"][0, h] @ output[h] for h in range(N_HEAD))
-    torch.testing.assert_close(summed + attention.projection.bias, attention.projection(joined))
+    torch.testing.assert_close(summed + attention.w_o.bias, attention.w_o(joined))
 
 
 def test_value_spectra_are_by_head_and_zero_weights_have_none(gpt: GPT) -> None:
     with torch.no_grad():
-        gpt.blocks[0].attention.projection.weight.zero_()
-        gpt.blocks[1].attention.projection.weight.copy_(gpt.blocks[1].attention.qkv.weight[-DIM:].mT)
+        gpt.blocks[0].attention.w_o.weight.zero_()
+        gpt.blocks[1].attention.w_o.weight.copy_(gpt.blocks[1].attention.qkv.weight[-DIM:].mT)
     figures = measure(probe_of(gpt))
     assert figures["value_radius"][0] == [0.0, 0.0]
     assert figures["value_positive_share"][0] == [0.0, 0.0]
@@ -132,13 +131,13 @@ def test_value_spectra_are_by_head_and_zero_weights_have_none(gpt: GPT) -> None:
 def test_a_value_projection_that_turns_the_stream_round_and_enlarges_it_smooths(gpt: GPT) -> None:
     """``W_O = −c W_Vᵀ`` makes every eigenvalue negative; those below −2 amplify what all tokens share."""
     attention = gpt.blocks[1].attention
-    values, _ = value_projection(attention)
+    values, _ = attention.value_output()
     for smallest, expected in ((-1.9, None), (-2.1, 1.0)):
         scale = -smallest / float(torch.linalg.eigvalsh(values.mT @ values).min())
         with torch.no_grad():
-            attention.projection.weight.copy_(-scale * attention.qkv.weight[-DIM:].mT)
+            attention.w_o.weight.copy_(-scale * attention.qkv.weight[-DIM:].mT)
         shares = measure(probe_of(gpt))["value_positive_share"][1]
-        of_heads = zip(*(weights.numpy(force=True) for weights in value_projection(attention)), strict=True)
+        of_heads = zip(*(weights.numpy(force=True) for weights in attention.value_output()), strict=True)
         by_hand = [reference.positive_share(w_v, w_o) for w_v, w_o in of_heads]
         assert shares == pytest.approx(by_hand)
         if expected is not None:

@@ -52,10 +52,10 @@ def silence(model: GPT, part: Part) -> None:
     block = model.blocks[part.layer]
     with torch.no_grad():
         if part.head is None:
-            block.ffn.projection.weight.zero_()
-            block.ffn.projection.bias.zero_()
+            block.ffn.down.weight.zero_()
+            block.ffn.down.bias.zero_()
         else:
-            block.attention.projection.weight[:, columns(part)] = 0
+            block.attention.w_o.weight[:, columns(part)] = 0
 
 
 def edited(model: LanguageModel, edits: dict[str, Any], ids: Tensor = IDS) -> Tensor:
@@ -139,7 +139,7 @@ def reference_with_means(model: GPT, part: Part) -> np.ndarray:
                     mixed = mixed if instead is None else np.tile(instead, (len(ids), 1))
                 heads.append(mixed)
             joined = np.concatenate(heads, axis=1)
-            h = h + formulas.linear(joined, block["attention.projection.weight"], block["attention.projection.bias"])
+            h = h + formulas.linear(joined, block["attention.w_o.weight"], block["attention.w_o.bias"])
             n = formulas.layer_norm(h, block["ffn_norm.weight"], block["ffn_norm.bias"])
             fed = formulas.feed_forward(n, formulas.below(block, "ffn"))
             if part == Part(layer, None):
@@ -232,13 +232,16 @@ OF_THEIR_OWN = [c for c in CONFIGS if "n_unique" not in c and "neutreno" not in 
 def test_every_variant_loses_the_same_by_its_edited_output_projection(changes: dict[str, Any]) -> None:
     """Each part of layer 1 by itself: its head's columns of the projection at 0, or its FFN's output."""
     model = build(changes)
-    ids, width = random_ids(17, 2, model.trace_limit or 8), 4
+    ids = random_ids(17, 2, model.trace_limit or 8)
     for part in (part for part in all_parts(model) if part.layer == 1):
         without = copy.deepcopy(model)
+        block = without.blocks[1].unwrapped
         if part.head is None:
-            without.blocks[1].ffn.forward = torch.zeros_like
+            block.ffn.forward = lambda x, context: torch.zeros_like(x)
         else:
-            without.blocks[1].attention.projection.weight.data[:, part.head * width : (part.head + 1) * width] = 0
+            weight = block.attention.w_o.weight.data
+            width = weight.shape[1] // block.attention.n_head
+            weight[:, part.head * width : (part.head + 1) * width] = 0
         ablated = edited(model, ablation_edits(model, [part]), ids)
         torch.testing.assert_close(ablated, without(ids).detach(), **CLOSE)
 

@@ -12,6 +12,7 @@ import yaml
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import GPT, SingleHeadModel
+from lightning_gpt.models.registry import Choice
 from lightning_gpt.training.module import LanguageModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -61,9 +62,22 @@ def test_each_file_alone_builds_model_data_and_trainer(file: Path, monkeypatch: 
     built = cli.model.model.config
     for key, value in written.get("model", {}).get("init_args", {}).items():
         if key != "optimization":
-            assert getattr(built, key) == value
+            assert_built(getattr(built, key), value)
     assert cli.datamodule.block_size == built.block_size
     assert cli.datamodule.vocab_size == built.vocab_size
+
+
+def assert_built(built: Any, written: Any) -> None:
+    """``built`` is what the file says; a choice has the options that the file gives, and the defaults of the rest."""
+    if isinstance(built, tuple):
+        pattern = written if isinstance(written, list) else [written]
+        assert len(built) == len(pattern)
+        for choice, given in zip(built, pattern, strict=True):
+            assert_built(choice, given)
+    elif isinstance(built, Choice):
+        assert dict(built) == {**built, **({"kind": written} if isinstance(written, str) else written)}
+    else:
+        assert built == written
 
 
 @pytest.mark.parametrize(

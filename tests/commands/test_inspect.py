@@ -138,6 +138,20 @@ def test_page_layers_choose_what_the_page_holds_or_leave_it_out(checkpoint: Path
     assert '"layers": [1]' in (tmp_path / "look/index.html").read_text()
 
 
+def test_the_page_names_the_width_that_scores_are_divided_by(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    latent = {"kind": "latent", "kv_rank": 4, "head_dim": 6, "rope_dim": 4}
+    config = GPTConfig(n_layer=1, n_head=2, dim=16, block_size=64, vocab_size=257, attention=latent, position="rotary")
+    call(save(GPT(config), tokenizer, tmp_path / "last.ckpt"), tmp_path)
+    assert '"headDim": 10' in (tmp_path / "look/index.html").read_text()
+
+
+def test_attention_without_scores_is_refused_in_a_line(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    pattern = ["full", "delta_net"]
+    config = GPTConfig(n_layer=2, n_head=2, dim=16, block_size=64, vocab_size=257, attention=pattern)
+    with pytest.raises(CallError, match="layers without softmax attention: 1; they have no mask, scores and softmax"):
+        call(save(GPT(config), tokenizer, tmp_path / "last.ckpt"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

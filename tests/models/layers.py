@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from lightning_gpt.models.attention.multi_head import CausalAttention, attentions
+from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.positions.scheme import position_schemes, positions_within
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.registry import Given
 from tests.models.helpers import randomise
 from tests.models.slopes import Array
 from tests.reference import attention_kinds as plain
@@ -23,7 +24,7 @@ LOCAL: dict[str, tuple[dict[str, Any], plain.Sees]] = {
     "strided": ({"kind": "strided", "stride": 4}, plain.sees_fixed(4, 1)),
     "strided of two": ({"kind": "strided", "stride": 5, "n_summary": 2}, plain.sees_fixed(5, 2)),
 }
-HEADS: dict[str, tuple[Choice, Callable[[State], plain.Head]]] = {
+HEADS: dict[str, tuple[Given, Callable[[State], plain.Head]]] = {
     "full": ("full", lambda state: plain.softmax_head()),
     "grouped": ({"kind": "grouped", "n_kv_head": 2}, lambda state: plain.softmax_head()),
     "multi_query": ("multi_query", lambda state: plain.softmax_head()),
@@ -41,13 +42,15 @@ HEADS: dict[str, tuple[Choice, Callable[[State], plain.Head]]] = {
 BACKENDS = ["sdpa", "manual"]
 
 
-def make(choice: Choice, position: Choice = "none", **context: Any) -> CausalAttention:
+def make(choice: Given, position: Given = "none", **context: Any) -> MultiHeadAttention:
     """One attention layer, every weight random, in double precision."""
     given_to_all = {"dim": DIM, "n_head": N_HEAD, "bias": True, "dropout": 0.0, "backend": "sdpa", "qk_norm": "none"}
     scheme = position_schemes.make(position, dim=DIM, n_head=N_HEAD, block_size=8)
-    return randomise(
-        attentions.make(choice, **{**given_to_all, "layer": LAYER, "positions": scheme, "vocab_size": 17, **context})
-    ).double()
+    layer = attentions.make(
+        choice, **{**given_to_all, "layer": LAYER, "positions": scheme, "vocab_size": 17, **context}
+    )
+    assert isinstance(layer, MultiHeadAttention)
+    return randomise(layer).double()
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -57,4 +60,4 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def of_documents(documents: torch.Tensor, scheme: Any = None) -> Context:
     """Where tokens stand whose documents are kept apart."""
-    return Context(at=positions_within(documents), documents=documents, scheme=scheme)
+    return Context(positions=positions_within(documents), documents=documents, scheme=scheme)

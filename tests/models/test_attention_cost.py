@@ -9,7 +9,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.linear import Sums
 from lightning_gpt.models.kv_cache import LOOKAHEAD
 from lightning_gpt.models.record import record
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.registry import Given
 from tests.models.helpers import TensorSizes, random_ids
 from tests.models.layers import CLOSE, DIM, HEADS, make, normal
 from tests.models.variants import build
@@ -103,7 +103,7 @@ def test_a_sum_cannot_be_taken_back() -> None:
     ],
     ids=str,
 )
-def test_no_tensor_grows_faster_than_the_text(choice: Choice, growth: float) -> None:
+def test_no_tensor_grows_faster_than_the_text(choice: Given, growth: float) -> None:
     """Forward and backward, the largest of them; plain attention's kernel holds no more either."""
     largest = {time: _largest(choice, time) for time in (512, 1024)}
     assert largest[1024] <= growth * largest[512]
@@ -115,7 +115,7 @@ def test_strided_attention_grows_as_time_times_its_root_where_the_stride_is_the_
     assert by_time[1024] < 1024**2
 
 
-def _largest(choice: Choice, time: int) -> int:
+def _largest(choice: Given, time: int) -> int:
     layer, x = make(choice).float(), torch.randn(1, time, DIM, requires_grad=True)
     with TensorSizes() as sizes:
         layer(x).sum().backward()

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.linear import CHUNK
-from lightning_gpt.models.attention.multi_head import attentions
+from lightning_gpt.models.attention.chunks import CHUNK
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions.scheme import NoPositions, RotaryPositions, position_schemes
+from lightning_gpt.models.positions.rotary import RotaryPositions
+from lightning_gpt.models.positions.scheme import NoPositions, position_schemes
 from lightning_gpt.models.record import record
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.registry import Given
 from tests.models.helpers import property_test, random_ids, randomise
 from tests.models.layers import BACKENDS, CLOSE, DIM, HEADS, LAYER, N_HEAD, State, make, normal, of_documents
 from tests.models.slopes import Array, assert_equals_reference
@@ -26,11 +27,14 @@ from tests.reference import parts
 # --- the formula -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("head_dim", [None, 8])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", HEADS)
-def test_a_kind_and_its_gradient_equal_the_formula(name: str, backend: str) -> None:
+def test_a_kind_and_its_gradient_equal_the_formula(name: str, backend: str, head_dim: int | None) -> None:
     choice, head = HEADS[name]
-    layer = make(choice, backend=backend)
+    options = {"kind": choice} if isinstance(choice, str) else choice
+    layer = make({**options, "head_dim": head_dim}, backend=backend)
+    assert layer.head_dim == head_dim or head_dim is None
 
     def reference(x: Array, state: State) -> Array:
         return plain.layer(x, state, N_HEAD, head(state), n_kv_head=layer.n_kv_head)
@@ -39,9 +43,9 @@ def test_a_kind_and_its_gradient_equal_the_formula(name: str, backend: str) -> N
 
 
 def test_every_registered_kind_has_a_formula() -> None:
-    assert {choice if isinstance(choice, str) else choice["kind"] for choice, _ in HEADS.values()} == set(
-        attentions.names
-    )
+    own_layers = {"latent", "delta_net"}  # no fused queries, keys and values: test_latent.py, test_delta_net.py
+    heads = {choice if isinstance(choice, str) else choice["kind"] for choice, _ in HEADS.values()}
+    assert heads | own_layers == set(attentions.names)
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name not in ("grouped", "multi_query")])
@@ -75,8 +79,8 @@ def test_lambda_of_differential_attention_grows_with_depth_as_in_the_paper(layer
 @pytest.mark.parametrize("name", ["linear", "differential"])
 def test_rotary_positions_in_kinds_that_turn_in_their_own_way(name: str, backend: str) -> None:
     """Differential attention turns each half; linear attention turns φ, in the numerator alone."""
-    layer, scheme = make(name, "rotary", backend=backend), RotaryPositions(DIM, N_HEAD)
-    scheme.frequencies = torch.tensor([1.0, 10000**-0.5], dtype=torch.float64)  # of width 4
+    layer, scheme = make(name, "rotary", backend=backend), RotaryPositions()
+    scheme.frequencies = lambda width, device: 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
 
     def halves(x: Array) -> Array:
         return np.concatenate([parts.rotated(half) for half in np.split(x, 2, axis=1)], axis=1)
@@ -114,7 +118,7 @@ lengths = st.lists(st.integers(1, 15), min_size=1, max_size=5)
 
 @property_test
 @given(kind=sees, lengths=lengths, apart=st.booleans())
-def test_the_mask_is_the_definition(kind: tuple[Choice, plain.Sees], lengths: list[int], apart: bool) -> None:
+def test_the_mask_is_the_definition(kind: tuple[Given, plain.Sees], lengths: list[int], apart: bool) -> None:
     choice, definition = kind
     layer, time = make(choice), sum(lengths)
     row = [number for number, length in enumerate(lengths) for _ in range(length)]
@@ -136,7 +140,7 @@ def test_the_mask_is_the_definition(kind: tuple[Choice, plain.Sees], lengths: li
     seed=st.integers(0, 1000),
 )
 def test_by_blocks_a_local_kind_is_what_it_is_by_the_formula(
-    kind: tuple[Choice, plain.Sees], rows: list[list[int]], apart: bool, position: str, seed: int
+    kind: tuple[Given, plain.Sees], rows: list[list[int]], apart: bool, position: str, seed: int
 ) -> None:
     """In value and gradient, whatever the length, the documents, and what is added to the scores."""
     time = max(map(sum, rows))
@@ -243,8 +247,14 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
     [
         ({"attention": "linear", "position": "alibi"}, "attention linear makes no scores, and AlibiPositions adds to"),
         ({"attention": "linear", "position": "t5"}, "use position learned, sinusoidal, rotary or none"),
-        ({"attention": "differential", "dim": 12}, "dim / n_head is 3; it must be a multiple of 2"),
-        ({"attention": "differential", "dim": 24, "position": "rotary"}, "is 6; it must be a multiple of 4"),
+        (
+            {"attention": "differential", "dim": 12},
+            "halves its heads, and a head is 3 wide; it must be a multiple of 2",
+        ),
+        (
+            {"attention": "differential", "dim": 24, "position": "rotary"},
+            "rotary positions rotate pairs of each half's dimensions, and a head is 6 wide; it must be a multiple of 4",
+        ),
         ({"attention": {"kind": "window", "window": 0}}, "window 0; it must be a whole number of at least 1"),
         ({"attention": {"kind": "window", "window": "wide"}}, "window 'wide'; it must be a whole number"),
         ({"attention": {"kind": "global_window", "window": 4, "n_global": 0}}, "n_global 0; it must be a whole"),
@@ -265,14 +275,34 @@ def test_a_kind_says_which_option_it_cannot_do_without(kind: str) -> None:
         GPTConfig(**{**SIZES, "attention": kind})
 
 
-def test_layers_of_one_kind_and_other_options_do_not_share_a_mask() -> None:
-    pattern = [{"kind": "window", "window": 3}, {"kind": "window", "window": 6}]
-    model, ids = build({"attention": pattern}), random_ids(17, 1, 20)
-    by_formula = build({"attention": pattern}, attention_backend="manual")
+@pytest.mark.parametrize("position", ["learned", "rotary", "alibi", "t5"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        [({"kind": "window", "window": window}, plain.sees_window(window)) for window in (3, 7)],
+        [({"kind": "strided", "stride": stride}, plain.sees_fixed(stride, 1)) for stride in (3, 5)],
+        [({"kind": "strided", "stride": 5, "n_summary": n}, plain.sees_fixed(5, n)) for n in (1, 2)],
+        [({"kind": "global_window", "window": 5, "n_global": n}, plain.sees_global_window(5, n)) for n in (1, 3)],
+        [
+            ({"kind": "window", "window": 5}, plain.sees_window(5)),
+            ({"kind": "global_window", "window": 5, "n_global": 1}, plain.sees_global_window(5, 1)),
+        ],
+    ],
+    ids=["windows", "strides", "summaries", "global tokens", "kinds"],
+)
+def test_layers_that_see_by_other_options_do_not_share_a_mask(
+    pattern: list[tuple[Given, plain.Sees]], position: str
+) -> None:
+    changes = {"attention": [choice for choice, _ in pattern], "position": position}
+    model, ids = build(changes), random_ids(17, 1, 20)
+    by_formula = build(changes, attention_backend="manual")
+    documents = torch.tensor([[0] * 2 + [1] * 18])
     torch.testing.assert_close(model(ids), by_formula(ids), **CLOSE)
+    torch.testing.assert_close(model(ids, documents), by_formula(ids, documents), **CLOSE)
     with model.record("blocks.*.attention.mask") as trace:
         model(ids)
-    assert [int(mask.sum(-1).max()) for mask in trace.layers("attention.mask")] == [3, 6]
+    for mask, (_, definition) in zip(trace.layers("attention.mask"), pattern, strict=True):
+        np.testing.assert_array_equal(mask.numpy(), plain.mask(20, definition, None))
 
 
 def test_no_positions_suits_every_kind() -> None:

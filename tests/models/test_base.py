@@ -1,20 +1,38 @@
-"""What both models share: the evaluation context, the last logits, and the description they are rebuilt from."""
+"""What all models share: the evaluation context, the last logits, and the description they are rebuilt from."""
+
+import json
 
 import pytest
 import torch
 
-from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models import (
+    GPT,
+    GPTConfig,
+    LanguageModel,
+    MemoryGPT,
+    MemoryGPTConfig,
+    SingleHeadConfig,
+    SingleHeadModel,
+)
+from lightning_gpt.models.base import models
 from lightning_gpt.models.evaluating import evaluating
 from tests.models.helpers import random_ids, randomise
 from tests.reference import formulas
 
 GPT_CONFIG = GPTConfig(n_layer=2, n_head=2, dim=8, block_size=6, vocab_size=11, dropout=0.2, tie_embeddings=False)
 SINGLE_HEAD_CONFIG = SingleHeadConfig(dim=8, block_size=6, vocab_size=11)
+MEMORY = {"kind": "tokens", "segment": 3, "n_memory": 2}
+MEMORY_GPT_CONFIG = MemoryGPTConfig(**{**vars(GPT_CONFIG), "memory": MEMORY})
+MODELS = {
+    "gpt": lambda: GPT(GPT_CONFIG),
+    "memory_gpt": lambda: MemoryGPT(MEMORY_GPT_CONFIG),
+    "single_head": lambda: SingleHeadModel(SINGLE_HEAD_CONFIG),
+}
 
 
-@pytest.fixture(params=["gpt", "single head"])
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> LanguageModel:
-    return randomise(GPT(GPT_CONFIG) if request.param == "gpt" else SingleHeadModel(SINGLE_HEAD_CONFIG)).eval()
+    return randomise(MODELS[request.param]()).eval()
 
 
 def test_the_last_logits_are_the_last_row_of_all_logits(model: LanguageModel) -> None:
@@ -41,9 +59,10 @@ def test_the_loss_has_a_gradient_in_every_parameter(model: LanguageModel) -> Non
 
 def test_a_model_is_rebuilt_from_its_description_and_its_state(model: LanguageModel) -> None:
     description = model.describe()
-    classes = {"GPT": (GPT, GPTConfig), "SingleHeadModel": (SingleHeadModel, SingleHeadConfig)}
-    make, config = classes[description["class"]]
-    again = make(config(**description["config"])).eval()
+    assert type(MODELS[description["name"]]()) is type(model)
+    assert json.loads(json.dumps(description)) == description
+    again = models.build(description).eval()
+    assert type(again) is type(model)
     assert again.config == model.config
     again.load_state_dict(model.state_dict())
     ids = random_ids(11, 2, 6)

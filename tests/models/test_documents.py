@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.attention.multi_head import causal_mask, document_block_mask
+from lightning_gpt.models.attention.mask import causal_mask, document_block_mask
 from lightning_gpt.models.positions.scheme import positions_within
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2, 3, 3]])

@@ -6,7 +6,7 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.ffn import dense
+from lightning_gpt.models.ffn import dense, gated
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from tests.models.helpers import arrays, randomise
 from tests.reference import experts as reference
@@ -21,9 +21,13 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 def test_the_reference_has_every_dense_network_of_the_package() -> None:
     ours = [ffns.get(name) for name in KINDS]
-    assert {kind.__module__ for kind in ours} == {FeedForward.__module__}
-    defined = [kind for kind in vars(dense).values() if isinstance(kind, type) and issubclass(kind, FeedForward)]
-    assert set(defined) == {*ours, dense.GatedFeedForward}
+    assert {kind.__module__ for kind in ours} == {dense.__name__, gated.__name__}
+    defined = [
+        kind
+        for kind in [*vars(dense).values(), *vars(gated).values()]
+        if isinstance(kind, type) and issubclass(kind, FeedForward)
+    ]
+    assert set(defined) == {*ours, gated.GatedFeedForward}
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -59,8 +63,8 @@ def test_gradients_are_those_of_the_formula(kind: str) -> None:
 def test_the_hidden_width_may_be_given(kind: str) -> None:
     ffn = ffns.make({"kind": kind, "hidden": 3}, dim=5, bias=True)
     assert isinstance(ffn, FeedForward)
-    assert ffn.projection.weight.shape == (5, 3)
-    assert ffn.expand.weight.shape == (3 * ffn.inputs, 5)
+    assert ffn.down.weight.shape == (5, 3)
+    assert ffn.up.weight.shape == (3 * len(ffn.pieces), 5)
 
 
 @pytest.mark.parametrize("kind", ["swiglu", "geglu"])
@@ -69,7 +73,7 @@ def test_gated_networks_have_the_parameters_of_the_others_to_within_two_percent(
     with torch.device("meta"):
         gated, plain = (ffns.make(name, dim=dim, bias=False) for name in (kind, "gelu"))
     assert isinstance(gated, FeedForward)
-    assert gated.projection.in_features % 8 == 0
+    assert gated.down.in_features % 8 == 0
     sizes = [sum(parameter.numel() for parameter in ffn.parameters()) for ffn in (gated, plain)]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
 

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.multi_head import Backend
+from lightning_gpt.models.attention.formula import Backend
 from tests.models.helpers import (
     arrays,
     assert_only_later_logits_change,
@@ -116,9 +116,9 @@ def import_hugging_face(theirs: GPT2LMHeadModel) -> GPT:
             state |= {f"blocks.{i}.{ours}.weight": norm.weight, f"blocks.{i}.{ours}.bias": norm.bias}
         layers = {
             "attention.qkv": block.attn.c_attn,
-            "attention.projection": block.attn.c_proj,
-            "ffn.expand": block.mlp.c_fc,
-            "ffn.projection": block.mlp.c_proj,
+            "attention.w_o": block.attn.c_proj,
+            "ffn.up": block.mlp.c_fc,
+            "ffn.down": block.mlp.c_proj,
         }
         for ours, layer in layers.items():
             state |= {f"blocks.{i}.{ours}.weight": layer.weight.T, f"blocks.{i}.{ours}.bias": layer.bias}
@@ -217,7 +217,7 @@ def test_fresh_weights_have_deviation_0_02_and_residual_projections_that_over_ro
     model = GPT(GPTConfig(n_layer=n_layer, n_head=4, tie_embeddings=tied, **sizes))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            expected = 0.02 / math.sqrt(2 * n_layer) if name.endswith("projection") else 0.02
+            expected = 0.02 / math.sqrt(2 * n_layer) if name.endswith((".w_o", ".down")) else 0.02
             assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
             assert abs(module.weight.mean().item()) < 5 * expected / math.sqrt(module.weight.numel()), name
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.layer import Linear, is_one_vector, times_vector
+from lightning_gpt.models.layer import Linear
+from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from tests.models.helpers import random_ids
 
 
@@ -13,7 +14,7 @@ from tests.models.helpers import random_ids
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 1, 64)])
 def test_one_vector_has_the_product_of_many(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
-    layer, x = Linear(64, 600, bias=bias), torch.randn(shape)
+    layer, x = Linear(64, 600, bias=bias, maps=("stream", "hidden")).eval(), torch.randn(shape)
     expected = nn.functional.linear(
         x.double(), layer.weight.double(), None if layer.bias is None else layer.bias.double()
     )
@@ -32,7 +33,7 @@ def test_anything_else_is_an_ordinary_product(x: torch.Tensor) -> None:
 
 
 def test_with_a_gradient_it_is_an_ordinary_product() -> None:
-    layer, x = Linear(64, 600), torch.randn(1, 64)
+    layer, x = Linear(64, 600, bias=True, maps=("stream", "hidden")).eval(), torch.randn(1, 64)
     assert not is_one_vector(x, layer.weight)
     layer(x).sum().backward()
     torch.testing.assert_close(layer.weight.grad, x.expand(600, 64))

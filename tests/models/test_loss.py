@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models import fused_loss as loss_module
-from lightning_gpt.models.chunked_softmax import Chunks, TokensFirst, VocabularyFirst
+from lightning_gpt.models import head as head_module
+from lightning_gpt.models.chunked_softmax import Chunks, VocabularyFirst
 from lightning_gpt.models.head import IGNORED, linear_cross_entropy, token_nll
+from lightning_gpt.models.tokens_first import TokensFirst
 from tests.models.helpers import TensorSizes, property_test, random_ids, randomise
 from tests.reference import formulas
 
 
 def chunks_of(size: int) -> mock._patch:
     """A context in which the loss works through ``size`` tokens at a time."""
-    return mock.patch.object(loss_module, "chunk_size", return_value=size)
+    return mock.patch.object(head_module, "chunk_size", return_value=size)
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ def test_both_layouts_equal_the_plain_computation_also_with_label_smoothing_and_
 ) -> None:
     hidden, weight, targets = problem(8, 6, 4, seed=seed)
     targets[seed % 8] = IGNORED
-    with chunks_of(chunk), mock.patch.object(loss_module, "chunks_for", layout):
+    with chunks_of(chunk), mock.patch.object(head_module, "chunks_for", layout):
         loss = linear_cross_entropy(hidden, weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
         with torch.no_grad():
             value = linear_cross_entropy(hidden, weight, targets, label_smoothing=label_smoothing, z_loss=z_loss)
@@ -388,7 +389,7 @@ def test_at_the_real_vocabulary_a_models_step_and_evaluation_stay_below_half_of_
 @pytest.mark.parametrize("vocab_size", [10, 50257, 10**9])
 def test_a_chunk_is_never_empty_and_bounded_by_its_number_of_logits(vocab_size: int) -> None:
     for tokens in (1, 63, 64, 2048, 10**6):
-        chunk = loss_module.chunk_size(tokens, vocab_size, torch.float32, torch.device("cpu"))
+        chunk = head_module.chunk_size(tokens, vocab_size, torch.float32, torch.device("cpu"))
         assert 1 <= chunk <= tokens
         assert chunk * vocab_size <= max(2**24, 64 * vocab_size)
 

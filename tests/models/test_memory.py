@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models import MemoryGPT
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.decoding.speculative import sample_speculatively
 from lightning_gpt.models.memory.base import Memory, State
 from tests.models.helpers import random_ids
 from tests.models.slopes import Array, assert_equals_reference
-from tests.models.variants import SEGMENTS, SIZES, TOKENS, build
+from tests.models.variants import SEGMENTS, SIZES, TOKENS, build, fresh
 from tests.reference import memory as plain
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -34,12 +34,12 @@ KINDS: dict[str, dict[str, Any]] = {
 every_kind = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 
 
-class OfStream(GPT):
-    """A GPT that is given its stream: token i of every row is the i-th vector of it."""
+class OfStream(MemoryGPT):
+    """A GPT with memory that is given its stream: token i of every row is the i-th vector of it."""
 
     stream: Tensor
 
-    def embedded(self, ids: Tensor, context: Any) -> Tensor:
+    def embed(self, ids: Tensor, context: Any) -> Tensor:
         return self.stream.gather(1, ids[..., None].expand(*ids.shape, self.stream.shape[-1]))
 
     def of(self, stream: Tensor) -> Tensor:
@@ -51,6 +51,7 @@ class OfStream(GPT):
 def model_of_stream(memory: dict[str, Any]) -> tuple[OfStream, nn.Module, Tensor]:
     """The model, the module of the parameters that work on the stream, and a stream of three and a half segments."""
     whole = build({"memory": memory, "position": "none", "vocab_size": 30, "block_size": 16})
+    assert isinstance(whole, MemoryGPT)
     model = OfStream(whole.config).double().eval()
     model.load_state_dict(whole.state_dict())
     parts = nn.ModuleDict({"blocks": model.blocks, "final_norm": model.final_norm, "memory": model.memory})
@@ -196,13 +197,19 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
             "memory segment is 7; it must divide block_size, w",
         ),
         ({**KINDS["segment"], "memory": {"kind": "segment", "length": -3}}, "memory length is -3; it must be"),
-        ({**KINDS["tokens"], "attention": ["full", "linear"]}, "layer 1 is a LinearAttention; use attention full"),
-        ({**KINDS["tokens"], "depth": "mixture"}, "depth lets tokens pass by; use depth full"),
+        (
+            {**KINDS["tokens"], "attention": ["full", "linear"]},
+            "memory needs attention that keeps keys and values, which 'linear' does not; use attention full",
+        ),
+        (
+            {**KINDS["tokens"], "token_routing": "mixture_of_depths"},
+            "token_routing lets tokens pass by; use token_routing none",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CallError) as refused:
-        GPT(GPTConfig(**{**SIZES, **changes}))
+        fresh(changes)
     assert message in str(refused.value)
 
 
@@ -211,7 +218,7 @@ def test_what_cannot_be_done_with_a_memory_is_refused(changes: dict[str, Any]) -
     model, ids = build(changes), random_ids(17, 2, 9)
     memory = model.memory
     assert isinstance(memory, Memory)
-    with pytest.raises(CallError, match="exit_confidence does not go with memory"):
+    with pytest.raises(CallError, match="exit_confidence and memory cannot be combined"):
         EarlyExit(model, 0.5)
     with model.record(["final_norm"]) as trace:
         model(ids[:, : model.trace_limit])

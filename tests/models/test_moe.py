@@ -1,19 +1,25 @@
 """Mixtures of experts against their formulas; what keeps them balanced; what they cost in parameters."""
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.context import Context
 from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
-from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, active_parameters, grouped, mixtures
-from lightning_gpt.models.part_losses import penalties
+from lightning_gpt.models.ffn.moe.experts import Experts
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
+from lightning_gpt.planning import active_parameters
+from tests.models.collected_losses import CollectedLosses
 from tests.models.helpers import arrays, property_test, random_ids, randomise
 from tests.reference import experts as reference
 
@@ -83,8 +89,7 @@ def test_over_capacity_the_later_choices_add_nothing_and_are_counted(top_k: int,
     mixture = build(n_expert=4, top_k=top_k, capacity_factor=factor).train()
     x = normal(3, 8, 5)
     expected = expected_of(mixture, x, capacity=capacity_of(mixture, 24))
-    with penalties(mixture):
-        output = mixture(x)
+    output = mixture(x, Context(losses=CollectedLosses()))
     np.testing.assert_allclose(output.detach().flatten(0, 1).numpy(), expected.output, **CLOSE)
     use = mixture.take_use()
     assert use is not None
@@ -106,13 +111,64 @@ def test_capacity_lets_no_token_depend_on_a_later_one_and_does_not_bind_evaluati
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_grouped_products_equal_those_of_one_expert_after_the_other(kind: str, bias: bool) -> None:
-    """Also where an expert has no token. Grouped products know no double precision."""
-    experts = [randomise(ffns.make(kind, dim=16, bias=bias), seed) for seed in range(4)]
-    assert all(isinstance(expert, FeedForward) for expert in experts)
-    x, counts = normal(21, 16).float(), torch.tensor([7, 0, 13, 1])
-    one_by_one = torch.cat([expert(part) for expert, part in zip(experts, x.split(counts.tolist()), strict=True)])
-    torch.testing.assert_close(grouped(experts, x, counts), one_by_one, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("dim", "hidden"), [(16, 64), (20, 12)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)], ids=str)
+def test_grouped_products_equal_those_of_one_expert_after_the_other(
+    kind: str, bias: bool, dim: int, hidden: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Values and gradients, also where an expert has no token and where widths are padded."""
+    expert = ffns.get(kind)
+    assert issubclass(expert, FeedForward)
+    experts = randomise(Experts(expert, dim, hidden, 4, bias=bias)).to(dtype)
+    x, counts = normal(21, dim).to(dtype).requires_grad_(), torch.tensor([7, 0, 13, 1])
+    weights, results = normal(21, dim, seed=1).to(dtype), []
+    with mock.patch.object(F, "grouped_mm", wraps=F.grouped_mm) as product:
+        for run, n_product in ((experts, 0), (experts._grouped, 2)):
+            output = run(x, counts)
+            assert product.call_count == n_product
+            results.append([output, *torch.autograd.grad((output * weights).sum(), [x, *experts.parameters()])])
+    for one_by_one, grouped in zip(*results, strict=True):
+        size = float(one_by_one.detach().abs().max())
+        torch.testing.assert_close(grouped, one_by_one, rtol=tolerance, atol=tolerance * size)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "block", "attention"])
+@pytest.mark.parametrize(("dim", "hidden"), [(16, 32), (20, 12)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "ffn": {"capacity_factor": 1.0, "n_shared": 1, "expert": "swiglu"}},
+        {"dropout": 0.1, "ffn": {"router": "sigmoid", "balance": "bias"}},
+    ],
+    ids=["plain", "capacity", "sigmoid"],
+)
+def test_off_the_cpu_a_training_step_takes_grouped_products_and_waits_for_no_value(
+    options: dict[str, Any], dim: int, hidden: int, checkpointing: str
+) -> None:
+    """Traced on the meta device, whose tensors have no values: whatever asks for one raises."""
+    ffn = {"kind": "moe", "n_expert": 4, "hidden": hidden, **options.get("ffn", {})}
+    config = GPTConfig(**{**SIZES, **options, "dim": dim, "ffn": ffn, "checkpointing": checkpointing})
+    with torch.device("meta"), mock.patch.object(F, "grouped_mm", wraps=F.grouped_mm) as product:
+        model, ids = GPT(config).bfloat16().train(), torch.zeros(2, 12, dtype=torch.long)
+        loss = model.loss(ids, ids, label_smoothing=0.1, z_loss=1e-3)
+        assert product.call_count == 2 * config.n_layer
+        loss.backward()
+    runs = 2 if checkpointing == "block" else 1
+    assert product.call_count == runs * 2 * config.n_layer
+    assert all(weight.grad is not None and weight.grad.shape == weight.shape for weight in model.parameters())
+    uses = [mixture.take_use() for mixture in mixtures(model.block_views()).values()]
+    assert [use is not None and use.chosen.shape for use in uses] == [(4,)] * config.n_layer
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [torch.Tensor.tolist, lambda x: x[0].item(), torch.bincount, lambda x: x[x > 0], lambda x: bool(x.all())],
+    ids=["tolist", "item", "bincount", "boolean index", "bool"],
+)
+def test_on_the_meta_device_what_would_wait_for_a_value_raises(waits: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        waits(torch.ones(3, dtype=torch.long, device="meta"))
 
 
 def test_the_router_computes_in_fp32_under_autocast() -> None:
@@ -130,8 +186,8 @@ def test_a_quantised_model_routes_by_the_weights_it_was_trained_with() -> None:
     model = GPT(GPTConfig(**SIZES, ffn={"kind": "moe", "n_expert": 4})).eval()
     randomise(model)
     x = normal(2, 9, 16).float()
-    small = mixtures(int8(model))["blocks.0.ffn"]
-    mixture = mixtures(model)["blocks.0.ffn"]
+    small = mixtures(int8(model).block_views())[0]
+    mixture = mixtures(model.block_views())[0]
     assert torch.equal(small.router.weight, mixture.router.weight.to(torch.bfloat16))
     difference = small(x.bfloat16()).float() - mixture(x)
     assert difference.norm() < 0.1 * mixture(x).norm()
@@ -146,9 +202,10 @@ def test_losses_equal_the_formula(router: str, top_k: int) -> None:
     mixture = build(n_expert=5, top_k=top_k, router=router, balance_rate=0.3, z_loss=0.7).train()
     x = normal(2, 8, 5)
     expected = expected_of(mixture, x)
-    with penalties(mixture) as terms:
-        mixture(x)
-    assert [float(term) for term in terms] == pytest.approx([0.3 * expected.balance_loss, 0.7 * expected.z_loss])
+    losses = CollectedLosses()
+    mixture(x, Context(losses=losses))
+    charged = 0.3 * expected.balance_loss + 0.7 * expected.z_loss
+    assert [float(term) for term in losses.terms] == pytest.approx([charged])
     use = mixture.take_use()
     assert use is not None
     assert (float(use.balance_loss), float(use.z_loss)) == pytest.approx((expected.balance_loss, expected.z_loss))
@@ -160,8 +217,7 @@ def test_the_balancing_loss_is_1_in_equal_use_and_the_number_of_experts_where_al
     for scale, expected in ((0.0, 1.0), (1e4, 4.0)):
         with torch.no_grad():
             mixture.router.weight.zero_()[2] = scale
-        with penalties(mixture):
-            mixture(torch.ones(1, 6, 5, dtype=torch.float64))
+        mixture(torch.ones(1, 6, 5, dtype=torch.float64), Context(losses=CollectedLosses()))
         use = mixture.take_use()
         assert use is not None
         assert float(use.balance_loss) == pytest.approx(expected)
@@ -172,9 +228,9 @@ def test_the_balancing_loss_is_1_in_equal_use_and_the_number_of_experts_where_al
 def test_gradients_are_those_of_the_formula_with_its_losses(router: str, top_k: int) -> None:
     mixture = build(n_expert=4, top_k=top_k, n_shared=1, router=router, balance_rate=0.5, z_loss=0.2).train()
     x, weights = normal(10, 5), normal(10, 5, seed=1)
-    with penalties(mixture) as terms:
-        output = mixture(x)
-    ((output * weights).sum() + sum(terms)).backward()
+    losses = CollectedLosses()
+    output = mixture(x, Context(losses=losses))
+    ((output * weights).sum() + sum(losses.terms)).backward()
 
     def value(state: reference.State) -> float:
         found = reference.mixture(x.numpy(), state, n_expert=4, top_k=top_k, score=router)
@@ -202,10 +258,10 @@ def test_the_losses_act_through_the_gradient_of_training_and_no_value(checkpoint
         assert (int(use.passes), int(use.chosen.sum())) == (1, 2 * 12 * 2)
     gradients = [parameter.grad for parameter in model.parameters()]
 
-    with penalties(model) as terms:
-        logits = model(ids)
-    assert len(terms) == 4
-    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()) + sum(terms)
+    losses = CollectedLosses()
+    logits = model.head(model.hidden(ids, losses=losses))
+    assert len(losses.terms) == 2  # a mixture's two losses are one term
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()) + sum(losses.terms)
     expected = torch.autograd.grad(total, list(model.parameters()))
     torch.testing.assert_close(gradients, list(expected), **CLOSE)
 
@@ -214,7 +270,7 @@ def test_evaluation_counts_nothing() -> None:
     model, ids = GPT(GPTConfig(**SIZES, ffn="moe")).eval(), random_ids(23, 2, 12)
     model.loss(ids, ids)
     model.generate(ids, 3)
-    assert all(mixture.take_use() is None for mixture in mixtures(model).values())
+    assert all(mixture.take_use() is None for mixture in mixtures(model.block_views()).values())
 
 
 # --- balance by bias -------------------------------------------------------------------------------------------
@@ -234,11 +290,11 @@ def test_the_bias_evens_out_a_router_that_prefers_one_expert() -> None:
     x = normal(1, 400, 5) + 1
     shares = []
     for _ in range(150):
-        with penalties(mixture) as terms:
-            mixture(x)
+        losses = CollectedLosses()
+        mixture(x, Context(losses=losses))
         use = mixture.take_use()
         assert use is not None
-        assert not terms
+        assert [float(term) for term in losses.terms] == [0]
         shares.append(float(use.chosen.max() / use.chosen.sum()))
         mixture.router.rebalance(use.chosen)
     assert shares[0] > 0.5
@@ -258,8 +314,9 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
     difference = active_parameters(sparse) - active_parameters(dense) - 3 * 16 * 256
     assert abs(difference) < 0.02 * ffn_parameters
     assert active_parameters(dense) == sum(parameter.numel() for parameter in dense.parameters())
-    one = 3 * 16 * sum(p.numel() for p in mixtures(sparse)["blocks.0.ffn"].experts[0].parameters())
-    assert sum(p.numel() for p in sparse.parameters()) == active_parameters(sparse) + one * 14 // 16
+    experts = mixtures(sparse.block_views())[0].experts
+    all_of_them = 3 * sum(p.numel() for p in experts.parameters())
+    assert sum(p.numel() for p in sparse.parameters()) == active_parameters(sparse) + all_of_them * 14 // 16
 
 
 @pytest.mark.parametrize(
@@ -274,6 +331,7 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
         ({"balance_rate": -0.1}, "moe balance_rate is -0.1; it must be at least 0"),
         ({"z_loss": -1.0}, "moe z_loss is -1.0; it must be at least 0"),
         ({"expert": "moe"}, "moe expert is 'moe'; it must be one of geglu, gelu, relu, relu2, swiglu"),
+        ({"expert": "none"}, "moe expert is 'none'; it must be one of geglu, gelu, relu, relu2, swiglu"),
         ({"hidden": 0}, "ffn hidden is 0; it must be at least 1"),
     ],
 )

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_gpt.models.attention.multi_head import attentions
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.norms import ScaleNorm, norms
 from lightning_gpt.models.positions.scheme import NoPositions
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.registry import Given
 from tests.models.helpers import property_test, randomise
 from tests.models.slopes import Array, assert_equals_reference
 from tests.reference import attention_kinds, formulas, parts
@@ -53,7 +53,7 @@ def test_a_norm_and_its_gradient_equal_the_formula(name: str, bias: bool, scale:
 
 
 @pytest.mark.parametrize(("choice", "eps"), [("layer", 1e-5), ("rms", 1e-6), ({"kind": "rms", "eps": 0.5}, 0.5)])
-def test_epsilon_is_what_was_chosen(choice: Choice, eps: float) -> None:
+def test_epsilon_is_what_was_chosen(choice: Given, eps: float) -> None:
     norm = norms.make(choice, dim=4, bias=True).double()
     x = normal(1, 4, scale=1e-3)
     spread = x.var(unbiased=False) if choice == "layer" else (x**2).mean()

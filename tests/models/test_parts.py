@@ -9,14 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lightning_gpt.models.attention.multi_head import (
-    Backend,
-    CausalAttention,
-    MultiHeadAttention,
-    attention_pattern,
-    causal_mask,
-    scaled_scores,
-)
+from lightning_gpt.models.attention.formula import Backend, CausalAttention, attention_pattern, scaled_scores
+from lightning_gpt.models.attention.mask import causal_mask
+from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.block import Block
 from lightning_gpt.models.ffn.dense import FeedForward
 from tests.models.helpers import arrays, property_test, randomise

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.positions.scheme import AlibiPositions, RotaryPositions, T5Positions, position_schemes
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.positions.alibi import AlibiPositions
+from lightning_gpt.models.positions.rotary import RotaryPositions
+from lightning_gpt.models.positions.scheme import position_schemes
+from lightning_gpt.models.positions.t5 import T5Positions
+from lightning_gpt.models.registry import Given
 from lightning_gpt.training.optim import adamw
 from tests.models.helpers import property_test, randomise
 from tests.models.slopes import Array, assert_equals_reference
@@ -27,7 +30,7 @@ def normal(*shape: int, seed: int = 1) -> torch.Tensor:
 class Positioned(MultiHeadAttention):
     """Attention with its scheme, so that the parameters of both are looked at."""
 
-    def __init__(self, choice: Choice, n_head: int = 2, dim: int = 12) -> None:
+    def __init__(self, choice: Given, n_head: int = 2, dim: int = 12) -> None:
         super().__init__(dim, n_head, bias=False, dropout=0.0, backend="sdpa")
         self.scheme = position_schemes.make(choice, dim=dim, n_head=n_head, block_size=16)
 
@@ -42,7 +45,8 @@ class Positioned(MultiHeadAttention):
 )
 def test_attention_with_rotary_positions_equals_the_formula(options: dict[str, Any]) -> None:
     layer = randomise(Positioned({"kind": "rotary", **options})).double()
-    layer.scheme.frequencies = _precise(12 // 2, **options)
+    precise = _precise(12 // 2, **options)
+    layer.scheme.frequencies = lambda width, device: precise
 
     def reference(x: Array, state: Mapping[str, Array]) -> Array:
         head = attention_kinds.softmax_head()
@@ -52,8 +56,8 @@ def test_attention_with_rotary_positions_equals_the_formula(options: dict[str, A
 
 
 def _precise(width: int, base: float = 10000.0, factor: float = 1.0, extension: str = "linear") -> torch.Tensor:
-    """The frequencies in double precision; what the scheme holds is single, which this checks against."""
-    held = RotaryPositions(width, 1, base, factor, extension).get_buffer("frequencies")
+    """The frequencies in double precision; the scheme's are single, and checked against these here."""
+    held = RotaryPositions(base, factor, extension).frequencies(width, torch.device("cpu"))
     if extension == "ntk":
         base, factor = base * factor ** (width / (width - 2)), 1.0
     precise = torch.tensor([base ** (-2 * i / width) / factor for i in range(width // 2)], dtype=torch.float64)
@@ -63,24 +67,29 @@ def _precise(width: int, base: float = 10000.0, factor: float = 1.0, extension: 
 
 @pytest.mark.parametrize("n_head", [1, 2, 3, 6, 12])
 def test_attention_with_alibi_equals_the_formula(n_head: int) -> None:
+    """Given the slopes in single precision, as the scheme has them; the next test checks these."""
     layer = randomise(Positioned("alibi", n_head=n_head)).double()
+    slopes = torch.tensor(parts.alibi_slopes(n_head), dtype=torch.float32).tolist()
 
     def reference(x: Array, state: Mapping[str, Array]) -> Array:
-        bias = parts.alibi_bias(len(x), n_head)
+        bias = parts.alibi_bias(len(x), slopes)
         return attention_kinds.layer(x, state, n_head, attention_kinds.softmax_head(bias=bias))
 
-    layer.scheme.slopes = torch.tensor(parts.alibi_slopes(n_head), dtype=torch.float64)
     assert_equals_reference(layer, reference, normal(2, 7, 12))
 
 
 @pytest.mark.parametrize("n_head", range(1, 40))
 def test_the_slopes_of_alibi_are_the_papers(n_head: int) -> None:
-    slopes = AlibiPositions(n_head).get_buffer("slopes")
-    np.testing.assert_allclose(slopes.numpy(), parts.alibi_slopes(n_head), rtol=1e-6)
+    np.testing.assert_allclose(alibi_slopes(n_head), parts.alibi_slopes(n_head), rtol=1e-6)
 
 
 def test_the_slopes_of_eight_heads_are_one_half_to_one_in_256() -> None:
-    assert AlibiPositions(8).get_buffer("slopes").tolist() == [2.0**-h for h in range(1, 9)]
+    assert alibi_slopes(8) == [2.0**-h for h in range(1, 9)]
+
+
+def alibi_slopes(n_head: int) -> list[float]:
+    """What a distance of one takes off each head's scores."""
+    return (-AlibiPositions(n_head).bias(torch.tensor([1]), torch.tensor([0]), torch.float64)).flatten().tolist()
 
 
 @property_test
@@ -139,12 +148,13 @@ def test_sinusoids_are_the_papers_times_their_scale() -> None:
 def test_under_rotary_positions_a_score_depends_on_the_distance_alone(
     first: int, distance: int, shift: int, extension: str
 ) -> None:
-    scheme = RotaryPositions(8, 1, factor=2.0, extension=extension)
+    scheme = RotaryPositions(factor=2.0, extension=extension)
     q, k = normal(1, 1, 1, 8, seed=2), normal(1, 1, 1, 8, seed=3)
-    scores = [
-        scheme.turn(q, torch.tensor([start + distance])) @ scheme.turn(k, torch.tensor([start])).mT
-        for start in (first, first + shift)
-    ]
+
+    def rotated(x: torch.Tensor, position: int) -> torch.Tensor:
+        return Context(positions=torch.tensor([position]), scheme=scheme).rotate(x)
+
+    scores = [rotated(q, start + distance) @ rotated(k, start).mT for start in (first, first + shift)]
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-3)
 
 

@@ -37,6 +37,19 @@ def test_neutreno_adds_the_distance_from_the_first_layers_values(backend: str) -
         np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), expected, **CLOSE)
 
 
+def test_neutreno_layers_that_differ_in_width_each_have_a_first_layer_of_their_width() -> None:
+    model = build({"n_layer": 4, "attention": ["neutreno", {"kind": "neutreno", "head_dim": 6}]})
+    ids, state = random_ids(17, 1, 9), arrays(model)
+    with torch.no_grad(), model.record(["*.attention_norm", "*.attention.output"]) as trace:
+        model(ids)
+    for layers in ((0, 2), (1, 3)):
+        states = [below(state, f"blocks.{layer}.attention") for layer in layers]
+        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in layers]
+        expected = remedies.neutreno_layers(normed, states, SIZES["n_head"], 0.4)
+        for layer, output in zip(layers, expected, strict=True):
+            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), output, **CLOSE)
+
+
 def test_neutreno_without_strength_is_plain_attention() -> None:
     ids = random_ids(17, 2, 9)
     plain, without = (

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.multi_head import CausalAttention, attentions
+from lightning_gpt.models.attention.mixer import Mixer, attentions
 from lightning_gpt.models.block import Block, blocks
-from lightning_gpt.models.ffn.dense import FeedForward
+from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.norms import LayerNorm
 from lightning_gpt.models.positions.scheme import NoPositions
-from lightning_gpt.models.registry import Choice
+from lightning_gpt.models.registry import Given
 from tests.models.helpers import randomise
 from tests.models.slopes import Array, assert_equals_reference
 from tests.reference import formulas, parts
@@ -24,18 +24,18 @@ State = Mapping[str, Array]
 N_LAYER = 3
 
 
-def attention(choice: Choice = "full", dim: int = 6, n_head: int = 2) -> CausalAttention:
+def attention(choice: Given = "full", dim: int = 6, n_head: int = 2) -> Mixer:
     context: dict[str, Any] = {"dim": dim, "n_head": n_head, "bias": True, "dropout": 0.0, "backend": "sdpa"}
     return attentions.make(choice, **context, qk_norm="none", layer=0, positions=NoPositions())
 
 
-def block(rule: Choice, dim: int = 6) -> Block:
+def block(rule: Given, ffn: Given = "gelu") -> Block:
     return blocks.make(
         rule,
-        attention=attention(dim=dim),
-        ffn=FeedForward(dim, bias=True),
-        norm=partial(LayerNorm, dim),
-        dim=dim,
+        attention=attention(),
+        ffn=ffns.make_if_chosen(ffn, dim=6, bias=True),
+        norm=partial(LayerNorm, 6),
+        dim=6,
         dropout=0.0,
         n_layer=N_LAYER,
     )
@@ -84,6 +84,21 @@ def test_a_block_and_its_gradient_equal_the_formula_of_its_rule(rule: str, offse
     assert_equals_reference(made, partial(reference, rule, N_LAYER), x)
 
 
+@pytest.mark.parametrize("rule", FORMULAS)
+def test_a_block_of_attention_alone_and_its_gradient_equal_the_first_half_of_its_rule(rule: str) -> None:
+    made = randomise(block(rule, ffn=None)).double()
+    x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def half(h: Array, state: State) -> Array:
+        def mix(x: Array) -> Array:
+            return formulas.multi_head_attention(x, formulas.below(state, "attention"), 2)
+
+        return by_rule("pre" if rule == "parallel" else rule, N_LAYER, h, state, "attention", mix)
+
+    assert not any(name.startswith("ffn") for name, _ in made.named_parameters())
+    assert_equals_reference(made, half, x)
+
+
 @pytest.mark.parametrize("n_layer", [1, 2, 8, 100])
 def test_alpha_of_deepnorm_is_the_fourth_root_of_twice_the_depth(n_layer: int) -> None:
     made = blocks.make(
@@ -94,12 +109,12 @@ def test_alpha_of_deepnorm_is_the_fourth_root_of_twice_the_depth(n_layer: int) -
         dropout=0.0,
         n_layer=n_layer,
     )
-    assert made.alpha**4 == pytest.approx(2 * n_layer)
+    assert made.stream_factor**4 == pytest.approx(2 * n_layer)
 
 
 @pytest.mark.parametrize("kind", ["full", {"kind": "grouped", "n_kv_head": 2}, "multi_query", "differential"])
 @pytest.mark.parametrize("n_layer", [1, 6])
-def test_deepnorm_starts_with_the_variances_of_the_paper(n_layer: int, kind: Choice) -> None:
+def test_deepnorm_starts_with_the_variances_of_the_paper(n_layer: int, kind: Given) -> None:
     """Xavier's ``g² · 2 / (fan_in + fan_out)``, g = β for values, the output and the FFN, 1 for queries and keys."""
     torch.manual_seed(0)
     dim, n_head = 128, 4
@@ -113,14 +128,14 @@ def test_deepnorm_starts_with_the_variances_of_the_paper(n_layer: int, kind: Cho
         "query": (query, 1.0),
         "key": (key, 1.0),
         "value": (value, beta),
-        "output": (made.attention.projection.weight, beta),
-        "expand": (made.ffn.expand.weight, beta),
-        "project": (made.ffn.projection.weight, beta),
+        "output": (made.attention.w_o.weight, beta),
+        "up": (made.ffn.up.weight, beta),
+        "down": (made.ffn.down.weight, beta),
     }
     for name, (weight, gain) in expected.items():
         standard = gain * math.sqrt(2 / sum(weight.shape))
         assert float(weight.std()) == pytest.approx(standard, rel=0.05), name
-    assert all(float(bias.abs().sum()) == 0 for bias in (made.attention.qkv.bias, made.ffn.expand.bias))
+    assert all(float(bias.abs().sum()) == 0 for bias in (made.attention.qkv.bias, made.ffn.up.bias))
 
 
 @pytest.mark.parametrize("rule", ["pre", "sandwich", "parallel"])
@@ -128,9 +143,9 @@ def test_what_is_added_to_the_stream_starts_smaller_the_deeper_the_model(rule: s
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=8, n_head=2, dim=64, block_size=4, vocab_size=5, residual=rule))
     for made in model.blocks:
-        for projection in (made.attention.projection, made.ffn.projection):
+        for projection in (made.attention.w_o, made.ffn.down):
             assert float(projection.weight.std()) == pytest.approx(0.02 / 4, rel=0.05)
-        assert float(made.ffn.expand.weight.std()) == pytest.approx(0.02, rel=0.05)
+        assert float(made.ffn.up.weight.std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_rezero_starts_as_the_identity_and_both_numbers_have_a_gradient() -> None:
@@ -145,7 +160,7 @@ def test_rezero_starts_as_the_identity_and_both_numbers_have_a_gradient() -> Non
 
 
 @pytest.mark.parametrize(("choice", "start"), [("layerscale", 0.1), ({"kind": "layerscale", "initial": 1e-4}, 1e-4)])
-def test_layerscale_starts_where_it_is_told(choice: Choice, start: float) -> None:
+def test_layerscale_starts_where_it_is_told(choice: Given, start: float) -> None:
     made = block(choice)
     for scale in (made.attention_scale, made.ffn_scale):
         assert isinstance(scale, Tensor)

@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.ffn.moe.mixture import active_parameters
-from tests.models.variants import CONFIGS, SIZES, name_of
+from lightning_gpt.planning import active_parameters
+from tests.models.variants import CONFIGS, fresh, name_of
 
 FOLDER = Path(__file__).parents[2] / "configs/model"
 GPT2 = {
@@ -82,8 +82,8 @@ def test_the_small_mixture_is_as_large_as_its_dense_model_to_a_token() -> None:
 @pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
 def test_every_variant_is_built_without_memory(changes: dict[str, Any]) -> None:
     with torch.device("meta"):
-        model = GPT(GPTConfig(**{**SIZES, **changes}))
-    real = GPT(GPTConfig(**{**SIZES, **changes}))
+        model = fresh(changes)
+    real = fresh(changes)
     assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
         name: tensor.shape for name, tensor in real.state_dict().items()

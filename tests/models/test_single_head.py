@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.attention.multi_head import Backend
+from lightning_gpt.models.attention.formula import Backend
 from tests.models.helpers import (
     arrays,
     assert_only_later_logits_change,

@@ -31,6 +31,20 @@ def test_values_that_are_brought_along_equal_the_formula_of_a_stack(kind: str, b
         np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), expected, **CLOSE)
 
 
+def test_layers_whose_values_differ_in_width_each_have_a_first_layer_of_their_width() -> None:
+    wide = {"kind": "value_residual", "head_dim": 6}
+    model = build({"n_layer": 4, "attention": ["value_residual", wide]})
+    ids, state = random_ids(17, 1, 9), arrays(model)
+    with torch.no_grad(), model.record(["*.attention_norm", "*.attention.output"]) as trace:
+        model(ids)
+    for layers in ((0, 2), (1, 3)):
+        states = [below(state, f"blocks.{layer}.attention") for layer in layers]
+        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in layers]
+        expected = remedies.value_layers(normed, states, SIZES["n_head"], None)
+        for layer, output in zip(layers, expected, strict=True):
+            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), output, **CLOSE)
+
+
 def test_the_embedding_skip_equals_the_formula_of_a_stack() -> None:
     model = build({"n_layer": N_LAYER, "residual": "embedding_skip"})
     ids, state = random_ids(17, 1, 9), arrays(model)
@@ -51,7 +65,15 @@ def test_an_embedding_skip_starts_as_pre_ln() -> None:
     torch.testing.assert_close(skipping(ids), plain(ids))
 
 
-@pytest.mark.parametrize("changes", [{}, {"residual": "parallel"}, {"ffn": {"kind": "moe", "n_expert": 2, "top_k": 1}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"residual": "parallel"},
+        {"ffn": {"kind": "moe", "n_expert": 2, "top_k": 1}},
+        {"ffn": ["none", "swiglu"]},
+    ],
+)
 def test_with_zero_projections_every_block_starts_as_no_change_and_learns(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SIZES, **changes, "zero_projections": True})).double()
@@ -60,12 +82,17 @@ def test_with_zero_projections_every_block_starts_as_no_change_and_learns(change
         model(ids)
     torch.testing.assert_close(trace["blocks.1.after_ffn"], trace["embedding"], rtol=0, atol=0)
     torch.autograd.backward(model.loss(ids, ids.roll(-1, 1)))
-    outputs = [parameter for name, parameter in model.named_parameters() if name.endswith("projection.weight")]
+    outputs = [
+        p for name, p in model.named_parameters() if name.endswith(("w_o.weight", "down.weight", "experts.down"))
+    ]
     assert outputs
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in outputs)
 
 
 @pytest.mark.parametrize("rule", ["none", "rezero"])
 def test_zero_projections_are_refused_where_nothing_would_be_learned(rule: str) -> None:
-    with pytest.raises(CallError, match=f"zero_projections with residual '{rule}' gives every weight a gradient of 0"):
+    with pytest.raises(
+        CallError,
+        match=f"zero_projections and residual {rule} cannot be combined: every weight would have a gradient of 0",
+    ):
         GPTConfig(**SIZES, residual=rule, zero_projections=True)

@@ -30,7 +30,7 @@ def test_the_function_is_preserved_and_the_routers_are_kept(kind: str, hidden: i
     upcycle(dense, sparse)
     torch.testing.assert_close(sparse(ids), dense(ids), rtol=1e-10, atol=1e-10)
     assert torch.equal(sparse.blocks[0].ffn.router.weight, router_weight)
-    assert torch.equal(sparse.blocks[2].ffn.experts[4].expand.weight, dense.blocks[2].ffn.expand.weight)
+    assert torch.equal(sparse.blocks[2].ffn.experts.up[4], dense.blocks[2].ffn.up.weight)
 
 
 MIXTURE = {"kind": "moe", "hidden": 64}
@@ -42,8 +42,8 @@ MIXTURE = {"kind": "moe", "hidden": 64}
         ({}, {"ffn": "moe"}, "set ffn hidden to 64, the dense network's; it is 32"),
         ({}, {"ffn": MIXTURE | {"top_k": 1}}, "ffn top_k is 1 and must be at least 2"),
         ({}, {"ffn": MIXTURE | {"n_shared": 1}}, "ffn n_shared must be 0"),
-        ({"ffn": "relu2"}, {"ffn": MIXTURE}, "layer 0 is a SquaredReLU in the dense model and its expert here a FeedF"),
-        ({"ffn": "moe"}, {"ffn": MIXTURE}, "layer 0 of the dense model is a MixtureOfExperts and no dense network"),
+        ({"ffn": "relu2"}, {"ffn": MIXTURE}, "ffn of layer 0 is relu2 in the dense model and its expert here gelu"),
+        ({"ffn": "moe"}, {"ffn": MIXTURE}, "ffn of layer 0 is moe in the dense model, which is not a dense network"),
         ({"norm": "rms"}, {"ffn": MIXTURE}, "differs in its feed-forward networks only: norm is rms there and layer"),
         ({}, {"ffn": MIXTURE, "n_layer": 2}, "n_layer is 3 there and 2 here"),
     ],

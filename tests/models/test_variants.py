@@ -8,8 +8,9 @@ import torch
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.optim import adamw
+from tests.models import checks
 from tests.models.helpers import random_ids
-from tests.models.variants import CONFIGS, PARTS, SIZES, build, name_of
+from tests.models.variants import CONFIGS, PARTS, SIZES, build, config, fresh, name_of
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 every_variant = pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
@@ -17,29 +18,18 @@ every_variant = pytest.mark.parametrize("changes", CONFIGS, ids=name_of)
 
 @every_variant
 def test_no_logit_depends_on_a_later_token(changes: dict[str, Any]) -> None:
-    model, ids = build(changes), random_ids(17, 1, 14)
-    logits = model(ids)
-    for position in range(1, 14):
-        changed = ids.clone()
-        changed[0, position:] = (changed[0, position:] + 1) % 17
-        torch.testing.assert_close(model(changed)[:, :position], logits[:, :position], **CLOSE)
+    checks.no_logit_depends_on_a_later_token(changes)
 
 
 @every_variant
 def test_both_backends_are_the_same_function(changes: dict[str, Any]) -> None:
-    ids = random_ids(17, 2, 13)
-    by_kernel, by_formula = (build(changes, attention_backend=backend)(ids) for backend in ("sdpa", "manual"))
-    torch.testing.assert_close(by_kernel, by_formula, **CLOSE)
+    checks.both_backends_are_the_same_function(changes)
 
 
 @every_variant
 @pytest.mark.parametrize("pieces", [[1] * 20, [7, 1, 1, 1, 4, 2, 1, 3], [20]])
 def test_reading_in_pieces_gives_the_logits_of_one_reading(changes: dict[str, Any], pieces: list[int]) -> None:
-    model, ids = build(changes), random_ids(17, 2, 20)
-    cache = model.new_cache(20)
-    with torch.no_grad():
-        hidden = torch.cat([model.hidden(piece, cache=cache) for piece in ids.split(pieces, dim=1)], dim=1)
-    torch.testing.assert_close(hidden, model.hidden(ids), **CLOSE)
+    checks.reading_in_pieces_gives_the_logits_of_one_reading(changes, pieces)
 
 
 @every_variant
@@ -79,13 +69,12 @@ def test_checkpointing_changes_no_gradient(changes: dict[str, Any], checkpointin
 
 @every_variant
 def test_documents_kept_apart_are_computed_as_if_alone(changes: dict[str, Any]) -> None:
-    model, ids = build(changes), random_ids(17, 2, 13)
-    documents = torch.tensor([[0] * 4 + [1] * 9, [0] * 6 + [1] * 1 + [2] * 6])
-    logits = model(ids, documents)
-    for row in range(2):
-        for document in documents[row].unique():
-            places = documents[row] == document
-            torch.testing.assert_close(logits[row, places], model(ids[row, places][None])[0], **CLOSE)
+    checks.documents_kept_apart_are_computed_as_if_alone(changes)
+
+
+@every_variant
+def test_masks_that_layers_share_are_those_that_each_would_make(changes: dict[str, Any]) -> None:
+    checks.masks_that_layers_share_are_those_that_each_would_make(changes)
 
 
 @every_variant
@@ -95,7 +84,7 @@ def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, A
     Only less is asked where there is no residual path: that it can hardly learn is what it is there to show.
     """
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**{**SIZES, **changes}))
+    model = fresh(changes)
     start = torch.randint(17, (8, 3), generator=torch.Generator().manual_seed(0))
     rows = start.repeat(1, 8)
     optimizer = adamw(model, lr=1e-2)
@@ -111,11 +100,7 @@ def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, A
 
 @every_variant
 def test_a_variant_is_rebuilt_from_its_description(changes: dict[str, Any]) -> None:
-    model = build(changes)
-    again = GPT(GPTConfig(**model.describe()["config"])).double().eval()
-    again.load_state_dict(model.state_dict())
-    ids = random_ids(17, 1, 10)
-    assert torch.equal(again(ids), model(ids))
+    checks.a_variant_is_rebuilt_from_its_description(changes)
 
 
 @pytest.mark.parametrize("changes", [c for c in CONFIGS if c.get("position") not in (None, "learned")], ids=name_of)
@@ -136,7 +121,7 @@ def test_with_all_but_learned_positions_a_sequence_may_be_longer_than_block_size
 )
 def test_a_variant_that_does_not_exist_is_refused_with_those_that_do(part: str, choice: Any, message: str) -> None:
     with pytest.raises(CallError, match=message):
-        GPTConfig(**{**SIZES, part: choice})
+        config({part: choice})
 
 
 @pytest.mark.parametrize(
@@ -164,7 +149,10 @@ def test_wrong_options_are_refused_when_the_config_is_read(changes: dict[str, An
         ({"attention": {"kind": "full", "n_kv_head": 3}}, "n_kv_head is 3 and must divide n_head, which is 4"),
         ({"position": {"kind": "rotary", "factor": 0.5}}, "position factor is 0.5; it must be at least 1"),
         ({"position": {"kind": "rotary", "extension": "yarn"}}, "it must be one of linear, ntk"),
-        ({"position": "rotary", "dim": 12}, "dim / n_head is 3; it must be even"),
+        (
+            {"position": "rotary", "dim": 12},
+            "rotary positions act on pairs of dimensions and a head's width is 3; it must be even",
+        ),
         ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of it"),
     ],
 )

@@ -3,21 +3,23 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.multi_head import attentions
+from lightning_gpt.models import GPT, GPTConfig, MemoryGPTConfig
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.memory.base import memories
+from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
-from lightning_gpt.models.registry import Choice, Registry
+from lightning_gpt.models.registry import Given, Registry
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
-from lightning_gpt.models.wrappers.token_routing import depths
+from lightning_gpt.models.wrappers.token_routing import token_routings
 from tests.models.helpers import randomise
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
 OPTIONS: dict[str, Any] = {
     "n_kv_head": 2,
+    "kv_rank": 6,
     "window": 5,
     "stride": 4,
     "n_global": 2,
@@ -26,10 +28,9 @@ OPTIONS: dict[str, Any] = {
     "length": 6,
     "n_memory": 2,
 }
-"""What a variant is given where it cannot do without: small, so that a short sequence shows what it hides."""
+"""Small values for the options that a variant requires, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
-    "depth": depths,
     "ffn": ffns,
     "layer_drop": layer_drops,
     "memory": memories,
@@ -37,15 +38,20 @@ PARTS: dict[str, Registry[Any]] = {
     "position": position_schemes,
     "qk_norm": norms,
     "residual": blocks,
+    "token_routing": token_routings,
 }
 
 ALONGSIDE: dict[str, dict[str, Any]] = {"memory": {"position": "rotary"}}
 """What else the variants of a part need, some of them, to work."""
 
 
-def choices(registry: Registry[Any]) -> Iterator[Choice]:
+def choices(part: str) -> Iterator[Given]:
     """Each variant of a part, with small options where it needs them."""
+    registry = PARTS[part]
     for name in registry.names:
+        if registry.optional and name == "none":
+            yield name
+            continue
         known = registry.options(name)
         options = {option: OPTIONS[option] for option in known if option in OPTIONS and option != "n_kv_head"}
         if "n_kv_head" in known and known["n_kv_head"].default is known["n_kv_head"].empty:
@@ -53,42 +59,90 @@ def choices(registry: Registry[Any]) -> Iterator[Choice]:
         yield {"kind": name, **options} if options else name
 
 
-ROUTED = {"kind": "mixture", "every": 1, "capacity": 0.5, "decision": "router"}
+ROUTED = {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5, "decision": "router"}
 """A choice of tokens in every block, so that each meets what the one before has made of a few."""
 SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tokens", "segment": 4, "n_memory": 2}
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
+    {"position": {"kind": "yarn", "factor": 4.0, "original": 8}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
+    {"attention": {"kind": "full", "head_dim": 6}},
+    {"attention": {"kind": "latent", "kv_rank": 6}, "position": "rotary"},
+    {"attention": {"kind": "latent", "kv_rank": 6}, "position": "t5"},
+    {
+        "attention": {"kind": "latent", "kv_rank": 5, "q_rank": 7, "head_dim": 6, "rope_dim": 2, "value_dim": 9},
+        "position": {"kind": "yarn", "factor": 4.0, "original": 8},
+    },
+    {"attention": ["delta_net", {"kind": "delta_net", "head_dim": 3, "value_dim": 5, "conv_width": 1}]},
+    {"attention": ["delta_net", "full"], "position": "rotary"},
+    # layers of one kind with other options, which share a pass and must not share what it keeps for them
+    {"attention": [{"kind": "window", "window": 3}, {"kind": "window", "window": 7}]},
+    {"attention": [{"kind": "strided", "stride": 3}, {"kind": "strided", "stride": 5}]},
+    {
+        "attention": [
+            {"kind": "global_window", "window": 5, "n_global": 1},
+            {"kind": "global_window", "window": 5, "n_global": 3},
+        ]
+    },
+    {"attention": ["value_residual", {"kind": "value_residual", "head_dim": 6}]},
+    {"attention": [{"kind": "full", "head_dim": 6}, "differential"], "position": "rotary"},
+    {"ffn": ["none", "gelu"]},
+    {"ffn": ["swiglu", "none", {"kind": "moe", "n_expert": 4}], "n_layer": 3, "residual": "parallel"},
+    *({"residual": rule, "ffn": "none"} for rule in blocks.names),
     {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
     {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "capacity_factor": 1.5, "balance": "none"}},
-    {"depth": ROUTED, "position": "rotary"},
-    {"depth": ROUTED, "position": "alibi", "attention": {"kind": "window", "window": 5}},
-    {"depth": ROUTED, "position": "t5", "ffn": {"kind": "moe", "n_expert": 4}},
-    {"depth": ROUTED, "attention": "linear"},
-    {"depth": {"kind": "mixture", "layers": [1, 2]}, "n_layer": 4, "layer_drop": {"kind": "linear", "rate": 0.2}},
+    {"token_routing": ROUTED, "position": "rotary"},
+    {"token_routing": ROUTED, "position": "alibi", "attention": {"kind": "window", "window": 5}},
+    {"token_routing": ROUTED, "position": "t5", "ffn": {"kind": "moe", "n_expert": 4}},
+    {"token_routing": ROUTED, "attention": "linear"},
+    {"token_routing": ROUTED, "attention": "delta_net"},
+    {"token_routing": ROUTED, "attention": {"kind": "latent", "kv_rank": 6}, "position": "rotary"},
+    {
+        "token_routing": {"kind": "mixture_of_depths", "layers": [1, 2]},
+        "n_layer": 4,
+        "layer_drop": {"kind": "linear", "rate": 0.2},
+    },
     {"memory": SEGMENTS, "position": "t5", "attention": {"kind": "strided", "stride": 4}, "residual": "initial"},
     {"memory": SEGMENTS, "position": "alibi", "attention": [{"kind": "window", "window": 5}, "value_embedding"]},
     {"memory": SEGMENTS, "position": "none", "attention": "value_residual", "ffn": {"kind": "moe", "n_expert": 4}},
+    {"memory": SEGMENTS, "position": "rotary", "attention": {"kind": "latent", "kv_rank": 2}},
+    {"memory": TOKENS, "attention": {"kind": "latent", "kv_rank": 6}},
     {"memory": TOKENS, "diversity": 0.1},
     {"memory": TOKENS, "position": "alibi", "attention": ["shaped", {"kind": "window", "window": 5}]},
 ]
 CONFIGS: list[dict[str, Any]] = [
-    {part: choice, **ALONGSIDE.get(part, {})} for part, registry in PARTS.items() for choice in choices(registry)
+    {part: choice, **ALONGSIDE.get(part, {})} for part in PARTS for choice in choices(part)
 ] + EXTENDED
 
 
 def name_of(changes: dict[str, Any]) -> str:
     """A short name for a test's id."""
-    return ",".join(
-        f"{part}={'-'.join(map(str, choice.values())) if isinstance(choice, dict) else choice}"
-        for part, choice in changes.items()
-    )
+
+    def short(choice: Any) -> str:
+        if isinstance(choice, list):
+            return "+".join(map(short, choice))
+        return "-".join(map(str, choice.values())) if isinstance(choice, dict) else str(choice)
+
+    return ",".join(f"{part}={short(choice)}" for part, choice in changes.items())
+
+
+def config(changes: dict[str, Any], **more: Any) -> GPTConfig:
+    """The config of a small model of this variant."""
+    given = {**SIZES, **changes, **more}
+    return MemoryGPTConfig(**given) if "memory" in given else GPTConfig(**given)
+
+
+def fresh(changes: dict[str, Any], **more: Any) -> GPT:
+    """A small model of this variant as training starts it; ``memory`` makes it a MemoryGPT."""
+    given = {**SIZES, **changes, **more}
+    memory = given.pop("memory", None)
+    return gpt_with(memory, GPTConfig(**given))
 
 
 def build(changes: dict[str, Any], **more: Any) -> GPT:
-    """A small model of this variant, every weight random, in double precision and evaluation mode."""
-    return randomise(GPT(GPTConfig(**{**SIZES, **changes, **more}))).double().eval()
+    """As :func:`fresh`, every weight random, in double precision and evaluation mode."""
+    return randomise(fresh(changes, **more)).double().eval()

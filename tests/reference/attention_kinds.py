@@ -36,8 +36,8 @@ def layer(
     The query head h has the key head ``⌊h / (n_head / n_kv_head)⌋``: Ainslie et al. 2023 (2305.13245), fig. 2.
     """
     n_kv_head = n_kv_head or n_head
-    width = x.shape[1] // n_head
     qkv = linear(x, state["qkv.weight"], state.get("qkv.bias"))
+    width = qkv.shape[1] // (n_head + 2 * n_kv_head)
     queries = [qkv[:, h * width : (h + 1) * width] for h in range(n_head)]
     rest = qkv[:, n_head * width :]
     keys = [rest[:, h * width : (h + 1) * width] for h in range(n_kv_head)]
@@ -46,7 +46,7 @@ def layer(
     for h in range(n_head):
         group = h // (n_head // n_kv_head)
         made.append(head(turn(norm_q(queries[h])), turn(norm_k(keys[group])), values[group], h))
-    return linear(np.concatenate(made, axis=1), state["projection.weight"], state.get("projection.bias"))
+    return linear(np.concatenate(made, axis=1), state["w_o.weight"], state.get("w_o.bias"))
 
 
 # --- who sees whom ---------------------------------------------------------------------------------------------

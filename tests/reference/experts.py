@@ -35,8 +35,14 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def feed_forward(x: Array, state: State, kind: str) -> Array:
     """One token ``(dim,)`` through ``Linear``, activation, ``Linear``."""
-    expanded = linear(x, state["expand.weight"], state.get("expand.bias"))
-    return linear(ACTIVATIONS[kind](expanded), state["projection.weight"], state.get("projection.bias"))
+    wide = linear(x, state["up.weight"], state.get("up.bias"))
+    return linear(ACTIVATIONS[kind](wide), state["down.weight"], state.get("down.bias"))
+
+
+def expert_of(state: State, expert: int) -> State:
+    """One expert's parameters, named as those of a network by itself; a mixture's state holds all of a kind as one."""
+    stacks = {"up": "up.weight", "up_bias": "up.bias", "down": "down.weight", "down_bias": "down.bias"}
+    return {stacks[name]: stack[expert] for name, stack in below(state, "experts").items()}
 
 
 @dataclass
@@ -81,8 +87,8 @@ def mixture(
             if capacity is not None and taken[expert] > capacity:
                 dropped += 1
                 continue
-            output[t] += gate * feed_forward(token, below(state, f"experts.{expert}"), kind)
-        if "shared.expand.weight" in state:
+            output[t] += gate * feed_forward(token, expert_of(state, expert), kind)
+        if "shared.up.weight" in state:
             output[t] += feed_forward(token, below(state, "shared"), kind)
         all_chosen.append(chosen)
         all_gates.append(gates)

@@ -110,24 +110,22 @@ def attention(q: Array, k: Array, v: Array, pattern_of: PatternOf = causal_patte
 def multi_head_attention(x: Array, state: State, n_head: int, pattern_of: PatternOf = causal_pattern) -> Array:
     """``Concat(head_1 … head_h) W_Oᵀ + b_O`` on ``(time, dim)``: Vaswani et al. 2017, section 3.2.2.
 
-    ``state`` holds ``qkv.weight`` (the rows of W_Q, then W_K, then W_V), ``projection.weight`` and, where there are
-    biases, ``qkv.bias`` and ``projection.bias``. Head h has the columns ``h·D … (h + 1)·D − 1`` of each of q, k, v.
+    ``state`` holds ``qkv.weight`` (the rows of W_Q, then W_K, then W_V), ``w_o.weight`` and, where there are
+    biases, ``qkv.bias`` and ``w_o.bias``. Head h has the columns ``h·D … (h + 1)·D − 1`` of each of q, k, v.
     """
-    dim = x.shape[1]
-    qkv = linear(x, state["qkv.weight"], state.get("qkv.bias"))
-    q, k, v = qkv[:, :dim], qkv[:, dim : 2 * dim], qkv[:, 2 * dim :]
-    width = dim // n_head
+    q, k, v = np.split(linear(x, state["qkv.weight"], state.get("qkv.bias")), 3, axis=1)
+    width = q.shape[1] // n_head
     heads = []
     for head in range(n_head):
         columns = slice(head * width, (head + 1) * width)
         heads.append(attention(q[:, columns], k[:, columns], v[:, columns], pattern_of))
-    return linear(np.concatenate(heads, axis=1), state["projection.weight"], state.get("projection.bias"))
+    return linear(np.concatenate(heads, axis=1), state["w_o.weight"], state.get("w_o.bias"))
 
 
 def feed_forward(x: Array, state: State) -> Array:
     """``GELU(x W_1ᵀ + b_1) W_2ᵀ + b_2``: Vaswani et al. 2017, eq. 2, with GELU for ReLU as in GPT."""
-    hidden = gelu_tanh(linear(x, state["expand.weight"], state.get("expand.bias")))
-    return linear(hidden, state["projection.weight"], state.get("projection.bias"))
+    hidden = gelu_tanh(linear(x, state["up.weight"], state.get("up.bias")))
+    return linear(hidden, state["down.weight"], state.get("down.bias"))
 
 
 # --- whole models ----------------------------------------------------------------------------------------------
@@ -209,14 +207,14 @@ def gpt(
 ) -> Array:
     """Logits ``(time, vocab_size)`` of the whole GPT: Radford et al. 2019, section 2.3.
 
-    ``pattern_of`` may put another attention pattern into single layers. Without ``head.weight`` in the state the
-    output head is the token embedding.
+    ``pattern_of`` may put another attention pattern into single layers. Without ``head.linear.weight`` in the state
+    the output head is the token embedding.
     """
     h = embedding(state, ids)
     for layer in range(n_layer):
         h = block(h, below(state, f"blocks.{layer}"), n_head, (pattern_of or {}).get(layer, causal_pattern))
     h = layer_norm(h, state["final_norm.weight"], state.get("final_norm.bias"))
-    return linear(h, state.get("head.weight", state["token_embedding.weight"]))
+    return linear(h, state.get("head.linear.weight", state["token_embedding.weight"]))
 
 
 # --- loss and sampling -----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def attended(rows: Array, columns: Array, state: State, n_head: int) -> Array:
             seen = before + i + 1
             scores = np.array([q[i, place] @ k[j, place] for j in range(seen)]) / math.sqrt(width)
             mixed[i, place] = softmax(scores) @ v[:seen, place]
-    return linear(mixed, state["projection.weight"], state["projection.bias"])
+    return linear(mixed, state["w_o.weight"], state["w_o.bias"])
 
 
 def block(h: Array, memory: Array, state: State, n_head: int) -> Array:

@@ -20,7 +20,7 @@ def routed(h: Array, state: State, n_head: int, chosen: list[int]) -> Array:
     """
     w = state["router.score.weight"][0]
     part = np.stack([h[i] for i in chosen])
-    after = block(part, state, n_head)
+    after = block(part, below(state, "block"), n_head)
     out = h.copy()
     for place, i in enumerate(chosen):
         out[i] = h[i] + sum(w * h[i]) * (after[place] - part[place])
@@ -38,7 +38,7 @@ def predicted(h: Array, state: State) -> Array:
     logits = []
     for row in h:
         unit = row / math.sqrt(sum(row**2) / len(row) + np.finfo(np.float64).eps)
-        hidden = p["expand.weight"] @ unit + p["expand.bias"]
+        hidden = p["up.weight"] @ unit + p["up.bias"]
         gelu = np.array([z * (1 + math.erf(z / math.sqrt(2))) / 2 for z in hidden])
         logits.append(float(p["output.weight"][0] @ gelu + p["output.bias"][0]))
     return np.array(logits)

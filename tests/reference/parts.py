@@ -4,7 +4,7 @@ Nothing here is shared with the package under test.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,9 +66,9 @@ def alibi_slopes(n_head: int) -> list[float]:
     return slopes + finer[0::2][: n_head - below]
 
 
-def alibi_bias(time: int, n_head: int) -> Array:
-    """``m_h (j − i)``: ``(n_head, time, time)``."""
-    slopes = alibi_slopes(n_head)
+def alibi_bias(time: int, slopes: Sequence[float]) -> Array:
+    """``m_h (j − i)``, a slope for each head: ``(n_head, time, time)``."""
+    n_head = len(slopes)
     return np.array([[[slopes[h] * (j - i) for j in range(time)] for i in range(time)] for h in range(n_head)])
 
 

@@ -72,7 +72,7 @@ def value_layers(
         v = own * v + share * (first if brought is None else brought[layer])
         heads = [np.split(matrix, n_head, axis=1) for matrix in (q, k, v)]
         mixed = [softmax_head()(*qkv, number) for number, qkv in enumerate(zip(*heads, strict=True))]
-        made.append(linear(np.concatenate(mixed, axis=1), state["projection.weight"], state["projection.bias"]))
+        made.append(linear(np.concatenate(mixed, axis=1), state["w_o.weight"], state["w_o.bias"]))
         assert made[-1].shape == (len(x), dim)
     return made
 
@@ -105,12 +105,12 @@ def neutreno_layers(normed: Sequence[Array], states: Sequence[State], n_head: in
     """
     made, first = [], None
     for x, state in zip(normed, states, strict=True):
-        dim = x.shape[1]
-        identity = {**state, "projection.weight": np.eye(dim), "projection.bias": np.zeros(dim)}
-        values = linear(x, state["qkv.weight"], state["qkv.bias"])[:, 2 * dim :]
+        _, width = state["w_o.weight"].shape  # of all heads side by side
+        identity = {**state, "w_o.weight": np.eye(width), "w_o.bias": np.zeros(width)}
+        values = linear(x, state["qkv.weight"], state["qkv.bias"])[:, 2 * width :]
         first = values if first is None else first
         mixed = multi_head_attention(x, identity, n_head) + strength * (first - values)
-        made.append(linear(mixed, state["projection.weight"], state["projection.bias"]))
+        made.append(linear(mixed, state["w_o.weight"], state["w_o.bias"]))
     return made
 
 

@@ -162,3 +162,17 @@ def test_all_of_it_can_be_turned_off(folder: Path) -> None:
     must_run("fit", "--config", "../tiny.yaml", *off, cwd=elsewhere)
     allowed = {"last.ckpt", "last.previous.ckpt", "best.ckpt", "config.yaml"}
     assert {path.name for path in elsewhere.rglob("*") if path.is_file()} <= allowed
+
+
+def test_a_model_with_layers_without_attention_patterns_trains_and_logs_all_but_their_picture(tmp_path: Path) -> None:
+    content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=4, val_check_interval=2)
+    content["model"]["init_args"]["attention"] = ["delta_net", "full"]
+    write_config(tmp_path / "tiny.yaml", content)
+    must_run("fit", "--config", "tiny.yaml", cwd=tmp_path)
+    events = EventAccumulator(str(tmp_path / "runs/tiny/version_0"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    assert "attention/pattern" not in events.Tags()["images"]
+    assert "samples/0/text_summary" in events.Tags()["tensors"]
+    curves = {tag for tag in events.Tags()["scalars"] if tag.startswith("depth/attention_entropy/")}
+    assert curves == {"depth/attention_entropy/layer_01"}
+    assert "depth/token_cosine/layer_02" in events.Tags()["scalars"]

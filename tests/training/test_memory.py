@@ -108,7 +108,7 @@ def test_evaluation_starts_with_nothing_remembered_and_is_the_same_for_any_batch
             ("--data.packing", "concatenate", "--model.memory", '{"kind": "segment"}'),
             "only if data.packing is lanes",
         ),
-        (("--data.separate_documents", "true"), "separate_documents says nothing where packing is lanes"),
+        (("--data.separate_documents", "true"), "separate_documents and packing lanes cannot be combined"),
         (
             ("--data.separate_documents", "true", "--data.packing", "best_fit"),
             "set data.packing to lanes instead of sep",
@@ -129,7 +129,7 @@ def test_another_number_of_lanes_is_refused(alone: Path, tmp_path: Path) -> None
     last = str(alone / "checkpoints/last.ckpt")
     done = run_command("fit", "--ckpt_path", last, "--data.batch_size", "8", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert "lanes (rows of an optimizer step) was 8 and is 16" in done.stderr.splitlines()[-1]
+    assert "cannot resume: lanes (rows of an optimizer step) changed from 8 to 16" in done.stderr.splitlines()[-1]
 
 
 def test_generation_and_prediction_go_with_memory(alone: Path, tmp_path: Path) -> None:

@@ -2,14 +2,22 @@
 
 import copy
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.training.muon import Muon, MuonOptions, hidden_matrices, orthogonalised
+from lightning_gpt.training.mup import MuP, rescale
 from lightning_gpt.training.optim import Optimization, adamw, optimizer, schedule
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, dim=16, block_size=8, vocab_size=40)
@@ -81,10 +89,10 @@ def test_which_matrices_are_hidden() -> None:
     model = GPT(CONFIG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {rows: {names[id(p)] for p in members} for rows, members in hidden_matrices(model).items()}
-    of_blocks = {f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attention.projection", "ffn.projection")}
+    of_blocks = {f"blocks.{i}.{part}.weight" for i in range(2) for part in ("attention.w_o", "ffn.down")}
     assert found == {
         (16, 16, 16): {"blocks.0.attention.qkv.weight", "blocks.1.attention.qkv.weight"},
-        (): of_blocks | {f"blocks.{i}.ffn.expand.weight" for i in range(2)},
+        (): of_blocks | {f"blocks.{i}.ffn.up.weight" for i in range(2)},
     }
 
 
@@ -106,6 +114,67 @@ def test_fused_products_of_variants_are_taken_apart() -> None:
     assert all(parameter is not model.unembedding for parameter in hidden_matrices(model)[()])
     single = SingleHeadModel(SingleHeadConfig(dim=8, vocab_size=40))
     assert len(hidden_matrices(single)[()]) == 4
+
+
+def test_what_scores_experts_or_tokens_and_what_memory_starts_from_go_to_adamw() -> None:
+    """An orthogonal update moves all scores by as much as the largest; a table has no product to be orthogonal in."""
+    sizes = {**vars(CONFIG), "position": "none", "ffn": {"kind": "moe", "n_expert": 4}}
+    routed = GPT(GPTConfig(**{**sizes, "token_routing": {"kind": "mixture_of_depths", "every": 1}}))
+    remembering = gpt_with({"kind": "tokens", "n_memory": 2}, GPTConfig(**sizes))
+    for model, theirs in ((routed, "router.score.weight"), (remembering, "memory.initial")):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = optimizer(model, Optimization(optimizer="muon")).param_groups
+        by_adamw = {names[id(p)] for group in groups if "rows" not in group for p in group["params"]}
+        by_muon = {names[id(p)] for group in groups if "rows" in group for p in group["params"]}
+        for suffix in (theirs, "ffn.router.weight"):
+            assert any(name.endswith(suffix) for name in by_adamw)
+            assert not any(name.endswith(suffix) for name in by_muon)
+        assert any(name.endswith("ffn.experts.up") for name in by_muon)
+        assert by_adamw | by_muon == set(names.values())
+
+
+def scores_moved(width: int) -> float:
+    """RMS of ``dW x`` of a mixture's router after one step under Muon and μP, x the tokens that it was trained on."""
+    torch.manual_seed(0)
+    config = GPTConfig(
+        n_layer=1, n_head=width // 32, dim=width, block_size=32, vocab_size=128, ffn={"kind": "moe", "hidden": 32}
+    )
+    model, mup = GPT(config), MuP(base_dim=64)
+    rescale(model, mup)
+    router = model.blocks[0].ffn.router.weight
+    before, ids = router.detach().clone(), torch.randint(128, (4, 33))
+    training = optimizer(model, Optimization(optimizer="muon", lr=0.01, mup=mup))
+    with model.record("blocks.0.ffn_norm") as trace:
+        model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    training.step()
+    return float((trace["blocks.0.ffn_norm"].detach() @ (router.detach() - before).T).square().mean().sqrt())
+
+
+def test_a_routers_step_does_not_grow_with_the_width_under_mup() -> None:
+    narrow, *wider = map(scores_moved, (64, 256, 1024))
+    assert narrow > 0
+    assert max(wider) < 1.2 * narrow
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_sharded_matrices_are_refused_in_one_line(mesh: DeviceMesh) -> None:
+    """No process holds a whole matrix, and half of one made orthogonal is not half of the whole one made orthogonal."""
+    model = fully_shard(GPT(CONFIG), mesh=mesh)
+    assert isinstance(model, GPT)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    with pytest.raises(CallError) as refused:
+        optimizer(model, Optimization(optimizer="muon"))
+    assert str(refused.value) == (
+        "optimizer muon needs whole matrices and the strategy shards them; use strategy ddp, or optimizer adamw"
+    )
+    optimizer(model, Optimization(optimizer="adamw"))
 
 
 def test_every_parameter_is_trained_once_and_the_schedule_moves_all() -> None:

@@ -21,10 +21,10 @@ def test_factors_are_those_of_table_8() -> None:
     found = factors(GPT(dataclasses.replace(WIDE, tie_embeddings=False)), MuP(base_dim=16))
     hidden = Factors(start=1 / 2, rate=1 / 4)
     for layer in range(2):
-        for matrix in ("attention.qkv", "attention.projection", "ffn.expand", "ffn.projection"):
+        for matrix in ("attention.qkv", "attention.w_o", "ffn.up", "ffn.down"):
             assert found.pop(f"blocks.{layer}.{matrix}.weight") == hidden
     assert found.pop("final_norm.weight") == found.pop("final_norm.bias") == Factors(start=1 / 4, rate=1 / 4)
-    assert {"token_embedding.weight", "positions.weight", "head.weight", "blocks.0.ffn.expand.bias"} <= set(found)
+    assert {"token_embedding.weight", "positions.weight", "head.linear.weight", "blocks.0.ffn.up.bias"} <= set(found)
     assert set(found.values()) == {Factors()}
 
 
@@ -32,7 +32,7 @@ def test_a_router_is_an_output() -> None:
     config = dataclasses.replace(WIDE, ffn={"kind": "moe", "n_expert": 4})
     found = factors(GPT(config), MuP(base_dim=16))
     assert found["blocks.0.ffn.router.weight"] == Factors(start=1 / 4, rate=1 / 4)
-    assert found["blocks.0.ffn.experts.0.expand.weight"] == Factors(start=1 / 2, rate=1 / 4)
+    assert found["blocks.0.ffn.experts.up"] == Factors(start=1 / 2, rate=1 / 4)
 
 
 def test_scores_of_wider_heads_are_divided_by_their_width() -> None:
@@ -60,10 +60,10 @@ def test_rates_follow_and_decay_per_step_does_not() -> None:
     groups = optimizer(model, Optimization(lr=0.01, weight_decay=0.1, mup=MuP(base_dim=16))).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_name = {names[id(p)]: group for group in groups for p in group["params"]}
-    assert by_name["blocks.0.ffn.expand.weight"]["lr"] == pytest.approx(0.0025)
+    assert by_name["blocks.0.ffn.up.weight"]["lr"] == pytest.approx(0.0025)
     assert by_name["token_embedding.weight"]["lr"] == 0.01
     assert groups[0]["lr"] == 0.01, "the first group's is what is logged as train/lr"
-    for name in ("blocks.0.ffn.expand.weight", "token_embedding.weight"):
+    for name in ("blocks.0.ffn.up.weight", "token_embedding.weight"):
         assert by_name[name]["lr"] * by_name[name]["weight_decay"] == pytest.approx(0.001)
     assert by_name["final_norm.weight"]["weight_decay"] == 0
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_scaled_is_refused(config: GPTConfig, mup: dict[str, int]
 
 
 def test_the_single_head_is_refused() -> None:
-    with pytest.raises(CallError, match="mup is for the GPT, not for the SingleHeadModel"):
+    with pytest.raises(CallError, match="mup scales a GPT; this model is a single_head"):
         rescale(SingleHeadModel(SingleHeadConfig(dim=8, vocab_size=40)), MuP(base_dim=8))
 
 

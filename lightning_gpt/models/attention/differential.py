@@ -42,7 +42,7 @@ class DifferentialAttention(MultiHeadAttention):
         super().__init__(qk_norm=qk_norm, positions=positions, **shared)
         multiple = 4 if positions.rotates else 2
         if self.head_dim % multiple:
-            turned = " and rotary positions turn pairs of each half's dimensions" if multiple == 4 else ""
+            turned = " and rotary positions rotate pairs of each half's dimensions" if multiple == 4 else ""
             raise CallError(
                 f"attention differential halves its heads{turned}, and a head is {self.head_dim} wide; "
                 f"it must be a multiple of {multiple}"

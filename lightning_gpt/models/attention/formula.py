@@ -41,6 +41,7 @@ class CausalAttention(Mixer):
     """
 
     keeps_keys = True
+    has_pattern = True
     span: int | None = None
     """How many positions back a token can see, itself included; None for all."""
 
@@ -72,11 +73,23 @@ class CausalAttention(Mixer):
         return KeyValues(capacity if self.span is None else min(capacity, self.span + LOOKAHEAD))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
-        """Mix the values: q, k, v ``(batch, ..., time, head_dim)`` to the shape of q."""
+        """Mix the values: what :meth:`heads` gives, ``(batch, ..., time, width)``, to q's shape with v's width."""
         columns = context.positions
         if context.state is not None:
             state = cast(KeyValues, context.state)  # what new_state made
             k, v, columns = state.append(k, v, columns, context.lengths)
+        return self.see("head_output", self.mix(q, k, v, columns, context))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, columns: Tensor | None, context: Context) -> Tensor:
+        """Mix the values that are seen, those of a cache among them.
+
+        Args:
+            q: Queries ``(batch, ..., rows, width)``.
+            k: Keys ``(batch, ..., columns, width)``, of as many heads or fewer.
+            v: Values ``(batch, ..., columns, value width)``.
+            columns: Where the keys stand, ``(columns,)`` or ``(batch, columns)``; None for 0, 1, 2, ...
+            context: Where the queries stand.
+        """
         if k.ndim == 4 and k.shape[1] != q.shape[1]:  # a key head serves a group of query heads
             k, v = (heads.repeat_interleave(q.shape[1] // heads.shape[1], dim=1) for heads in (k, v))
         n_row, n_column = q.shape[-2], k.shape[-2]
@@ -85,10 +98,8 @@ class CausalAttention(Mixer):
         mask = AttentionMask(self, context, columns, n_row, n_column, q.ndim == 4, q.dtype, q.device, is_plain)
         dropout = self.dropout if self.training else 0.0
         if self.backend == "manual" or self.asked_for("mask", "scores", "pattern"):
-            mixed = F.dropout(self._pattern(q, k, mask), dropout) @ v
-        else:
-            mixed = self._kernel(q, k, v, mask, dropout)
-        return self.see("head_output", mixed)
+            return F.dropout(self._pattern(q, k, mask), dropout) @ v
+        return self._kernel(q, k, v, mask, dropout)
 
     def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         """The formula, each step of it seen: the softmax ``(batch, ..., rows, columns)``."""

@@ -8,15 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.mask import AttentionMask, causal_mask
+from lightning_gpt.models.attention.chunks import chunks_of_pass, split, wide
+from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.positions.scheme import Positions
-
-CHUNK = 64
-"""Tokens that are computed as a matrix; what was before them comes as one sum."""
 
 
 def feature_map(x: Tensor) -> Tensor:
@@ -100,13 +98,13 @@ class LinearAttention(MultiHeadAttention):
         state = Sums() if context.state is None else cast(Sums, context.state)  # what new_state made
         by_matrix = self.backend == "manual" or self.asked_for("mask", "scores", "pattern")
         mixed = self._by_matrix(read, context, state) if by_matrix else _by_chunks(read, context, state)
-        state.add(_wide(read.rotated_k).mT @ _wide(v), _wide(k).sum(dim=-2))
+        state.add(wide(read.rotated_k).mT @ wide(v), wide(k).sum(dim=-2))
         return self.see("head_output", mixed)
 
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:
         """The formula with all weights of the pass as a matrix."""
         time = read.q.shape[-2]
-        plain = context.positions is None and context.documents is None
+        plain = context.positions is None and context.documents is None and self.sees_all(time)
         seen = AttentionMask(self, context, context.positions, time, time, True, read.q.dtype, read.q.device, plain)
         mask = self.see("mask", seen.as_matrix())
         scores = self.see("scores", read.rotated_q @ read.rotated_k.mT)  # (B, H, T, T)
@@ -129,46 +127,14 @@ class _Read:
     v: Tensor
 
 
-@dataclass(frozen=True)
-class _Chunks:
-    """How documents (or one) lie in the chunks: what is seen within each, and what goes on from one to the next.
-
-    Only one document can reach a chunk from before it: that of its first token.
-    """
-
-    mask: Tensor  # (batch or 1, 1, n_chunk, CHUNK, CHUNK): causal, within a document
-    reached: Tensor  # (batch or 1, 1, n_chunk, CHUNK, 1): tokens of the document that comes from before
-    leaving: Tensor  # the same shape: tokens of the document that the next chunk begins with
-    through: Tensor  # (batch or 1, 1, n_chunk, 1, 1): that they are one document
-
-
-def _chunks(time: int, documents: Tensor | None, device: torch.device) -> _Chunks:
-    documents = torch.zeros(1, time, dtype=torch.long, device=device) if documents is None else documents
-    documents = F.pad(documents, (0, -time % CHUNK), value=-1)
-    documents = documents.view(len(documents), 1, -1, CHUNK)  # (b, 1, N, C)
-    first = documents[..., :1]  # (b, 1, N, 1)
-    following = torch.cat([first[:, :, 1:], first[:, :, -1:]], dim=2)
-    same = documents[..., :, None] == documents[..., None, :]
-    return _Chunks(
-        mask=same & causal_mask(CHUNK, device),
-        reached=(documents == first)[..., None],
-        leaving=(documents == following)[..., None],
-        through=(first == following)[..., None],
-    )
-
-
 def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
     """The formula with a matrix for each chunk and one sum for all before it."""
     time = read.q.shape[-2]
-    chunks: _Chunks = context.shared.layouts.made(
-        ("chunks", time), lambda: _chunks(time, context.documents, read.q.device)
+    chunks = chunks_of_pass(context, time, read.q.device)
+    # filled with 1, so that no row of what fills sees nothing
+    q, k, rotated_q, rotated_k, v = (
+        split(x, fill=1.0) for x in (read.q, read.k, read.rotated_q, read.rotated_k, read.v)
     )
-
-    def split(x: Tensor) -> Tensor:  # (B, H, N, C, D); filled with 1, so that no row of what fills sees nothing
-        filled = F.pad(x, (0, 0, 0, -time % CHUNK), value=1.0)
-        return filled.reshape(*x.shape[:2], -1, CHUNK, x.shape[3])
-
-    q, k, rotated_q, rotated_k, v = map(split, (read.q, read.k, read.rotated_q, read.rotated_k, read.v))
     s, z = _carried(rotated_k * chunks.leaving, k * chunks.leaving, v, chunks.through, past)
     weights = (rotated_q @ rotated_k.mT).masked_fill(~chunks.mask, 0)  # (B, H, N, C, C)
     plain = weights if read.rotated_q is read.q else (q @ k.mT).masked_fill(~chunks.mask, 0)
@@ -179,7 +145,7 @@ def _by_chunks(read: _Read, context: Context, past: Sums) -> Tensor:
 
 def _carried(rotated_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sums) -> tuple[Tensor, Tensor]:
     """The sums S and z before each chunk: ``(B, H, N, D, D)`` and ``(B, H, N, D)``."""
-    added_s, added_z = _wide(rotated_k.mT @ v), _wide(k).sum(dim=-2)
+    added_s, added_z = wide(rotated_k.mT @ v), wide(k).sum(dim=-2)
     s, z = (
         (torch.zeros_like(added_s[:, :, 0]), torch.zeros_like(added_z[:, :, 0])) if past.s is None else (past.s, past.z)
     )
@@ -190,11 +156,6 @@ def _carried(rotated_k: Tensor, k: Tensor, v: Tensor, through: Tensor, past: Sum
         all_s.append(s)
         all_z.append(z)
     return torch.stack(all_s, dim=2).to(v.dtype), torch.stack(all_z, dim=2).to(v.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In at least single precision: sums over many tokens are kept in it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _positive(total: Tensor) -> Tensor:

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.mask import AttentionMask
-from lightning_gpt.models.attention.mixer import attentions
+from lightning_gpt.models.attention.mixer import attentions, require_whole
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.positions.scheme import positions_within
@@ -128,12 +127,6 @@ def _added(grid: _Grid, attention: LocalAttention, seen: AttentionMask) -> Tenso
     return seen.masked_bias((attention.mask_key, "grid", seen.n_row), lambda: (grid.rows, grid.columns, mask))
 
 
-def _require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
-    if not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise CallError(f"attention {kind} has {option} {value!r}; it must be a whole number {allowed}")
-
-
 @attentions.register("window")
 class WindowAttention(LocalAttention):
     """Each token sees the last ``window`` tokens, itself included: ``i − j < window``.
@@ -154,7 +147,7 @@ class WindowAttention(LocalAttention):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        _require_whole("window", "window", window, 1)
+        require_whole("window", "window", window, 1)
         self.span = self.block = window
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -185,8 +178,8 @@ class GlobalWindowAttention(LocalAttention):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        _require_whole("global_window", "window", window, 1)
-        _require_whole("global_window", "n_global", n_global, 1)
+        require_whole("global_window", "window", window, 1)
+        require_whole("global_window", "n_global", n_global, 1)
         self.block, self.n_global = window, n_global
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -228,8 +221,8 @@ class StridedAttention(LocalAttention):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        _require_whole("strided", "stride", stride, 1)
-        _require_whole("strided", "n_summary", n_summary, 1, stride)
+        require_whole("strided", "stride", stride, 1)
+        require_whole("strided", "n_summary", n_summary, 1, stride)
         self.block, self.n_summary = stride, n_summary
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:

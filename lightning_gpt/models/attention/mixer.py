@@ -4,6 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.layer import Layer
@@ -23,9 +24,11 @@ class Mixer(Layer):
     n_head: int = 1
     """Number of heads."""
     head_dim: int
-    """Width of a head."""
+    """Width of a head: of its queries and keys, the d of ``√d``."""
     has_scores = True
     """Whether its heads score tokens by products of queries and keys."""
+    has_pattern = False
+    """Whether it makes ``mask``, ``scores`` and ``pattern`` when they are recorded."""
     mixes_first_layer = False
     """Whether it mixes in what the first layer made of each token, so that every token must go through both."""
 
@@ -38,8 +41,10 @@ class Mixer(Layer):
         """What this layer keeps of sequences of up to ``capacity`` tokens."""
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as they enter the scores, ``(batch, heads, time, head_dim)`` each, of a layer that
-        keeps keys."""
+        """Queries, and keys and values as the state keeps them, of a layer that keeps keys.
+
+        ``(batch, heads, time, width)`` each; the values' width may differ from the keys'.
+        """
         raise NotImplementedError
 
     def query_gains(self) -> list[nn.Parameter]:
@@ -53,3 +58,10 @@ class Mixer(Layer):
         each; None for a layer without such maps.
         """
         return None
+
+
+def require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
+    """Refuse an option of a mixer that is not a whole number of at least ``least``, and at most ``most``."""
+    if not isinstance(value, int) or value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise CallError(f"attention {kind} has {option} {value!r}; it must be a whole number {allowed}")

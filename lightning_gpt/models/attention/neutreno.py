@@ -15,7 +15,7 @@ class NeutrenoAttention(MultiHeadAttention):
 
     Nguyen et al. 2023 (2312.00751): softmax attention descends a functional that is least where all tokens are alike;
     what is added penalises the distance from the token that went in. The first layer of this kind that a pass runs
-    gives v⁰ and is plain.
+    gives v⁰ and is plain. Layers whose values differ in number or width of heads have a first layer each.
 
     Intermediates: ``head_output`` is ``pattern @ v``, before the term.
 
@@ -33,6 +33,6 @@ class NeutrenoAttention(MultiHeadAttention):
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         q, k, v = self.heads(x, context)
         mixed = self.attend(self.see("q", q), self.see("k", k), self.see("v", v), context)  # (B, H, T, D)
-        first = context.shared.first_values(("neutreno", self.n_kv_head), v)
+        first = context.shared.first_values(("neutreno", self.n_kv_head, self.head_dim), v)
         back = (first - v).repeat_interleave(self.n_head // self.n_kv_head, dim=1)
         return self.merge_heads(mixed + self.strength * back)

@@ -44,7 +44,8 @@ class MixedValueAttention(MultiHeadAttention, ABC):
 class ValueResidualAttention(MixedValueAttention):
     """u is the first layer's values: ResFormer, Zhou et al. 2024 (2410.17897), eq. 4, with learned λ.
 
-    The first layer of this kind that a pass runs gives u: there λ₁ + λ₂ is one factor.
+    The first layer of this kind that a pass runs gives u: there λ₁ + λ₂ is one factor. Layers whose values differ in
+    number or width of heads have a first layer each.
 
     Args:
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
@@ -53,7 +54,7 @@ class ValueResidualAttention(MixedValueAttention):
     mixes_first_layer = True
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
-        return context.shared.first_values(("value_residual", self.n_kv_head), v)
+        return context.shared.first_values(("value_residual", self.n_kv_head, self.head_dim), v)
 
 
 @attentions.register("value_embedding")

@@ -12,6 +12,12 @@ ffns: Registry[Layer] = Registry("ffn", "dim", "bias", optional=True)
 """Every feed-forward network: ``(batch, time, dim)`` to the same; ``none`` for a block of attention alone."""
 
 
+def require_hidden(hidden: int) -> None:
+    """Refuse a network without hidden activations."""
+    if hidden < 1:
+        raise CallError(f"ffn hidden is {hidden}; it must be at least 1")
+
+
 @ffns.register("gelu")
 class FeedForward(Layer):
     """``GELU(x W_up + b) W_down + b'``.
@@ -33,8 +39,7 @@ class FeedForward(Layer):
     def __init__(self, dim: int, *, bias: bool, hidden: int | None = None) -> None:
         super().__init__()
         hidden = self.default_hidden(dim) if hidden is None else hidden
-        if hidden < 1:
-            raise CallError(f"ffn hidden is {hidden}; it must be at least 1")
+        require_hidden(hidden)
         self.hidden = hidden
         pieces = dict.fromkeys(self.pieces, hidden)
         self.up = Linear(dim, len(pieces) * hidden, bias=bias, maps=("stream", "hidden"), pieces=pieces)

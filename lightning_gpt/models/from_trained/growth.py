@@ -8,7 +8,7 @@ import torch
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.gpt import GPT
-from lightning_gpt.models.registry import Choice, at_layer
+from lightning_gpt.models.registry import Choice, at_layer, readable
 
 _MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop", "zero_projections"}
 """What no weight of a trained block depends on."""
@@ -59,9 +59,11 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse what cannot start as the function that the shallow model is."""
     if now["n_layer"] <= was["n_layer"]:
         raise CallError(f"n_layer is {now['n_layer']}; to deepen a model it must be more than its {was['n_layer']}")
-    differing = [key for key in now if key not in _MAY_DIFFER and was[key] != now[key]]
+    differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
     if differing:
-        said = ", ".join(f"{key} is {was[key]} there and {now[key]} here" for key in differing)
+        said = ", ".join(
+            f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
+        )
         raise CallError(f"a model grows from one that differs in its number of layers only: {said}")
     rule = now["residual"]
     assert isinstance(rule, Choice)

@@ -1,13 +1,15 @@
 """A trained dense model as the start of a mixture of experts."""
 
 import torch
-from torch import nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.ffn.dense import FeedForward
-from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
+from lightning_gpt.models.ffn.moe.experts import Experts
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
 from lightning_gpt.models.gpt import GPT
+from lightning_gpt.models.registry import Choice, at_layer, readable
 
+_MIXTURE = "moe"
 _MAY_DIFFER = {"ffn", "dropout", "attention_backend", "checkpointing"}
 """What no weight but those of the feed-forward networks depends on."""
 
@@ -24,43 +26,51 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
         CallError: Where the two differ in more than mixtures, or a mixture could not be the function of its network.
     """
     was, now = vars(dense.config), vars(sparse.config)
-    differing = [key for key in now if key not in _MAY_DIFFER and was[key] != now[key]]
+    differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
     if differing:
-        said = ", ".join(f"{key} is {was[key]} there and {now[key]} here" for key in differing)
+        said = ", ".join(
+            f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
+        )
         raise CallError(f"upcycling takes a dense model that differs in its feed-forward networks only: {said}")
-    mixed = mixtures(sparse)
+    pairs: list[tuple[FeedForward, Experts]] = []
     for layer in range(sparse.config.n_layer):
-        name = f"blocks.{layer}.ffn"
-        _require_same_function(layer, dense.get_submodule(name), sparse.get_submodule(name), name in mixed)
+        choices = at_layer(dense.config.ffn, layer), at_layer(sparse.config.ffn, layer)
+        if choices[0] == choices[1]:
+            continue
+        _require_same_function(layer, *choices)
+        network, mixture = (model.get_submodule(f"blocks.{layer}.ffn") for model in (dense, sparse))
+        assert isinstance(network, FeedForward)
+        assert isinstance(mixture, MixtureOfExperts)
+        if mixture.experts.hidden != network.hidden:
+            raise CallError(
+                f"upcycling: set ffn hidden to {network.hidden}, the dense network's; it is {mixture.experts.hidden}"
+            )
+        pairs.append((network, mixture.experts))
     weights = dense.state_dict()
     for name, tensor in sparse.state_dict().items():
         if name in weights:
             tensor.copy_(weights[name])
-    for name, mixture in mixed.items():
-        experts, network = mixture.experts, dense.get_submodule(name)
-        assert isinstance(network, FeedForward)
-        experts.up.copy_(network.up.weight.expand_as(experts.up))
-        experts.down.copy_(network.down.weight.expand_as(experts.down))
-        if experts.up_bias is not None and experts.down_bias is not None:
-            experts.up_bias.copy_(network.up.bias.expand_as(experts.up_bias))
-            experts.down_bias.copy_(network.down.bias.expand_as(experts.down_bias))
+    for network, experts in pairs:
+        _copy(network, experts)
 
 
-def _require_same_function(layer: int, dense: nn.Module, sparse: nn.Module, is_mixture: bool) -> None:
-    if not isinstance(dense, FeedForward):
-        raise CallError(f"upcycling: layer {layer} of the dense model is a {type(dense).__name__}, not a dense network")
-    kind, width = type(sparse), getattr(sparse, "hidden", None)
-    if is_mixture:
-        assert isinstance(sparse, MixtureOfExperts)
-        if sparse.top_k == 1:
-            raise CallError("upcycling: ffn top_k is 1 and must be at least 2: one expert's weight is its score, not 1")
-        if sparse.shared is not None:
-            raise CallError("upcycling: ffn n_shared must be 0: the dense network has nothing for shared experts")
-        kind, width = sparse.experts.kind, sparse.experts.hidden
-    if kind is not type(dense):
-        raise CallError(
-            f"upcycling: layer {layer} is a {type(dense).__name__} in the dense model and its expert here a "
-            f"{kind.__name__}"
-        )
-    if width != dense.hidden:
-        raise CallError(f"upcycling: set ffn hidden to {dense.hidden}, the dense network's; it is {width}")
+def _copy(network: FeedForward, experts: Experts) -> None:
+    """Give each of ``experts`` the weights of ``network``."""
+    pairs = (network.up, experts.up, experts.up_bias), (network.down, experts.down, experts.down_bias)
+    for layer, weights, biases in pairs:
+        weights.copy_(layer.weight.expand_as(weights))
+        if biases is not None:
+            biases.copy_(layer.bias.expand_as(biases))
+
+
+def _require_same_function(layer: int, dense: Choice | None, sparse: Choice | None) -> None:
+    """Refuse a feed-forward network and a mixture that cannot be the same function."""
+    if dense is None or dense.kind == _MIXTURE:
+        raise CallError(f"upcycling: ffn of layer {layer} is {dense} in the dense model, which is not a dense network")
+    if sparse is None or sparse.kind != _MIXTURE or sparse["expert"] != dense.kind:
+        expert = sparse["expert"] if sparse is not None and sparse.kind == _MIXTURE else sparse
+        raise CallError(f"upcycling: ffn of layer {layer} is {dense} in the dense model and its expert here {expert}")
+    if sparse["top_k"] == 1:
+        raise CallError("upcycling: ffn top_k is 1 and must be at least 2: one expert's weight is its score, not 1")
+    if sparse["n_shared"]:
+        raise CallError("upcycling: ffn n_shared must be 0: the dense network has nothing for shared experts")

@@ -1,7 +1,7 @@
 """Memory from segment to segment: what a model knows of a text beyond the tokens that it attends to at once.
 
 A text is read in *segments* of one length (the last may be shorter). Within one, attention is as always; of what was
-before it, each kind of memory hands on something (:mod:`.segment_memory`, :mod:`.memory_tokens`). Rows of a batch may
+before it, each kind of memory hands on something (:mod:`.segment`, :mod:`.tokens`). Rows of a batch may
 go on from a :class:`State`, so that the memory outlives the row: training on lanes carries it from step to step to the
 document's end.
 """
@@ -23,7 +23,7 @@ from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import positions_within
 from lightning_gpt.models.registry import Registry
 
-memories: Registry["Memory"] = Registry("memory", "dim", "n_layer", "block_size")
+memories: Registry["Memory"] = Registry("memory", "dim", "n_layer", "block_size", optional=True)
 
 
 @dataclass

@@ -56,8 +56,8 @@ class MemoryGPTConfig(GPTConfig):
 
 
 def gpt_with(memory: Given, config: GPTConfig) -> GPT:
-    """A GPT with fresh weights, with a memory where one is chosen: ``none`` and None are none."""
-    if memory in (None, "none", {"kind": "none"}):
+    """A GPT with fresh weights: a :class:`MemoryGPT`, or a plain one where ``memory`` is ``none`` or None."""
+    if memories.read(memory) is None:
         return GPT(config)
     return MemoryGPT(MemoryGPTConfig(memory=memory, **vars(config)))
 

@@ -33,8 +33,8 @@ class RotaryPositions(Positions):
             raise CallError(f"position factor is {factor}; it must be at least 1")
         self.base, self.factor, self.extension = base, factor, extension
 
-    def check_width(self, width: int) -> None:
-        require_even(width, "rotary positions", "a head's width")
+    def check_width(self, width: int, name: str = "a head's width") -> None:
+        require_even(width, "rotary positions", name)
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
         """``θ_i`` ``(width / 2,)`` in fp32: radians a position."""

@@ -27,8 +27,8 @@ class Positions(Layer):
     biases: bool = False
     """Whether it adds to the scores."""
 
-    def check_width(self, width: int) -> None:
-        """Refuse heads of a width that the scheme cannot act on."""
+    def check_width(self, width: int, name: str = "a head's width") -> None:
+        """Refuse vectors of a width that the scheme cannot act on; ``name`` is what a message calls it."""
 
     def embedding(self, time: int, positions: Tensor | None) -> Tensor:
         """Added to the embeddings of ``time`` tokens at ``positions`` (0 to time − 1 when None), of an absolute scheme.

@@ -24,6 +24,9 @@ class SinusoidalPositions(Positions):
         # holds nothing: it follows the model's device and precision, which are those of the result
         self.register_buffer("like", torch.empty(0), persistent=False)
 
+    def reset_parameters(self) -> None:
+        """Nothing: the buffer is empty."""
+
     def embedding(self, time: int, positions: Tensor | None) -> Tensor:
         like = self.get_buffer("like")
         if positions is None:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.context import Context, Shared
@@ -105,7 +106,7 @@ class ChosenKeyValues(KeyValues):
         assert lengths is not None
         at = positions
         if self.k is None:
-            self._allocate(k[..., :0, :])
+            self._allocate(k[..., :0, :], v[..., :0, :])
             self.counts = torch.zeros_like(lengths)
         assert self.k is not None
         most = int(self.counts.max())
@@ -114,9 +115,8 @@ class ChosenKeyValues(KeyValues):
         slots = self.counts[:, None] + torch.arange(at.shape[1], device=at.device)
         end = most + at.shape[1]
         self._grow_to(end)
-        index = slots[:, None, :, None].expand_as(k)
-        self.k.scatter_(-2, index, k)
-        self.v.scatter_(-2, index, v)
+        for kept, new in ((self.k, k), (self.v, v)):
+            kept.scatter_(-2, slots[:, None, :, None].expand_as(new), new)
         seen = self.places.scatter(1, slots, at)  # what fills a row sees itself, so that it sees something
         real = torch.arange(at.shape[1], device=at.device) < lengths[:, None]
         self.places.scatter_(1, slots, torch.where(real, at, -1))
@@ -129,8 +129,8 @@ class ChosenKeyValues(KeyValues):
             self.places[self.places >= length] = -1
             self.counts = (self.places >= 0).sum(dim=1)  # positions rise along the slots
 
-    def _allocate(self, k: Tensor) -> None:
-        self.k, self.v = k, k.clone()
+    def _allocate(self, k: Tensor, v: Tensor) -> None:
+        self.k, self.v = k, v
         self.places = torch.full((len(k), 0), -1, device=k.device)
 
     def _grow_to(self, size: int) -> None:
@@ -138,9 +138,8 @@ class ChosenKeyValues(KeyValues):
         if size <= self.places.shape[1]:
             return
         more = max(size, 2 * self.places.shape[1]) - self.places.shape[1]
-        room = self.k.new_zeros(*self.k.shape[:-2], more, self.k.shape[-1])
-        self.k, self.v = torch.cat([self.k, room], dim=-2), torch.cat([self.v, room], dim=-2)
-        self.places = torch.cat([self.places, self.places.new_full((len(room), more), -1)], dim=1)
+        self.k, self.v = (F.pad(x, (0, 0, 0, more)) for x in (self.k, self.v))
+        self.places = F.pad(self.places, (0, more), value=-1)
 
     def _drop_unseen(self) -> int:
         """Keep the last tokens of each row, and those at pinned positions; returns the most that a row has left."""
@@ -152,8 +151,8 @@ class ChosenKeyValues(KeyValues):
         most = int(self.counts.max())
         slots = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
         self.places = torch.where(kept, self.places, -1).gather(1, slots)
-        index = slots[:, None, :, None].expand(*self.k.shape[:-2], -1, self.k.shape[-1])
-        self.k, self.v = self.k.gather(-2, index), self.v.gather(-2, index)
+        index = slots[:, None, :, None]
+        self.k, self.v = (x.gather(-2, index.expand(*x.shape[:-2], -1, x.shape[-1])) for x in (self.k, self.v))
         return most
 
 

@@ -5,7 +5,7 @@ so that a step's cost is known; which ones they are is learned.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -19,9 +19,10 @@ from lightning_gpt.models.attention.mixer import Mixer, attentions
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import KeyValues, LayerState
-from lightning_gpt.models.layer import Layer, Matrix, Space
+from lightning_gpt.models.layer import Layer, Matrix, Space, without_autocast
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.registry import Choice, Registry, at_layer
+from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Runner
 from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
 
@@ -174,7 +175,7 @@ class TokenRouter(Layer):
 
     def forward(self, x: Tensor, context: Context) -> tuple[Tensor, Chosen | None]:
         """The scores ``(batch, time)`` of the stream ``(batch, time, dim)`` and the tokens that go through, if any."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             scores = self.see("scores", self.score(wide).squeeze(-1))  # (B, T)
             if self.training and context.cache is None:
@@ -334,6 +335,10 @@ class Predictor(Layer):
         return logits.squeeze(-1)
 
 
-def token_routers(model: nn.Module) -> dict[str, TokenRouter]:
-    """The routers of a model by name, for example ``blocks.1.router``."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, TokenRouter)}
+def token_routers(blocks: Iterable[BlockView]) -> dict[int, TokenRouter]:
+    """The routers among a model's blocks, by layer; one that several layers share under the first of them."""
+    found: dict[int, TokenRouter] = {}
+    for layer, (block, *_) in enumerate(view.parts for view in blocks):
+        if isinstance(block, RoutedBlock) and block.router not in found.values():
+            found[layer] = block.router
+    return found

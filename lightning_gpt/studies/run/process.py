@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,10 +36,18 @@ class CellProcess:
         config: The configuration to run: the cell's, with the study's own files put in.
         environment: Environment variables that set the process's threads and GPUs.
         tests: Whether to measure the test split after the training.
+        options: Added to the command line of both.
     """
 
     def __init__(
-        self, cell: Cell, folder: Path, lock: int, config: dict[str, object], environment: dict[str, str], tests: bool
+        self,
+        cell: Cell,
+        folder: Path,
+        lock: int,
+        config: dict[str, object],
+        environment: dict[str, str],
+        tests: bool,
+        options: Sequence[str] = (),
     ) -> None:
         self.cell = cell
         self.folder = folder
@@ -47,6 +55,7 @@ class CellProcess:
         self._lock = lock
         self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
         self._tests = tests
+        self._options = options
         self._started = time.monotonic()
         self._follower = RunFollower(folder)
         self._config = folder / "config.yaml"
@@ -58,7 +67,7 @@ class CellProcess:
     def _start(self, *args: str) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:
             return subprocess.Popen(
-                [*_COMMAND, *args],
+                [*_COMMAND, *args, *self._options],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

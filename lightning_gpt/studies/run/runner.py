@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,14 @@ class Runner:
         folder: Its folder.
         jobs: Cells to run at a time.
         run_config: The configuration to run for a cell: its own, with the study's own files put in.
+        options: Added to the command line of each cell.
     """
 
     study: Study
     folder: Path
     jobs: int
     run_config: Callable[[Cell], dict[str, Any]]
+    options: Sequence[str] = ()
 
     def run(self, display: Display) -> None:
         """Run all cells that are not finished.
@@ -107,8 +109,8 @@ class Runner:
 
     def _process(self, cell: Cell, lock: int, slot: int) -> CellProcess:
         tests = any(tag.startswith("test/") for tag in self.study.measure)
-        environment = share_of_machine(slot, self.jobs)
-        return CellProcess(cell, cell_folder(self.folder, cell), lock, self.run_config(cell), environment, tests)
+        environment, folder = share_of_machine(slot, self.jobs), cell_folder(self.folder, cell)
+        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.options)
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_gpt.studies.spec.study import Study
@@ -9,14 +10,16 @@ from lightning_gpt.studies.spec.study import Study
 _SECONDS_TO_SAVE = 120
 
 
-def array_script(study: Study, study_file: Path, folder: Path) -> str:
+def array_script(study: Study, study_file: Path, folder: Path, options: Sequence[str] = ()) -> str:
     """The text of a batch script whose jobs run one cell each, in this working directory and with this Python.
+
+    ``options`` are added to the command line of each job.
 
     Options that depend on the cluster, such as ``--time``, ``--partition`` and ``--gres``, are passed to ``sbatch``.
     """
     call = [sys.executable, "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
     call += ["--preset", study.preset] if study.preset else []
-    call += ["--folder", str(folder.resolve())]
+    call += ["--folder", str(folder.resolve()), *options]
     return f"""\
 #!/bin/bash
 # {len(study.cells)} cells of the study {study.title}. Submit it with the options that your cluster needs, for example:

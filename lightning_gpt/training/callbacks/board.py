@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from lightning_gpt.analysis.attention import readable_tokens
 from lightning_gpt.analysis.depth import DIAGNOSTICS
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.models.registry import readable
 from lightning_gpt.training.module import LanguageModule
 
 _MOST_TOKENS = 5000
@@ -84,8 +85,11 @@ def layout() -> dict[str, dict[str, list[Any]]]:
 
 def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, int | float | str]:
     """The settings that distinguish runs (model, optimization, batch, steps, precision) as plain values by name."""
-    described, data = module.model.describe(), trainer.datamodule  # type: ignore[attr-defined]
-    settings = {"model": type(module.model).__name__, **described["config"], **dataclasses.asdict(module.optimization)}
+    model, data = module.model, trainer.datamodule  # type: ignore[attr-defined]
+    sizes = {
+        key: value if isinstance(value, int | float) else readable(value) for key, value in vars(model.config).items()
+    }
+    settings = {"model": type(model).__name__, **sizes, **dataclasses.asdict(module.optimization)}
     settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     if isinstance(data, TextData):
         settings["batch_rows"] = data.micro_batch_rows * trainer.accumulate_grad_batches

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lightning_gpt.analysis.attention import attention_maps, readable_tokens
+from lightning_gpt.analysis.attention import NoPattern, attention_maps, readable_tokens
 from lightning_gpt.analysis.plots import heads_grid
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
@@ -19,12 +19,15 @@ from lightning_gpt.training.module import LanguageModule
 class Samples(Callback):
     """After each validation, logs a continuation of each prompt and the attention patterns over a text.
 
+    The patterns are left out where a layer has none, as ``attention: delta_net`` has.
+
     Args:
         prompts: Texts to continue.
         max_new_tokens: Length of each continuation, in tokens.
         temperature: Sampling temperature; 0 is greedy.
         seed: Sampling seed, the same at each validation so that continuations can be compared.
-        attention_text: The text whose attention is drawn for every layer and head, truncated to the model's context.
+        attention_text: The text whose attention is drawn for every layer and head, truncated to the model's context;
+            nothing is drawn for a model with a layer that has no attention pattern.
     """
 
     def __init__(
@@ -54,9 +57,14 @@ class Samples(Callback):
             ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
             text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))
             board.experiment.add_text(f"samples/{number}", f"**{_plain(prompt.strip())}**{_plain(text)}", step)
+        if not all(view.mixer.has_pattern for view in model.block_views()):
+            return
         shown = model.trace_limit or model.config.block_size
         ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[:shown]
-        maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
+        try:
+            maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
+        except NoPattern:
+            return
         board.experiment.add_figure("attention/pattern", heads_grid(maps, f"step {step:,}"), step)
 
 

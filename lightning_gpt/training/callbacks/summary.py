@@ -16,9 +16,11 @@ from lightning_gpt.console import console, say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
-from lightning_gpt.models.ffn.moe.mixture import active_parameters
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.models.registry import readable
+from lightning_gpt.planning import active_parameters
 from lightning_gpt.training.module import LanguageModule
+from lightning_gpt.trust import trusted_options
 
 _SAMPLE_PROMPT = "The"
 
@@ -38,17 +40,16 @@ class RunSummary(Callback):
         if not isinstance(pl_module, LanguageModule):
             return
         model = pl_module.model
-        sizes = ", ".join(f"{name} {value}" for name, value in model.describe()["config"].items())
+        sizes = ", ".join(f"{name} {readable(value)}" for name, value in vars(model.config).items())
         say(f"model: {type(model).__name__} ({sizes})")
         table = Table(box=None, padding=(0, 2))
         table.add_column("part")
         table.add_column("parameters", justify="right")
         for name, part in model.named_children():
-            parameters = sum(p.numel() for p in part.parameters())
-            copies = f" ({len(part)} x {parameters // len(part):,})" if isinstance(part, nn.ModuleList) else ""
+            parameters = _parameters(part)
             if parameters:
-                table.add_row(f"{name}{copies}", f"{parameters:,}")
-        total, active = sum(p.numel() for p in model.parameters()), active_parameters(model)
+                table.add_row(f"{name}{_copies(part)}", f"{parameters:,}")
+        total, active = _parameters(model), active_parameters(model)
         table.add_row("all", f"{total:,}", style="bold")
         if active != total:
             table.add_row("active per token", f"{active:,}", style="bold")
@@ -111,6 +112,18 @@ class RunSummary(Callback):
         say(f"validation bits per byte {float(trainer.callback_metrics['val/bits_per_byte']):.4f}")
 
 
+def _parameters(part: nn.Module) -> int:
+    """How many parameters a part has; one that several layers share counts once."""
+    return sum(parameter.numel() for parameter in part.parameters())
+
+
+def _copies(part: nn.Module) -> str:
+    """`` (4 x 789,760)`` of a list of parts that are alike in size, however many layers share each."""
+    own = list(dict.fromkeys(part)) if isinstance(part, nn.ModuleList) else []
+    sizes = {_parameters(each) for each in own}
+    return f" ({len(own)} x {sizes.pop():,})" if len(sizes) == 1 else ""
+
+
 def _say_what_was_drawn(data: TextData) -> None:
     """Print how much of each source was trained on."""
     if data.cursor is None:
@@ -136,8 +149,9 @@ def say_next_commands(run: Path) -> None:
     folder, last, config = (
         shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml")
     )
+    options = "".join(f" {shlex.quote(option)}" for option in trusted_options())
     say("next")
     say(f"  look:      tensorboard --logdir {folder}")
-    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"')
-    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"')
-    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}")
+    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"{options}')
+    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"{options}')
+    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}{options}")

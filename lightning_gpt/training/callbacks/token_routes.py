@@ -22,7 +22,7 @@ class TokenRoutes(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, LanguageModule):
-            self._routers = {int(name.split(".")[1]): router for name, router in token_routers(pl_module.model).items()}
+            self._routers = token_routers(pl_module.model.block_views())
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for router in self._routers.values():  # samples and diagnostics have counted since the last one

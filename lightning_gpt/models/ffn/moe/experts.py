@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gpt.models.ffn.dense import FeedForward
+from lightning_gpt.models.ffn.dense import FeedForward, require_hidden
 from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
 
-_GROUPED = (torch.bfloat16, torch.float16, torch.float32)
+_GROUPED = torch.bfloat16  # of the rest, torch's own grouped product is a loop that waits for every count
 _ALIGNED = 8  # rows of half precision are then multiples of 16 bytes, as the grouped product asks for
 
 
 class Experts(Layer):
     """``n_expert`` feed-forward networks, each for the tokens that were sent to it.
 
-    On an accelerator each of the two products is one grouped product over all experts, which waits for no count on the
-    host; widths that are not multiples of 8 are padded with zeros. On a CPU, and in fp64 everywhere, the experts run
-    one after the other.
+    On an accelerator in bf16 each of the two products is one grouped product over all experts, which reads no count
+    back to the host; widths that are not multiples of 8 are padded with zeros. On a CPU, and in other precisions, the
+    experts run one after the other.
 
     Intermediates: ``{i}.hidden`` ``(choices, hidden)`` and ``{i}.output`` ``(choices, dim)`` of each expert.
 
@@ -33,6 +33,7 @@ class Experts(Layer):
 
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
         super().__init__()
+        require_hidden(hidden)
         self.kind, self.n_expert, self.hidden = kind, n_expert, hidden
         rows = len(kind.pieces) * hidden
         self.up = nn.Parameter(torch.empty(n_expert, rows, dim))
@@ -79,7 +80,7 @@ class Experts(Layer):
             x: Sorted by expert.
             counts: ``(n_expert,)``, how many rows each expert has.
         """
-        if x.device.type != "cpu" and compute_dtype(x) in _GROUPED and self._watch is None:
+        if x.device.type != "cpu" and compute_dtype(x) == _GROUPED and self._watch is None:
             return self._grouped(x, counts)
         up, down = self.up.unbind(), self.down.unbind()
         outputs = []

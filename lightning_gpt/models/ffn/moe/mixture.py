@@ -1,9 +1,10 @@
 """Mixture of experts: many feed-forward networks, of which each token goes through a few."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
@@ -11,6 +12,7 @@ from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
 from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.view import BlockView
 
 
 @ffns.register("moe")
@@ -128,25 +130,23 @@ class MixtureOfExperts(Layer):
         return Use(none.repeat(self.n_expert), none, none.float(), none.float(), none)
 
     @property
-    def idle_parameters(self) -> int:
+    def idle_parameters(self) -> int:  # type: ignore[override]
         """How many parameters a token does not meet: those of the experts that it does not go through."""
         return (self.n_expert - self.top_k) * self.experts.parameters_of_one
 
 
 def _expert_kind(name: str) -> type[FeedForward]:
-    allowed = [known for known in ffns.names if known != "moe"]
-    kind = ffns.get(name) if name in allowed else None
-    if not isinstance(kind, type) or not issubclass(kind, FeedForward):
-        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(allowed)}")
-    return kind
+    kinds = {known: ffns.get(known) for known in ffns.names if known != "none"}
+    dense = {known: kind for known, kind in kinds.items() if issubclass(kind, FeedForward)}
+    if not isinstance(name, str) or name not in dense:
+        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(dense)}")
+    return dense[name]
 
 
-def mixtures(model: nn.Module) -> dict[str, MixtureOfExperts]:
-    """The mixtures of a model by name, for example ``blocks.3.ffn``."""
-    return {name: part for name, part in model.named_modules() if isinstance(part, MixtureOfExperts)}
-
-
-def active_parameters(model: nn.Module) -> int:
-    """How many parameters one token meets: all but those of the experts that it does not go through."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return total - sum(mixture.idle_parameters for mixture in mixtures(model).values())
+def mixtures(blocks: Iterable[BlockView]) -> dict[int, MixtureOfExperts]:
+    """The mixtures among a model's blocks, by layer; one that several layers share under the first of them."""
+    found: dict[int, MixtureOfExperts] = {}
+    for layer, block in enumerate(blocks):
+        if isinstance(block.ffn, MixtureOfExperts) and block.ffn not in found.values():
+            found[layer] = block.ffn
+    return found

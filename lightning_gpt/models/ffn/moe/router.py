@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.layer import Layer, Matrix
+from lightning_gpt.models.layer import Layer, Matrix, without_autocast
 from lightning_gpt.models.part_losses import PartLosses
 
 Score = Literal["softmax", "sigmoid"]
@@ -118,7 +118,7 @@ class Router(Layer):
 
     def forward(self, x: Tensor, losses: PartLosses | None = None) -> Routing:
         """Route tokens ``(..., dim)``; with ``losses``, the router's own ride on the gates."""
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ self.weight.to(dtype).T  # (..., n_expert)
             scores = self.see("scores", logits.softmax(dim=-1) if self.score == "softmax" else logits.sigmoid())

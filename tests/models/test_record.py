@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
-from lightning_gpt.models.attention import multi_head as attention_module
-from lightning_gpt.models.attention.multi_head import Backend
-from lightning_gpt.models.record import Edit, Watched, record, zero_heads
+from lightning_gpt.models.attention import formula
+from lightning_gpt.models.attention.formula import Backend
+from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.record import Edit, record, zero_heads
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.reference import formulas
 
@@ -83,7 +84,7 @@ MODELS = pytest.mark.parametrize("make", [single_head, gpt])
 
 def assert_nobody_watches(model: LanguageModel) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, Watched):
+        if isinstance(module, Layer):
             assert module._watch is None, name
             assert module._prefix == "", name
 
@@ -165,7 +166,7 @@ def test_attention_matrices_are_made_only_in_the_layers_that_are_asked_for_one(
 ) -> None:
     model = gpt("sdpa")
     with (
-        mock.patch.object(attention_module, "scaled_scores", wraps=attention_module.scaled_scores) as scores,
+        mock.patch.object(formula, "scaled_scores", wraps=formula.scaled_scores) as scores,
         model.record(names),
     ):
         model(IDS)
@@ -292,7 +293,7 @@ def test_zeroing_heads_equals_zeroing_their_columns_of_the_output_projection(
     width = DIM // HEADS
     with torch.no_grad():
         for head in heads:
-            without.blocks[1].attention.projection.weight[:, head * width : (head + 1) * width] = 0
+            without.blocks[1].attention.w_o.weight[:, head * width : (head + 1) * width] = 0
     with model.record(["logits"], edits={"blocks.1.attention.head_output": zero_heads(*heads)}):
         edited = model(IDS)
     torch.testing.assert_close(edited, without(IDS), rtol=1e-12, atol=1e-12)
@@ -314,7 +315,7 @@ def test_an_edit_under_a_glob_is_applied_in_every_layer() -> None:
     model, without = gpt(), gpt()
     with torch.no_grad():
         for block in without.blocks:
-            block.attention.projection.weight.zero_()
+            block.attention.w_o.weight.zero_()
     with model.record([], edits={"blocks.*.attention.head_output": torch.zeros_like}):
         torch.testing.assert_close(model(IDS), without(IDS), rtol=1e-12, atol=1e-12)
 

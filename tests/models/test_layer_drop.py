@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.registry import Given
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from tests.models.helpers import random_ids
 from tests.models.variants import SIZES, build
@@ -20,12 +21,21 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 # --- blocks left out -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("constant", [0.4, 0.4, 0.4, 0.4]), ("linear", [0.1, 0.2, 0.3, 0.4]), ("none", [0.0] * 4)]
-)
+@pytest.mark.parametrize(("kind", "expected"), [("constant", [0.4, 0.4, 0.4, 0.4]), ("linear", [0.1, 0.2, 0.3, 0.4])])
 def test_rates_by_layer_are_those_of_the_papers(kind: str, expected: list[float]) -> None:
-    drop = layer_drops.make("none" if kind == "none" else {"kind": kind, "rate": 0.4}, n_layer=4)
+    drop = layer_drops.make({"kind": kind, "rate": 0.4}, n_layer=4)
     assert [drop.rate(layer) for layer in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("none", [None, "none", {"kind": "none"}], ids=str)
+def test_without_layer_drop_a_training_step_runs_every_block_and_draws_nothing(none: Given) -> None:
+    assert layer_drops.make_if_chosen(none, n_layer=4) is None
+    model, ids = build({"n_layer": 4, "layer_drop": none}).train(), random_ids(17, 2, 9)
+    x, before = model.embed(ids, model.context(ids)), torch.get_rng_state()
+    for block in model.blocks:
+        x = block(x)
+    torch.testing.assert_close(model.hidden(ids), model.final_norm(x), **CLOSE)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear"])
@@ -50,7 +60,7 @@ def test_a_step_is_the_stack_without_the_blocks_that_were_drawn(kind: str) -> No
 def test_linear_rates_leave_the_expected_stream_alone() -> None:
     """Of one block, whose two outcomes are weighed by their chances."""
     model, ids = build({"n_layer": 1, "layer_drop": {"kind": "linear", "rate": 0.3}}), random_ids(17, 1, 6)
-    drop, x = model.layer_drop, torch.randn(1, 6, 16, dtype=torch.float64)
+    drop, x = layer_drops.make(model.config.layer_drop, n_layer=1), torch.randn(1, 6, 16, dtype=torch.float64)
     whole = model.blocks[0](x)
     expected = 0.3 * x + 0.7 * drop.kept(x, whole, drop.rate(0))
     torch.testing.assert_close(expected, whole, **CLOSE)
@@ -181,7 +191,7 @@ def test_a_shared_block_starts_as_one_of_as_many_layers_as_are_run() -> None:
     """What is added to the stream is scaled by the number of additions, not of blocks."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**SIZES, "dim": 64, "n_layer": 8, "n_unique": 1}))
-    assert float(model.blocks[0].ffn.projection.weight.std()) == pytest.approx(0.02 / 4, rel=0.05)
+    assert float(model.blocks[0].ffn.down.weight.std()) == pytest.approx(0.02 / 4, rel=0.05)
 
 
 @pytest.mark.parametrize(

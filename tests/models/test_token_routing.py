@@ -13,14 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.multi_head import CausalAttention
+from lightning_gpt.models.attention.formula import CausalAttention
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.from_trained.growth import deepen
-from lightning_gpt.models.part_losses import penalties
 from lightning_gpt.models.wrappers.chosen_tokens import ChosenKeyValues
+from lightning_gpt.models.wrappers.token_routing import RoutedBlock
 from lightning_gpt.planning import flops_per_token, training_flops_per_token
 from lightning_gpt.training.mup import Factors, MuP, factors
 from lightning_gpt.training.optim import adamw
+from tests.models.collected_losses import CollectedLosses
 from tests.models.helpers import arrays, random_ids
 from tests.models.variants import ROUTED, SIZES, build, name_of
 from tests.reference import formulas
@@ -53,7 +54,7 @@ PARTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("capacity", [0.1, 0.5, 1.0])
 def test_training_is_the_formula_with_the_best_of_each_row(capacity: float) -> None:
-    model, ids = build({"depth": {**ROUTED, "capacity": capacity}}).train(), random_ids(17, 3, TIME)
+    model, ids = build({"token_routing": {**ROUTED, "capacity": capacity}}).train(), random_ids(17, 3, TIME)
     hidden, state = model.hidden(ids), arrays(model)
     for row in range(3):
         h = formulas.embedding(state, ids[row].tolist())
@@ -65,15 +66,15 @@ def test_training_is_the_formula_with_the_best_of_each_row(capacity: float) -> N
         np.testing.assert_allclose(hidden[row].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("depth", [ROUTED, BY_PREDICTOR], ids=["router", "predictor"])
-def test_evaluation_is_the_formula_with_each_token_decided_by_itself(depth: dict[str, Any]) -> None:
-    model, ids = build({"depth": depth}), random_ids(17, 3, TIME)
+@pytest.mark.parametrize("routing", [ROUTED, BY_PREDICTOR], ids=["router", "predictor"])
+def test_evaluation_is_the_formula_with_each_token_decided_by_itself(routing: dict[str, Any]) -> None:
+    model, ids = build({"token_routing": routing}), random_ids(17, 3, TIME)
     logits, state, counts = model(ids), arrays(model), set()
     for row in range(3):
         h = formulas.embedding(state, ids[row].tolist())
         for layer in range(2):
             of_block = formulas.below(state, f"blocks.{layer}")
-            decide = reference.scores if depth is ROUTED else reference.predicted
+            decide = reference.scores if routing is ROUTED else reference.predicted
             chosen = [i for i, logit in enumerate(decide(h, of_block)) if logit > 0]
             counts.add(len(chosen))
             h = reference.routed(h, of_block, SIZES["n_head"], chosen) if chosen else h
@@ -102,7 +103,9 @@ def only(attention: CausalAttention, chosen: Tensor) -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
 def test_the_chosen_stand_where_they_stood_and_see_each_other_alone(changes: dict[str, Any], mode: str) -> None:
     """The same by whole rows in which what was not chosen is hidden, for every kind of position and attention."""
-    model = build({"depth": ROUTED, "n_layer": 3, "attention_backend": "manual", **changes}).train(mode == "training")
+    model = build({"token_routing": ROUTED, "n_layer": 3, "attention_backend": "manual", **changes}).train(
+        mode == "training"
+    )
     for seed in range(3):
         ids = random_ids(17, 1, TIME, seed=seed)
         context = model.context(ids)
@@ -112,7 +115,7 @@ def test_the_chosen_stand_where_they_stood_and_see_each_other_alone(changes: dic
             chosen = torch.zeros(TIME, dtype=torch.bool)
             chosen[scores.topk(7).indices if mode == "training" else scores > 0] = True
             with only(block.attention, chosen):
-                added = block(x, model.context(ids).layered(layer)) - x
+                added = block.unwrapped(x, model.context(ids).at_layer(layer)) - x
             x = torch.where(chosen[:, None], x + scores[:, None] * added, x)
         torch.testing.assert_close(model.hidden(ids), model.final_norm(x), **CLOSE)
 
@@ -122,10 +125,10 @@ def test_the_chosen_stand_where_they_stood_and_see_each_other_alone(changes: dic
 
 @pytest.mark.parametrize("checkpointing", ["none", "block"])
 def test_the_block_is_run_on_the_chosen_alone(checkpointing: str) -> None:
-    model = build({"depth": {**ROUTED, "capacity": 0.25}, "checkpointing": checkpointing}).train()
+    model = build({"token_routing": {**ROUTED, "capacity": 0.25}, "checkpointing": checkpointing}).train()
     shapes = []
     for block in model.blocks:
-        block.ffn.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+        block.unwrapped.ffn.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     model.hidden(random_ids(17, 2, 13))
     assert shapes == [(2, 4, 16)] * 2
 
@@ -133,7 +136,9 @@ def test_the_block_is_run_on_the_chosen_alone(checkpointing: str) -> None:
 @pytest.mark.parametrize("capacity", [0.125, 0.3, 1.0])
 def test_flops_by_formula_are_what_torch_counts(capacity: float) -> None:
     sizes = {**SIZES, "n_layer": 4, "dim": 32, "attention_backend": "manual"}
-    model = GPT(GPTConfig(**sizes, depth={"kind": "mixture", "capacity": capacity, "decision": "router"}))
+    model = GPT(
+        GPTConfig(**sizes, token_routing={"kind": "mixture_of_depths", "capacity": capacity, "decision": "router"})
+    )
     ids = random_ids(17, 2, 24)
     for backward, by_formula in ((False, flops_per_token), (True, training_flops_per_token)):
         with FlopCounterMode(display=False) as counter:
@@ -149,7 +154,7 @@ def test_flops_in_closed_form() -> None:
     d, t, k = 64, 64, 8
     full = 2 * 12 * d * d + 4 * d * t
     routed = (2 * 12 * d * d + 4 * d * k) * k / t + 2 * d + 2 * (8 * d + 8)
-    model = GPT(GPTConfig(**sizes, depth={"kind": "mixture", "capacity": 0.125}))
+    model = GPT(GPTConfig(**sizes, token_routing={"kind": "mixture_of_depths", "capacity": 0.125}))
     assert flops_per_token(model, t) == 2 * (full + routed) + 2 * 100 * d
 
 
@@ -159,40 +164,40 @@ def test_shared_blocks_count_as_often_as_they_run() -> None:
 
 
 def test_a_block_that_no_token_goes_through_is_not_run() -> None:
-    model = build({"depth": ROUTED})
+    model = build({"token_routing": ROUTED})
     with torch.no_grad():
         model.blocks[1].router.score.weight.zero_()
-    model.blocks[1].register_forward_hook(lambda *_: pytest.fail("it was run"))
+    model.blocks[1].unwrapped.register_forward_hook(lambda *_: pytest.fail("it was run"))
     model(random_ids(17, 2, TIME))
 
 
 # --- how the decision is learned ------------------------------------------------------------------------------------
 
 
-def gradients(depth: dict[str, Any], terms_alone: bool = False) -> dict[str, Tensor]:
-    model, ids = build({"depth": depth}).train(), random_ids(17, 2, TIME)
+def gradients(routing: dict[str, Any], terms_alone: bool = False) -> dict[str, Tensor]:
+    model, ids = build({"token_routing": routing}).train(), random_ids(17, 2, TIME)
     if terms_alone:
-        with penalties(model) as terms:
-            model.hidden(ids)
-        sum(terms).backward()
+        losses = CollectedLosses()
+        model.hidden(ids, losses=losses)
+        sum(losses.terms).backward()
     else:
         model.loss(ids, ids.roll(-1, 1)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_the_loss_is_the_binary_cross_entropy_of_being_among_the_best() -> None:
-    model, ids = build({"depth": {**BY_PREDICTOR, "loss_weight": 0.3}}).train(), random_ids(17, 1, TIME)
-    with penalties(model) as terms:
-        model.hidden(ids)
+    model, ids = build({"token_routing": {**BY_PREDICTOR, "loss_weight": 0.3}}).train(), random_ids(17, 1, TIME)
+    losses = CollectedLosses()
+    model.hidden(ids, losses=losses)
     state = arrays(model)
     h = formulas.embedding(state, ids[0].tolist())
-    for layer, term in enumerate(terms):
+    for layer, term in enumerate(losses.terms):
         of_block = formulas.below(state, f"blocks.{layer}")
         chosen = reference.best(reference.scores(h, of_block), 0.5)
         expected = 0.3 * reference.binary_cross_entropy(reference.predicted(h, of_block), chosen)
         assert float(term.detach()) == pytest.approx(expected, rel=1e-9)
         h = reference.routed(h, of_block, SIZES["n_head"], chosen)
-    assert len(terms) == 2
+    assert len(losses.terms) == 2
 
 
 def test_a_predictor_leaves_the_models_own_gradient_alone() -> None:
@@ -214,8 +219,8 @@ def test_a_router_that_decides_is_taught_by_both_losses() -> None:
 def test_the_decision_is_learned(decision: str) -> None:
     """Of five tokens the one before the last is asked for, of the others nothing; which are which is soon decided."""
     torch.manual_seed(1)
-    depth = {"kind": "mixture", "capacity": 0.25, "decision": decision}
-    model = GPT(GPTConfig(**{**SIZES, "dim": 32, "depth": depth}))
+    routing = {"kind": "mixture_of_depths", "capacity": 0.25, "decision": decision}
+    model = GPT(GPTConfig(**{**SIZES, "dim": 32, "token_routing": routing}))
     optimizer = adamw(model, lr=1e-2)
     for step in range(150):
         ids = random_ids(17, 16, 24, seed=step)
@@ -239,7 +244,7 @@ def test_the_decision_is_learned(decision: str) -> None:
 
 
 def test_the_cache_holds_the_chosen_alone() -> None:
-    model, ids = build({"depth": ROUTED, "position": "rotary"}), random_ids(17, 2, 60)
+    model, ids = build({"token_routing": ROUTED, "position": "rotary"}), random_ids(17, 2, 60)
     cache = model.new_cache(60)
     with torch.no_grad():
         for piece in ids.split([20, *[1] * 40], dim=1):
@@ -259,7 +264,7 @@ def test_the_cache_holds_the_chosen_alone() -> None:
     "attention", [{"kind": "window", "window": 5}, {"kind": "global_window", "window": 5, "n_global": 9}], ids=str
 )
 def test_of_a_window_the_cache_forgets_what_no_later_token_sees(attention: dict[str, Any]) -> None:
-    model = build({"depth": ROUTED, "position": "rotary", "attention": attention})
+    model = build({"token_routing": ROUTED, "position": "rotary", "attention": attention})
     ids, cache, hidden = random_ids(17, 3, 240), model.new_cache(240), []
     with torch.no_grad():
         for piece in ids.split([50, *[3] * 20, *[1] * 130], dim=1):
@@ -277,7 +282,9 @@ def test_of_a_window_the_cache_forgets_what_no_later_token_sees(attention: dict[
 @pytest.mark.parametrize("mode", ["training", "evaluation"])
 def test_the_trace_shows_whole_rows(mode: str) -> None:
     changes = {"n_layer": 2, "n_unique": None, "attention_backend": "manual"}
-    model, plain = (build({**changes, **depth}).train(mode == "training") for depth in ({"depth": ROUTED}, {}))
+    model, plain = (
+        build({**changes, **routing}).train(mode == "training") for routing in ({"token_routing": ROUTED}, {})
+    )
     ids = random_ids(17, 2, TIME)
     with plain.record() as expected:
         plain(ids)
@@ -298,7 +305,7 @@ def test_the_trace_shows_whole_rows(mode: str) -> None:
 
 
 def test_an_edit_acts_on_the_chosen() -> None:
-    model, ids = build({"depth": ROUTED}), random_ids(17, 1, TIME)
+    model, ids = build({"token_routing": ROUTED}), random_ids(17, 1, TIME)
     with model.record(["blocks.0.after_ffn", "blocks.0.router.through"]) as before:
         model(ids)
     edits = {"blocks.0.ffn.output": lambda x: x + 1.0}
@@ -310,7 +317,7 @@ def test_an_edit_acts_on_the_chosen() -> None:
 
 
 def test_a_block_that_no_token_goes_through_is_shown_all_the_same() -> None:
-    model = build({"depth": ROUTED})
+    model = build({"token_routing": ROUTED})
     with torch.no_grad():
         model.blocks[1].router.score.weight.zero_()
     with model.record() as trace:
@@ -323,22 +330,25 @@ def test_a_block_that_no_token_goes_through_is_shown_all_the_same() -> None:
 
 
 def test_a_model_is_made_deeper_as_the_function_that_it_is() -> None:
-    model, ids = build({"depth": {"kind": "mixture", "capacity": 0.5}, "n_layer": 3}), random_ids(17, 2, TIME)
+    model, ids = (
+        build({"token_routing": {"kind": "mixture_of_depths", "capacity": 0.5}, "n_layer": 3}),
+        random_ids(17, 2, TIME),
+    )
     deep = deepen(model, 8)
-    assert [block.router is not None for block in deep.blocks] == [False, True] * 4
+    assert [isinstance(block, RoutedBlock) for block in deep.blocks] == [False, True] * 4
     torch.testing.assert_close(deep(ids), model(ids), **CLOSE)
 
 
 def test_mup_has_router_and_predictor_as_outputs() -> None:
-    config = GPTConfig(n_layer=2, n_head=16, dim=256, block_size=8, vocab_size=40, depth="mixture")
+    config = GPTConfig(n_layer=2, n_head=16, dim=256, block_size=8, vocab_size=40, token_routing="mixture_of_depths")
     found = factors(GPT(config), MuP(base_dim=64))
     assert found["blocks.1.router.score.weight"] == Factors(start=1 / 4, rate=1 / 4)
-    assert found["blocks.1.router.predictor.expand.weight"] == Factors(start=1 / 2, rate=1 / 4)
+    assert found["blocks.1.router.predictor.up.weight"] == Factors(start=1 / 2, rate=1 / 4)
     assert found["blocks.1.router.predictor.output.weight"] == Factors(start=1 / 4, rate=1 / 4)
 
 
 def test_in_half_precision_scores_are_not_rounded_before_the_choice() -> None:
-    model, ids = build({"depth": BY_PREDICTOR}).to(torch.bfloat16).train(), random_ids(17, 2, TIME)
+    model, ids = build({"token_routing": BY_PREDICTOR}).to(torch.bfloat16).train(), random_ids(17, 2, TIME)
     with torch.no_grad(), model.record("blocks.*.router.scores") as trace:
         assert model.hidden(ids).dtype == torch.bfloat16
     assert trace["blocks.0.router.scores"].dtype == torch.float32
@@ -346,26 +356,56 @@ def test_in_half_precision_scores_are_not_rounded_before_the_choice() -> None:
 
 def test_early_exit_is_refused() -> None:
     with pytest.raises(CallError, match="needs every token in every layer"):
-        EarlyExit(build({"depth": "mixture"}), 0.5)
+        EarlyExit(build({"token_routing": "mixture_of_depths"}), 0.5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": {"kind": "mixture", "capacity": 0}}, "depth capacity is 0; it must be above 0 and at most 1"),
-        ({"depth": {"kind": "mixture", "capacity": 1.5}}, "depth capacity is 1.5; it must be above 0 and at most 1"),
-        ({"depth": {"kind": "mixture", "every": 3}}, "depth every is 3; it must be a whole number from 1 to n_layer"),
         (
-            {"depth": {"kind": "mixture", "layers": [0, 2]}},
-            "depth layers is [0, 2]; it must list different layers from",
+            {"token_routing": {"kind": "mixture_of_depths", "capacity": 0}},
+            "token_routing capacity is 0; it must be above 0 and at most 1",
         ),
-        ({"depth": {"kind": "mixture", "layers": []}}, "depth layers is []; it must list different layers from 0 to 1"),
-        ({"depth": {"kind": "mixture", "decision": "coin"}}, "depth decision is 'coin'; it must be one of predictor, "),
-        ({"depth": {"kind": "mixture", "loss_weight": 0}}, "depth loss_weight is 0; it must be above 0"),
-        ({"depth": "mixture", "residual": "post"}, "under residual 'post' a block does not give the stream and"),
-        ({"depth": "mixture", "residual": {"kind": "initial", "share": 0.2}}, "use residual pre, sandwich, layerscale"),
-        ({"depth": "mixture", "attention": ["full", "neutreno"]}, "attention 'neutreno' mixes in what the first layer"),
-        ({"depth": "mixture", "n_layer": 4, "n_unique": 1}, "with n_unique 1 layer 0 is the same block as one of them"),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "capacity": 1.5}},
+            "token_routing capacity is 1.5; it must be above 0 and at most 1",
+        ),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "every": 3}},
+            "token_routing every is 3; it must be a whole number from 1 to n_layer",
+        ),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "layers": [0, 2]}},
+            "token_routing layers is [0, 2]; it must list different layers from",
+        ),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "layers": []}},
+            "token_routing layers is []; it must list different layers from 0 to 1",
+        ),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "decision": "coin"}},
+            "token_routing decision is 'coin'; it must be one of predictor, ",
+        ),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "loss_weight": 0}},
+            "token_routing loss_weight is 0; it must be above 0",
+        ),
+        (
+            {"token_routing": "mixture_of_depths", "residual": "post"},
+            "under residual 'post' a block does not give the stream and",
+        ),
+        (
+            {"token_routing": "mixture_of_depths", "residual": {"kind": "initial", "share": 0.2}},
+            "use residual layerscale, parallel, pre, rezero, sandwich",
+        ),
+        (
+            {"token_routing": "mixture_of_depths", "attention": ["full", "neutreno"]},
+            "attention 'neutreno' mixes in what the first layer",
+        ),
+        (
+            {"token_routing": "mixture_of_depths", "n_layer": 4, "n_unique": 1},
+            "with n_unique 1 layer 0 is the same block as one of them",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_when_the_config_is_read(changes: dict[str, Any], message: str) -> None:
@@ -375,10 +415,12 @@ def test_what_cannot_work_is_refused_when_the_config_is_read(changes: dict[str, 
 
 
 def test_what_a_layer_that_all_go_through_does_is_its_own() -> None:
-    assert build({"depth": "mixture", "attention": ["neutreno", "full"]}).blocks[1].router is not None
-    assert build({"depth": "mixture", "n_layer": 4, "n_unique": 2}).blocks[3].router is not None
+    mixed = build({"token_routing": "mixture_of_depths", "attention": ["neutreno", "full"]})
+    shared = build({"token_routing": "mixture_of_depths", "n_layer": 4, "n_unique": 2})
+    assert isinstance(mixed.blocks[1], RoutedBlock)
+    assert isinstance(shared.blocks[3], RoutedBlock)
 
 
 def test_the_number_of_chosen_is_rounded_up() -> None:
-    router = build({"depth": {"kind": "mixture", "capacity": 0.125}}).blocks[1].router
+    router = build({"token_routing": {"kind": "mixture_of_depths", "capacity": 0.125}}).blocks[1].router
     assert [router.n_chosen(time) for time in (1, 8, 9, 64)] == [1, 1, 2, math.ceil(64 / 8)]

@@ -1,0 +1,163 @@
+"""Attention whose keys and values are made of one short vector for each token, which is all that is cached."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention.formula import Backend, CausalAttention
+from lightning_gpt.models.attention.mask import AttentionMask, columns_counted
+from lightning_gpt.models.attention.mixer import attentions, require_whole
+from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Linear
+from lightning_gpt.models.norms import RMSNorm, norms
+from lightning_gpt.models.positions.scheme import Positions
+from lightning_gpt.models.registry import Given
+
+
+@attentions.register("latent")
+class LatentAttention(CausalAttention):
+    """Multi-head latent attention: DeepSeek-AI 2024, "DeepSeek-V2" (2405.04434), section 2.1, eq. 9 to 19.
+
+    ``c_t = RMSNorm(W_DKV h_t)``, of width ``kv_rank``, gives the keys ``k_t = W_UK c_t`` and values ``v_t = W_UV c_t``
+    of every head; queries are made of a latent of their own, of width ``q_rank``, or of ``h_t`` itself. A rotation
+    cannot act on such keys without undoing the compression, so rotary positions act on a part of their own:
+    ``q_t,i = [W_UQ,i c^q_t ; R(W_QR,i c^q_t)]`` and ``k_t,i = [W_UK,i c_t ; R(W_KR h_t)]``, whose rotated key is shared
+    by all heads, and ``o_i = Σ_j softmax_j(q_t,i · k_j,i / √(head_dim + rope_dim)) v_j,i``. The two norms are those of
+    section 3.1.2. With a position scheme that rotates nothing the rotary part is left out.
+
+    The cache keeps ``c_t`` and the rotated key: ``kv_rank + rope_dim`` numbers per token. A few queries that look back
+    on a long cache are multiplied by W_UK in place of its latents, and what they mix by W_UV (the absorption described
+    below eq. 11), so that no key or value of an earlier token is made again. Other passes make all keys and values.
+    Both compute the same formula; the cheaper one is chosen.
+
+    ``qk_norm`` is refused: the norms of the latents take its place. There is no value–output product, because a norm
+    stands between the value's two matrices. The products of a latent have no bias. YaRN's temperature acts on the
+    rotary part of the scores only.
+
+    Intermediates besides those of :class:`CausalAttention`: ``latent`` ``(batch, time, kv_rank)``, ``q`` and ``k``
+    ``(batch, n_head, time, head_dim + rope_dim)``, ``v`` and ``head_output`` ``(batch, n_head, time, value_dim)``, and
+    ``output`` ``(batch, time, dim)``.
+
+    Args:
+        dim: Width of the residual stream.
+        n_head: Number of heads.
+        bias: Whether the products that read the stream, and the last one, have a bias.
+        dropout: Probability of dropping an attention weight while training.
+        backend: How the attention itself is computed.
+        positions: How the model knows where a token stands.
+        kv_rank: Width of the latent that keys and values are made of.
+        q_rank: Width of the latent that queries are made of; without one when None.
+        head_dim: Width of the part of a query or key that is not rotated; ``dim / n_head`` when None.
+        rope_dim: Width of the part that is; half of ``head_dim`` when None.
+        value_dim: Width of a head's values; ``head_dim`` when None.
+        qk_norm: Must be ``none``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        n_head: int,
+        *,
+        bias: bool,
+        dropout: float,
+        backend: Backend,
+        positions: Positions,
+        kv_rank: int,
+        q_rank: int | None = None,
+        head_dim: int | None = None,
+        rope_dim: int | None = None,
+        value_dim: int | None = None,
+        qk_norm: Given = "none",
+    ) -> None:
+        super().__init__(backend, dropout)
+        plain = dim // n_head if head_dim is None else head_dim
+        rotated = plain // 2 if rope_dim is None else rope_dim
+        values = plain if value_dim is None else value_dim
+        widths = {"kv_rank": kv_rank, "head_dim": plain, "rope_dim": rotated, "value_dim": values}
+        for option, width in (widths if q_rank is None else {**widths, "q_rank": q_rank}).items():
+            require_whole("latent", option, width, least=1)
+        if norms.require(qk_norm).kind != "none":
+            raise CallError("attention latent norms its latents instead of queries and keys; use qk_norm none")
+        self.n_head, self.kv_rank = n_head, kv_rank
+        self.plain_dim, self.rope_dim, self.value_dim = plain, rotated if positions.rotates else 0, values
+        self.head_dim = self.plain_dim + self.rope_dim
+        if positions.rotates:
+            positions.check_width(self.rope_dim, "rope_dim")
+        rows = {"q": n_head * self.head_dim}
+        self.q_down: nn.Module | None = None
+        if q_rank is None:
+            self.q_up = Linear(dim, rows["q"], bias=bias, maps=("stream", "heads"), pieces=rows)
+        else:
+            self.q_down = Linear(dim, q_rank, bias=bias, maps=("stream", "hidden"), pieces={"q": q_rank})
+            self.q_latent_norm = RMSNorm(q_rank)
+            self.q_up = Linear(q_rank, rows["q"], bias=False, maps=("hidden", "heads"), pieces=rows)
+        down = {"latent": kv_rank, "k": self.rope_dim} if self.rope_dim else {"latent": kv_rank}
+        self.kv_down = Linear(dim, sum(down.values()), bias=bias, maps=("stream", "hidden"), pieces=down)
+        self.kv_latent_norm = RMSNorm(kv_rank)
+        up = {"k": n_head * self.plain_dim, "v": n_head * self.value_dim}
+        self.kv_up = Linear(kv_rank, sum(up.values()), bias=False, maps=("hidden", "heads"), pieces=up)
+        self.w_o = Linear(n_head * self.value_dim, dim, bias=bias, maps=("heads", "stream"))
+
+    def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
+        q, kept, no_values = self.heads(x, context)
+        mixed = self.attend(self.see("q", q), kept, no_values, context)  # (B, H, T, D_v)
+        return self.see("output", self.w_o(mixed.transpose(1, 2).flatten(2)))
+
+    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(batch, n_head, time, head_dim + rope_dim)``, and what is kept of each token.
+
+        That is one key ``(batch, 1, time, kv_rank + rope_dim)``, the latent and the rotated key, and values of width 0.
+        """
+        latent_q = x if self.q_down is None else self.q_latent_norm(self.q_down(x))
+        q = self.q_up(latent_q).unflatten(-1, (self.n_head, self.head_dim)).transpose(1, 2)  # (B, H, T, D + R)
+        latent, shared_key = torch.split(self.kv_down(x), [self.kv_rank, self.rope_dim], dim=-1)
+        kept = self.see("latent", self.kv_latent_norm(latent))[:, None]  # (B, 1, T, C)
+        if self.rope_dim:
+            q = torch.cat([q[..., : self.plain_dim], context.rotate(q[..., self.plain_dim :])], dim=-1)
+            kept = torch.cat([kept, context.rotate(shared_key[:, None])], dim=-1)  # (B, 1, T, C + R)
+        return q, kept, kept[..., :0]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, columns: Tensor | None, context: Context) -> Tensor:
+        """As in the base class, where k is what is kept of each token and v is empty."""
+        if self._scores_latents(q.shape[-2], k.shape[-2]):
+            return self._mix_latents(q, k, columns, context)
+        latent, shared_key = k[..., : self.kv_rank], k[..., self.kv_rank :]
+        made = torch.split(self.kv_up(latent[:, 0]), list(self.kv_up.pieces.values()), dim=-1)
+        keys, values = (x.view(*x.shape[:2], self.n_head, -1).transpose(1, 2) for x in made)
+        keys = torch.cat([keys, shared_key.expand(-1, self.n_head, -1, -1)], dim=-1)  # (B, H, T, D + R)
+        return super().mix(q, self.see("k", keys), self.see("v", values), columns, context)
+
+    def _scores_latents(self, rows: int, columns: int) -> bool:
+        """Whether earlier tokens are looked back on, and this takes fewer products than making their keys and values.
+
+        Never where somebody records keys or values.
+        """
+        up, mixed = self.kv_rank * (self.plain_dim + self.value_dim), rows * columns
+        by_latents = rows * up + mixed * (2 * self.kv_rank + self.rope_dim)
+        by_keys = columns * up + mixed * (self.head_dim + self.value_dim)
+        return rows < columns and by_latents < by_keys and not self.asked_for("k", "v")
+
+    def _mix_latents(self, q: Tensor, kept: Tensor, columns: Tensor | None, context: Context) -> Tensor:
+        """The same by the latents themselves: they are scored, and they are mixed."""
+        made = torch.split(self.kv_up.weight, list(self.kv_up.pieces.values()))
+        w_k, w_v = (weight.view(self.n_head, -1, self.kv_rank) for weight in made)  # (H, D, C), (H, D_v, C)
+        q = torch.cat([q[..., : self.plain_dim] @ w_k, q[..., self.plain_dim :]], dim=-1)  # (B, H, T, C + R)
+        q = q * math.sqrt(q.shape[-1] / self.head_dim)  # scores are divided by the root of the width that is given
+        mixed = super().mix(q, kept, kept, columns, context)[..., : self.kv_rank]
+        return mixed @ w_v.mT
+
+    def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
+        """The fast kernels take queries, keys and values of one width: the narrower ones are filled up with zeros."""
+        width, of_values = max(q.shape[-1], v.shape[-1]), v.shape[-1]
+        if width > q.shape[-1]:
+            q = q * math.sqrt(width / q.shape[-1])
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+        return super()._kernel(q, k, v, mask, dropout)[..., :of_values]
+
+    def flops(self, positions: Tensor) -> float:
+        """Those of the projections, and of scores and mixed values of a pass that makes keys and values."""
+        of_heads = 2 * self.n_head * (self.head_dim + self.value_dim)
+        return super().flops(positions) + of_heads * columns_counted(self, positions)
