@@ -1,17 +1,17 @@
 """Reading the checkpoints that training writes."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.registry import UnknownVariant, readable
+from lightning_gpt.whole_file import previous_of
 
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's name and config."""
@@ -26,24 +26,35 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
-        """Read a checkpoint file, which may hold tensors, numbers and text but no code.
+        """Read a checkpoint file and check its sum. It may hold tensors, numbers and text; code is never run.
 
         Raises:
-            CallError: If the file is missing, truncated or not written by this package.
+            CallError: If the file is missing, unreadable, truncated, corrupt or not written by this package.
         """
         path = Path(path)
-        if not path.is_file():
-            raise CallError(f"checkpoint {str(path)!r} does not exist")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
-            raise CallError(
-                f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) cannot be read: "
-                f"it is truncated or not a checkpoint"
-            ) from None
-        if not isinstance(content, dict) or MODEL_KEY not in content:
+        content = read_checkpoint(path)
+        if MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
         return cls(path, content)
+
+    @classmethod
+    def read_newest(cls, path: str | Path) -> "Checkpoint":
+        """Read a checkpoint; the one before it if this one is missing, truncated or corrupt, and say so.
+
+        Raises:
+            CallError: As :meth:`read`, if the one before it cannot be read either, or none is kept.
+        """
+        try:
+            return cls.read(path)
+        except CallError as error:
+            try:
+                before = cls.read(previous_of(Path(path)))
+            except CallError:
+                raise error from None
+            step = before.content["global_step"]
+            say(f"{error}")
+            say(f"resuming from the one before it, of step {step:,}: {before.path}")
+            return before
 
     @property
     def model(self) -> dict[str, Any]:
@@ -114,6 +125,6 @@ def load(path: str | Path) -> LanguageModel:
         path: For example ``runs/quickstart/version_0/checkpoints/last.ckpt``.
 
     Raises:
-        CallError: If the file is missing, truncated or not such a checkpoint.
+        CallError: If the file is missing, unreadable, truncated, corrupt or not such a checkpoint.
     """
     return Checkpoint.read(path).build()

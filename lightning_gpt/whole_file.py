@@ -1,8 +1,12 @@
 """Writing files atomically."""
 
+import fcntl
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from lightning_gpt.errors import WorkError
 
@@ -17,18 +21,95 @@ def write_file(path: Path, content: bytes | str) -> None:
     Raises:
         WorkError: If the file cannot be written, for example because the disk is full.
     """
-    # the process number keeps two processes that write the same file apart
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise WorkError(
             f"{path} cannot be written: {error.strerror}; finished work is kept: fix this and rerun the command"
         ) from None
+
+
+@contextmanager
+def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[BinaryIO]:
+    """A new file that replaces ``path`` atomically when the context ends; the old file stays if the context fails.
+
+    The new file is written in the same folder under a temporary name, so that the final rename never crosses file
+    systems. The file is on the disk before it is renamed, and the rename before the context returns. Temporary files
+    that a killed process left for the same ``path`` are removed first.
+
+    Args:
+        path: The file; missing folders are created.
+        check: Called with the complete temporary file before it replaces the old one; an exception keeps the old one.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
+    # the process number keeps two processes that write the same file apart
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with suppress(OSError):  # a file system without locks; remove_abandoned then leaves its files alone
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
+            temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def previous_of(path: Path) -> Path:
+    """Where :func:`keep_previous` keeps the file before ``path``: ``last.previous.ckpt`` beside ``last.ckpt``."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def keep_previous(path: Path) -> None:
+    """Give ``path``, if it is a file, its second name :func:`previous_of`, under which it stays when it is replaced.
+
+    The file that had the second name before is removed, so that its space is free before the next file is written.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    if not path.is_file():
+        return
+    temporary = path.with_name(f"{previous_of(path).name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    temporary.replace(previous_of(path))
+    temporary.unlink(missing_ok=True)  # replacing a second name of the same file does nothing
+    sync_folder(path.parent)
+
+
+def remove_abandoned(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files in ``folder`` whose process has ended; one that is still being written is locked.
+
+    Args:
+        folder: The folder.
+        name: The file whose temporary files are removed, or a shell pattern.
+    """
+    for temporary in folder.glob(f"{name}.*.tmp"):
+        with suppress(OSError), temporary.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, so that a rename survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no fsync for folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

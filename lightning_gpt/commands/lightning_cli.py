@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,6 +32,7 @@ from lightning_gpt.training.callbacks import (
     InitialLoss,
     LastCheckpoint,
     MetricsFile,
+    NonFinite,
     Predictions,
     RunProgress,
     RunSummary,
@@ -40,6 +42,8 @@ from lightning_gpt.training.callbacks import (
     TokenRoutes,
     Upcycle,
 )
+from lightning_gpt.training.callbacks.non_finite import Action
+from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from lightning_gpt.training.precision import fastest_precision
 
@@ -78,6 +82,12 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""
         parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
+        parser.add_argument(
+            "--non_finite",
+            type=Action,
+            default="stop",
+            help="At a loss or gradient that is not finite: stop the run, skip the step, or rewind to last.ckpt.",
+        )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(DepthDiagnostics, "depth")
@@ -98,9 +108,16 @@ class TrainCLI(LightningCLI):
             raise CallError(one_line(str(error), sorted(known))) from None
 
     def _parse_ckpt_path(self) -> None:
-        """Read the checkpoint before anything is built, so that a bad one costs nothing."""
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        self.checkpoint = None if path is None else Checkpoint.read(path)
+        """Read the checkpoint before anything is built, so that a bad one costs nothing.
+
+        The one that is used, in case of ``fit`` perhaps the one before it, is put into the config.
+        """
+        config = self.config[self.config.subcommand]
+        self.checkpoint = None
+        if config.get("ckpt_path") is not None:
+            read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
+            self.checkpoint = read(config.ckpt_path)
+            config.ckpt_path = str(self.checkpoint.path)
 
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
@@ -134,13 +151,22 @@ class TrainCLI(LightningCLI):
             callbacks.append(RunProgress(metrics))
         if config.enable_checkpointing is not False and self.subcommand == "fit":
             callbacks.append(BestCheckpoint())
+        if self.subcommand == "fit":
+            callbacks.append(NonFinite(self._get(self.config, "non_finite")))
+        plugins = [] if config.plugins is None else config.plugins
+        plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, CheckedFiles()]
         kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:
             raise CallError(f"trainer: {error}") from None
-        # what a run says at its end comes after all that others still do and say
-        trainer.callbacks.sort(key=lambda callback: isinstance(callback, RunSummary))  # type: ignore[attr-defined]
+        # NonFinite does not check the steps that Spikes leaves out; RunSummary's last words come after all others
+        after = (NonFinite, RunSummary)
+        trainer.callbacks.sort(  # type: ignore[attr-defined]
+            key=lambda callback: after.index(type(callback)) + 1 if isinstance(callback, after) else 0
+        )
         return trainer
 
     def after_instantiate_classes(self) -> None:

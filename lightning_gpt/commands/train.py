@@ -9,12 +9,13 @@ from pathlib import Path
 from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
 from lightning_gpt.trust import trusted_options
+from lightning_gpt.whole_file import previous_of
 
 
 def run(args: list[str]) -> None:
     """Run the subcommand that ``args``, the process's own command line, starts with."""
     checkpoint = _value_of(args, "--ckpt_path")
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    if checkpoint is not None and not Path(checkpoint).exists() and not previous_of(Path(checkpoint)).exists():
         raise CallError(f"checkpoint {checkpoint!r} does not exist")
     if checkpoint is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
         args = _with_config_of_checkpoint(args, Path(checkpoint))

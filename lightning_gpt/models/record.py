@@ -157,18 +157,29 @@ def record(
         KeyError: On leaving the context, if a name or pattern matched no intermediate of the passes run.
     """
     watch = Watch(names, edits or {})
+    with watching(model, watch):
+        yield watch.trace
+    if watch.seen:
+        watch.check_all_found()
+
+
+@contextmanager
+def watching(model: nn.Module, watch: Watch) -> Iterator[None]:
+    """Call ``watch`` with each named intermediate of every forward pass of ``model`` inside the context.
+
+    Raises:
+        RuntimeError: If the model is being recorded already.
+    """
     watched = list(named_layers(model))
     if any(module._watch is not None for _, module in watched):
         raise RuntimeError("this model is already being recorded; only one record() context can be active")
     for path, module in watched:
         module._watch, module._prefix = watch, f"{path}." if path else ""
     try:
-        yield watch.trace
+        yield
     finally:
         for _, module in watched:
             module._watch, module._prefix = None, ""
-    if watch.seen:
-        watch.check_all_found()
 
 
 def zero_heads(*heads: int) -> Callable[[Tensor], Tensor]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_gpt.checkpoint import MODEL_KEY
+from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.stream import Cursor
@@ -18,6 +20,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.registry import Given
+from lightning_gpt.training import resumed
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
 from lightning_gpt.training.expert_balance import ExpertBalance
@@ -52,6 +55,8 @@ class LanguageModule(EvaluatedModule):
         """The balance of the model's mixtures of experts; None before fit."""
         self._cursor: Cursor | None = None
         self._stages: tuple[Stage, ...] = ()
+        self._group_options: list[dict[str, Any]] = []
+        self._changes: list[str] = []
         self._compiled = CompiledBlocks(model) if compile_blocks and isinstance(model, GPT) else None
         self._lanes = lane_states(model)
         if self._lanes is not None and compile_blocks:
@@ -71,11 +76,16 @@ class LanguageModule(EvaluatedModule):
                 optional, as :class:`~lightning_gpt.data.batches.Batch` describes them.
             batch_idx: Number of the micro-batch in its epoch.
         """
+        with self._compiled_blocks():
+            return self.rerun(batch, batch_idx)
+
+    def rerun(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What :meth:`training_step` returns, with the same random choices, without compiled blocks."""
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
         seed_generators(hash((seed, *place, self.global_rank)), self.device)
-        with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)), self._compiled_blocks():
+        with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
             return self.model.loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
@@ -92,7 +102,7 @@ class LanguageModule(EvaluatedModule):
         return nullcontext() if self._compiled is None else self._compiled.training()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Balance the experts by the tokens of this step, unless the step was emptied of gradients (``spikes``)."""
+        """Balance the experts by the tokens of this step, unless a callback removed its gradients to skip it."""
         if self.experts is not None:
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             self.experts.end_step(taken=any(parameter.grad is not None for parameter in parameters))
@@ -122,10 +132,9 @@ class LanguageModule(EvaluatedModule):
         fused = False if self.trainer.precision == "16-mixed" else None
         half = torch.bfloat16 if self.trainer.precision in ("bf16-mixed", "bf16-true") else None
         chosen = optimizer(self.model, o, fused, half)
-        return {
-            "optimizer": chosen,
-            "lr_scheduler": {"scheduler": schedule(chosen, o, int(steps)), "interval": "step"},
-        }
+        scheduled = schedule(chosen, o, int(steps))
+        self._group_options = resumed.group_options(chosen)
+        return {"optimizer": chosen, "lr_scheduler": {"scheduler": scheduled, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the number of micro-batches in the current optimizer step, while the batch warms up."""
@@ -169,7 +178,16 @@ class LanguageModule(EvaluatedModule):
         return total
 
     def on_train_start(self) -> None:
-        """Refuse to validate inside an accumulated optimizer step: its checkpoint could not be resumed exactly."""
+        """Apply the config's options to a resumed run, and refuse to validate inside an accumulated optimizer step.
+
+        A checkpoint from inside a step could not be resumed exactly.
+        """
+        if self.trainer.ckpt_path is not None:
+            scheduled = self.trainer.lr_scheduler_configs[0].scheduler
+            assert isinstance(scheduled, LambdaLR)
+            resumed.apply(self._group_options, self.trainer.optimizers[0], scheduled)
+            if self._changes:
+                say(f"resuming after step {self.global_step:,} with changed options: {', '.join(self._changes)}")
         every, accumulate = self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
         at_epoch_end = every == self.trainer.num_training_batches  # where Lightning ends the step, full or not
         if self.trainer.enable_validation and isinstance(every, int) and every % accumulate and not at_epoch_end:
@@ -179,7 +197,12 @@ class LanguageModule(EvaluatedModule):
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the memory of each lane; convert Lightning's count of micro-batches if their size has changed."""
+        """Compare the optimization options and load the memory of each lane; adapt to another micro-batch size.
+
+        Lightning counts micro-batches, so its counts are converted if their size has changed.
+        """
+        if self.trainer.state.fn == "fit" and resumed.OPTIMIZATION_KEY in checkpoint:
+            self._changes = resumed.changes(checkpoint[resumed.OPTIMIZATION_KEY], self._recorded_optimization())
         data = self.text
         if data is None:
             return
@@ -196,10 +219,15 @@ class LanguageModule(EvaluatedModule):
                 counts[stage] = counts[stage] * was // now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the model's description, from which :func:`lightning_gpt.load` rebuilds it, and its memory."""
+        """Store the model's description, from which :func:`lightning_gpt.load` rebuilds it, its memory, and how it was
+        trained."""
         checkpoint[MODEL_KEY] = self.model.describe()
+        checkpoint[resumed.OPTIMIZATION_KEY] = self._recorded_optimization()
         if self._lanes is not None:
             checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_processes)
+
+    def _recorded_optimization(self) -> dict[str, Any]:
+        return resumed.recorded(self.optimization, self.trainer.max_steps)
 
     def _of_all_processes(self, tensor: Tensor) -> Tensor:
         """``(processes, ...)``; Lightning adds no dimension if there is only one process."""

@@ -1,7 +1,7 @@
 """What is logged, checked, saved and reported while a model trains; one callback per file.
 
 Callbacks that log and draw never change what is trained. Those that do are options, off by default: ``Averaging``,
-``Spikes``, ``Grow`` and ``Upcycle``.
+``Spikes``, ``Grow`` and ``Upcycle``. ``NonFinite`` stops a run by default, and changes only steps that are not finite.
 """
 
 from lightning_gpt.training.callbacks.averaging import Averaging
@@ -13,6 +13,7 @@ from lightning_gpt.training.callbacks.experts import Experts
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.metrics_file import MetricsFile
+from lightning_gpt.training.callbacks.non_finite import NonFinite
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
 from lightning_gpt.training.callbacks.samples import Samples
@@ -33,6 +34,7 @@ __all__ = [
     "InitialLoss",
     "LastCheckpoint",
     "MetricsFile",
+    "NonFinite",
     "Predictions",
     "RunProgress",
     "RunSummary",

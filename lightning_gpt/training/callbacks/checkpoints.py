@@ -6,32 +6,43 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
+from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
-from lightning_gpt.errors import CallError, Stopped
+from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.training.callbacks.summary import say_next_commands
+from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
 
 class LastCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` every N optimizer steps, at the end, and when asked to stop.
 
     On Ctrl-C or SIGTERM the current step finishes, the checkpoint is saved, and :class:`Stopped` is raised; a second
-    Ctrl-C stops at once. The checkpoint is written to a temporary file, which then replaces the old one atomically, so
-    a kill leaves either the old checkpoint or the new one.
+    Ctrl-C stops at once. With the plugin :class:`~lightning_gpt.training.checkpoint_io.CheckedFiles`, a kill leaves
+    either the old checkpoint or the new one.
 
     Args:
         every_n_steps: Optimizer steps between two saves.
+        keep: 2 also keeps the checkpoint before the last one, as ``last.previous.ckpt``; a run can be resumed from it
+            if the last one is damaged. 1 keeps the last one only.
     """
 
-    def __init__(self, every_n_steps: int = 100) -> None:
+    def __init__(self, every_n_steps: int = 100, keep: int = 2) -> None:
         if every_n_steps < 1:
             raise CallError(f"checkpoints.every_n_steps is {every_n_steps}; it must be at least 1")
+        if keep not in (1, 2):
+            raise CallError(f"checkpoints.keep is {keep}; it must be 1 or 2")
         self.every_n_steps = every_n_steps
+        self.keep = keep
         self.path = Path()
         self._saved_step = -1
         self._waits_for_validation = False
         self._stop_asked = False
+        self._trains = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -39,6 +50,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step = trainer.global_step
+        self._trains = True
+        if trainer.ckpt_path is not None and trainer.is_global_zero:
+            remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
         if threading.current_thread() is threading.main_thread():
             self._handlers = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
 
@@ -81,7 +95,17 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.ckpt_path is not None and not self._trains:
+            limits = f"max_steps is {trainer.max_steps} and max_epochs is {trainer.max_epochs}"
+            say(f"nothing to train: the checkpoint is of step {trainer.global_step:,}, where this run ends ({limits})")
+
     def _save(self, trainer: L.Trainer) -> None:
+        if self.keep == 2 and trainer.is_global_zero:
+            try:
+                keep_previous(self.path)
+            except OSError as error:
+                raise WorkError(f"{self.path} cannot be kept as the previous one: {error.strerror}") from None
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
 
@@ -99,8 +123,23 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self._stop_asked, all=False)
 
 
+def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
+    """The ``last.ckpt`` of this run and the optimizer step that it is from; None if none was saved."""
+    callbacks = trainer.checkpoint_callbacks
+    path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+    if path is None or not path.is_file():
+        return None
+    return path, int(read_checkpoint(path)["global_step"])
+
+
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``."""
+    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``; a loss that is not finite is not one."""
 
     def __init__(self) -> None:
         super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether ``current``, which is the same on every process, is finite and the lowest so far."""
+        if current is None or not bool(torch.isfinite(current)):
+            return False
+        return super().check_monitor_top_k(trainer, current)

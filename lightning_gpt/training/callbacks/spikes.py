@@ -13,25 +13,25 @@ from torch import Tensor
 
 from lightning_gpt.console import say
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
+from lightning_gpt.training.callbacks.checkpoints import last_saved
 
 Action = Literal["stop", "skip"]
 _MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Spikes(Callback):
-    """Checks each optimizer step's loss and gradients before the step is taken.
+    """Checks each optimizer step's loss before the step is taken.
 
     A spike is a loss that exceeds the mean over the last ``window`` steps by more than ``threshold`` standard
-    deviations, or a loss or gradient that is not finite. It is found while the weights are still those of the previous
-    step, and ``last.ckpt`` is older still. A run is exactly repeatable, so when resumed from there it meets the same
-    spike, unless the steps around it are skipped with ``skip_steps``, as in Chowdhery et al. 2022 (2204.02311),
-    section 5.1.
+    deviations; a loss that is not finite is left to :class:`~lightning_gpt.training.callbacks.NonFinite`. A spike is
+    found while the weights are still those of the previous step, and ``last.ckpt`` is older still. A run is exactly
+    repeatable, so when resumed from there it meets the same spike, unless the steps around it are skipped with
+    ``skip_steps``, as in Chowdhery et al. 2022 (2204.02311), section 5.1.
 
     Args:
         threshold: In standard deviations; when omitted, nothing is checked.
-        window: Number of optimizer steps in the mean and standard deviation. Until half the window is filled, only
-            values that are not finite are spikes.
+        window: Number of optimizer steps in the mean and standard deviation. Until half the window is filled, nothing
+            is a spike.
         action: ``stop`` the run and name the last good checkpoint, or ``skip`` the step and continue.
         skip_steps: Pairs ``[first, last]`` of optimizer steps to skip (1 is the run's first). Their rows are read;
             weights, optimizer state and expert biases do not change.
@@ -80,28 +80,23 @@ class Spikes(Callback):
         elif self.threshold is not None:
             # each is already divided by the number of micro-batches, so that their sum is the step's mean
             mean = trainer.strategy.reduce(torch.stack(micro_losses).sum(), reduce_op="mean")
-            self._look(trainer, optimizer, step, float(mean))
+            if math.isfinite(mean):
+                self._look(trainer, optimizer, step, float(mean))
 
     def _look(self, trainer: L.Trainer, optimizer: torch.optim.Optimizer, step: int, loss: float) -> None:
         """Stop or skip the step if it is a spike; then add its loss to the window."""
-        # fp16 gradients overflow now and then, and the scaler skips those steps itself
-        found = self._spike(loss, None if trainer.precision == "16-mixed" else optimizer)
+        found = self._spike(loss)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if found else 0
         if found and (self.action == "stop" or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW):
             self._stop(trainer, step, found)
         if found:
             say(f"step {step:,}: {found}; step skipped")
             _leave_out(optimizer)
-        if math.isfinite(loss):
-            self._before.append(loss)
+        self._before.append(loss)
 
-    def _spike(self, loss: float, optimizer: torch.optim.Optimizer | None) -> str | None:
+    def _spike(self, loss: float) -> str | None:
         """What is wrong with the coming step; None if nothing is."""
         assert self.threshold is not None
-        if not math.isfinite(loss):
-            return f"the loss is {loss}"
-        if optimizer is not None and not bool(torch.nn.utils.get_total_norm(_gradients(optimizer)).isfinite()):
-            return f"the loss is {loss:.4f} and the gradient is not finite"
         if len(self._before) < max(2, self.window // 2):
             return None
         mean, deviation = statistics.fmean(self._before), statistics.pstdev(self._before)
@@ -115,21 +110,16 @@ class Spikes(Callback):
 
     def _stop(self, trainer: L.Trainer, step: int, found: str) -> None:
         message = f"step {step} was not taken: {found}"
-        callbacks = trainer.checkpoint_callbacks
-        path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
-        if path is None or not path.exists():
+        last = last_saved(trainer)
+        if last is None:
             raise WorkError(f"{message}; no checkpoint was saved before it")
-        saved = int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        path, saved = last
         if trainer.is_global_zero:
             skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
             config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
             say("to resume from there and skip the steps since")
             say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'")
         raise WorkError(f"{message}; the last good checkpoint, of step {saved}, is {path}")
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _leave_out(optimizer: torch.optim.Optimizer) -> None:

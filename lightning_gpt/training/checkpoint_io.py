@@ -1,0 +1,75 @@
+"""How the Trainer writes and reads checkpoints."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.errors import WorkError
+
+
+class CheckedFiles(CheckpointIO):
+    """Writes each checkpoint atomically, with a checksum, and checks it on reading.
+
+    Give it to the Trainer as a plugin: every save then goes through it, also those of ``ModelCheckpoint``.
+    ``lightning-gpt fit`` does so. Strategies that save a folder of shards (FSDP, DeepSpeed) write it themselves.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Args:
+            checkpoint: Its content.
+            path: The file.
+            storage_options: Not supported.
+
+        Raises:
+            WorkError: If it cannot be written, or a weight in it is not finite; an old file is kept as it was.
+            TypeError: If storage options are given.
+        """
+        if storage_options is not None:
+            raise TypeError("CheckedFiles has no storage options")
+        for key in ("state_dict", "current_model_state"):
+            name = first_non_finite(checkpoint.get(key, {}))
+            if name is not None:
+                raise WorkError(
+                    f"the weights of step {checkpoint.get('global_step')} are not finite ({name}): they are not saved "
+                    f"in {path}"
+                )
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint into memory, on the CPU; the strategy moves it to its device.
+
+        Args:
+            path: The file.
+            map_location: Ignored; tensors are on the CPU.
+            weights_only: Ignored; no code is ever run.
+
+        Raises:
+            CallError: If the file is missing, truncated, corrupt or not a checkpoint.
+        """
+        # a mapped file would keep its space on the disk as long as the optimizer's state refers to it
+        return read_checkpoint(Path(path), mmap=False)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint file, if it exists."""
+        Path(path).unlink(missing_ok=True)
+
+
+def first_non_finite(tensors: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor with a value that is not finite; None if there is none.
+
+    All tensors are checked at once, so that a GPU is waited for only once.
+    """
+    floats = {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    finite = [value.isfinite().all() for value in floats.values()]
+    if not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all()):
+        return None
+    return next(name for name, each in zip(floats, finite, strict=True) if not bool(each))
