@@ -112,7 +112,7 @@ def _nearest(name: str, names: Iterable[str]) -> list[str]:
 
 
 def called(module: nn.Module, name: str) -> None:
-    """Record the intermediates of ``module`` under ``name`` from now on; a module may serve several places of a model."""
+    """Record what ``module`` sees under ``name`` from now on; a module may serve several places of a model."""
     for path, part in named_layers(module):
         part._prefix = f"{name}.{path}." if path else f"{name}."
 
