@@ -138,8 +138,8 @@ class Windows:
             source = self.reader.source
             place = next((document.origin for document in source.documents(window.document)), "its end")
             raise WorkError(
-                f"source {source.name!r} has changed since the checkpoint was saved: its text from document "
-                f"{window.document} ({place}, token {window.offset}) on is not what was trained on"
+                f"source {source.name!r} has changed since the checkpoint was saved: its text differs from "
+                f"document {window.document} ({place}, token {window.offset}) onwards"
             )
         return digest
 

@@ -61,7 +61,7 @@ def test_bf16_is_an_autocast_of_the_forward_pass(workload: Workload, peer_dir: P
     subject, mixed = peers.build(plain), peers.build(replace(plain, bf16=True))
     subject.step()
     mixed.step()
-    weights = [dict(each.model.named_parameters())["blocks.0.ffn.expand.weight"] for each in (subject, mixed)]
+    weights = [dict(each.model.named_parameters())["blocks.0.ffn.up.weight"] for each in (subject, mixed)]
     assert weights[1].dtype == torch.float32
     assert not torch.equal(*weights)
     torch.testing.assert_close(*weights, rtol=0, atol=1e-3)

@@ -154,8 +154,8 @@ def test_the_trace_shows_its_steps_and_no_pattern() -> None:
         "q": (2, N_HEAD, 9, 3),
         "k": (2, N_HEAD, 9, 3),
         "v": (2, N_HEAD, 9, 5),
-        "log_alpha": (2, N_HEAD, 9),
-        "beta": (2, N_HEAD, 9),
+        "log_alpha": (2, 9, N_HEAD),
+        "beta": (2, 9, N_HEAD),
         "head_output": (2, N_HEAD, 9, 5),
         "output": (2, 9, DIM),
     }

@@ -71,7 +71,7 @@ def test_killed_inside_saves_on_another_file_system(elsewhere: Path) -> None:
     for _ in range(8):
         with pytest.raises(subprocess.TimeoutExpired):
             run_forked("tests.training.save_forever", str(path), cwd=elsewhere, timeout=0.3 + chance.uniform(0, 0.2))
-        content, before = read_checkpoint(path), checkpoint_file.read(previous_of(path))
+        content, before = read_checkpoint(path), read_checkpoint(previous_of(path))
         number = content["number"]
         assert before["number"] in (number, number - 1)
         assert all(bool((each["tensor"] == each["number"]).all()) for each in (content, before))

@@ -104,6 +104,6 @@ def test_a_corpus_that_changed_meanwhile_stops_the_resumed_run(config: Path, tmp
     done = run_command(*call, "--ckpt_path", str(last), "--trainer.max_steps", "40", cwd=tmp_path)
 
     assert done.returncode == 1, done.stderr
-    said = r"source 'files' has changed since the checkpoint was saved: .*document \d+ on \(.*corpus.jsonl, line \d+"
+    said = r"source 'files' has changed since the checkpoint was saved: .*document \d+ \(.*corpus.jsonl, line \d+"
     assert re.search(f"error: {said}", done.stderr.splitlines()[-1]), done.stderr
     assert last.read_bytes() == before

@@ -58,7 +58,7 @@ class GatedDeltaNet(Mixer):
     raises an error: queries and keys already have length 1. There is no dropout within the layer.
 
     Intermediates: ``q`` and ``k`` ``(batch, n_head, time, head_dim)`` and ``v`` ``(batch, n_head, time, value_dim)`` as
-    they enter the recurrence; ``log_alpha`` and ``beta`` ``(batch, n_head, time)``; ``head_output``
+    they enter the recurrence; ``log_alpha`` and ``beta`` ``(batch, time, n_head)``; ``head_output``
     ``(batch, n_head, time, value_dim)``, which is o before its norm; ``output`` ``(batch, time, dim)``. There is no
     pattern.
 
@@ -148,8 +148,8 @@ class GatedDeltaNet(Mixer):
             q=self.see("q", q),
             k=self.see("k", k),
             v=self.see("v", v),
-            log_alpha=self.see("log_alpha", log_alpha),
-            beta=self.see("beta", beta),
+            log_alpha=self.see("log_alpha", log_alpha).mT,
+            beta=self.see("beta", beta).mT,
         )
         o = self.see("head_output", self._recurrence(read, context, state))  # (B, H, T, D_v)
         normed = self.head_norm(o).transpose(1, 2).flatten(2)  # (B, T, H·D_v)
@@ -177,13 +177,13 @@ class GatedDeltaNet(Mixer):
         return y
 
     def _rates(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """``log α`` and ``β`` of each token, ``(batch, n_head, time)``, in fp32 or better; 0 for padding."""
-        alpha, beta = wide(self.rates(x)).transpose(1, 2).chunk(2, dim=1)  # (B, H, T)
-        log_alpha = -wide(self.a_log).exp()[:, None] * F.softplus(alpha + self.dt_bias[:, None])
+        """``log α`` and ``β`` of each token, ``(batch, time, n_head)``, in fp32 or better; 0 for padding."""
+        alpha, beta = wide(self.rates(x)).chunk(2, dim=-1)  # (B, T, H)
+        log_alpha = -wide(self.a_log).exp() * F.softplus(alpha + self.dt_bias)
         beta = beta.sigmoid()
         if context.lengths is None:
             return log_alpha, beta
-        real = (torch.arange(x.shape[1], device=x.device) < context.lengths[:, None])[:, None]
+        real = (torch.arange(x.shape[1], device=x.device) < context.lengths[:, None])[..., None]
         return log_alpha * real, beta * real
 
     def _recurrence(self, read: "Read", context: Context, state: DeltaState) -> Tensor:
