@@ -15,7 +15,7 @@ from lightning_gpt.models.attention.formula import Backend
 from lightning_gpt.models.attention.mixer import Mixer, attentions, require_whole
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
-from lightning_gpt.models.layer import Linear, Matrix
+from lightning_gpt.models.layer import Linear, Matrix, without_autocast
 from lightning_gpt.models.norms import RMSNorm, norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
@@ -193,7 +193,7 @@ class GatedDeltaNet(Mixer):
         memory = state.memory
         if memory is None:
             memory = read.v.new_zeros(batch, self.n_head, self.head_dim, self.value_dim)
-        with torch.autocast(read.q.device.type, enabled=False):
+        with without_autocast(read.q):
             if self.backend == "manual" or time == 1:
                 o, state.memory = by_steps(read, context.documents, memory)
             else:
