@@ -220,3 +220,13 @@ def test_no_test_imports_another(file: Path) -> None:
         assert not any(part.startswith("test_") for name in shared for part in name.split(".")), (
             f"{file} imports a test"
         )
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """Private ones aside: they are read where they stand."""
+    homes: dict[str, list[str]] = {}
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(file))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}

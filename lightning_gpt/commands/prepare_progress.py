@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Self
 
-from lightning_gpt.data.prepare.parts import Part, Tally
+from lightning_gpt.data.prepare.parts import PartFile, Tally
 from lightning_gpt.data.prepare.workers import Progress
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -43,18 +43,18 @@ class ConsoleProgress(Progress):
         speed = self._new.tokens / max(monotonic() - self._started, 1e-9)
         return f"{total.documents:,} documents, {total.tokens:,} tokens, {speed:,.0f} tokens/s"
 
-    def begin(self, name: str, done: Sequence[Part]) -> None:
+    def begin(self, name: str, done: Sequence[PartFile]) -> None:
         """Show a source's name and, if an earlier run has begun it, where it resumes."""
         self._name = name
         self._before = sum((part.total for part in done), self._before)
         if done:
             self._say(f"{name}: resuming after document {done[-1].end_document:,}")
 
-    def dismiss(self, parts: Sequence[Part]) -> None:
+    def dismiss(self, parts: Sequence[PartFile]) -> None:
         """Subtract parts that were deleted."""
         self._before = sum((Tally() - part.total for part in parts), self._before)
 
-    def advance(self, parts: Sequence[Part]) -> None:
+    def advance(self, parts: Sequence[PartFile]) -> None:
         """Add new parts and update the display."""
         self._new = sum((part.total for part in parts), self._new)
         self._bar.update(self._line, description=f"{self._name}: {self._figures}")

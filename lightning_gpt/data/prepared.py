@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_gpt.data.prepare.parts import Limits, Part, Quota, Tally, read_part
+from lightning_gpt.data.prepare.parts import Limits, PartFile, Quota, Tally, read_part
 from lightning_gpt.data.sources.base import Document, SourceBase, describe_filters
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -45,7 +45,13 @@ class PreparedSource(SourceBase):
     """
 
     def __init__(
-        self, folder: Path, parts: tuple[Part, ...], tokenizer: Tokenizer, filters: str, limits: Limits, name: str
+        self,
+        folder: Path,
+        parts: tuple[PartFile, ...],
+        tokenizer: Tokenizer,
+        filters: str,
+        limits: Limits,
+        name: str,
     ) -> None:
         super().__init__(name)
         self._filters = filters
@@ -190,7 +196,7 @@ def _read_tokenizer(folder: Path, described: Mapping[str, Any]) -> Tokenizer:
 def _read_source(
     folder: Path, described_parts: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, described: Mapping[str, Any]
 ) -> PreparedSource:
-    parts = tuple(Part.from_json(part) for part in described_parts)
+    parts = tuple(PartFile.from_json(part) for part in described_parts)
     for part in parts:
         _check(folder / part.file, part.size, part.sha256)
     arguments = described["arguments"]

@@ -15,7 +15,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepare import parts, workers
-from lightning_gpt.data.prepare.parts import Part, PartWriter
+from lightning_gpt.data.prepare.parts import PartFile, PartWriter
 from lightning_gpt.data.prepared import open_prepared
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def test_killed_while_duplicates_are_removed_it_reads_no_further(folder: Path, m
     assert open_prepared("undisturbed").sources[0].tally("train").tokens < limit
     drop = PartWriter.drop
 
-    def mortal(*args: Any) -> Part:
+    def mortal(*args: Any) -> PartFile:
         drop(*args)
         raise Killed
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lightning_gpt.studies.report.results import StudyResults
-from lightning_gpt.studies.run.result import Result, cell_folder
+from lightning_gpt.studies.run.result import CellResult, cell_folder
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.whole_file import write_file
@@ -49,11 +49,11 @@ def values_of(cell: Cell) -> dict[str, float]:
     }
 
 
-def finished(cell: Cell, **over: Any) -> Result:
+def finished(cell: Cell, **over: Any) -> CellResult:
     """A finished cell with made-up figures, two curve points, and layers whose tokens grow alike."""
     depth = int(cell.settings.get(LAYERS, 2))
     cosines = [0.1 + 0.1 * layer for layer in range(depth + 1)]
-    result = Result(
+    result = CellResult(
         cell,
         "finished",
         values_of(cell),
@@ -71,7 +71,7 @@ def results(folder: Path, **over: Any) -> StudyResults:
     return StudyResults(made, [finished(cell) for cell in made.cells])
 
 
-def keep(result: Result, folder: Path) -> None:
+def keep(result: CellResult, folder: Path) -> None:
     """Put a result where a study finds it."""
     place = cell_folder(folder, result.cell)
     write_file(place / "result.json", json.dumps(result.to_json()))

@@ -16,7 +16,7 @@ from lightning_gpt.studies.report.document import Findings, Table
 from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.measures import measure
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 
@@ -233,8 +233,8 @@ def test_partial_report_names_what_is_missing(tmp_path: Path) -> None:
     made = study(tmp_path, report=["table", {"fit": {"x": "n_layer", "y": "cost/step_seconds"}}])
     found = [finished(cell) for cell in made.cells[:3]]
     found += [
-        Result(made.cells[3], "failed", error="the disk is full"),
-        *[Result(c, "missing") for c in made.cells[4:]],
+        CellResult(made.cells[3], "failed", error="the disk is full"),
+        *[CellResult(c, "missing") for c in made.cells[4:]],
     ]
     write_report(StudyResults(made, found), tmp_path)
     text = (tmp_path / "report.md").read_text().replace("\\", "")

@@ -16,7 +16,7 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.ffn.moe.mixture import mixtures
-from lightning_gpt.training.callbacks import Cost, Experts, InitialLoss, Spikes, StepMetrics, TokenRoutes
+from lightning_gpt.training.callbacks import Cost, ExpertUse, InitialLoss, Spikes, StepMetrics, TokenRoutes
 from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
@@ -92,7 +92,7 @@ def test_callbacks_that_log_and_draw_change_no_weight(tmp_path: Path) -> None:
     everything: dict[str, Any] = {"layer_drop": {"kind": "linear", "rate": 0.5}, "token_routing": "mixture_of_depths"}
     alone, watched = (moe_module(**everything) for _ in range(2))
     trainer(tmp_path).fit(alone, batches(6), batches(2))
-    drawing = [Experts(), TokenRoutes(), StepMetrics(), InitialLoss(), Cost()]
+    drawing = [ExpertUse(), TokenRoutes(), StepMetrics(), InitialLoss(), Cost()]
     logger = TensorBoardLogger(tmp_path)
     trainer(tmp_path, *drawing, logger=logger, log_every_n_steps=1).fit(watched, batches(6), batches(2))
     theirs = watched.state_dict()

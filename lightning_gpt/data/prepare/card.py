@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gpt.data.prepare.duplicates import SHINGLE_WORDS, SPLITS, Duplicate
-from lightning_gpt.data.prepare.parts import Limits, Part, Tally
+from lightning_gpt.data.prepare.parts import Limits, PartFile, Tally
 from lightning_gpt.data.split import SplitName
 
 _EXAMPLES = 5
@@ -50,7 +50,7 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
 def _splits(
     source: str, described_parts: Sequence[Mapping[str, Any]], duplicates: Sequence[Duplicate]
 ) -> dict[SplitName, dict[str, Any]]:
-    parts = [Part.from_json(part) for part in described_parts]
+    parts = [PartFile.from_json(part) for part in described_parts]
     splits: dict[SplitName, dict[str, Any]] = {}
     for split in SPLITS:
         tally = sum((part.splits[split] for part in parts), Tally())

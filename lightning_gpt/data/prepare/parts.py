@@ -47,7 +47,7 @@ _PLAIN_FIELDS = ("file", "first_document", "end_document", "tokens_read", "size"
 
 
 @dataclass(frozen=True)
-class Part:
+class PartFile:
     """What an Arrow file contains, and the size and SHA-256 it must have."""
 
     file: str
@@ -86,12 +86,12 @@ class Quota:
     It counts the tokens before duplicates were removed, so that removing some never makes a resumed run read further.
     """
 
-    def __init__(self, limits: Limits, parts: Iterable[Part] = ()) -> None:
+    def __init__(self, limits: Limits, parts: Iterable[PartFile] = ()) -> None:
         self._missing = dict(limits)  # may become negative
         for part in parts:
             self.add(part)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: PartFile) -> None:
         """Count the tokens of another part."""
         for split in self._missing:
             self._missing[split] -= part.tokens_read[split]
@@ -102,7 +102,7 @@ class Quota:
         return bool(self._missing) and max(self._missing.values()) <= 0
 
 
-def parts_to_keep(parts: Iterable[Part], limits: Limits) -> list[Part]:
+def parts_to_keep(parts: Iterable[PartFile], limits: Limits) -> list[PartFile]:
     """The first parts that together reach the limits; all of them if they never do."""
     kept, quota = [], Quota(limits)
     for part in parts:
@@ -138,7 +138,7 @@ class Task:
         self.characters += len(document.text)
 
 
-def remaining_tasks(source: SourceBase, folder: Path, done: Sequence[Part]) -> Iterator[Task]:
+def remaining_tasks(source: SourceBase, folder: Path, done: Sequence[PartFile]) -> Iterator[Task]:
     """The tasks that follow the parts ``done``. Where one ends depends on the documents alone."""
     start = done[-1].end_document if done else 0
     stems = (folder / part_name(number) for number in itertools.count(len(done)))
@@ -168,7 +168,7 @@ class PartWriter:
         self.split = split
         self.near_duplicates = near_duplicates
 
-    def write(self, task: Task) -> Part:
+    def write(self, task: Task) -> PartFile:
         """Write the part; its ``.json`` is written last and marks it as complete."""
         metadata = document_metadata(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
         write_file(task.stem.with_suffix(".npz"), metadata_bytes(metadata))
@@ -184,7 +184,7 @@ class PartWriter:
         except UnicodeEncodeError as error:
             raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
 
-    def drop(self, stem: Path, part: Part, removed: np.ndarray) -> Part:
+    def drop(self, stem: Path, part: PartFile, removed: np.ndarray) -> PartFile:
         """Rewrite a part without the documents ``removed``; numbers that it no longer contains are ignored."""
         numbers, labels, sizes = read_metadata(stem.with_suffix(".npz"), "numbers", "labels", "bytes")
         stays = ~np.isin(numbers, removed)
@@ -200,7 +200,7 @@ class PartWriter:
         tokens_read: dict[SplitName, int],
         marks: tuple[np.ndarray, np.ndarray, np.ndarray],
         tokens: Sequence[np.ndarray],
-    ) -> Part:
+    ) -> PartFile:
         numbers, labels, sizes = marks
         content = _arrow_file(numbers, labels, tokens, self.tokenizer.token_type)
         lengths = np.array([len(ids) for ids in tokens], dtype=np.int64)
@@ -209,7 +209,7 @@ class PartWriter:
             of_split = labels == label
             splits[split] = Tally(int(of_split.sum()), int(lengths[of_split].sum()), int(sizes[of_split].sum()))
         file = stem.with_suffix(".arrow")
-        part = Part(file.name, *documents, splits, tokens_read, len(content), hashlib.sha256(content).hexdigest())
+        part = PartFile(file.name, *documents, splits, tokens_read, len(content), hashlib.sha256(content).hexdigest())
         write_file(file, content)
         write_json(stem.with_suffix(".json"), part.to_json())
         return part
@@ -234,11 +234,11 @@ def _arrow_file(numbers: np.ndarray, labels: np.ndarray, tokens: Sequence[np.nda
     return bytes(stream.getvalue())
 
 
-def complete_parts(folder: Path) -> list[Part]:
+def complete_parts(folder: Path) -> list[PartFile]:
     """The complete parts of a source, up to the first that is missing."""
-    parts: list[Part] = []
+    parts: list[PartFile] = []
     while (file := folder / f"{part_name(len(parts))}.json").exists():
-        parts.append(Part.from_json(json.loads(file.read_text(encoding="utf-8"))))
+        parts.append(PartFile.from_json(json.loads(file.read_text(encoding="utf-8"))))
     return parts
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from lightning_gpt.data.prepare.parts import (
     Limits,
-    Part,
+    PartFile,
     PartWriter,
     Quota,
     Task,
@@ -35,13 +35,13 @@ from lightning_gpt.errors import Stopped, WorkError
 class Progress(AbstractContextManager[Any], Protocol):
     """Receives what was written. It is entered before the first source and left after the last."""
 
-    def begin(self, name: str, done: Sequence[Part]) -> None:
+    def begin(self, name: str, done: Sequence[PartFile]) -> None:
         """Source ``name`` is next; an earlier run has already written the parts ``done``."""
 
-    def advance(self, parts: Sequence[Part]) -> None:
+    def advance(self, parts: Sequence[PartFile]) -> None:
         """These parts were written."""
 
-    def dismiss(self, parts: Sequence[Part]) -> None:
+    def dismiss(self, parts: Sequence[PartFile]) -> None:
         """These parts were written, but turned out to lie beyond the limits and were deleted."""
 
 
@@ -87,9 +87,9 @@ class _Workers:
 
     def __init__(self, pool: ProcessPoolExecutor, jobs: int, progress: Progress) -> None:
         self._pool, self._jobs, self.progress = pool, jobs, progress
-        self._running: set[Future[Part]] = set()
+        self._running: set[Future[PartFile]] = set()
 
-    def submit(self, task: Task) -> Future[Part]:
+    def submit(self, task: Task) -> Future[PartFile]:
         """Submit a task; waits while one is already queued, so that few texts are held in memory."""
         while len(self._running) > self._jobs:
             self.wait(FIRST_COMPLETED)
@@ -108,7 +108,7 @@ def _write_source(source: SourceBase, folder: Path, limits: Limits, workers: _Wo
     done = parts_to_keep(complete_parts(folder), limits)
     _delete_all_but(done, folder)
     workers.progress.begin(source.name, done)
-    quota, submitted = Quota(limits, done), deque[Future[Part]]()
+    quota, submitted = Quota(limits, done), deque[Future[PartFile]]()
     for task in () if quota.met else remaining_tasks(source, folder, done):
         while submitted and submitted[0].done():
             quota.add(submitted.popleft().result())
@@ -124,7 +124,7 @@ def _write_source(source: SourceBase, folder: Path, limits: Limits, workers: _Wo
         workers.progress.dismiss(written[len(kept) :])
 
 
-def _delete_all_but(parts: Sequence[Part], folder: Path) -> None:
+def _delete_all_but(parts: Sequence[PartFile], folder: Path) -> None:
     """Delete partially written files and every part that is not among ``parts``."""
     stems = {Path(part.file).stem for part in parts}
     for file in folder.glob("*"):
@@ -150,6 +150,6 @@ def _start_worker(writer: PartWriter) -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _write_part(task: Task) -> Part:
+def _write_part(task: Task) -> PartFile:
     assert _writer is not None
     return _writer.write(task)

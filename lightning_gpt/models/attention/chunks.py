@@ -14,7 +14,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Chunks:
+class ChunkCut:
     """Masks for chunked processing of one or more documents: within chunks, and for the carried state.
 
     Only one document can continue into a chunk: the one its first token belongs to.
@@ -26,9 +26,9 @@ class Chunks:
     through: Tensor  # (batch or 1, 1, n_chunk, 1, 1): whether these two documents are the same
 
 
-def chunks_of_pass(context: Context, time: int, device: torch.device) -> Chunks:
+def chunks_of_pass(context: Context, time: int, device: torch.device) -> ChunkCut:
     """The chunks of a pass over ``time`` tokens, computed once for all its layers."""
-    chunks: Chunks = context.shared.layouts.made(("chunks", time), lambda: _chunks(time, context.documents, device))
+    chunks: ChunkCut = context.shared.layouts.made(("chunks", time), lambda: _chunks(time, context.documents, device))
     return chunks
 
 
@@ -43,7 +43,7 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _chunks(time: int, documents: Tensor | None, device: torch.device) -> Chunks:
+def _chunks(time: int, documents: Tensor | None, device: torch.device) -> ChunkCut:
     documents = torch.zeros(1, time, dtype=torch.long, device=device) if documents is None else documents
     last = documents[:, None, -1:, None]
     documents = F.pad(documents, (0, -time % CHUNK), value=-1)
@@ -51,7 +51,7 @@ def _chunks(time: int, documents: Tensor | None, device: torch.device) -> Chunks
     first = documents[..., :1]  # (b, 1, N, 1)
     following = torch.cat([first[:, :, 1:], last], dim=2)
     same = documents[..., :, None] == documents[..., None, :]
-    return Chunks(
+    return ChunkCut(
         mask=same & causal_mask(CHUNK, device),
         reached=(documents == first)[..., None],
         leaving=(documents == following)[..., None],

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.attention.chunks import Chunks, chunks_of_pass, split, wide
+from lightning_gpt.models.attention.chunks import ChunkCut, chunks_of_pass, split, wide
 from lightning_gpt.models.attention.formula import Backend
 from lightning_gpt.models.attention.mixer import Mixer, attentions, require_whole
 from lightning_gpt.models.context import Context
@@ -239,7 +239,7 @@ def by_steps(read: Read, documents: Tensor | None, memory: Tensor) -> tuple[Tens
     return torch.cat(outputs, dim=2), memory
 
 
-def by_chunks(read: Read, chunks: Chunks, memory: Tensor) -> tuple[Tensor, Tensor]:
+def by_chunks(read: Read, chunks: ChunkCut, memory: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`by_steps`, using the WY representation of the product of a chunk's factors (section 3.3 of the paper).
 
     Let γ_i be the product of α from the chunk's first token to its i-th, and S the memory before the chunk. Token i

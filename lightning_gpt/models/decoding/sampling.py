@@ -63,7 +63,7 @@ class Sampling:
         return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
 
 
-class Reader(Protocol):
+class TokenReader(Protocol):
     """What generation needs of a language model."""
 
     @property
@@ -90,7 +90,7 @@ class Decoder:
         max_new_tokens: Upper bound on the number of tokens read after the prompts.
     """
 
-    def __init__(self, model: Reader, ids: Tensor, lengths: Tensor | None, max_new_tokens: int) -> None:
+    def __init__(self, model: TokenReader, ids: Tensor, lengths: Tensor | None, max_new_tokens: int) -> None:
         if ids.ndim != 2 or ids.shape[1] < 1:
             raise CallError(
                 f"the prompt ids have shape {tuple(ids.shape)}; it must be (batch, time) with at least one token"
@@ -160,7 +160,7 @@ def sample(
 
 
 def continued(
-    model: Reader,
+    model: TokenReader,
     ids: Tensor,
     max_new_tokens: int,
     sampling: Sampling,

@@ -17,7 +17,7 @@ Runner = Callable[[Tensor, Context], Tensor]
 """Runs a block, a branch or a wrapper of one; the stream ``(batch, time, dim)`` keeps its shape."""
 
 
-class Part(Protocol):
+class Rerunnable(Protocol):
     """A block, a branch or a wrapper of one, with its training flag."""
 
     @property
@@ -36,7 +36,7 @@ class Checkpointed:
         part: The part to run.
     """
 
-    part: "Part"
+    part: "Rerunnable"
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """Run the part: the stream ``(batch, time, dim)`` to the same shape."""

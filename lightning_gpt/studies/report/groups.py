@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gpt.studies.report.results import StudyResults
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import VARIANT, setting_text
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """Mean, sample standard deviation (None for one value) and number of values."""
 
     mean: float
@@ -19,18 +19,18 @@ class Spread:
     n: int
 
 
-def spread(values: Iterable[float | None]) -> Spread | None:
+def spread(values: Iterable[float | None]) -> SeedSpread | None:
     """The spread of the values that are not None; None where all are."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     mean = math.fsum(known) / len(known)
     if len(known) == 1:
-        return Spread(mean, None, 1)
-    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
+        return SeedSpread(mean, None, 1)
+    return SeedSpread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
 
 
-def pooled_deviation(spreads: Iterable[Spread]) -> float | None:
+def pooled_deviation(spreads: Iterable[SeedSpread]) -> float | None:
     """The standard deviation between seeds, pooled over all settings that have one."""
     squares = [(each.deviation**2, each.n - 1) for each in spreads if each.deviation is not None]
     weight = sum(n for _, n in squares)
@@ -50,21 +50,21 @@ class Group:
 
     settings: dict[str, Any]
     label: str
-    results: list[Result]
+    results: list[CellResult]
     planned: int
 
-    def spread(self, tag: str) -> Spread | None:
+    def spread(self, tag: str) -> SeedSpread | None:
         """The spread of a measure over the seeds."""
         return spread(result.value(tag) for result in self.results)
 
-    def layers(self, diagnostic: str, *, first: bool = False) -> list[Spread]:
+    def layers(self, diagnostic: str, *, first: bool = False) -> list[SeedSpread]:
         """A diagnostic by layer, over the seeds, as last (or first) measured; empty where it was not measured."""
         series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
         spreads = [spread(values) for values in zip(*series, strict=False)]
         return [each for each in spreads if each is not None]
 
 
-def layer_values(result: Result, diagnostic: str, *, first: bool = False) -> list[float | None]:
+def layer_values(result: CellResult, diagnostic: str, *, first: bool = False) -> list[float | None]:
     """A run's diagnostic by layer, as last (or first) measured; empty where it was not measured."""
     entries = [entry[diagnostic] for entry in result.layers if entry.get(diagnostic)]
     return list(entries[0 if first else -1]) if entries else []
@@ -72,7 +72,7 @@ def layer_values(result: Result, diagnostic: str, *, first: bool = False) -> lis
 
 def groups(results: StudyResults) -> list[Group]:
     """All settings of a study, in order."""
-    found: dict[str, list[Result]] = {}
+    found: dict[str, list[CellResult]] = {}
     for result in results.results:
         found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
     made = []

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lightning_gpt.studies.report.groups import Group, Spread
+from lightning_gpt.studies.report.groups import Group, SeedSpread
 
 # Okabe & Ito 2008, without its yellow, which is hard to see on white
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -73,7 +73,7 @@ def new_figure(columns: int = 1, height: float = 3.9, width: float = 6.4) -> tup
     return figure, list(axes)
 
 
-def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
+def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[SeedSpread], look: Look, label: str) -> None:
     """A line through the means, with error bars of one standard deviation over the seeds."""
     means = [each.mean for each in spreads]
     deviations = [each.deviation or 0.0 for each in spreads]
@@ -81,7 +81,7 @@ def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: 
     ax.errorbar(x, means, yerr=deviations, capsize=3, label=label, **style)  # type: ignore[arg-type]
 
 
-def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[Spread], look: Look, label: str) -> None:
+def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[SeedSpread], look: Look, label: str) -> None:
     """A line through the means, with a band of one standard deviation over the seeds; for many points."""
     means = [each.mean for each in spreads]
     low = [each.mean - (each.deviation or 0.0) for each in spreads]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import Cell, value_at
 from lightning_gpt.studies.spec.measures import SCALAR, measure
 from lightning_gpt.studies.spec.study import Study
@@ -44,7 +44,7 @@ class Quantity:
                     f"({', '.join(study.axes.values())}), nor a model or data option that the study's config sets"
                 )
 
-    def of(self, result: Result) -> float | None:
+    def of(self, result: CellResult) -> float | None:
         """The cell's number as displayed; None where it has none."""
         product = 1.0
         for factor in self.factors:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.studies.run.result import Result, read_results
+from lightning_gpt.studies.run.result import CellResult, read_results
 from lightning_gpt.studies.spec.cells import setting_text
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
@@ -19,10 +19,10 @@ class StudyResults:
     """The results of all cells of a study, finished or not, in the order of the cells."""
 
     study: Study
-    results: list[Result]
+    results: list[CellResult]
 
     @cached_property
-    def finished(self) -> list[Result]:
+    def finished(self) -> list[CellResult]:
         """The results of the finished cells."""
         return [result for result in self.results if result.status == "finished"]
 

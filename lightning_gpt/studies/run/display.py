@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_gpt.studies.run.process import CellProcess
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.measures import measure
 
 _FIGURES_IN_A_LINE = 3
@@ -36,7 +36,7 @@ class Display:
         """Print one line, as plain text."""
         self._console.print(message, markup=False)
 
-    def begin(self, title: str, results: Sequence[Result]) -> None:
+    def begin(self, title: str, results: Sequence[CellResult]) -> None:
         """Begin, with the results of the cells that are done already among ``results``."""
         self._total, self._done = len(results), sum(each.status == "finished" for each in results)
         self._waiting_work = sum(self._work_of(each.cell.number) for each in results if each.status != "finished")
@@ -53,7 +53,7 @@ class Display:
             how = "started" if process.resumed_from is None else f"resumed from {process.resumed_from}"
             self.say(f"cell {process.cell.number} {process.cell.name}: {how}")
 
-    def ended(self, result: Result, seconds: float) -> None:
+    def ended(self, result: CellResult, seconds: float) -> None:
         """A cell ended after ``seconds``."""
         name = f"cell {result.cell.number} {result.cell.name}"
         self._waiting_work -= self._work_of(result.cell.number)

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from lightning_gpt.studies.run.locks import try_lock
-from lightning_gpt.studies.run.progress import Progress, RunFollower
+from lightning_gpt.studies.run.progress import CellProgress, RunFollower
 from lightning_gpt.studies.run.result import TEST_FOLDER, fail, finish, run_folders
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
@@ -82,7 +82,7 @@ class CellProcess:
         """Seconds since it was started."""
         return time.monotonic() - self._started
 
-    def progress(self) -> Progress:
+    def progress(self) -> CellProgress:
         """How far the training is."""
         return self._follower.progress()
 

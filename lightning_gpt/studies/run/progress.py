@@ -8,7 +8,7 @@ from lightning_gpt.training.metrics_jsonl import FILE_NAME, from_text, scalars_o
 
 
 @dataclass(frozen=True)
-class Progress:
+class CellProgress:
     """How far a cell is.
 
     Args:
@@ -38,14 +38,14 @@ class RunFollower:
         self._folder = folder
         self._earlier = set(run_folders(folder))
         self._read_bytes = 0
-        self._progress = Progress()
+        self._progress = CellProgress()
 
     @property
     def run(self) -> Path | None:
         """The run's folder; None until the run has created it."""
         return next((run for run in run_folders(self._folder) if run not in self._earlier), None)
 
-    def progress(self) -> Progress:
+    def progress(self) -> CellProgress:
         """The progress so far; reads only the lines added since the last call."""
         run = self.run
         if run is not None:

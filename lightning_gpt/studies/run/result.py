@@ -25,7 +25,7 @@ _RESULT, _FAILURE = "result.json", "failure.json"
 
 
 @dataclass(frozen=True)
-class Result:
+class CellResult:
     """What is known of a cell.
 
     Args:
@@ -79,7 +79,7 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(runs, key=lambda path: int(path.name.removeprefix("version_")))
 
 
-def finish(cell: Cell, folder: Path, run: Path | None) -> Result:
+def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
     """Read what a cell's processes wrote, and keep it in ``result.json``, whose presence means that the cell is done.
 
     Args:
@@ -97,7 +97,7 @@ def finish(cell: Cell, folder: Path, run: Path | None) -> Result:
     for line in read_metrics(folder / TEST_FOLDER / FILE_NAME):
         values |= scalars_of(line)
     values["wall_seconds"] = lines[-1]["seconds"] if lines else 0.0
-    result = Result(
+    result = CellResult(
         cell,
         "finished",
         {tag: value for tag, value in values.items() if math.isfinite(value)},
@@ -122,19 +122,19 @@ def fail(folder: Path, error: str) -> None:
     write_file(folder / _FAILURE, json.dumps({"error": error}, ensure_ascii=False))
 
 
-def read_result(cell: Cell, folder: Path) -> Result:
+def read_result(cell: Cell, folder: Path) -> CellResult:
     """What is known of a cell, from its folder."""
     kept = _json(folder / _RESULT)
     if kept is not None and kept.get("digest") == cell.digest:
         curves = {tag: [(int(step), value) for step, value in points] for tag, points in kept["curves"].items()}
-        return Result(cell, "finished", kept["values"], curves, kept["layers"], kept["environment"])
+        return CellResult(cell, "finished", kept["values"], curves, kept["layers"], kept["environment"])
     failure = _json(folder / _FAILURE)
     if failure is not None:
-        return Result(cell, "failed", error=str(failure.get("error", "")))
-    return Result(cell, "unfinished" if run_folders(folder) else "missing")
+        return CellResult(cell, "failed", error=str(failure.get("error", "")))
+    return CellResult(cell, "unfinished" if run_folders(folder) else "missing")
 
 
-def read_results(study: Study, folder: Path) -> list[Result]:
+def read_results(study: Study, folder: Path) -> list[CellResult]:
     """What is known of each cell of the study in ``folder``, in order."""
     return [read_result(cell, cell_folder(folder, cell)) for cell in study.cells]
 

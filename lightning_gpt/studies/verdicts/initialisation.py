@@ -8,7 +8,7 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Pict
 from lightning_gpt.studies.report.groups import Group, groups, layer_values, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.measures import measure
 
@@ -72,7 +72,7 @@ class Initialisation(Section):
         return [Findings([sentence]), Picture("initial_attention", figure, caption)]
 
 
-def _entropy_shares(result: Result) -> list[float]:
+def _entropy_shares(result: CellResult) -> list[float]:
     """For each layer, entropy at step 0 / ``1/t Σ_i ln i``, the entropy of uniform causal attention over t tokens."""
     if not result.layers or result.layers[0]["step"] != 0:
         return []

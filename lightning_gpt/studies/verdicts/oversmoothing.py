@@ -11,7 +11,7 @@ from lightning_gpt.studies.report.fits import rank_correlation
 from lightning_gpt.studies.report.groups import layer_values, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import value_at
 
 _CHANCE = 0.01
@@ -49,12 +49,12 @@ class Accounts(Section):
         return [Heading("Accounts of over-smoothing"), Findings(sentences), Text(note), table]
 
 
-def _option(result: Result, name: str, default: str) -> Any:
+def _option(result: CellResult, name: str, default: str) -> Any:
     value = value_at(result.cell.config, f"model.init_args.{name}")
     return default if value is None else value
 
 
-def _last(result: Result, name: str, *, first: bool = False) -> float | None:
+def _last(result: CellResult, name: str, *, first: bool = False) -> float | None:
     values = layer_values(result, name, first=first)
     return values[-1] if values else None
 
@@ -64,7 +64,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return None if found is None else found.mean
 
 
-def _rank_collapse(runs: Sequence[Result]) -> Verdict:
+def _rank_collapse(runs: Sequence[CellResult]) -> Verdict:
     """Dong et al.: the residual vanishes with depth without skip connections, and does not with them."""
     account = "Rank collapse without skip connections (Dong et al. 2021, 2103.03404)"
     claim = (
@@ -88,13 +88,13 @@ def _rank_collapse(runs: Sequence[Result]) -> Verdict:
     return Verdict(account, claim, measured, verdict)
 
 
-def _like_one_of(run: Result, others: Sequence[Result]) -> bool:
+def _like_one_of(run: CellResult, others: Sequence[CellResult]) -> bool:
     """Whether one of ``others`` has the same depth and norm."""
     same = ("n_layer", "norm")
     return any(all(_option(run, name, "") == _option(other, name, "") for name in same) for other in others)
 
 
-def _acceleration(without: Sequence[Result]) -> str:
+def _acceleration(without: Sequence[CellResult]) -> str:
     """Whether the factor by which the residual falls grows from layer to layer, as in a doubly exponential fall."""
     early, late = [], []
     for run in without:
@@ -114,7 +114,7 @@ def _acceleration(without: Sequence[Result]) -> str:
     )
 
 
-def _growths(runs: Sequence[Result], of_blocks: str) -> tuple[list[float], list[float]]:
+def _growths(runs: Sequence[CellResult], of_blocks: str) -> tuple[list[float], list[float]]:
     """Each block's figure, and the growth of token cosine across that block, over all trained runs."""
     xs, ys = [], []
     for run in runs:
@@ -129,7 +129,7 @@ def _growths(runs: Sequence[Result], of_blocks: str) -> tuple[list[float], list[
     return xs, ys
 
 
-def _correlation(runs: Sequence[Result], figure: str, what: str) -> tuple[str, str]:
+def _correlation(runs: Sequence[CellResult], figure: str, what: str) -> tuple[str, str]:
     """Measurement and verdict for an account by which token cosine grows more where a block's figure is larger."""
     xs, ys = _growths(runs, figure)
     found = rank_correlation(xs, ys)
@@ -140,7 +140,7 @@ def _correlation(runs: Sequence[Result], figure: str, what: str) -> tuple[str, s
     return measured, _OPEN if found.p >= _CHANCE else _SUPPORTED if found.rho > 0 else _AGAINST
 
 
-def _spectral_gap(runs: Sequence[Result]) -> Verdict:
+def _spectral_gap(runs: Sequence[CellResult]) -> Verdict:
     measured, verdict = _correlation(runs, "spectral_gap", "attention's spectral gap")
     return Verdict(
         "Spectral gap of attention (2312.06182)",
@@ -150,7 +150,7 @@ def _spectral_gap(runs: Sequence[Result]) -> Verdict:
     )
 
 
-def _eigenspectrum(runs: Sequence[Result]) -> Verdict:
+def _eigenspectrum(runs: Sequence[CellResult]) -> Verdict:
     measured, verdict = _correlation(runs, "value_positive_share", "the positive share of W_V W_O's spectrum")
     return Verdict(
         "Eigenspectrum of the value projection (2401.04301)",
@@ -161,7 +161,7 @@ def _eigenspectrum(runs: Sequence[Result]) -> Verdict:
     )
 
 
-def _norm(runs: Sequence[Result]) -> Verdict:
+def _norm(runs: Sequence[CellResult]) -> Verdict:
     """Wu et al.: LayerNorm can keep tokens apart, even under a causal mask: pairs that differ only in the norm."""
     account = "Masks and LayerNorm (2405.18781)"
     claim = "Under a causal mask tokens still collapse, but more slowly; LayerNorm can keep the rank above one"

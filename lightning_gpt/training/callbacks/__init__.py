@@ -9,7 +9,7 @@ from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.depth import DepthDiagnostics
-from lightning_gpt.training.callbacks.experts import Experts
+from lightning_gpt.training.callbacks.experts import ExpertUse
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.metrics_file import MetricsFile
@@ -29,7 +29,7 @@ __all__ = [
     "Board",
     "Cost",
     "DepthDiagnostics",
-    "Experts",
+    "ExpertUse",
     "Grow",
     "InitialLoss",
     "LastCheckpoint",

@@ -12,7 +12,7 @@ from lightning_gpt.training.expert_balance import ExpertBalance
 from lightning_gpt.training.module import LanguageModule
 
 
-class Experts(Callback):
+class ExpertUse(Callback):
     """Logs the use of the experts at each logged optimizer step, over the tokens of that step on all processes.
 
     - ``experts/share/layer_<i>/expert_<j>``: the expert's share of its layer's choices.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.report.groups import Group, Spread, groups, label_of, pooled_deviation
+from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, label_of, pooled_deviation
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.spec.measures import measure, number_text
@@ -64,7 +64,7 @@ class Compare(Section):
         values = (result.value(self.measure) for result in group.results)
         return [value * measure(self.measure).scale for value in values if value is not None]
 
-    def _differences(self, found: dict[str, Spread]) -> list[str]:
+    def _differences(self, found: dict[str, SeedSpread]) -> list[str]:
         base, noise = found.get(self.beside), pooled_deviation(found.values())
         if base is None or not noise:
             return []

@@ -8,10 +8,10 @@ from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.fits import PowerLaw, fit_power
-from lightning_gpt.studies.report.groups import Spread, layer_values, spread
+from lightning_gpt.studies.report.groups import SeedSpread, layer_values, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.run.result import Result
+from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import Cell, value_at
 from lightning_gpt.studies.spec.measures import number_text
 from lightning_gpt.studies.spec.study import Study
@@ -21,7 +21,7 @@ _MUP = "model.init_args.optimization.mup"
 _FLAT = 0.25
 """Slopes up to this, of either sign, count as flat: growth that μP prevents has a slope of 0.5 or more."""
 
-_Wide = dict[int, list[Result]]
+_Wide = dict[int, list[CellResult]]
 """Finished cells by width."""
 
 
@@ -83,9 +83,9 @@ class Coordinates(Section):
             self._table(sizes, laws, starts),
         ]
 
-    def _sizes(self, wide: _Wide) -> dict[int, dict[int, Spread]]:
+    def _sizes(self, wide: _Wide) -> dict[int, dict[int, SeedSpread]]:
         """The last figure of each layer at each width, over the seeds: by layer, then by width."""
-        layers: dict[int, dict[int, Spread]] = {}
+        layers: dict[int, dict[int, SeedSpread]] = {}
         for width, results in sorted(wide.items()):
             series = [layer_values(result, self.diagnostic) for result in results]
             for layer, values in enumerate(zip(*series, strict=False)):
@@ -121,7 +121,7 @@ class Coordinates(Section):
 
     def _table(
         self,
-        sizes: Mapping[str, dict[int, dict[int, Spread]]],
+        sizes: Mapping[str, dict[int, dict[int, SeedSpread]]],
         laws: Mapping[str, dict[int, PowerLaw | None]],
         starts: Mapping[str, dict[int, PowerLaw | None]],
     ) -> Table:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Heading, Picture
-from lightning_gpt.studies.report.groups import Group, Spread, groups, spread
+from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.spec.measures import measure
@@ -41,7 +41,7 @@ class Curves(Section):
             Picture(file_name("curve", self.measure), figure, caption),
         ]
 
-    def _points(self, group: Group) -> dict[int, Spread]:
+    def _points(self, group: Group) -> dict[int, SeedSpread]:
         by_step: dict[int, list[float]] = defaultdict(list)
         scale = measure(self.measure).scale
         for result in group.results:

@@ -9,7 +9,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.report.groups import Group, Spread, groups, layer_values
+from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.report.sections.trend import direction
@@ -73,7 +73,7 @@ class Layers(Section):
         series = [layer_values(result, self.diagnostic, first=first) for result in group.results]
         return [(each[0], each[-1]) for each in series if each and each[0] is not None and each[-1] is not None]
 
-    def _spreads(self, group: Group) -> list[Spread]:
+    def _spreads(self, group: Group) -> list[SeedSpread]:
         return group.layers(self.diagnostic, first=self.when == "first")
 
     def _steadiness(self, shown: Sequence[Group]) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.report.groups import Spread, groups, label_of, pooled_deviation, spread
+from lightning_gpt.studies.report.groups import SeedSpread, groups, label_of, pooled_deviation, spread
 from lightning_gpt.studies.report.quantity import Quantity
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
@@ -70,8 +70,8 @@ class Trend(Section):
             Picture(file_name("trend", self.y, self.x), figure, caption),
         ]
 
-    def _lines(self, results: StudyResults, axis: str) -> dict[str, dict[float, Spread]]:
-        lines: dict[str, dict[float, Spread]] = {}
+    def _lines(self, results: StudyResults, axis: str) -> dict[str, dict[float, SeedSpread]]:
+        lines: dict[str, dict[float, SeedSpread]] = {}
         quantity = Quantity(self.y)
         for group in groups(results):
             found = spread(quantity.of(result) for result in group.results)
@@ -80,7 +80,7 @@ class Trend(Section):
                 lines.setdefault(label, {})[float(group.settings[axis])] = found
         return lines
 
-    def _sentence(self, label: str, points: dict[float, Spread]) -> str:
+    def _sentence(self, label: str, points: dict[float, SeedSpread]) -> str:
         if len(points) < 2:
             return ""
         what, xs = measure(self.y), list(points)
@@ -115,7 +115,7 @@ def direction(values: Sequence[float]) -> str:
     return f"{'falls' if values[-1] < values[0] else 'rises'} from end to end, though not at every step,"
 
 
-def _against(reference: Reference, theirs: dict[Any, float], ours: dict[float, Spread], label: str) -> str:
+def _against(reference: Reference, theirs: dict[Any, float], ours: dict[float, SeedSpread], label: str) -> str:
     """Whether ours changes in the same direction as theirs, over the axis values that both have."""
     both = [x for x in sorted(float(x) for x in theirs) if x in ours]
     if len(both) < 2:
@@ -130,10 +130,10 @@ def _against(reference: Reference, theirs: dict[Any, float], ours: dict[float, S
 
 
 def _draw_beside(
-    ax: Axes, ours: dict[float, Spread], theirs: dict[Any, float], reference: Reference, x_title: str
+    ax: Axes, ours: dict[float, SeedSpread], theirs: dict[Any, float], reference: Reference, x_title: str
 ) -> None:
     first = next(iter(ours.values())).mean
-    scaled = [Spread(each.mean / first, (each.deviation or 0.0) / abs(first), each.n) for each in ours.values()]
+    scaled = [SeedSpread(each.mean / first, (each.deviation or 0.0) / abs(first), each.n) for each in ours.values()]
     plots.draw_spreads(ax, list(ours), scaled, plots.looks(1, ordered=False)[0], "ours")
     values = list(theirs.values())
     style = {"color": plots.THEIRS, "linestyle": "--", "marker": "s", "markersize": 5}
@@ -148,12 +148,12 @@ def _ticks(ax: Axes, xs: Sequence[float]) -> None:
         ax.set_xticks(xs, [number_text(x) for x in xs])
 
 
-def _with_deviation(point: Spread) -> str:
+def _with_deviation(point: SeedSpread) -> str:
     if point.deviation is None:
         return number_text(point.mean)
     return measure("scalar:any").text(point.mean, point.deviation)
 
 
-def _counts(lines: dict[str, dict[float, Spread]]) -> str:
+def _counts(lines: dict[str, dict[float, SeedSpread]]) -> str:
     counts = sorted({point.n for points in lines.values() for point in points.values()})
     return "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
