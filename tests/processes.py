@@ -105,7 +105,7 @@ def scalars(run: Path) -> dict[tuple[str, int], float]:
     return {
         (tag, event.step): event.value
         for tag in events.Tags()["scalars"]
-        if tag not in ("train/tokens_per_second", "train/mfu", "depth/share_of_time") and not tag.startswith("cost/")
+        if tag not in ("train/tokens_per_second", "train/mfu", "layers/share_of_time") and not tag.startswith("cost/")
         for event in events.Scalars(tag)
     }
 

@@ -1,4 +1,4 @@
-"""One pass over a few tokens that records what the depth diagnostics need, and the parameters of each block.
+"""One pass over a few tokens that records what the layer diagnostics need, and the parameters of each block.
 
 Layers are counted in two ways. In the *stream*, layer 0 is the embedding and layer i is the output of block i − 1, so
 there are ``n_layer + 1``. In the *blocks* (attention, weights), layer i is block i. The one-head model has one block.

@@ -26,11 +26,11 @@ from lightning_gpt.training.callbacks import (
     BestCheckpoint,
     Board,
     Cost,
-    DepthDiagnostics,
     ExpertUse,
     Grow,
     InitialLoss,
     LastCheckpoint,
+    LayerDiagnostics,
     MetricsFile,
     NonFinite,
     Predictions,
@@ -90,7 +90,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
         parser.add_lightning_class_args(Samples, "samples")
-        parser.add_lightning_class_args(DepthDiagnostics, "depth")
+        parser.add_lightning_class_args(LayerDiagnostics, "diagnostics")
         parser.add_lightning_class_args(Upcycle, "upcycle")
         parser.add_lightning_class_args(Grow, "grow")
         parser.add_lightning_class_args(Averaging, "averaging")

@@ -29,7 +29,7 @@ STEPS = 80
 def write_study(folder: Path, **over: Any) -> Path:
     """A study of two depths on a tiny corpus, each a few seconds long."""
     config = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, val_check_interval=STEPS // 2)
-    config |= {"samples": {"prompts": []}, "depth": {"enabled": False}}
+    config |= {"samples": {"prompts": []}, "diagnostics": {"enabled": False}}
     del config["name"], config["seed_everything"]
     content = {"name": "tiny", "config": config, "grid": {LAYERS: [1, 2]}, "measure": ["val/loss", "cost/parameters"]}
     return write_config(folder / "tiny.yaml", content | over)

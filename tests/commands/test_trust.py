@@ -46,7 +46,7 @@ def write_run(folder: Path, steps: int = STEPS) -> Path:
     (folder / "mine.py").write_text(VARIANTS)
     config = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=steps, val_check_interval=steps // 2)
     config["model"]["init_args"] |= {"norm": {"kind": "peak", "eps": 0.001}, "attention": {"kind": "dilated", "gap": 3}}
-    config |= {"samples": {"prompts": []}, "depth": {"enabled": False}}
+    config |= {"samples": {"prompts": []}, "diagnostics": {"enabled": False}}
     return write_config(folder / "tiny.yaml", config)
 
 

@@ -1,4 +1,4 @@
-"""The depth diagnostics, slowly and plainly, in float64 NumPy: one stream ``(time, dim)`` or pattern ``(time, time)``.
+"""The layer diagnostics, slowly and plainly, in float64 NumPy: one stream ``(time, dim)`` or pattern ``(time, time)``.
 
 Nothing here is shared with the package under test.
 """

@@ -15,7 +15,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 from lightning_gpt.checkpoint import Checkpoint
 from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
 
@@ -25,7 +25,7 @@ VALIDATIONS = [10, 20, 30]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a fit has run as it is typed, and another with the depth diagnostics off and no logger."""
+    """Where a fit has run as it is typed, and another with the layer diagnostics off and no logger."""
     folder = tmp_path_factory.mktemp("board")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, val_check_interval=10)
     content["trainer"]["log_every_n_steps"] = 5
@@ -54,8 +54,8 @@ def plugin_data(events: EventAccumulator, tag: str) -> plugin_data_pb2.HParamsPl
 def test_every_layer_of_every_diagnostic_is_a_curve(events: EventAccumulator) -> None:
     for name, diagnostic in DIAGNOSTICS.items():
         layers = N_LAYER + (diagnostic.of == "stream")
-        tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"depth/{name}/"))
-        assert tags == [f"depth/{name}/layer_{layer:02}" for layer in range(layers)]
+        tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"layers/{name}/"))
+        assert tags == [f"layers/{name}/layer_{layer:02}" for layer in range(layers)]
         every = 5 if name == "grad_norm" else 25  # the logged steps, and every fifth of them
         of_steps = list(range(5, STEPS + 1, every))
         expected = [0, *VALIDATIONS] if diagnostic.measure else of_steps
@@ -64,16 +64,20 @@ def test_every_layer_of_every_diagnostic_is_a_curve(events: EventAccumulator) ->
 
 
 def test_the_only_other_scalars_are_the_runs_own(events: EventAccumulator) -> None:
-    others = {tag for tag in events.Tags()["scalars"] if not re.fullmatch(r"depth/\w+/layer_\d\d", tag)}
-    assert {tag.split("/")[0] for tag in others} <= {"train", "val", "data", "depth", "cost", "initial"}
+    others = {tag for tag in events.Tags()["scalars"] if not re.fullmatch(r"layers/\w+/layer_\d\d", tag)}
+    assert {tag.split("/")[0] for tag in others} <= {"train", "val", "data", "layers", "cost", "initial"}
     assert "hp_metric" not in others
-    assert {tag for tag in others if tag.startswith("depth/")} == {"depth/share_of_time"}
+    assert {tag for tag in others if tag.startswith("layers/")} == {"layers/share_of_time"}
 
 
 def test_there_is_a_heatmap_of_every_diagnostic_and_the_attention_grid(events: EventAccumulator) -> None:
-    drawn_at_the_end = {*(f"depth/{name}" for name in DIAGNOSTICS), "depth/cka_between_layers", "depth/value_spectrum"}
+    drawn_at_the_end = {
+        *(f"layers/{name}" for name in DIAGNOSTICS),
+        "layers/cka_between_layers",
+        "layers/value_spectrum",
+    }
     images = set(events.Tags()["images"])
-    assert {tag for tag in images if tag.startswith("depth/")} == drawn_at_the_end
+    assert {tag for tag in images if tag.startswith("layers/")} == drawn_at_the_end
     for tag in drawn_at_the_end:
         assert [event.step for event in events.Images(tag)] == [STEPS]
     assert [event.step for event in events.Images("attention/pattern")] == VALIDATIONS
@@ -96,7 +100,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert [category.title for category in layout.category] == [
-        *("loss", "depth: over-smoothing", "depth: attention", "depth: spectra", "depth: training")
+        *("loss", "layers: over-smoothing", "layers: attention", "layers: spectra", "layers: training")
     ]
     assert len(charts) == 3 + len(DIAGNOSTICS)
     tags = events.Tags()["scalars"]
@@ -110,7 +114,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
     for name, diagnostic in DIAGNOSTICS.items():
         found = shown(charts[diagnostic.title])
         assert len(found) == N_LAYER + (diagnostic.of == "stream")
-        assert all(tag.startswith(f"depth/{name}/layer_") for tag in found)
+        assert all(tag.startswith(f"layers/{name}/layer_") for tag in found)
 
 
 def test_hyper_parameters_are_in_the_runs_own_event_file_with_its_results(run: Path, events: EventAccumulator) -> None:
@@ -149,7 +153,7 @@ def test_the_projector_holds_the_token_table_and_its_tokens(run: Path) -> None:
 
 def test_what_is_said_ends_with_the_next_commands(folder: Path) -> None:
     said = (folder / "said.txt").read_text()
-    assert re.search(r"depth diagnostics: runs/tiny/version_0/depth.json; measuring took [\d.]+% of the", said)
+    assert re.search(r"layer diagnostics: runs/tiny/version_0/layers.json; measuring took [\d.]+% of the", said)
     assert "resume:" in said.splitlines()[-1]
     assert "18,369 tokens" in said
 
@@ -158,7 +162,7 @@ def test_all_of_it_can_be_turned_off(folder: Path) -> None:
     """No logger and no diagnostics: nothing is drawn, nothing fails and nothing is left but the checkpoints."""
     elsewhere = folder / "off"
     elsewhere.mkdir()
-    off = ("--trainer.logger", "false", "--depth.enabled", "false", "--trainer.max_steps", "10")
+    off = ("--trainer.logger", "false", "--diagnostics.enabled", "false", "--trainer.max_steps", "10")
     must_run("fit", "--config", "../tiny.yaml", *off, cwd=elsewhere)
     allowed = {"last.ckpt", "last.previous.ckpt", "best.ckpt", "config.yaml"}
     assert {path.name for path in elsewhere.rglob("*") if path.is_file()} <= allowed
@@ -173,6 +177,6 @@ def test_a_model_with_layers_without_attention_patterns_trains_and_logs_all_but_
     events.Reload()
     assert "attention/pattern" not in events.Tags()["images"]
     assert "samples/0/text_summary" in events.Tags()["tensors"]
-    curves = {tag for tag in events.Tags()["scalars"] if tag.startswith("depth/attention_entropy/")}
-    assert curves == {"depth/attention_entropy/layer_01"}
-    assert "depth/token_cosine/layer_02" in events.Tags()["scalars"]
+    curves = {tag for tag in events.Tags()["scalars"] if tag.startswith("layers/attention_entropy/")}
+    assert curves == {"layers/attention_entropy/layer_01"}
+    assert "layers/token_cosine/layer_02" in events.Tags()["scalars"]

@@ -29,7 +29,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS)
     content["model"]["init_args"] |= {"dim": 128, "n_layer": 4}  # 10 MB with AdamW's moments: a save takes a while
-    content |= {"checkpoints": {"every_n_steps": 2}, "depth": {"enabled": False}}
+    content |= {"checkpoints": {"every_n_steps": 2}, "diagnostics": {"enabled": False}}
     return write_config(folder / "tiny.yaml", content)
 
 

@@ -48,7 +48,7 @@ def series(run: Path) -> dict[tuple[str, int], float | None]:
         for tag in set(line) - FIELDS:
             key = (tag, line["step"])
             assert key not in found, f"{key} is there twice"
-            if tag not in ("train/tokens_per_second", "train/mfu", "depth/share_of_time") and "cost/" not in tag:
+            if tag not in ("train/tokens_per_second", "train/mfu", "layers/share_of_time") and "cost/" not in tag:
                 found[key] = line[tag]
     return found
 
@@ -57,7 +57,7 @@ def test_it_holds_the_scalars_of_the_event_file(run: Path) -> None:
     events = scalars(run)
     assert {key: np.float32(value) for key, value in series(run).items()} == events
     tags = {tag for tag, _ in events}
-    assert tags >= {"train/loss", "train/lr", "train/grad_norm", "val/loss", "initial/loss", "depth/rms/layer_02"}
+    assert tags >= {"train/loss", "train/lr", "train/grad_norm", "val/loss", "initial/loss", "layers/rms/layer_02"}
 
 
 def test_each_line_says_how_far_the_run_was(run: Path) -> None:
@@ -134,7 +134,7 @@ def test_every_logger_gets_the_validation(corpus: Path, tmp_path: Path) -> None:
 
 def test_of_two_processes_the_first_writes(corpus: Path, tmp_path: Path) -> None:
     content = tiny_config(corpus, max_steps=4, val_check_interval=2, devices=2, strategy="ddp")
-    write_config(tmp_path / "tiny.yaml", content | {"depth": {"enabled": False}})
+    write_config(tmp_path / "tiny.yaml", content | {"diagnostics": {"enabled": False}})
     must_run("fit", "--config", "tiny.yaml", cwd=tmp_path, fresh=True)
     lines = read_metrics(tmp_path / "runs/tiny/version_0/metrics.jsonl")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]

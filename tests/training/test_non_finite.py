@@ -147,7 +147,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(tmp_path: Path) 
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("non_finite")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=60)
-    content |= {"depth": {"enabled": False}, "checkpoints": {"every_n_steps": 1}}
+    content |= {"diagnostics": {"enabled": False}, "checkpoints": {"every_n_steps": 1}}
     content["model"]["init_args"] |= {"optimization": {"lr": 1e6}}
     return write_config(folder / "tiny.yaml", content)
 

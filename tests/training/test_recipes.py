@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = tiny_corpus(folder / "corpus.jsonl")
     content = tiny_config(corpus, max_steps=STEPS, accumulate_grad_batches=4, val_check_interval=40)
     content["model"]["init_args"]["optimization"] = RECIPE
-    content |= {"averaging": {"decay": 0.9}, "spikes": {"threshold": 20.0}, "depth": {"enabled": False}}
+    content |= {"averaging": {"decay": 0.9}, "spikes": {"threshold": 20.0}, "diagnostics": {"enabled": False}}
     write_config(folder / "tiny.yaml", content)
     must_run("fit", "--config", "tiny.yaml", cwd=folder)
     return folder

@@ -18,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run whose last checkpoint is of step 20 of 40."""
     folder = tmp_path_factory.mktemp("resumed")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS)
-    content |= {"depth": {"enabled": False}}
+    content |= {"diagnostics": {"enabled": False}}
     content["model"]["init_args"] |= {"optimization": {"lr": 1e-3, "schedule": "constant", "warmup": 0.0}}
     write_config(folder / "tiny.yaml", content)
     must_run("fit", "--config", "tiny.yaml", "--trainer.max_steps", "20", cwd=folder)

@@ -63,7 +63,7 @@ def test_the_last_good_checkpoint_is_named_and_stays(tmp_path: Path) -> None:
 def test_a_run_is_stopped_and_goes_on_as_it_was_told(tmp_path: Path) -> None:
     """The real command: exit status 1, one line, and the command that it prints leaves the steps out."""
     content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=40)
-    content |= {"spikes": {"threshold": 1.0, "window": 8}, "depth": {"enabled": False}}
+    content |= {"spikes": {"threshold": 1.0, "window": 8}, "diagnostics": {"enabled": False}}
     write_config(tmp_path / "tiny.yaml", content)
     stopped = run_command("fit", "--config", "tiny.yaml", cwd=tmp_path)
     assert stopped.returncode == 1, stopped.stderr

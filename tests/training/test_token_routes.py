@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_gpt import load
-from lightning_gpt.analysis.depth import measure
+from lightning_gpt.analysis.layer_diagnostics import measure
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
@@ -40,9 +40,9 @@ def test_the_share_that_went_through_is_logged_at_each_validation(tmp_path: Path
     assert 0 < int(through.sum()) < through.numel(), "the decisions must differ to show anything"
     assert shares[-1].value == pytest.approx(float(through.double().mean()), abs=1e-7)
 
-    # the depth diagnostics are those of the routed stream: 4 rows of the first validation tokens
+    # the layer diagnostics are those of the routed stream: 4 rows of the first validation tokens
     targets = data.evaluation("val").all_targets
     text = targets[targets != IGNORED]
     ids, following = (text[start : start + 128].view(4, 32) for start in (0, 1))
     expected = measure(Probe.take(model, ids, following))["token_cosine"][2]
-    assert board.Scalars("depth/token_cosine/layer_02")[-1].value == pytest.approx(expected, abs=1e-6)
+    assert board.Scalars("layers/token_cosine/layer_02")[-1].value == pytest.approx(expected, abs=1e-6)

@@ -1,11 +1,11 @@
-"""What the depth diagnostics are called, and what they mean."""
+"""What the layer diagnostics are called, and what they mean."""
 
 from typing import TYPE_CHECKING
 
 from lightning_gpt.errors import CallError
 
 if TYPE_CHECKING:
-    from lightning_gpt.analysis.depth import Diagnostic
+    from lightning_gpt.analysis.layer_diagnostics import Diagnostic
 
 
 def diagnostic(name: str) -> "Diagnostic":
@@ -16,7 +16,7 @@ def diagnostic(name: str) -> "Diagnostic":
     Raises:
         CallError: There is no diagnostic of that name.
     """
-    from lightning_gpt.analysis.depth import DIAGNOSTICS
+    from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 
     if name not in DIAGNOSTICS:
         raise CallError(f"report: unknown diagnostic {name!r}; known are {', '.join(DIAGNOSTICS)}")

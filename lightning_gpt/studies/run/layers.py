@@ -1,4 +1,4 @@
-"""The depth diagnostics of a run by layer, read from its ``depth.json``."""
+"""The layer diagnostics of a run by layer, read from its ``layers.json``."""
 
 import json
 import math
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def read_layers(run: Path) -> list[dict[str, Any]]:
-    """The entries of a run's ``depth.json``, by step: ``{"step": 0, "token_cosine": [value of each layer]}``.
+    """The entries of a run's ``layers.json``, by step: ``{"step": 0, "token_cosine": [value of each layer]}``.
 
     A value per head is averaged over the heads. A run without the diagnostics has no such file, and so no entries.
     """
     try:
-        content = json.loads((run / "depth.json").read_text(encoding="utf-8"))
+        content = json.loads((run / "layers.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     entries = content if isinstance(content, list) else []

@@ -33,7 +33,7 @@ class CellResult:
         status: ``finished``, ``failed``, ``unfinished`` (started but not ended) or ``missing`` (not started).
         values: The last value of every scalar, by tag; NaN and infinite ones are left out.
         curves: Every scalar that is not by layer, by tag, as pairs of step and value.
-        layers: The depth diagnostics at each validation, by step: see :mod:`~lightning_gpt.studies.run.layers`.
+        layers: The layer diagnostics at each validation, by step: see :mod:`~lightning_gpt.studies.run.layers`.
         environment: The code, packages and machine that it was made with.
         error: The last line that a failed cell printed.
     """
@@ -101,7 +101,7 @@ def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
         cell,
         "finished",
         {tag: value for tag, value in values.items() if math.isfinite(value)},
-        {tag: _thinned(by_step) for tag, by_step in series.items() if not tag.startswith("depth/")},
+        {tag: _thinned(by_step) for tag, by_step in series.items() if not tag.startswith("layers/")},
         [] if run is None else read_layers(run),
         environment(),
     )

@@ -91,24 +91,24 @@ _MEASURES = {
 KNOWN = tuple(_MEASURES)
 """The measures that every run has; those of ``test/`` are measured by a second process, where asked for."""
 
-_DEPTH = re.compile(r"depth/(\w+)/layer_\d\d")
+_DEPTH = re.compile(r"layers/(\w+)/layer_\d\d")
 
 
 def measure(name: str) -> Measure:
     """The measure called ``name``.
 
     Raises:
-        CallError: ``name`` is neither a known measure, nor a depth diagnostic, nor ``scalar:TAG``.
+        CallError: ``name`` is neither a known measure, nor a layer diagnostic, nor ``scalar:TAG``.
     """
     if name in _MEASURES:
         return _MEASURES[name]
     if name.startswith(SCALAR) and len(name) > len(SCALAR):
         return Measure(name, name.removeprefix(SCALAR))
     if _DEPTH.match(name):
-        return Measure(name, name.removeprefix("depth/").replace("_", " ").replace("/", ", "))
+        return Measure(name, name.removeprefix("layers/").replace("_", " ").replace("/", ", "))
     close = get_close_matches(name, KNOWN, n=1, cutoff=0.6)
     meant = f" (did you mean {close[0]}?)" if close else ""
     raise CallError(
-        f"unknown measure {name!r}{meant}; known are {', '.join(KNOWN)}, depth/NAME/layer_NN, and {SCALAR}TAG for any "
+        f"unknown measure {name!r}{meant}; known are {', '.join(KNOWN)}, layers/NAME/layer_NN, and {SCALAR}TAG for any "
         f"other scalar of the run"
     )

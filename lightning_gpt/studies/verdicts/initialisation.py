@@ -13,7 +13,7 @@ from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.measures import measure
 
 _LIKE_UNIFORM = 0.01
-_ROW_TOKENS = 128  # the longest row of tokens that the depth diagnostics probe
+_ROW_TOKENS = 128  # the longest row of tokens that the layer diagnostics probe
 _LOSS, _UNIFORM, _ENTROPY = "initial/loss", "initial/uniform_loss", "attention_entropy"
 
 

@@ -8,10 +8,10 @@ from lightning_gpt.training.callbacks.averaging import Averaging
 from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
-from lightning_gpt.training.callbacks.depth import DepthDiagnostics
 from lightning_gpt.training.callbacks.experts import ExpertUse
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
+from lightning_gpt.training.callbacks.layer_diagnostics import LayerDiagnostics
 from lightning_gpt.training.callbacks.metrics_file import MetricsFile
 from lightning_gpt.training.callbacks.non_finite import NonFinite
 from lightning_gpt.training.callbacks.predictions import Predictions
@@ -28,11 +28,11 @@ __all__ = [
     "BestCheckpoint",
     "Board",
     "Cost",
-    "DepthDiagnostics",
     "ExpertUse",
     "Grow",
     "InitialLoss",
     "LastCheckpoint",
+    "LayerDiagnostics",
     "MetricsFile",
     "NonFinite",
     "Predictions",

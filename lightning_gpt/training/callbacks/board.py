@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_gpt.analysis.attention import readable_tokens
-from lightning_gpt.analysis.depth import DIAGNOSTICS
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models.registry import readable
 from lightning_gpt.training.module import LanguageModule
@@ -33,7 +33,7 @@ def board_of(trainer: L.Trainer) -> SummaryWriter | None:
 class Board(Callback):
     """Lays TensorBoard out for a run.
 
-    - *Custom scalars*: training and validation loss in one chart; one chart per depth diagnostic, with all layers.
+    - *Custom scalars*: training and validation loss in one chart; one chart per layer diagnostic, with all layers.
     - *HParams*: the run's sizes and settings beside its last validation results. They are written at the start, so
       that a killed run has them too.
     - *Projector*: at the end of fit, the token embeddings with each token, its id and its count in the training text.
@@ -78,8 +78,8 @@ def layout() -> dict[str, dict[str, list[Any]]]:
         }
     }
     for name, diagnostic in DIAGNOSTICS.items():
-        lines = ["Multiline", [rf"depth/{name}/layer_\d+"]]
-        charts.setdefault(f"depth: {diagnostic.theme}", {})[diagnostic.title] = lines
+        lines = ["Multiline", [rf"layers/{name}/layer_\d+"]]
+        charts.setdefault(f"layers: {diagnostic.theme}", {})[diagnostic.title] = lines
     return charts
 
 

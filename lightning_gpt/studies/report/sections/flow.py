@@ -27,7 +27,7 @@ class Flow(Section):
     1 it grows (Hochreiter 1991; Glorot & Bengio 2010, section 4.2; for transformers: Xiong et al. 2020, 2002.04745).
 
     Args:
-        diagnostic: A non-negative depth diagnostic of the blocks, such as ``grad_norm``.
+        diagnostic: A non-negative layer diagnostic of the blocks, such as ``grad_norm``.
     """
 
     diagnostic: str

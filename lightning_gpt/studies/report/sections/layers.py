@@ -1,4 +1,4 @@
-"""A depth diagnostic by layer."""
+"""A layer diagnostic by layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Layers(Section):
     """One line per setting over the layers, as first and as last measured, with the spread over the seeds.
 
     Args:
-        diagnostic: Its name in ``depth.json``, such as ``token_cosine``.
+        diagnostic: Its name in ``layers.json``, such as ``token_cosine``.
         when: Which of the two the sentences and the table describe: ``first`` or ``last``.
     """
 

@@ -5,8 +5,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, Value
-from lightning_gpt.analysis.depth_plots import Heatmaps, cka_heatmap, value_spectrum
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value
+from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
 
 
 def drawn(figure: Figure) -> Figure:

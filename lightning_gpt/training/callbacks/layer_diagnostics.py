@@ -1,4 +1,4 @@
-"""Every depth diagnostic by layer, at each validation of a training run."""
+"""Every layer diagnostic by layer, at each validation of a training run."""
 
 import json
 import time
@@ -13,8 +13,8 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
-from lightning_gpt.analysis.depth_plots import Heatmaps, cka_heatmap, value_spectrum
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
+from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
@@ -32,11 +32,11 @@ _ROW_TOKENS = 128
 """Maximum length of a probe row, because the cost of attention spectra grows with its cube."""
 
 
-class DepthDiagnostics(Callback):
+class LayerDiagnostics(Callback):
     """Measures every layer on fixed probe tokens before the first step and at each validation.
 
-    It logs scalars ``depth/<diagnostic>/layer_<i>`` and, at the end of fit, heatmaps of layer by step. It also writes
-    ``depth.json`` in the run's folder, a list of ``{"step": n, diagnostic: [value of each layer], ...}`` in which a
+    It logs scalars ``layers/<diagnostic>/layer_<i>`` and, at the end of fit, heatmaps of layer by step. It also writes
+    ``layers.json`` in the run's folder, a list of ``{"step": n, diagnostic: [value of each layer], ...}`` in which a
     value by head is itself a list. A resumed run continues the file beside its checkpoint.
 
     Gradient norms are measured at each logged optimizer step, update-to-weight ratios at the first logged step and
@@ -49,7 +49,7 @@ class DepthDiagnostics(Callback):
 
     def __init__(self, enabled: bool = True, tokens: int = 256) -> None:
         if tokens < 2:
-            raise CallError(f"depth.tokens is {tokens}; it must be at least 2")
+            raise CallError(f"diagnostics.tokens is {tokens}; it must be at least 2")
         self.enabled = enabled
         self.tokens = tokens
         self._folder = Path()
@@ -82,7 +82,7 @@ class DepthDiagnostics(Callback):
             if self._batch is None:
                 return
             if trainer.ckpt_path is not None:
-                before = _read(Path(trainer.ckpt_path).parent.parent / "depth.json")
+                before = _read(Path(trainer.ckpt_path).parent.parent / "layers.json")
                 self._history = [entry for entry in before if entry["step"] <= trainer.global_step]
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
@@ -125,8 +125,8 @@ class DepthDiagnostics(Callback):
             self._draw(trainer)
         share = self._seconds / (_clock(pl_module.device) - self._started)
         for logger in trainer.loggers:
-            logger.log_metrics({"depth/share_of_time": share}, step=trainer.global_step)
-        say(f"depth diagnostics: {self._folder / 'depth.json'}; measuring took {share:.1%} of the training time")
+            logger.log_metrics({"layers/share_of_time": share}, step=trainer.global_step)
+        say(f"layer diagnostics: {self._folder / 'layers.json'}; measuring took {share:.1%} of the training time")
 
     @contextmanager
     def _timed(self, device: torch.device) -> Iterator[None]:
@@ -169,11 +169,11 @@ class DepthDiagnostics(Callback):
             self._log(trainer, figures)
             self._history = [entry for entry in self._history if entry["step"] < step]
             self._history.append({"step": step, **figures, **self._of_step})
-            _write(self._folder / "depth.json", self._history)
+            _write(self._folder / "layers.json", self._history)
 
     def _log(self, trainer: L.Trainer, figures: dict[str, list[Value]]) -> None:
         values = {
-            f"depth/{name}/layer_{layer:02}": number
+            f"layers/{name}/layer_{layer:02}": number
             for name, layers in figures.items()
             for layer, value in enumerate(layers)
             if (number := layer_value(value)) is not None
@@ -191,11 +191,11 @@ class DepthDiagnostics(Callback):
             columns = [entry for entry in self._history if name in entry]
             if columns:
                 steps, figures = [entry["step"] for entry in columns], [entry[name] for entry in columns]
-                board.add_figure(f"depth/{name}", heatmaps.draw(diagnostic, steps, figures), step)
+                board.add_figure(f"layers/{name}", heatmaps.draw(diagnostic, steps, figures), step)
         if self._probe is not None:
             last = self._history[-1]["step"]
-            board.add_figure("depth/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
-            board.add_figure("depth/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
+            board.add_figure("layers/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
+            board.add_figure("layers/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
 
 
 def _clock(device: torch.device) -> float:
@@ -216,7 +216,7 @@ def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> li
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``depth.json``; none if the file does not exist."""
+    """The entries of a ``layers.json``; none if the file does not exist."""
     if not path.is_file():
         return []
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))

@@ -123,7 +123,7 @@ class Diagnostic:
     """A quantity with one value per layer.
 
     Args:
-        name: Name in tags and files: ``depth/<name>/layer_00``.
+        name: Name in tags and files: ``layers/<name>/layer_00``.
         title: Title in charts and tables, with the unit.
         theme: The group of charts it belongs to.
         of: Whether its layers are those of the stream (the first is the embedding) or the blocks.

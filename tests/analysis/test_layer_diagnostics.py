@@ -1,4 +1,4 @@
-"""The depth diagnostics: closed cases, and every formula against its plain float64 version."""
+"""The layer diagnostics: closed cases, and every formula against its plain float64 version."""
 
 import math
 from collections.abc import Callable

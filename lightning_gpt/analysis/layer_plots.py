@@ -1,4 +1,4 @@
-"""Plots of the depth diagnostics: layer by step, layer by layer, and spectra."""
+"""Plots of the layer diagnostics: layer by step, layer by layer, and spectra."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_gpt.analysis.depth import Diagnostic, Value, layer_value
+from lightning_gpt.analysis.layer_diagnostics import Diagnostic, Value, layer_value
 
 _MOST_LABELS = 9
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, cka_matrix, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, cka_matrix, layer_value, measure
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.analysis.similarity import linear_cka
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel

@@ -1,4 +1,4 @@
-"""DepthDiagnostics in real fits: what it logs, writes and draws, and that it changes nothing."""
+"""LayerDiagnostics in real fits: what it logs, writes and draws, and that it changes nothing."""
 
 import json
 import shutil
@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_gpt.analysis.depth import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, layer_value, measure
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.errors import CallError
-from lightning_gpt.training.callbacks import DepthDiagnostics, StepMetrics
+from lightning_gpt.training.callbacks import LayerDiagnostics, StepMetrics
 from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from tests.processes import scalars, tiny_corpus
@@ -42,7 +42,7 @@ def fit(
     corpus: Path,
     folder: Path,
     module: LanguageModule,
-    depth: DepthDiagnostics | None,
+    depth: LayerDiagnostics | None,
     ckpt_path: Path | None = None,
     separate_documents: bool = False,
     **trainer: Any,
@@ -76,11 +76,11 @@ def fit(
 
 @pytest.fixture(scope="module")
 def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit(corpus, tmp_path_factory.mktemp("depth"), gpt_module(), DepthDiagnostics())
+    return fit(corpus, tmp_path_factory.mktemp("depth"), gpt_module(), LayerDiagnostics())
 
 
 def entries(run: Path) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = json.loads((run / "depth.json").read_text())
+    content: list[dict[str, Any]] = json.loads((run / "layers.json").read_text())
     return content
 
 
@@ -109,16 +109,16 @@ def test_scalars_are_the_files_figures_with_heads_averaged(run: Path) -> None:
             if name == "update_ratio":
                 step = max(measured for measured in RATIO_STEPS if measured <= step)
             for layer, value in enumerate(entry[name]):
-                assert logged[f"depth/{name}/layer_{layer:02}", step] == pytest.approx(layer_value(value), rel=1e-5)
+                assert logged[f"layers/{name}/layer_{layer:02}", step] == pytest.approx(layer_value(value), rel=1e-5)
     for name, expected in (("grad_norm", list(range(1, STEPS + 1))), ("update_ratio", RATIO_STEPS)):
-        assert [step for tag, step in logged if tag == f"depth/{name}/layer_00"] == expected
+        assert [step for tag, step in logged if tag == f"layers/{name}/layer_00"] == expected
 
 
 def test_the_blocks_gradients_are_a_part_of_the_whole_models(run: Path) -> None:
     """Their squares add up to less than the whole norm's, which has the embeddings too, and none is 0."""
     logged = scalars(run)
     for step in range(1, STEPS + 1):
-        blocks = [logged[f"depth/grad_norm/layer_{layer:02}", step] for layer in range(3)]
+        blocks = [logged[f"layers/grad_norm/layer_{layer:02}", step] for layer in range(3)]
         assert min(blocks) > 0
         assert sum(norm**2 for norm in blocks) < logged["train/grad_norm", step] ** 2
 
@@ -126,7 +126,7 @@ def test_the_blocks_gradients_are_a_part_of_the_whole_models(run: Path) -> None:
 def test_update_ratio_is_that_of_the_weights_before_and_after(corpus: Path, tmp_path: Path) -> None:
     module = gpt_module()
     before = [[p.detach().clone() for p in part] for part in block_parameters(module.model)]
-    run = fit(corpus, tmp_path, module, DepthDiagnostics(), max_steps=1, val_check_interval=1)
+    run = fit(corpus, tmp_path, module, LayerDiagnostics(), max_steps=1, val_check_interval=1)
     for layer, (old, new) in enumerate(zip(before, block_parameters(module.model), strict=True)):
         change = sum(float((n.double() - o.double()).square().sum()) for o, n in zip(old, new, strict=True)) ** 0.5
         size = sum(float(o.double().square().sum()) for o in old) ** 0.5
@@ -134,7 +134,7 @@ def test_update_ratio_is_that_of_the_weights_before_and_after(corpus: Path, tmp_
 
 
 def test_the_probe_is_the_first_validation_text_and_the_figures_are_the_models(corpus: Path, tmp_path: Path) -> None:
-    module, depth = gpt_module(), DepthDiagnostics(tokens=32)
+    module, depth = gpt_module(), LayerDiagnostics(tokens=32)
     run = fit(corpus, tmp_path, module, depth)
     data = module.trainer.datamodule
     rows = next(iter(data.evaluation("val")))
@@ -155,13 +155,13 @@ def test_watching_changes_no_weight(run: Path, corpus: Path, tmp_path: Path) -> 
 
 
 def test_a_resumed_run_goes_on_from_the_file_beside_its_checkpoint(run: Path, corpus: Path, tmp_path: Path) -> None:
-    half = fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), max_steps=STEPS, limit_val_batches=1)
+    half = fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(), max_steps=STEPS, limit_val_batches=1)
     whole = entries(half)
     last = half / "checkpoints/last.ckpt"
-    kept = torch.load(last, weights_only=True)["callbacks"]["DepthDiagnostics"]["of_step"]
+    kept = torch.load(last, weights_only=True)["callbacks"]["LayerDiagnostics"]["of_step"]
     assert kept == {name: whole[-1][name] for name in OF_STEPS}, "the next validation may come before the next of them"
-    (half / "depth.json").write_text(json.dumps([*whole, {"step": 99, "token_cosine": [1.0]}]))
-    resumed = fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), last, max_steps=2 * STEPS, limit_val_batches=1)
+    (half / "layers.json").write_text(json.dumps([*whole, {"step": 99, "token_cosine": [1.0]}]))
+    resumed = fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(), last, max_steps=2 * STEPS, limit_val_batches=1)
     assert resumed != half
     assert [entry["step"] for entry in entries(resumed)] == [0, 4, 8, 12, 16, 20, 24], "99 is past the checkpoint"
     assert entries(resumed)[:4] == whole
@@ -172,7 +172,7 @@ def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, mon
     from lightning_gpt import whole_file
     from lightning_gpt.training.callbacks import depth
 
-    path = tmp_path / "depth.json"
+    path = tmp_path / "layers.json"
     depth._write(path, [{"step": 0}])
 
     def killed(*_: Any) -> None:
@@ -187,19 +187,19 @@ def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, mon
 def test_the_one_head_model_has_one_block_in_bf16_mixed_too(corpus: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = SingleHeadModule(dim=16, block_size=8, vocab_size=300)
-    depth = DepthDiagnostics()
+    depth = LayerDiagnostics()
     run = fit(corpus, tmp_path, module, depth, precision="bf16-mixed", log_every_n_steps=2)
     last = entries(run)[-1]
     assert [len(last[name]) for name in ("token_cosine", "attention_entropy", "grad_norm")] == [2, 1, 1]
     assert depth._probe.streams.dtype == torch.float32
     exact = measure(Probe.take(module.double().model, depth._batch["ids"], depth._batch["targets"]))
     assert last["rms"] == pytest.approx(exact["rms"], rel=1e-5), "bf16 would be off by a hundredth"
-    steps = [step for tag, step in scalars(run) if tag == "depth/grad_norm/layer_00"]
+    steps = [step for tag, step in scalars(run) if tag == "layers/grad_norm/layer_00"]
     assert steps == list(range(2, STEPS + 1, 2)), "at logged steps only"
 
 
 def test_without_a_logger_the_file_is_beside_the_checkpoints(corpus: Path, tmp_path: Path) -> None:
-    fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(), logger=False, separate_documents=True)
+    fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(), logger=False, separate_documents=True)
     assert [entry["step"] for entry in entries(tmp_path)] == [0, 4, 8, 12]
     assert (tmp_path / "checkpoints/last.ckpt").is_file()
 
@@ -209,14 +209,14 @@ def test_turned_off_or_without_validation_it_leaves_nothing(
     settings: dict[str, Any], corpus: Path, tmp_path: Path
 ) -> None:
     enabled = settings.pop("enabled", True)
-    fit(corpus, tmp_path, gpt_module(), DepthDiagnostics(enabled=enabled), **settings)
-    assert not list(tmp_path.rglob("depth.json"))
+    fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(enabled=enabled), **settings)
+    assert not list(tmp_path.rglob("layers.json"))
 
 
 def test_it_says_its_share_of_the_time(run: Path) -> None:
     events = EventAccumulator(str(run))
     events.Reload()
-    assert [(event.step, 0 < event.value < 1) for event in events.Scalars("depth/share_of_time")] == [(STEPS, True)]
+    assert [(event.step, 0 < event.value < 1) for event in events.Scalars("layers/share_of_time")] == [(STEPS, True)]
 
 
 def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
@@ -238,18 +238,18 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
         synchronize()  # figures are read on the CPU
         return measure(probe)
 
-    callback = "lightning_gpt.training.callbacks.depth"
+    callback = "lightning_gpt.training.callbacks.layer_diagnostics"
     monkeypatch.setattr(f"{callback}.synchronize", synchronize, raising=False)
     monkeypatch.setattr(f"{callback}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     monkeypatch.setattr(f"{callback}.measure", measured)
     module = Queued(n_layer=1, n_head=2, dim=16, block_size=16, vocab_size=300)
-    events = EventAccumulator(str(fit(corpus, tmp_path, module, DepthDiagnostics())))
+    events = EventAccumulator(str(fit(corpus, tmp_path, module, LayerDiagnostics())))
     events.Reload()
-    (share,) = events.Scalars("depth/share_of_time")
+    (share,) = events.Scalars("layers/share_of_time")
     probes = 1 + STEPS // EVERY
     assert share.value == pytest.approx(probes / (probes + 9 * STEPS))
 
 
 def test_a_probe_of_one_token_is_refused() -> None:
     with pytest.raises(CallError, match=r"depth\.tokens is 1; it must be at least 2"):
-        DepthDiagnostics(tokens=1)
+        LayerDiagnostics(tokens=1)
