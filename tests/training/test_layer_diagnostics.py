@@ -170,17 +170,17 @@ def test_a_resumed_run_goes_on_from_the_file_beside_its_checkpoint(run: Path, co
 
 def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_gpt import whole_file
-    from lightning_gpt.training.callbacks import depth
+    from lightning_gpt.training.callbacks import layer_diagnostics
 
     path = tmp_path / "layers.json"
-    depth._write(path, [{"step": 0}])
+    layer_diagnostics._write(path, [{"step": 0}])
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(whole_file.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        depth._write(path, [{"step": 0}, {"step": 1}])
+        layer_diagnostics._write(path, [{"step": 0}, {"step": 1}])
     assert json.loads(path.read_text()) == [{"step": 0}]
 
 
@@ -251,5 +251,5 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
 
 
 def test_a_probe_of_one_token_is_refused() -> None:
-    with pytest.raises(CallError, match=r"depth\.tokens is 1; it must be at least 2"):
+    with pytest.raises(CallError, match=r"diagnostics\.tokens is 1; it must be at least 2"):
         LayerDiagnostics(tokens=1)
