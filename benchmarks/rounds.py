@@ -2,13 +2,12 @@
 
 import gc
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from lightning_gpt.training.peak import synchronize
+from lightning_gpt.training.device_clock import clock
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,6 @@ def interleaved(costs: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     """The spread of ``above / below``; each ratio is of two values from the same round."""
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])
-
-
-def clock(device: torch.device) -> float:
-    """``time.perf_counter()`` once ``device`` has finished its queued work, since CUDA calls return early."""
-    synchronize(device)
-    return time.perf_counter()
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -13,10 +13,11 @@ from benchmarks import peers
 from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Target
-from benchmarks.rounds import Spread, clock, ratio
+from benchmarks.rounds import Spread, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.training.callbacks import Cost, RunProgress, StepMetrics
+from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import GPTModule
 
 _N_LAYER = 4

@@ -11,11 +11,12 @@ from benchmarks import peers
 from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
-from benchmarks.rounds import Spread, clock, interleaved, ratio
+from benchmarks.rounds import Spread, interleaved, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.training.device_clock import clock
 
 _EARLY, _LATE, _AROUND = 10, 250, 5
 

@@ -116,7 +116,7 @@ class SingleHeadModel(LanguageModel):
         context = self.context(ids, documents, cache, lengths, losses)
         x = self.embed(ids, context)  # (B, T, d)
         n = self.see("norm", self.norm(x))
-        y = self.see("residual", x + self.attention(n, context if cache is None else context.at_layer(0)))
+        y = self.see("residual", x + self.attention(n, context.at_layer(0)))
         if cache is not None:
             cache.advance(ids.shape[1], lengths)
         return y

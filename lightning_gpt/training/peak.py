@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from lightning_gpt.training.device_clock import synchronize
+
 _DENSE_TFLOPS = {
     # NVIDIA's data sheets: dense (without sparsity) tensor-core rates with bf16 or fp16 inputs, in 10¹² FLOP/s
     "B200": 2250.0,
@@ -61,9 +63,3 @@ def product_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds:
         synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until ``device`` has finished all work queued so far."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -239,8 +239,8 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
         return measure(probe)
 
     callback = "lightning_gpt.training.callbacks.layer_diagnostics"
-    monkeypatch.setattr(f"{callback}.synchronize", synchronize, raising=False)
-    monkeypatch.setattr(f"{callback}.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr("lightning_gpt.training.device_clock.synchronize", synchronize)
+    monkeypatch.setattr("lightning_gpt.training.device_clock.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
     monkeypatch.setattr(f"{callback}.measure", measured)
     module = Queued(n_layer=1, n_head=2, dim=16, block_size=16, vocab_size=300)
     events = EventAccumulator(str(fit(corpus, tmp_path, module, LayerDiagnostics())))

@@ -1,7 +1,6 @@
 """Every layer diagnostic by layer, at each validation of a training run."""
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +21,8 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.training.callbacks.board import board_of
+from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import LanguageModule
-from lightning_gpt.training.peak import synchronize
 from lightning_gpt.whole_file import write_file
 
 _RATIO_EVERY = 5
@@ -73,7 +72,7 @@ class LayerDiagnostics(Callback):
         self._of_step = state_dict["of_step"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started, self._seconds = _clock(pl_module.device), 0.0
+        self._started, self._seconds = clock(pl_module.device), 0.0
         self._history, self._now, self._probe, self._weights_before = [], {}, None, None
         if trainer.ckpt_path is None:
             self._of_step = {}
@@ -123,18 +122,18 @@ class LayerDiagnostics(Callback):
             return
         with self._timed(pl_module.device):
             self._draw(trainer)
-        share = self._seconds / (_clock(pl_module.device) - self._started)
+        share = self._seconds / (clock(pl_module.device) - self._started)
         for logger in trainer.loggers:
             logger.log_metrics({"layers/share_of_time": share}, step=trainer.global_step)
         say(f"layer diagnostics: {self._folder / 'layers.json'}; measuring took {share:.1%} of the training time")
 
     @contextmanager
     def _timed(self, device: torch.device) -> Iterator[None]:
-        start = _clock(device)
+        start = clock(device)
         try:
             yield
         finally:
-            self._seconds += _clock(device) - start
+            self._seconds += clock(device) - start
 
     def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
         """The first validation tokens as rows, the same for any number of processes; None to measure nothing."""
@@ -196,12 +195,6 @@ class LayerDiagnostics(Callback):
             last = self._history[-1]["step"]
             board.add_figure("layers/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
             board.add_figure("layers/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
-
-
-def _clock(device: torch.device) -> float:
-    """``time.perf_counter()`` once ``device`` has finished its queue, so that a training step counts as training."""
-    synchronize(device)
-    return time.perf_counter()
 
 
 def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> list[Value]:
