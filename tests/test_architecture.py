@@ -11,17 +11,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE, BENCHMARKS = ROOT / "lightning_gpt", ROOT / "benchmarks"
 
-BELOW = {"models", "data", "analysis", "inference", "checkpoint", "planning", "console", "errors"}
+BELOW = {"models", "data", "analysis", "inference", "checkpoint", "planning", "console", "options", "errors"}
 
 # the parts of lightning_gpt, and benchmarks, that each part may import besides itself
 MAY_IMPORT = {
     "errors": set(),
-    "models": {"errors"},
+    "options": {"errors"},
+    "models": {"options", "errors"},
     "console": set(),
     "hardware": set(),
     "whole_file": {"errors"},
     "trust": {"errors"},
-    "data": {"models", "console", "whole_file", "errors"},
+    "data": {"models", "console", "whole_file", "options", "errors"},
     "checkpoint_file": {"whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_file", "whole_file", "console", "errors"},
     "inference": {"models", "data", "errors"},
