@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_gpt.options import Depth, Heads, Length, Rows, VocabSize, Width, check_options
+
 Device = Literal["cpu", "cuda"]
 
 
@@ -26,19 +28,22 @@ class Workload:
         window: Size of the attention window, in tokens.
     """
 
-    dim: int = 256
-    n_head: int = 4
-    time: int = 256
-    batch: int = 8
-    vocab_size: int = 50257
-    depths: list[int] = field(default_factory=lambda: [2, 4, 8, 12])
-    checkpoint_depth: int = 12
-    generate_depth: int = 8
-    prompt: int = 10
-    new_tokens: int = 200
-    generate_batch: int = 8
-    attention_time: int = 4096
-    window: int = 256
+    dim: Width = 256
+    n_head: Heads = 4
+    time: Length = 256
+    batch: Rows = 8
+    vocab_size: VocabSize = 50257
+    depths: list[Depth] = field(default_factory=lambda: [2, 4, 8, 12])
+    checkpoint_depth: Depth = 12
+    generate_depth: Depth = 8
+    prompt: Length = 10
+    new_tokens: Length = 200
+    generate_batch: Rows = 8
+    attention_time: Length = 4096
+    window: Length = 256
+
+    def __post_init__(self) -> None:
+        check_options(Workload.__init__, vars(self), "workload.")
 
     @property
     def tokens(self) -> int:

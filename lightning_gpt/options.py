@@ -57,11 +57,19 @@ ShareBelowOne = Annotated[float, Range(0, below=1)]
 ShareAboveZero = Annotated[float, Range(above=0, most=1)]
 
 # The upper bounds are far above every sensible value. They keep a slip of the keyboard from exhausting the machine.
+Depth = Annotated[int, Range(1, 10_000)]
+"""Layers of a model."""
+Heads = Annotated[int, Range(1, 2**16)]
 Width = Annotated[int, Range(1, 2**20)]
 """Dimensions of a vector."""
 Length = Annotated[int, Range(1, 2**24)]
 """Tokens of a sequence."""
-VocabSize = Annotated[int, Range(1, 2**24)]
+VocabSize = Annotated[int, Range(1, 2**22)]
+TokenId = Annotated[int, Range(0, 2**22 - 1)]
+Rows = Annotated[int, Range(1, 2**20)]
+"""Sequences of a batch."""
+Index = Annotated[int, Range(0, 10**6)]
+"""A place in a list, counted from 0."""
 Processes = Annotated[int, Range(1, 1024)]
 """Processes or threads on one machine."""
 Count = Annotated[int, Range(1, 10**15)]
@@ -148,7 +156,8 @@ def _words(hint: Any) -> str:
     if kind is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if kind is tuple and inner[-1] is not ...:
-        return f"a list of {len(inner)} values: {', '.join(map(_words, inner))}"
+        words = list(map(_words, inner))
+        return f"a list of {len(inner)}: " + (f"each {words[0]}" if len(set(words)) == 1 else ", ".join(words))
     if kind in (list, tuple):
         return f"a list, each entry {_words(inner[0])}"
     return _NAMES.get(kind or hint) or f"of type {(kind or hint).__name__}"

@@ -1,10 +1,12 @@
 """``lightning-gpt bench``: compares this package with other projects and with the machine's limits; profiles a step."""
 
 from pathlib import Path
+from typing import Annotated
 
 from benchmarks.workload import Device, Workload
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import Processes, Range
 
 _QUICK_ROUNDS = 2
 
@@ -13,8 +15,8 @@ def bench(
     rows: str = "all",
     peer_dir: str | None = None,
     litgpt_python: str | None = None,
-    threads: int | None = None,
-    rounds: int = 7,
+    threads: Processes | None = None,
+    rounds: Annotated[int, Range(1, 1000)] = 7,
     device: Device = "cpu",
     quick: bool = False,
     profile: bool = False,
@@ -40,10 +42,6 @@ def bench(
 
     from benchmarks.run import run_rows
 
-    if threads is not None and threads < 1:
-        raise CallError(f"threads is {threads}; it must be at least 1")
-    if rounds < 1:
-        raise CallError(f"rounds is {rounds}; it must be at least 1")
     if peer_dir is not None and not Path(peer_dir).is_dir():
         raise CallError(f"peer_dir is {peer_dir!r}, which is not a folder")
     if litgpt_python is not None and not Path(litgpt_python).is_file():
@@ -66,5 +64,4 @@ def bench(
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and run the benchmarks."""
-    options = parse_function_call(bench, "bench", args)
-    bench(**{**options, "workload": Workload(**vars(options["workload"]))})
+    bench(**parse_function_call(bench, "bench", args))

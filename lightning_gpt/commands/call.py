@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import check_options, shown
 
 _TYPES = {
     "int": "a whole number",
@@ -27,10 +28,37 @@ def parse_function_call(function: Callable[..., Any], command: str, args: list[s
     """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options."""
     parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_function_arguments(function)
+    options = dict(vars(parser.instantiate(parse(parser, args))))
+    check_options(function, options)
+    return options
+
+
+def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) -> Namespace:
+    """Parse ``args``.
+
+    Args:
+        parser: The parser.
+        args: The options as typed.
+        known: The options that exist, to suggest the one that was meant; those of ``parser`` if empty.
+
+    Raises:
+        CallError: They are wrong; the message is one line.
+    """
     try:
-        return dict(vars(parser.parse_args(args)))
+        return parser.parse_args(args)
     except ArgumentError as error:
-        raise CallError(one_line(str(error), option_names(parser))) from None
+        raise CallError(one_line(str(error), known or option_names(parser))) from None
+    except OverflowError:  # the parser converts whole numbers to floating point without a look at their size
+        raise CallError(f"{_option_with_long_number(args)} has a number too large for floating point") from None
+
+
+def _option_with_long_number(args: list[str]) -> str:
+    found = (
+        argument.partition("=")[0] if argument.startswith("--") else before
+        for before, argument in zip(["", *args], args, strict=False)
+        if re.search(r"\d{309}", argument)
+    )
+    return next(found, "the config")
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
@@ -64,6 +92,7 @@ def one_line(message: str, known: Iterable[str]) -> str:
         message: What the parser said, often over many lines and for every branch of a union.
         known: The options that exist, to suggest the one that was meant.
     """
+    message = message.replace("int too large to convert to float", "Expected a <class 'float'>")
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
     key = keys[0] if keys else ""
@@ -98,7 +127,7 @@ def one_line(message: str, known: Iterable[str]) -> str:
     if expected:
         given = next((value for _, value in expected if value), "") or _given(lines)
         allowed = list(dict.fromkeys(_type_name(kind) for kind, _ in expected))
-        return f"{key} is {given!r}; allowed: {' or '.join(allowed)}"
+        return f"{key} is {shown(given)}; allowed: {' or '.join(allowed)}"
     first = re.sub(r'^Parser key "[^"]+":\s*', "", " ".join(lines))
     return f"{key}: {first}" if key else first
 

@@ -1,7 +1,6 @@
 """Reading the data section of config files, for commands that need a corpus and no model."""
 
 import json
-from argparse import ArgumentError
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lightning_gpt.commands.call import check_config_files, one_line, option_names
+from lightning_gpt.commands.call import check_config_files, parse
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import check_options
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
@@ -52,10 +52,9 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
     )
     parser.add_function_arguments(function, skip={"section"})
     parser.add_class_arguments(TextData, "data")
-    try:
-        parsed = parser.parse_args(_with_data_of_configs(args))
-    except ArgumentError as error:
-        raise CallError(one_line(str(error), option_names(parser))) from None
+    parsed = parse(parser, _with_data_of_configs(args))
+    options = {name: value for name, value in vars(parsed).items() if name not in ("config", "data")}
+    check_options(function, options)
     given = [source.as_dict().get("init_args", {}) for source in parsed.data.sources or []]
     parsed.data.prepared = None  # a run's config may name the folder that this command is about to make
     data = parser.instantiate_classes(parsed).data
@@ -63,7 +62,6 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
         {"name": source.name, "class": type(source).__name__, "arguments": _documents_only(arguments)}
         for source, arguments in zip(data.sources, given or [{}] * len(data.sources), strict=True)
     ]
-    options = {name: value for name, value in vars(parsed).items() if name not in ("config", "data")}
     return DataSection(data, sources), options
 
 

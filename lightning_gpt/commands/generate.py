@@ -13,23 +13,25 @@ from lightning_gpt.inference import checked_ids, prompt_ids, stream_text
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.int8 import int8
-from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
+from lightning_gpt.models.decoding.speculative import Guesses
+from lightning_gpt.options import NotNegative, Seed, ShareAboveZero, TokenId, VocabSize
 
 
 def generate(
     checkpoint: str,
     prompt: str = "",
-    ids: list[int] | None = None,
-    max_new_tokens: int = 100,
+    ids: list[TokenId] | None = None,
+    max_new_tokens: NewTokens = 100,
     strategy: Literal["multinomial", "greedy"] = "multinomial",
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
+    temperature: NotNegative = 0.8,
+    top_k: VocabSize | None = None,
+    top_p: ShareAboveZero | None = None,
+    seed: Seed = 0,
     precision: Literal["fp32", "bf16", "int8"] = "fp32",
     draft: str | None = None,
-    n_guess: int = 4,
-    exit_confidence: float | None = None,
+    n_guess: Guesses = 4,
+    exit_confidence: ShareAboveZero | None = None,
 ) -> None:
     """Continue a prompt; text streams to standard output until <|endoftext|> or max_new_tokens.
 

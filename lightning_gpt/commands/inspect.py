@@ -32,6 +32,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids
 from lightning_gpt.models import LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.options import Index, Seed, TokenId
 
 _MOST_COLUMNS = 12
 
@@ -39,14 +40,14 @@ _MOST_COLUMNS = 12
 def inspect(
     checkpoint: str | None = None,
     text: str = "The city was founded in 1850",
-    ids: list[int] | None = None,
-    layer: int = 0,
-    head: int = 0,
+    ids: list[TokenId] | None = None,
+    layer: Index = 0,
+    head: Index = 0,
     ablate: str = "",
     ablation: Literal["zero", "mean"] = "zero",
-    page_layers: list[int] | None = None,
+    page_layers: list[Index] | None = None,
     output: str = "inspect",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Show which tokens each head of a model attends to in a text, and what the model would predict after each layer.
 

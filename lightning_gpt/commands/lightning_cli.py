@@ -3,8 +3,8 @@
 import atexit
 import logging
 import os
+import sys
 import warnings
-from argparse import ArgumentError
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import one_line, option_names
+from lightning_gpt.commands.call import option_names, parse
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -101,11 +101,8 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with mistakes said in one line."""
-        try:
-            self.config = parser.parse_args(args)
-        except ArgumentError as error:
-            known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
-            raise CallError(one_line(str(error), sorted(known))) from None
+        known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
+        self.config = parse(parser, sys.argv[1:] if args is None else args, sorted(known))
 
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint before anything is built, so that a bad one costs nothing.

@@ -4,17 +4,18 @@ from pathlib import Path
 
 from lightning_gpt.commands.data_section import DataSection, parse_data_call
 from lightning_gpt.commands.prepare_progress import ConsoleProgress
-from lightning_gpt.data.prepare.duplicates import check_threshold
+from lightning_gpt.data.prepare.duplicates import Threshold
 from lightning_gpt.data.sources.base import require_distinct_names
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import Processes
 
 
 def prepare(
     section: DataSection,
     output: str,
-    jobs: int | None = None,
+    jobs: Processes | None = None,
     remove_duplicates: bool = False,
-    near_duplicate_threshold: float | None = 0.8,
+    near_duplicate_threshold: Threshold | None = 0.8,
 ) -> None:
     """Tokenise all documents of the data section into a folder that training memory-maps.
 
@@ -31,10 +32,6 @@ def prepare(
     from lightning_gpt.console import say
     from lightning_gpt.data.prepare.corpus import prepare_corpus
 
-    if jobs is not None and jobs < 1:
-        raise CallError(f"jobs is {jobs}; it must be at least 1")
-    if near_duplicate_threshold is not None:
-        check_threshold(near_duplicate_threshold)
     require_distinct_names(section.data.sources)
     folder = Path(output)
     if folder.exists():

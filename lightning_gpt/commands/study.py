@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files, parse_function_call
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.options import Index, Processes
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
@@ -26,8 +27,8 @@ def study(
     config: str,
     preset: str | None = None,
     folder: str | None = None,
-    jobs: int = 1,
-    cell: int | None = None,
+    jobs: Processes = 1,
+    cell: Index | None = None,
     slurm: bool = False,
     report_only: bool = False,
 ) -> None:
@@ -48,8 +49,6 @@ def study(
     read = read_study(Path(config), preset)
     check_report(read)
     place = Path(folder) if folder is not None else Path("studies") / read.title
-    if jobs < 1:
-        raise CallError(f"jobs is {jobs}; it must be at least 1")
     if sum((cell is not None, slurm, report_only)) > 1:
         raise CallError("--cell, --slurm and --report_only cannot be combined")
     if cell is not None and not 0 <= cell < len(read.cells):

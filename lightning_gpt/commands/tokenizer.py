@@ -6,11 +6,12 @@ from lightning_gpt.commands.data_section import DataSection, parse_data_call
 from lightning_gpt.data.prepare.card import bytes_per_token
 from lightning_gpt.data.prepare.parts import Tally
 from lightning_gpt.data.stream import texts_of
+from lightning_gpt.data.tokenizer import TrainedVocabSize
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import write_file
 
 
-def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
+def tokenizer(section: DataSection, vocab_size: TrainedVocabSize, output: str) -> None:
     """Train a byte-level BPE vocabulary as fit does and write it to OUTPUT/bpe-N.tiktoken, for use as data.tokenizer.
 
     Args:

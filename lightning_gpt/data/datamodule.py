@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import numpy as np
@@ -19,8 +19,9 @@ from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may 
 from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
-from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
+from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, TrainedVocabSize
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import Length, Range, Rows, Seed, ShareBelowOne, check_options
 
 
 class TextData(L.LightningDataModule):
@@ -51,28 +52,20 @@ class TextData(L.LightningDataModule):
         self,
         sources: list[Source] | None = None,
         prepared: str | None = None,
-        tokenizer: int | str = "gpt2",
-        block_size: int = 256,
-        batch_size: int = 8,
-        num_workers: int = 0,
-        val_share: float = 0.05,
-        test_share: float = 0.05,
-        shuffle_window: int = 16384,
+        tokenizer: TrainedVocabSize | str = "gpt2",
+        block_size: Length = 256,
+        batch_size: Rows = 8,
+        num_workers: Annotated[int, Range(0, 1024)] = 0,
+        val_share: ShareBelowOne = 0.05,
+        test_share: ShareBelowOne = 0.05,
+        shuffle_window: Annotated[int, Range(1, 2**24)] = 16384,
         packing: PackingName = "concatenate",
         separate_documents: bool = False,
-        eval_tokens: int = 1_000_000,
-        seed: int | None = None,
+        eval_tokens: Annotated[int, Range(2, 10**15)] = 1_000_000,
+        seed: Seed | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("block_size", block_size, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("shuffle_window", shuffle_window, 1),
-            ("eval_tokens", eval_tokens, 2),
-        ):
-            if value < least:
-                raise CallError(f"{name} is {value}; it must be at least {least}")
+        check_options(TextData.__init__, locals())
         if packing == "lanes" and separate_documents:
             raise CallError(
                 "separate_documents and packing lanes cannot be combined: a row of a lane holds one document already"
@@ -95,8 +88,6 @@ class TextData(L.LightningDataModule):
         self.eval_tokens = eval_tokens
         self.seed = seed
         self.vocab_size_to_train = tokenizer if isinstance(tokenizer, int) else None
-        if isinstance(tokenizer, int):
-            check_vocab_size(tokenizer)
         self._tokenizer = None if isinstance(tokenizer, int) else _named_tokenizer(tokenizer)
         if prepared is not None:
             self._use_prepared(open_prepared(prepared))

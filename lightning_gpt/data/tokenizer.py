@@ -12,17 +12,19 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import tiktoken
 
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.options import Range, check_option
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_VOCAB_SIZE = 50257
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-SMALLEST_VOCAB_SIZE = 257  # the 256 bytes and <|endoftext|>
+TrainedVocabSize = Annotated[int, Range(257, 2**20)]
+"""Number of tokens to train: the 256 bytes, ``<|endoftext|>``, and merges."""
 
 # GPT-2's pre-tokenisation (Radford et al. 2019, released code): contractions, letters, digits, symbols, spaces.
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -112,7 +114,7 @@ class Tokenizer:
         from tokenizers import Tokenizer as Trainable
         from tokenizers import models, pre_tokenizers, trainers
 
-        check_vocab_size(vocab_size)
+        check_option("vocab_size", vocab_size, TrainedVocabSize)
         model = Trainable(models.BPE())
         model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -191,12 +193,6 @@ class Tokenizer:
             return self.encoding.decode_single_token_bytes(int(token))
         except KeyError:
             return b""
-
-
-def check_vocab_size(vocab_size: int) -> None:
-    """Raise a CallError if the vocabulary is too small for the 256 bytes and ``<|endoftext|>``."""
-    if vocab_size < SMALLEST_VOCAB_SIZE:
-        raise CallError(f"tokenizer has a vocabulary size of {vocab_size}; the minimum is {SMALLEST_VOCAB_SIZE}")
 
 
 def _to_bytes(token: str) -> bytes:

@@ -1,8 +1,7 @@
 """The configuration of a GPT: sizes and choices of parts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import Backend
@@ -15,21 +14,7 @@ from lightning_gpt.models.registry import Given, GivenByLayer, as_read
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_routings
-
-
-def require_positive(config: Any, *names: str) -> None:
-    """Raise a CallError unless each named field is a positive whole number."""
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise CallError(f"{name} is {value}; it must be a whole number of at least 1")
-
-
-def require_choice(config: Any, name: str, choices: Sequence[str]) -> None:
-    """Raise a CallError unless the field ``name`` is one of ``choices``."""
-    value = getattr(config, name)
-    if value not in choices:
-        raise CallError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+from lightning_gpt.options import Depth, Heads, Length, NotNegative, ShareBelowOne, VocabSize, Width, check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +53,12 @@ class GPTConfig:
     ``attention`` and ``ffn``), or None for an omitted part.
     """
 
-    n_layer: int = 4
-    n_head: int = 4
-    dim: int = 256
-    block_size: int = 256
-    vocab_size: int = 50257
-    dropout: float = 0.0
+    n_layer: Depth = 4
+    n_head: Heads = 4
+    dim: Width = 256
+    block_size: Length = 256
+    vocab_size: VocabSize = 50257
+    dropout: ShareBelowOne = 0.0
     bias: bool = True
     tie_embeddings: bool = True
     attention_backend: Backend = "sdpa"
@@ -85,15 +70,12 @@ class GPTConfig:
     qk_norm: Given = "none"
     layer_drop: Given = None
     token_routing: Given = None
-    n_unique: int | None = None
-    diversity: float = 0.0
+    n_unique: Depth | None = None
+    diversity: NotNegative = 0.0
     zero_projections: bool = False
     checkpointing: Checkpointing = "none"
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_layer", "n_head", "dim", "block_size", "vocab_size")
-        require_choice(self, "attention_backend", get_args(Backend))
-        require_choice(self, "checkpointing", get_args(Checkpointing))
         self._read("norm", norms.require(self.norm))
         self._read("qk_norm", norms.require(self.qk_norm))
         self._read("residual", blocks.require(self.residual))
@@ -102,13 +84,10 @@ class GPTConfig:
         self._read("ffn", ffns.pattern(self.ffn))
         self._read("layer_drop", layer_drops.read(self.layer_drop))
         self._read("token_routing", token_routings.read(self.token_routing))
+        check_options(GPTConfig.__init__, vars(self))
         self._check_shared()
         self._check_heads()
         self.routing()
-        if not 0 <= self.dropout < 1:
-            raise CallError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if not 0 <= self.diversity < float("inf"):
-            raise CallError(f"diversity is {self.diversity}; it must be a number of at least 0")
         if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
             raise CallError(
                 f"zero_projections and residual {self.residual} cannot be combined: every gradient would stay 0"
@@ -141,7 +120,7 @@ class GPTConfig:
         """A block shared by several layers must have the same kind of parts in each."""
         if self.n_unique is None:
             return
-        if not isinstance(self.n_unique, int) or not 1 <= self.n_unique <= self.n_layer:
+        if self.n_unique > self.n_layer:
             raise CallError(f"n_unique is {self.n_unique}; it must be from 1 to n_layer, which is {self.n_layer}")
         for part, choices in (("attention", as_read(self.attention)), ("ffn", as_read(self.ffn))):
             if self.n_unique % len(choices):

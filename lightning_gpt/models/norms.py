@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.registry import Registry
+from lightning_gpt.options import NotNegative
 
 norms: Registry["Norm"] = Registry("norm", "dim", "bias")
 """Every norm: ``(..., dim)`` to the same shape."""
@@ -24,7 +25,7 @@ class LayerNorm(nn.LayerNorm, Norm):
 
     has_gain = True
 
-    def __init__(self, dim: int, bias: bool = True, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, bias: bool = True, eps: NotNegative = 1e-5) -> None:
         super().__init__(dim, bias=bias, eps=eps)
 
 
@@ -34,7 +35,7 @@ class RMSNorm(nn.RMSNorm, Norm):
 
     has_gain = True
 
-    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+    def __init__(self, dim: int, eps: NotNegative = 1e-6) -> None:
         super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ class RMSNorm(nn.RMSNorm, Norm):
 class ScaleNorm(Norm):
     """``g x / max(‖x‖, ε)`` with one scalar ``g``, initially √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""
 
-    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, eps: NotNegative = 1e-5) -> None:
         super().__init__()
         self.dim, self.eps = dim, eps
         self.gain = nn.Parameter(torch.empty(()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, NoReturn, TypeVar
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import check_option, shown
 
 T = TypeVar("T")
 
@@ -109,8 +110,9 @@ class Registry(Generic[T]):
     """The variants of one part, each a class registered under its name.
 
     A variant's constructor receives those *context* values (model settings such as ``dim`` and ``n_head``) that it
-    names; its other arguments are options that a config can set. If it passes ``**`` arguments on to its base class,
-    the base class's arguments count too.
+    names; its other arguments are options that a config can set, of the type and in the range that their annotations
+    state (:mod:`lightning_gpt.options`). If it passes ``**`` arguments on to its base class, the base class's arguments
+    count too.
 
     Args:
         part: Name of the part in configs, used in messages.
@@ -157,8 +159,9 @@ class Registry(Generic[T]):
         if not isinstance(kind, str) or kind not in self._classes:
             known = ", ".join(self.names)
             raise UnknownVariant(
-                f"{self.part} {kind!r}",
-                f"{self.part} is {kind!r}; it must be one of {known}, or registered by a module that --trust names",
+                f"{self.part} {shown(kind)}",
+                f"{self.part} is {shown(kind)}; it must be one of {known}, or registered by a "
+                f"module that --trust names",
             )
         return self._classes[kind]
 
@@ -170,20 +173,25 @@ class Registry(Generic[T]):
         """Parse a choice into its canonical form: its kind with every option.
 
         Raises:
-            CallError: If ``given`` names no variant, has an option the variant lacks, or omits a required option.
+            CallError: If ``given`` names no variant, has an option the variant lacks, omits a required option, or has a
+                value that the option's annotation does not allow.
         """
         if self.optional and (given is None or given == "none" or given == {"kind": "none"}):
             return None
         if isinstance(given, str):
             given = {"kind": given}
         if not isinstance(given, dict) or "kind" not in given:
-            raise CallError(f"{self.part} is {given!r}; it must be a name or a mapping with 'kind' and its options")
+            raise CallError(
+                f"{self.part} is {shown(given)}; it must be a name or a mapping with 'kind' and its options"
+            )
         kind = given["kind"]
         known = self.options(kind)
         for option in given:
             if option != "kind" and option not in known:
                 allowed = f"its options are {', '.join(known)}" if known else "it has none"
-                raise CallError(f"{self.part} {kind!r} has no option {option!r}; {allowed}")
+                raise CallError(f"{self.part} {kind!r} has no option {shown(option)}; {allowed}")
+            if option != "kind":
+                check_option(f"{self.part} {option}", given[option], known[option].annotation)
         defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
         for name in known:
             if name not in given and name not in defaults:
@@ -284,7 +292,8 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
         constructor = vars(base).get("__init__")
         if constructor is None:
             continue
-        given = [parameter for name, parameter in inspect.signature(constructor).parameters.items() if name != "self"]
+        signature = inspect.signature(constructor, eval_str=True)
+        given = [parameter for name, parameter in signature.parameters.items() if name != "self"]
         named = {p.name: p for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         arguments = {**arguments, **{name: p for name, p in named.items() if name not in arguments}}
         if not any(p.kind == p.VAR_KEYWORD for p in given):

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Layer, all_matrices
+from lightning_gpt.options import Share
 
 
 class NormAfterSum(Block):
@@ -167,7 +167,7 @@ class LayerScale(ScaledBranches):
         norm: Callable[[], nn.Module],
         dim: int,
         dropout: float,
-        initial: float = 0.1,
+        initial: Share = 0.1,
     ) -> None:
         super().__init__(attention, ffn, norm, dropout, (dim,), initial)
 
@@ -247,11 +247,9 @@ class InitialResidual(FromEmbeddings):
         ffn: Layer | None,
         norm: Callable[[], nn.Module],
         dropout: float,
-        share: float = 0.1,
+        share: Share = 0.1,
     ) -> None:
         super().__init__(attention, ffn, norm, dropout)
-        if not 0 <= share <= 1:
-            raise CallError(f"residual share is {share}; it must be from 0 to 1")
         self.share = share
 
     def mixed(self, x: Tensor, embeddings: Tensor) -> Tensor:

@@ -10,14 +10,12 @@ The whole model, for token ids of length T (rows are positions)::
 """
 
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import Tensor, nn
 
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
 from lightning_gpt.models.attention.mask import columns_counted
 from lightning_gpt.models.base import LanguageModel, models
-from lightning_gpt.models.config import require_choice, require_positive
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
@@ -25,6 +23,7 @@ from lightning_gpt.models.layer import Embedding, Linear
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.learned import LearnedPositions
 from lightning_gpt.models.view import BlockView
+from lightning_gpt.options import Length, VocabSize, Width, check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +37,13 @@ class SingleHeadConfig:
         attention_backend: ``manual`` computes the formula, ``sdpa`` uses torch's fused kernel.
     """
 
-    dim: int = 64
-    block_size: int = 8
-    vocab_size: int = 50257
+    dim: Width = 64
+    block_size: Length = 8
+    vocab_size: VocabSize = 50257
     attention_backend: Backend = "sdpa"
 
     def __post_init__(self) -> None:
-        require_positive(self, "dim", "block_size", "vocab_size")
-        require_choice(self, "attention_backend", get_args(Backend))
+        check_options(SingleHeadConfig.__init__, vars(self))
 
 
 class SingleHead(CausalAttention):

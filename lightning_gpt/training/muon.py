@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.layer import all_matrices
+from lightning_gpt.options import NotNegative, Positive, Range, ShareBelowOne, check_options
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic: steep at 0, so that small singular values grow fast, and in the end about 1 rather than 1."""
@@ -30,21 +31,14 @@ class MuonOptions:
         weight_decay: Decoupled decay.
     """
 
-    lr: float = 0.02
-    momentum: float = 0.95
+    lr: Positive = 0.02
+    momentum: ShareBelowOne = 0.95
     nesterov: bool = True
-    newton_schulz_steps: int = 5
-    weight_decay: float = 0.0
+    newton_schulz_steps: Annotated[int, Range(1, 100)] = 5
+    weight_decay: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise CallError(f"muon.lr is {self.lr}; it must be a positive number")
-        if not 0 <= self.momentum < 1:
-            raise CallError(f"muon.momentum is {self.momentum}; it must be at least 0 and below 1")
-        if self.newton_schulz_steps < 1:
-            raise CallError(f"muon.newton_schulz_steps is {self.newton_schulz_steps}; it must be at least 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise CallError(f"muon.weight_decay is {self.weight_decay}; it must be at least 0")
+        check_options(MuonOptions.__init__, vars(self), "muon.")
 
 
 def orthogonalised(matrices: Tensor, steps: int) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
 from lightning_gpt.models.layer import HIDDEN_SPACES, all_matrices
+from lightning_gpt.options import Width, check_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +39,11 @@ class MuP:
             and the scale of the scores need not change. Another one asks for a ``qk_norm``.
     """
 
-    base_dim: int
-    base_head_dim: int | None = None
+    base_dim: Width
+    base_head_dim: Width | None = None
 
     def __post_init__(self) -> None:
-        if self.base_dim < 1:
-            raise CallError(f"mup.base_dim is {self.base_dim}; it must be at least 1")
-        if self.base_head_dim is not None and self.base_head_dim < 1:
-            raise CallError(f"mup.base_head_dim is {self.base_head_dim}; it must be at least 1")
+        check_options(MuP.__init__, vars(self), "mup.")
 
     def base_config(self, config: GPTConfig) -> GPTConfig:
         """The config of the base model.

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.layer import all_matrices
+from lightning_gpt.options import NotNegative, Positive, Share, ShareBelowOne, check_options
 from lightning_gpt.training.muon import Muon, MuonOptions, hidden_matrices
 from lightning_gpt.training.mup import MuP, learning_rates
 from lightning_gpt.training.schedules import DecayShape, Schedule, decayed, warmed_up
@@ -46,40 +47,25 @@ class Optimization:
     """
 
     optimizer: OptimizerName = "adamw"
-    lr: float = 3e-4
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
+    lr: Positive = 3e-4
+    weight_decay: NotNegative = 0.1
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.95)
     muon: MuonOptions = field(default_factory=MuonOptions)
-    warmup: float = 0.05
+    warmup: ShareBelowOne = 0.05
     schedule: Schedule = "cosine"
-    stable: float = 0.75
+    stable: Share = 0.75
     decay_shape: DecayShape = "linear"
-    final_lr: float = 0.1
+    final_lr: Share = 0.1
     mup: MuP | None = None
-    z_loss: float = 0.0
-    batch_warmup: float = 0.0
+    z_loss: NotNegative = 0.0
+    batch_warmup: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < float("inf"):
-            raise CallError(f"lr is {self.lr}; it must be a positive number")
-        if self.weight_decay < 0:
-            raise CallError(f"weight_decay is {self.weight_decay}; it must be at least 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise CallError(f"betas are {self.betas}; each must be at least 0 and below 1")
-        if not 0 <= self.warmup < 1:
-            raise CallError(f"warmup is {self.warmup}; it is a share of the steps: at least 0 and below 1")
-        if not 0 <= self.stable <= 1:
-            raise CallError(f"stable is {self.stable}; it is a share of the steps: at least 0 and at most 1")
+        check_options(Optimization.__init__, vars(self))
         if self.schedule == "wsd" and self.warmup + self.stable > 1:
             raise CallError(
                 f"warmup {self.warmup} and stable {self.stable} are shares of the steps; together they exceed 1"
             )
-        if not 0 <= self.final_lr <= 1:
-            raise CallError(f"final_lr is {self.final_lr}; it is a share of lr: at least 0 and at most 1")
-        if not 0 <= self.z_loss < math.inf:
-            raise CallError(f"z_loss is {self.z_loss}; it must be at least 0")
-        if not 0 <= self.batch_warmup < 1:
-            raise CallError(f"batch_warmup is {self.batch_warmup}; it is a share of the steps: at least 0 and below 1")
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """The learning rate of optimizer step ``step`` (0 is the first) of ``total_steps``, as a share of ``lr``."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gpt.commands.bench import bench
+from lightning_gpt.commands.bench import run
 from lightning_gpt.errors import CallError
 from tests.benchmarks.stand_in import NANO_GPT
 from tests.processes import must_run, run_command
@@ -47,16 +47,17 @@ def test_a_wrong_row_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threads": 0}, "threads is 0; it must be at least 1"),
-        ({"rounds": 0}, "rounds is 0; it must be at least 1"),
-        ({"peer_dir": "/nowhere"}, "peer_dir is '/nowhere', which is not a folder"),
-        ({"litgpt_python": "/nowhere"}, "litgpt_python is '/nowhere', which is not a file"),
-        ({"device": "cuda"}, "device is 'cuda', but torch finds no CUDA device"),
+        (("--threads", "0"), "threads is 0; it must be a whole number from 1 to 1,024"),
+        (("--rounds", "0"), "rounds is 0; it must be a whole number from 1 to 1,000"),
+        (("--workload.depths", "[4,0]"), r"workload.depths is \[4, 0\]; it must be a list, each entry a whole number"),
+        (("--peer_dir", "/nowhere"), "peer_dir is '/nowhere', which is not a folder"),
+        (("--litgpt_python", "/nowhere"), "litgpt_python is '/nowhere', which is not a file"),
+        (("--device", "cuda"), "device is 'cuda', but torch finds no CUDA device"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_measured(
-    options: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(CallError, match=message):
-        bench(**options)  # type: ignore[arg-type]
+        run(list(options))

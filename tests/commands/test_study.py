@@ -172,7 +172,7 @@ def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
         ({"report": [{"layers": {"diagnostic": "cosine"}}]}, (), r"unknown diagnostic 'cosine'; known are token_cos"),
         ({"grid": {LAYERS: []}}, (), r"n_layer is an empty axis"),
         ({}, ("--preset", "cpu"), r"no preset 'cpu'; it has none"),
-        ({}, ("--jobs", "0"), r"jobs is 0; it must be at least 1"),
+        ({}, ("--jobs", "0"), r"jobs is 0; it must be a whole number from 1 to 1,024"),
         ({}, ("--cell", "2"), r"cell is 2; this study has 2 \(allowed: 0 to 1\)"),
         ({}, ("--slurm", "--report_only"), r"cannot be combined"),
     ],

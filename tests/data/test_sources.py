@@ -73,13 +73,17 @@ def test_a_gensim_without_its_slice_says_what_to_do(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("weight", 0.0, "weight 0.0; it must be a positive number"),
+        ("weight", 0.0, "source 'wikipedia-slice': weight is 0.0; it must be a positive number"),
         ("weight", -1.0, "weight"),
         ("weight", float("nan"), "weight"),
         ("weight", float("inf"), "weight"),
-        ("max_tokens", 0, "source 'wikipedia-slice' has max_tokens 0; it must be at least 1"),
-        ("min_characters", -1, "source 'wikipedia-slice' has min_characters -1; it must be at least 0"),
-        ("max_passes", 0, "source 'wikipedia-slice' has max_passes 0; it must be at least 1"),
+        (
+            "max_tokens",
+            0,
+            "source 'wikipedia-slice': max_tokens is 0; it must be a whole number from 1 to 1,000,000,000,000,000",
+        ),
+        ("min_characters", -1, "source 'wikipedia-slice': min_characters is -1; it must be a whole number from 0 to"),
+        ("max_passes", 0, "source 'wikipedia-slice': max_passes is 0; it must be a whole number from 1 to"),
     ],
 )
 def test_wrong_numbers_are_refused(argument: str, value: float, message: str) -> None:

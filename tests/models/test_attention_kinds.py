@@ -255,10 +255,19 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
             {"attention": "differential", "dim": 24, "position": "rotary"},
             "rotary positions rotate pairs of each half's dimensions, and a head is 6 wide; it must be a multiple of 4",
         ),
-        ({"attention": {"kind": "window", "window": 0}}, "window 0; it must be a whole number of at least 1"),
-        ({"attention": {"kind": "window", "window": "wide"}}, "window 'wide'; it must be a whole number"),
-        ({"attention": {"kind": "global_window", "window": 4, "n_global": 0}}, "n_global 0; it must be a whole"),
-        ({"attention": {"kind": "strided", "stride": 4, "n_summary": 5}}, "it must be a whole number from 1 to 4"),
+        (
+            {"attention": {"kind": "window", "window": 0}},
+            "attention window is 0; it must be a whole number from 1 to 16,777,216",
+        ),
+        ({"attention": {"kind": "window", "window": "wide"}}, "attention window is 'wide'; it must be a whole number"),
+        (
+            {"attention": {"kind": "global_window", "window": 4, "n_global": 0}},
+            "attention n_global is 0; it must be a whole",
+        ),
+        (
+            {"attention": {"kind": "strided", "stride": 4, "n_summary": 5}},
+            "attention n_summary is 5; it must be at most stride, which is 4",
+        ),
         ({"attention": {"kind": "sink", "n_kv_head": 3}}, "n_kv_head is 3; it must divide n_head, which is 4"),
     ],
     ids=str,

@@ -199,7 +199,7 @@ def test_in_bf16_the_memory_is_kept_in_fp32() -> None:
         ({"attention": "delta_net", "position": "alibi"}, "delta_net has no scores for AlibiPositions to add to"),
         ({"attention": "delta_net", "position": "t5"}, "use position none, or another attention"),
         ({"attention": "delta_net", "qk_norm": "rms"}, "use qk_norm none"),
-        ({"attention": {"kind": "delta_net", "conv_width": 0}}, "attention delta_net has conv_width 0; it must be a"),
+        ({"attention": {"kind": "delta_net", "conv_width": 0}}, "attention conv_width is 0; it must be a"),
     ],
     ids=str,
 )

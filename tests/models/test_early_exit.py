@@ -117,7 +117,7 @@ def test_before_a_token_was_read_the_mean_is_all_layers() -> None:
 
 @pytest.mark.parametrize("confidence", [0, -0.1, 1.01])
 def test_a_threshold_that_is_none_is_refused(confidence: float) -> None:
-    with pytest.raises(CallError, match=f"exit_confidence is {confidence}; it must be above 0 and at most 1"):
+    with pytest.raises(CallError, match=f"exit_confidence is {confidence}; it must be a number above 0 and at most 1"):
         EarlyExit(build({}), confidence)
 
 

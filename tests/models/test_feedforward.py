@@ -79,5 +79,5 @@ def test_gated_networks_have_the_parameters_of_the_others_to_within_two_percent(
 
 
 def test_a_width_of_nothing_is_refused() -> None:
-    with pytest.raises(CallError, match="ffn hidden is 0; it must be at least 1"):
+    with pytest.raises(CallError, match="ffn hidden is 0; it must be a whole number from 1 to 1,048,576"):
         GPT(GPTConfig(n_layer=1, n_head=1, dim=4, vocab_size=5, ffn={"kind": "relu", "hidden": 0}))

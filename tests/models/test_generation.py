@@ -329,7 +329,7 @@ def test_prompts_that_are_no_batch_of_at_least_one_token_are_refused(shape: tupl
 
 
 def test_a_negative_number_of_new_tokens_is_refused() -> None:
-    with pytest.raises(CallError, match="max_new_tokens is -1; it must be at least 0"):
+    with pytest.raises(CallError, match="max_new_tokens is -1; it must be a whole number from 0 to 1,048,576"):
         MODELS["gpt"].generate(random_ids(VOCAB, 1, 2), -1)
 
 

@@ -307,7 +307,7 @@ def test_the_first_and_last_id_of_the_vocabulary_are_allowed() -> None:
 @pytest.mark.parametrize("field", ["n_layer", "n_head", "dim", "block_size", "vocab_size"])
 @pytest.mark.parametrize("value", [0, -4, 2.5, "8"])
 def test_a_size_that_is_no_positive_whole_number_is_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(CallError, match=rf"{field} is {value}; it must be a whole number of at least 1"):
+    with pytest.raises(CallError, match=rf"{field} is {value!r}; it must be a whole number from 1 to"):
         dataclasses.replace(SMALL, **{field: value})  # type: ignore[arg-type]
 
 
@@ -318,7 +318,7 @@ def test_a_width_that_the_heads_do_not_divide_is_refused_with_what_would_do() ->
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, 1.5, math.nan])
 def test_a_dropout_that_is_no_probability_below_one_is_refused(value: float) -> None:
-    with pytest.raises(CallError, match=rf"dropout is {value}; it must be at least 0 and below 1"):
+    with pytest.raises(CallError, match=rf"dropout is {value}; it must be a number of at least 0 and below 1"):
         dataclasses.replace(SMALL, dropout=value)
 
 

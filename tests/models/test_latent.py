@@ -136,8 +136,8 @@ def test_flops_are_two_per_weight_and_those_of_scores_and_mixed_values() -> None
     ("changes", "message"),
     [
         ({"attention": "latent"}, "attention 'latent' needs the option 'kv_rank'"),
-        ({"attention": {"kind": "latent", "kv_rank": 0}}, "attention latent has kv_rank 0; it must be a whole number"),
-        ({"attention": {"kind": "latent", "kv_rank": 4, "q_rank": 0.5}}, "attention latent has q_rank 0.5"),
+        ({"attention": {"kind": "latent", "kv_rank": 0}}, "attention kv_rank is 0; it must be a whole number"),
+        ({"attention": {"kind": "latent", "kv_rank": 4, "q_rank": 0.5}}, "attention q_rank is 0.5"),
         (
             {"attention": {"kind": "latent", "kv_rank": 4, "rope_dim": 3}, "position": "rotary"},
             "act on pairs of dimensions, so rope_dim must be even; it is 3",

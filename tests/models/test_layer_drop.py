@@ -119,7 +119,7 @@ def test_in_evaluation_every_block_runs_and_nothing_is_drawn() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1, 1.5])
 def test_a_rate_that_is_no_probability_of_leaving_out_is_refused(rate: float) -> None:
-    with pytest.raises(CallError, match=f"layer_drop rate is {rate}; it must be at least 0 and below 1"):
+    with pytest.raises(CallError, match=f"layer_drop rate is {rate}; it must be a number of at least 0 and below 1"):
         GPT(GPTConfig(**{**SIZES, "layer_drop": {"kind": "linear", "rate": rate}}))
 
 
@@ -197,7 +197,7 @@ def test_a_shared_block_starts_as_one_of_as_many_layers_as_are_run() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_unique": 0}, "n_unique is 0; it must be from 1 to n_layer, which is 2"),
+        ({"n_unique": 0}, "n_unique is 0; it must be a whole number from 1 to 10,000"),
         ({"n_unique": 3}, "n_unique is 3; it must be from 1 to n_layer, which is 2"),
         (
             {"n_unique": 1, "attention": ["full", "multi_query"]},

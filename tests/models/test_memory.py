@@ -190,7 +190,7 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
         ({"memory": "tokens"}, "memory 'tokens' needs the option 'n_memory'"),
         (
             {"memory": {"kind": "tokens", "n_memory": 0}},
-            "memory n_memory is 0; it must be a whole number of at least 1",
+            "memory n_memory is 0; it must be a whole number from 1 to 16,777,216",
         ),
         (
             {"memory": {"kind": "tokens", "n_memory": 2, "segment": 7}},

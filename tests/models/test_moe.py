@@ -322,17 +322,20 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 9}, "moe top_k is 9; it must be at least 1 and at most n_expert, which is 8"),
-        ({"top_k": 0}, "moe top_k is 0"),
-        ({"n_shared": -1}, "moe n_shared is -1; it must be at least 0"),
-        ({"capacity_factor": 0.0}, "moe capacity_factor is 0.0; it must be above 0, or null for dropless"),
-        ({"router": "cosine"}, "moe router is 'cosine'; it must be one of softmax, sigmoid"),
-        ({"balance": "luck"}, "moe balance is 'luck'; it must be one of loss, bias, none"),
-        ({"balance_rate": -0.1}, "moe balance_rate is -0.1; it must be at least 0"),
-        ({"z_loss": -1.0}, "moe z_loss is -1.0; it must be at least 0"),
-        ({"expert": "moe"}, "moe expert is 'moe'; it must be one of geglu, gelu, relu, relu2, swiglu"),
-        ({"expert": "none"}, "moe expert is 'none'; it must be one of geglu, gelu, relu, relu2, swiglu"),
-        ({"hidden": 0}, "ffn hidden is 0; it must be at least 1"),
+        ({"top_k": 9}, "ffn top_k is 9; it must be from 1 to n_expert, which is 8"),
+        ({"top_k": 0}, "ffn top_k is 0; it must be a whole number from 1 to 65,536"),
+        ({"n_shared": -1}, "ffn n_shared is -1; it must be a whole number from 0 to 1,024"),
+        (
+            {"capacity_factor": 0.0},
+            "ffn capacity_factor is 0.0; it must be a number above 0 and at most 65,536, or null",
+        ),
+        ({"router": "cosine"}, "ffn router is 'cosine'; it must be one of softmax, sigmoid"),
+        ({"balance": "luck"}, "ffn balance is 'luck'; it must be one of loss, bias, none"),
+        ({"balance_rate": -0.1}, "ffn balance_rate is -0.1; it must be a number of at least 0, or null"),
+        ({"z_loss": -1.0}, "ffn z_loss is -1.0; it must be a number of at least 0"),
+        ({"expert": "moe"}, "ffn expert is 'moe'; it must be one of geglu, gelu, relu, relu2, swiglu"),
+        ({"expert": "none"}, "ffn expert is 'none'; it must be one of geglu, gelu, relu, relu2, swiglu"),
+        ({"hidden": 0}, "ffn hidden is 0; it must be a whole number from 1 to 1,048,576"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], message: str) -> None:

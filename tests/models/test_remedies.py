@@ -111,7 +111,7 @@ def test_without_a_share_of_the_embeddings_it_is_pre_ln() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(CallError, match=f"residual share is {share}; it must be from 0 to 1"):
+    with pytest.raises(CallError, match=f"residual share is {share}; it must be a number from 0 to 1"):
         build({"residual": {"kind": "initial", "share": share}})
 
 

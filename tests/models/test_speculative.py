@@ -87,7 +87,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
     ids = random_ids(VOCAB, 1, 2)
     with pytest.raises(CallError, match="the draft's vocabulary has 5 tokens and the model's 4"):
         draw(LARGE, other, ids, 3, Sampling())
-    with pytest.raises(CallError, match="n_guess is 0; it must be from 1 to 15"):
+    with pytest.raises(CallError, match="n_guess is 0; it must be a whole number from 1 to 15"):
         draw(LARGE, SMALL, ids, 3, Sampling(), n_guess=0)
     with pytest.raises(CallError, match="one prompt at a time, not 2"):
         draw(LARGE, SMALL, random_ids(VOCAB, 2, 2), 3, Sampling())

@@ -364,11 +364,11 @@ def test_early_exit_is_refused() -> None:
     [
         (
             {"token_routing": {"kind": "mixture_of_depths", "capacity": 0}},
-            "token_routing capacity is 0; it must be above 0 and at most 1",
+            "token_routing capacity is 0; it must be a number above 0 and at most 1",
         ),
         (
             {"token_routing": {"kind": "mixture_of_depths", "capacity": 1.5}},
-            "token_routing capacity is 1.5; it must be above 0 and at most 1",
+            "token_routing capacity is 1.5; it must be a number above 0 and at most 1",
         ),
         (
             {"token_routing": {"kind": "mixture_of_depths", "every": 3}},
@@ -388,7 +388,7 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": {"kind": "mixture_of_depths", "loss_weight": 0}},
-            "token_routing loss_weight is 0; it must be above 0",
+            "token_routing loss_weight is 0; it must be a positive number",
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": "post"},

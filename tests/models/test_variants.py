@@ -147,13 +147,19 @@ def test_wrong_options_are_refused_when_the_config_is_read(changes: dict[str, An
     ("changes", "message"),
     [
         ({"attention": {"kind": "full", "n_kv_head": 3}}, "n_kv_head is 3; it must divide n_head, which is 4"),
-        ({"position": {"kind": "rotary", "factor": 0.5}}, "position factor is 0.5; it must be at least 1"),
+        (
+            {"position": {"kind": "rotary", "factor": 0.5}},
+            "position factor is 0.5; it must be a number from 1 to 1,000,000",
+        ),
         ({"position": {"kind": "rotary", "extension": "yarn"}}, "it must be one of linear, ntk"),
         (
             {"position": "rotary", "dim": 12},
             "rotary positions act on pairs of dimensions, so a head's width must be even; it is 3",
         ),
-        ({"position": {"kind": "t5", "max_distance": 3}}, "max_distance more than half of n_bucket"),
+        (
+            {"position": {"kind": "t5", "max_distance": 3}},
+            "position max_distance is 3; it must be more than half of n_bucket, which is 32",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused_when_the_model_is_built(changes: dict[str, Any], message: str) -> None:

@@ -120,10 +120,10 @@ def test_the_original_length_is_the_block_size_unless_it_is_given() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factor": 0.5}, "position factor is 0.5; it must be at least 1"),
-        ({"original": 0}, "position original is 0; it must be a whole number of at least 1"),
-        ({"beta_fast": 1.0}, "beta_slow is 1.0 and beta_fast is 1.0; both must be above 0"),
-        ({"beta_slow": 0.0}, "beta_slow is 0.0 and beta_fast is 32.0; both must be above 0"),
+        ({"factor": 0.5}, "position factor is 0.5; it must be a number from 1 to 1,000,000"),
+        ({"original": 0}, "position original is 0; it must be a whole number from 1 to 16,777,216"),
+        ({"beta_fast": 1.0}, "position beta_slow is 1.0; it must be below beta_fast, which is 1.0"),
+        ({"beta_slow": 0.0}, "position beta_slow is 0.0; it must be a number from 1e-06 to 1,000,000"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:

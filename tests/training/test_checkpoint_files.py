@@ -277,7 +277,7 @@ def test_keep_1_keeps_one(config: Path, tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "runs/tiny/version_0/checkpoints").iterdir()}
     assert names == {"last.ckpt"}
     done = run_command("fit", "--config", str(config), "--checkpoints.keep", "3", cwd=tmp_path)
-    assert done.stderr.splitlines()[-1] == "error: checkpoints.keep is 3; it must be 1 or 2"
+    assert done.stderr.splitlines()[-1] == "error: checkpoints.keep is 3; it must be a whole number from 1 to 2"
 
 
 def test_a_file_system_without_hard_links_keeps_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,5 +251,5 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
 
 
 def test_a_probe_of_one_token_is_refused() -> None:
-    with pytest.raises(CallError, match=r"diagnostics\.tokens is 1; it must be at least 2"):
+    with pytest.raises(CallError, match=r"diagnostics\.tokens is 1; it must be a whole number from 2 to 16,777,216"):
         LayerDiagnostics(tokens=1)

@@ -116,5 +116,5 @@ def test_the_single_head_is_refused() -> None:
 
 @pytest.mark.parametrize("wrong", [{"base_dim": 0}, {"base_dim": 8, "base_head_dim": 0}])
 def test_wrong_bases_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(CallError, match="is 0; it must be at least 1"):
+    with pytest.raises(CallError, match="is 0; it must be a whole number from 1 to 1,048,576"):
         MuP(**wrong)

@@ -90,10 +90,10 @@ def test_a_run_is_stopped_and_goes_on_as_it_was_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"threshold": 0.0}, "spikes.threshold is 0.0; it must be above 0"),
-        ({"window": 3}, "spikes.window is 3; it must be at least 4"),
+        ({"threshold": 0.0}, "spikes.threshold is 0.0; it must be a positive number"),
+        ({"window": 3}, "spikes.window is 3; it must be a whole number from 4 to 1,048,576"),
         ({"skip_steps": [(5, 4)]}, r"\[5, 4\]; a pair is \[first, last\]"),
-        ({"skip_steps": [(0, 4)]}, "counted from 1"),
+        ({"skip_steps": [(0, 4)]}, "it must be a list, each entry a list of 2: each a whole number from 1 to"),
     ],
 )
 def test_wrong_options_are_refused(options: dict, said: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 from zlib import crc32
 
 import numpy as np
@@ -23,12 +23,13 @@ import pyarrow.compute as pc
 from xxhash import xxh3_128_digest
 
 from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.errors import CallError
+from lightning_gpt.options import Range
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 PERMUTATIONS = 64
 SHINGLE_WORDS = 5
-LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.95  # within this range 64 permutations give at least two bands
+Threshold = Annotated[float, Range(0.5, 0.95)]
+"""A similarity of near duplicates. Within this range 64 permutations give at least two bands."""
 
 _SCHEME, _SEED = "affine32", 1
 # every candidate pair is checked afterwards, so a false positive only costs time, but a false negative is lost
@@ -84,15 +85,6 @@ class Finding:
     twin: int
     similarity: float
     exact: bool
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise a CallError if the threshold is outside the range that the signatures support."""
-    if not LOWEST_THRESHOLD <= threshold <= HIGHEST_THRESHOLD:
-        raise CallError(
-            f"near_duplicate_threshold is {threshold}; allowed: {LOWEST_THRESHOLD} to {HIGHEST_THRESHOLD}, or null to "
-            f"find exact duplicates only"
-        )
 
 
 def document_metadata(

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.options import Count, Positive, Range, check_options
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,9 @@ class SourceBase(ABC):
         max_passes: int | None = None,
     ) -> None:
         self.name = name or self.default_name
-        if weight is not None and not 0 < weight < float("inf"):
-            raise CallError(f"source {self.name!r} has weight {weight}; it must be a positive number")
-        self._require_at_least(1, max_tokens=max_tokens, max_passes=max_passes)
         self.weight = weight
         self.max_tokens = max_tokens
         self.max_passes = max_passes
-
-    def _require_at_least(self, least: int, **arguments: int | None) -> None:
-        for argument, value in arguments.items():
-            if value is not None and value < least:
-                raise CallError(f"source {self.name!r} has {argument} {value}; it must be at least {least}")
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
@@ -81,14 +74,14 @@ class Source(SourceBase):
     def __init__(
         self,
         name: str | None = None,
-        weight: float | None = None,
-        max_tokens: int | None = None,
-        min_characters: int = 0,
+        weight: Positive | None = None,
+        max_tokens: Count | None = None,
+        min_characters: Annotated[int, Range(0, 10**15)] = 0,
         keep: Callable[[str], bool] | None = None,
-        max_passes: int | None = None,
+        max_passes: Count | None = None,
     ) -> None:
         super().__init__(name, weight, max_tokens, max_passes)
-        self._require_at_least(0, min_characters=min_characters)
+        check_options(Source.__init__, locals(), f"source {self.name!r}: ")
         self.min_characters = min_characters
         self.keep = keep
 

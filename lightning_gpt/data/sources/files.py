@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from lightning_gpt.data.sources.base import Document, Source, first_line, missing_field, text_field
 from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.options import check_options
 
 Reading = Generator[Document, None, int]
 """Yields a file's documents from number ``start`` on; returns how many were skipped: ``start``, or all it has."""
@@ -38,6 +39,7 @@ class Files(Source):
         self, paths: str | list[str], column: str = "text", separator: str | None = None, **common: Any
     ) -> None:
         super().__init__(**common)
+        check_options(Files.__init__, locals(), f"source {self.name!r}: ")
         self.column = column
         self.separator = separator
         if separator == "":

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.chunks import ChunkCut, chunks_of_pass, split, wide
 from lightning_gpt.models.attention.formula import Backend
-from lightning_gpt.models.attention.mixer import Mixer, attentions, require_whole
+from lightning_gpt.models.attention.mixer import Mixer, attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.layer import Linear, Matrix, without_autocast
 from lightning_gpt.models.norms import RMSNorm, norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
+from lightning_gpt.options import Width
 
 
 class DeltaState:
@@ -84,18 +85,15 @@ class GatedDeltaNet(Mixer):
         bias: bool,
         backend: Backend,
         positions: Positions,
-        head_dim: int | None = None,
-        value_dim: int | None = None,
-        conv_width: int = 4,
+        head_dim: Width | None = None,
+        value_dim: Width | None = None,
+        conv_width: Width = 4,
         qk_norm: Given = "none",
     ) -> None:
         super().__init__()
         self.n_head, self.backend, self.conv_width = n_head, backend, conv_width
         self.head_dim = dim // n_head if head_dim is None else head_dim
         self.value_dim = self.head_dim if value_dim is None else value_dim
-        widths = {"head_dim": self.head_dim, "value_dim": self.value_dim, "conv_width": conv_width}
-        for option, width in widths.items():
-            require_whole("delta_net", option, width, least=1)
         if positions.biases:
             raise CallError(
                 f"attention delta_net has no scores for {type(positions).__name__} to add to; "

@@ -7,13 +7,14 @@ from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
+from lightning_gpt.options import Heads, Width
 
 
 @attentions.register("grouped")
 class GroupedQueryAttention(MultiHeadAttention):
     """Groups of query heads share a key and value head: Ainslie et al. 2023 (2305.13245), section 2.2."""
 
-    def __init__(self, *, n_kv_head: int, **shared: Any) -> None:
+    def __init__(self, *, n_kv_head: Heads, **shared: Any) -> None:
         super().__init__(n_kv_head=n_kv_head, **shared)
 
 
@@ -31,7 +32,7 @@ class MultiQueryAttention(MultiHeadAttention):
         backend: Backend,
         qk_norm: Given,
         positions: Positions,
-        head_dim: int | None = None,
+        head_dim: Width | None = None,
     ) -> None:
         given = {"bias": bias, "dropout": dropout, "backend": backend, "qk_norm": qk_norm, "positions": positions}
         super().__init__(dim, n_head, n_kv_head=1, head_dim=head_dim, **given)  # type: ignore[arg-type]

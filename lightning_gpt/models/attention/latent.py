@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
 from lightning_gpt.models.attention.mask import AttentionMask, columns_counted
-from lightning_gpt.models.attention.mixer import attentions, require_whole
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Linear
 from lightning_gpt.models.norms import RMSNorm, norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
+from lightning_gpt.options import Width
 
 
 @attentions.register("latent")
@@ -65,20 +66,17 @@ class LatentAttention(CausalAttention):
         dropout: float,
         backend: Backend,
         positions: Positions,
-        kv_rank: int,
-        q_rank: int | None = None,
-        head_dim: int | None = None,
-        rope_dim: int | None = None,
-        value_dim: int | None = None,
+        kv_rank: Width,
+        q_rank: Width | None = None,
+        head_dim: Width | None = None,
+        rope_dim: Width | None = None,
+        value_dim: Width | None = None,
         qk_norm: Given = "none",
     ) -> None:
         super().__init__(backend, dropout)
         plain = dim // n_head if head_dim is None else head_dim
-        rotated = plain // 2 if rope_dim is None else rope_dim
+        rotated = max(1, plain // 2) if rope_dim is None else rope_dim
         values = plain if value_dim is None else value_dim
-        widths = {"kv_rank": kv_rank, "head_dim": plain, "rope_dim": rotated, "value_dim": values}
-        for option, width in (widths if q_rank is None else {**widths, "q_rank": q_rank}).items():
-            require_whole("latent", option, width, least=1)
         if norms.require(qk_norm).kind != "none":
             raise CallError("attention latent norms its latents, not queries and keys; use qk_norm none")
         self.n_head, self.kv_rank = n_head, kv_rank

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.mask import AttentionMask
-from lightning_gpt.models.attention.mixer import attentions, require_whole
+from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.positions.scheme import positions_within
+from lightning_gpt.options import Length
 
 
 class LocalAttention(MultiHeadAttention):
@@ -146,11 +148,10 @@ class WindowAttention(LocalAttention):
     def __init__(
         self,
         *,
-        window: int,
+        window: Length,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        require_whole("window", "window", window, 1)
         self.span = self.block = window
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -176,13 +177,11 @@ class GlobalWindowAttention(LocalAttention):
     def __init__(
         self,
         *,
-        window: int,
-        n_global: int = 4,
+        window: Length,
+        n_global: Length = 4,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        require_whole("global_window", "window", window, 1)
-        require_whole("global_window", "n_global", n_global, 1)
         self.block, self.n_global = window, n_global
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -219,13 +218,13 @@ class StridedAttention(LocalAttention):
     def __init__(
         self,
         *,
-        stride: int,
-        n_summary: int = 1,
+        stride: Length,
+        n_summary: Length = 1,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        require_whole("strided", "stride", stride, 1)
-        require_whole("strided", "n_summary", n_summary, 1, stride)
+        if n_summary > stride:
+            raise CallError(f"attention n_summary is {n_summary}; it must be at most stride, which is {stride}")
         self.block, self.n_summary = stride, n_summary
 
     def visible(self, rows: Tensor, columns: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.layer import Layer
@@ -59,10 +58,3 @@ class Mixer(Layer):
         copy. None for a layer without such maps.
         """
         return None
-
-
-def require_whole(kind: str, option: str, value: int, least: int, most: int | None = None) -> None:
-    """Raise a CallError unless a mixer's option is a whole number from ``least`` to ``most`` (None: no upper bound)."""
-    if not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise CallError(f"attention {kind} has {option} {value!r}; it must be a whole number {allowed}")

@@ -12,6 +12,7 @@ from lightning_gpt.models.layer import Linear
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
+from lightning_gpt.options import Heads, Width
 
 
 @attentions.register("full")
@@ -43,8 +44,8 @@ class MultiHeadAttention(CausalAttention):
         dropout: float,
         backend: Backend,
         qk_norm: Given = "none",
-        n_kv_head: int | None = None,
-        head_dim: int | None = None,
+        n_kv_head: Heads | None = None,
+        head_dim: Width | None = None,
         positions: Positions | None = None,
     ) -> None:
         super().__init__(backend, dropout)

@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
+from lightning_gpt.options import NotNegative
 
 
 @attentions.register("neutreno")
@@ -27,7 +28,7 @@ class NeutrenoAttention(MultiHeadAttention):
 
     mixes_first_layer = True
 
-    def __init__(self, *, strength: float = 0.4, **shared: Any) -> None:
+    def __init__(self, *, strength: NotNegative = 0.4, **shared: Any) -> None:
         super().__init__(**shared)
         self.strength = strength
 

@@ -9,6 +9,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import Cache, KeyValues
+from lightning_gpt.options import ShareAboveZero, check_option
 
 
 def confidence_of(logits: Tensor) -> Tensor:
@@ -41,9 +42,8 @@ class EarlyExit:
         CallError: If the threshold is out of range, or a layer does not keep keys and values of all tokens.
     """
 
-    def __init__(self, model: GPT, confidence: float) -> None:
-        if not 0 < confidence <= 1:
-            raise CallError(f"exit_confidence is {confidence}; it must be above 0 and at most 1")
+    def __init__(self, model: GPT, confidence: ShareAboveZero) -> None:
+        check_option("exit_confidence", confidence, ShareAboveZero)
         if model.trace_limit is not None:
             raise CallError(
                 "exit_confidence and memory cannot be combined: all layers are needed to compute a segment's memory"

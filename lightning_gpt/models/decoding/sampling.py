@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.kv_cache import Cache
+from lightning_gpt.options import NotNegative, Range, ShareAboveZero, VocabSize, check_option, check_options
+
+NewTokens = Annotated[int, Range(0, 2**20)]
+"""Tokens to generate after a prompt. The cache has room for all of them from the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +27,12 @@ class Sampling:
             1904.09751, section 3.1); applied after ``temperature`` and ``top_k``.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: NotNegative = 1.0
+    top_k: VocabSize | None = None
+    top_p: ShareAboveZero | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise CallError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise CallError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise CallError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        check_options(Sampling.__init__, vars(self))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """The sampling distribution: logits ``(batch, vocab_size)`` to rows that sum to 1."""
@@ -95,8 +94,7 @@ class Decoder:
             raise CallError(
                 f"the prompt ids have shape {tuple(ids.shape)}; it must be (batch, time) with at least one token"
             )
-        if max_new_tokens < 0:
-            raise CallError(f"max_new_tokens is {max_new_tokens}; it must be at least 0")
+        check_option("max_new_tokens", max_new_tokens, NewTokens)
         if lengths is not None and not (
             lengths.shape == ids.shape[:1] and lengths.min() >= 1 and lengths.max() <= ids.shape[1]
         ):

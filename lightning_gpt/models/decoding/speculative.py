@@ -6,6 +6,7 @@ small model guesses; only the number of the large model's passes changes.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache
+from lightning_gpt.options import Range, check_option
+
+Guesses = Annotated[int, Range(1, LOOKAHEAD - 1)]
+"""Tokens that a draft guesses at a time; the cache can take back that many."""
 
 
 @dataclass
@@ -74,8 +79,7 @@ def sample_speculatively(
             f"the draft's vocabulary has {draft.config.vocab_size} tokens and the model's {model.config.vocab_size}; "
             f"they must be the same"
         )
-    if not 1 <= n_guess < LOOKAHEAD:
-        raise CallError(f"n_guess is {n_guess}; it must be from 1 to {LOOKAHEAD - 1}")
+    check_option("n_guess", n_guess, Guesses)
     limits = [limit for limit in (model.context_limit, draft.context_limit) if limit is not None]
     end = min([ids.shape[1] + max_new_tokens, *limits])
     capacity = end + n_guess + 1

@@ -3,19 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Layer, Linear
 from lightning_gpt.models.registry import Registry
+from lightning_gpt.options import Width
 
 ffns: Registry[Layer] = Registry("ffn", "dim", "bias", optional=True)
 """Every feed-forward network: ``(batch, time, dim)`` to the same shape; ``none`` for an attention-only block."""
-
-
-def require_hidden(hidden: int) -> None:
-    """Raise a CallError unless there is at least one hidden unit."""
-    if hidden < 1:
-        raise CallError(f"ffn hidden is {hidden}; it must be at least 1")
 
 
 @ffns.register("gelu")
@@ -35,10 +29,9 @@ class FeedForward(Layer):
     pieces: tuple[str, ...] = ("up",)
     """The products of width ``hidden`` that the activation takes, computed as one."""
 
-    def __init__(self, dim: int, *, bias: bool, hidden: int | None = None) -> None:
+    def __init__(self, dim: int, *, bias: bool, hidden: Width | None = None) -> None:
         super().__init__()
         hidden = self.default_hidden(dim) if hidden is None else hidden
-        require_hidden(hidden)
         self.hidden = hidden
         pieces = dict.fromkeys(self.pieces, hidden)
         self.up = Linear(dim, len(pieces) * hidden, bias=bias, maps=("stream", "hidden"), pieces=pieces)

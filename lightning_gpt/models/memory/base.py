@@ -89,7 +89,6 @@ class Memory(Layer, ABC):
 
     def __init__(self, block_size: int, segment: int | None) -> None:
         super().__init__()
-        require_whole("segment", segment, optional=True)
         self.segment = segment or block_size
         if block_size % self.segment:
             raise CallError(f"memory segment is {segment}; it must divide block_size, which is {block_size}")
@@ -211,9 +210,3 @@ def _apart(read: Callable[[Tensor], Tensor], ids: Tensor, documents: Tensor) -> 
     rows = ids.new_zeros(int(number.max()) + 1, int(place.max()) + 1)
     rows[number, place] = ids
     return read(rows)[number, place]
-
-
-def require_whole(option: str, value: int | None, optional: bool = False) -> None:
-    """Raise a CallError unless a memory's option is a whole number of at least 1."""
-    if not (optional and value is None) and (not isinstance(value, int) or value < 1):
-        raise CallError(f"memory {option} is {value!r}; it must be a whole number of at least 1")

@@ -9,8 +9,9 @@ from torch import Tensor
 from lightning_gpt.models.context import Context, Shared
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache, KeyValues
-from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories
 from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.options import Length
 
 
 @memories.register("segment")
@@ -35,10 +36,9 @@ class SegmentMemory(Memory):
     is_relative = True
 
     def __init__(
-        self, n_layer: int, dim: int, block_size: int, length: int | None = None, segment: int | None = None
+        self, n_layer: int, dim: int, block_size: int, length: Length | None = None, segment: Length | None = None
     ) -> None:
         super().__init__(block_size, segment)
-        require_whole("length", length, optional=True)
         self.length = length or self.segment
         self.n_layer, self.dim = n_layer, dim
 

@@ -11,8 +11,9 @@ from lightning_gpt.models.context import Context, Shared
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState
 from lightning_gpt.models.layer import Matrix
-from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories, require_whole
+from lightning_gpt.models.memory.base import Memory, MemoryCache, Recalled, State, memories
 from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.options import Length
 
 
 @memories.register("tokens")
@@ -36,9 +37,8 @@ class MemoryTokens(Memory):
 
     needs_every_layer = True
 
-    def __init__(self, dim: int, block_size: int, n_memory: int, segment: int | None = None) -> None:
+    def __init__(self, dim: int, block_size: int, n_memory: Length, segment: Length | None = None) -> None:
         super().__init__(block_size, segment)
-        require_whole("n_memory", n_memory)
         self.initial = nn.Parameter(torch.empty(n_memory, dim))
         self.reset_parameters()
 

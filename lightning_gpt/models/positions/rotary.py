@@ -1,10 +1,15 @@
 """Rotary positions, with two ways to extend the context beyond the training length."""
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.positions.scheme import Positions, frequencies, position_schemes, require_even
+from lightning_gpt.options import Range
+
+Base = Annotated[float, Range(above=1, most=10**12)]
+Factor = Annotated[float, Range(1, 10**6)]
 
 
 @position_schemes.register("rotary")
@@ -25,12 +30,10 @@ class RotaryPositions(Positions):
 
     rotates = True
 
-    def __init__(self, base: float = 10000.0, factor: float = 1.0, extension: str = "linear") -> None:
+    def __init__(
+        self, base: Base = 10000.0, factor: Factor = 1.0, extension: Literal["linear", "ntk"] = "linear"
+    ) -> None:
         super().__init__()
-        if extension not in ("linear", "ntk"):
-            raise CallError(f"position extension is {extension!r}; it must be one of linear, ntk")
-        if not factor >= 1:
-            raise CallError(f"position factor is {factor}; it must be at least 1")
         self.base, self.factor, self.extension = base, factor, extension
 
     def check_width(self, width: int, name: str = "a head's width") -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models.positions.scheme import Positions, frequencies, position_schemes, require_even
+from lightning_gpt.options import NotNegative
 
 
 @position_schemes.register("sinusoidal")
@@ -17,7 +18,7 @@ class SinusoidalPositions(Positions):
 
     is_absolute = True
 
-    def __init__(self, dim: int, scale: float = 0.02) -> None:
+    def __init__(self, dim: int, scale: NotNegative = 0.02) -> None:
         super().__init__()
         require_even(dim, "sinusoidal positions", "dim")
         self.dim, self.scale = dim, scale

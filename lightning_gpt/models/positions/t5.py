@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.layer import Matrix
 from lightning_gpt.models.positions.scheme import Positions, position_schemes
+from lightning_gpt.options import Length, Range
 
 
 @position_schemes.register("t5")
@@ -27,12 +29,11 @@ class T5Positions(Positions):
 
     biases = True
 
-    def __init__(self, n_head: int, n_bucket: int = 32, max_distance: int = 128) -> None:
+    def __init__(self, n_head: int, n_bucket: Annotated[int, Range(2, 2**16)] = 32, max_distance: Length = 128) -> None:
         super().__init__()
-        if n_bucket < 2 or max_distance <= n_bucket // 2:
+        if max_distance <= n_bucket // 2:
             raise CallError(
-                f"position t5 has n_bucket {n_bucket} and max_distance {max_distance}; "
-                f"n_bucket must be at least 2 and max_distance more than half of n_bucket"
+                f"position max_distance is {max_distance}; it must be more than half of n_bucket, which is {n_bucket}"
             )
         self.n_bucket, self.max_distance = n_bucket, max_distance
         self.weight = nn.Parameter(torch.empty(n_bucket, n_head))

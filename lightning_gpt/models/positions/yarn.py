@@ -1,13 +1,17 @@
 """Rotary positions for a longer context than in training, with each frequency scaled by its wavelength."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.positions.rotary import RotaryPositions
+from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions
 from lightning_gpt.models.positions.scheme import frequencies, position_schemes
+from lightning_gpt.options import Length, Range
+
+Turns = Annotated[float, Range(1e-6, 10**6)]
 
 
 @position_schemes.register("yarn")
@@ -36,20 +40,15 @@ class YarnPositions(RotaryPositions):
     def __init__(
         self,
         block_size: int,
-        base: float = 10000.0,
-        factor: float = 1.0,
-        original: int | None = None,
-        beta_fast: float = 32.0,
-        beta_slow: float = 1.0,
+        base: Base = 10000.0,
+        factor: Factor = 1.0,
+        original: Length | None = None,
+        beta_fast: Turns = 32.0,
+        beta_slow: Turns = 1.0,
     ) -> None:
         super().__init__(base, factor)
-        if original is not None and (not isinstance(original, int) or original < 1):
-            raise CallError(f"position original is {original!r}; it must be a whole number of at least 1")
-        if not 0 < beta_slow < beta_fast:
-            raise CallError(
-                f"position beta_slow is {beta_slow} and beta_fast is {beta_fast}; "
-                f"both must be above 0, and beta_slow the smaller"
-            )
+        if beta_slow >= beta_fast:
+            raise CallError(f"position beta_slow is {beta_slow}; it must be below beta_fast, which is {beta_fast}")
         self.original = original or block_size
         self.beta_fast, self.beta_slow = beta_fast, beta_slow
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.wrappers.checkpointing import Runner
+from lightning_gpt.options import ShareBelowOne
 
 layer_drops: Registry["LayerDrop"] = Registry("layer_drop", "n_layer", optional=True)
 
@@ -29,9 +29,7 @@ class LayerDrop:
         rate: The probability; the paper uses 0.2.
     """
 
-    def __init__(self, rate: float) -> None:
-        if not 0 <= rate < 1:
-            raise CallError(f"layer_drop rate is {rate}; it must be at least 0 and below 1")
+    def __init__(self, rate: ShareBelowOne) -> None:
         self._rate = rate
 
     def rate(self, layer: int) -> float:
@@ -56,7 +54,7 @@ class StochasticDepth(LayerDrop):
         n_layer: L.
     """
 
-    def __init__(self, rate: float, n_layer: int) -> None:
+    def __init__(self, rate: ShareBelowOne, n_layer: int) -> None:
         super().__init__(rate)
         self.n_layer = n_layer
 

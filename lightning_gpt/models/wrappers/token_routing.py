@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from lightning_gpt.models.registry import Choice, Registry, at_layer
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Runner
 from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
+from lightning_gpt.options import Depth, Positive, ShareAboveZero, shown
 
 Decision = Literal["predictor", "router"]
 """How to decide without seeing later tokens whether a token is among its row's best."""
@@ -57,24 +58,12 @@ class MixtureOfDepths:
         n_unique: int | None,
         residual: Choice,
         attention: tuple[Choice, ...],
-        capacity: float = 0.125,
-        every: int = 2,
+        capacity: ShareAboveZero = 0.125,
+        every: Depth = 2,
         layers: list[int] | None = None,
         decision: Decision = "predictor",
-        loss_weight: float = 0.01,
+        loss_weight: Positive = 0.01,
     ) -> None:
-        if not 0 < capacity <= 1:
-            raise CallError(
-                f"token_routing capacity is {capacity}; it must be above 0 and at most 1, a share of a row's tokens"
-            )
-        if decision not in get_args(Decision):
-            raise CallError(
-                f"token_routing decision is {decision!r}; it must be one of {', '.join(get_args(Decision))}"
-            )
-        if not 0 < loss_weight < math.inf:
-            raise CallError(
-                f"token_routing loss_weight is {loss_weight}; it must be above 0, otherwise evaluation routes at random"
-            )
         self.capacity, self.decision, self.loss_weight = capacity, decision, loss_weight
         self.layers = _layers(n_layer, every, layers)
         _check_shared(self.layers, n_layer, n_unique)
@@ -90,14 +79,16 @@ class MixtureOfDepths:
 def _layers(n_layer: int, every: int, layers: list[int] | None) -> list[int]:
     """The indices of the layers that have a router."""
     if layers is None:
-        if not isinstance(every, int) or not 1 <= every <= n_layer:
+        if every > n_layer:
             raise CallError(
-                f"token_routing every is {every!r}; it must be a whole number from 1 to n_layer, which is {n_layer}"
+                f"token_routing every is {every}; it must be a whole number from 1 to n_layer, which is {n_layer}"
             )
         return list(range(every - 1, n_layer, every))
-    known = isinstance(layers, list) and all(isinstance(layer, int) and 0 <= layer < n_layer for layer in layers)
+    known = all(0 <= layer < n_layer for layer in layers)
     if not known or not layers or len(set(layers)) < len(layers):
-        raise CallError(f"token_routing layers is {layers!r}; it must list different layers from 0 to {n_layer - 1}")
+        raise CallError(
+            f"token_routing layers is {shown(layers)}; it must list different layers from 0 to {n_layer - 1}"
+        )
     return layers
 
 

@@ -1,13 +1,13 @@
 """A running mean of the weights, which validation and later use of the model see."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.options import Range, check_options
 
 
 class Averaging(WeightAveraging):
@@ -23,9 +23,8 @@ class Averaging(WeightAveraging):
         decay: β; the mean reaches about 1 / (1 − β) steps back. No averaging when omitted.
     """
 
-    def __init__(self, decay: float | None = None) -> None:
-        if decay is not None and not 0 < decay < 1:
-            raise CallError(f"averaging.decay is {decay}; it must be above 0 and below 1")
+    def __init__(self, decay: Annotated[float, Range(above=0, below=1)] | None = None) -> None:
+        check_options(Averaging.__init__, locals(), "averaging.")
         super().__init__(multi_avg_fn=self._take_in)
         self.decay = decay
 

@@ -3,7 +3,7 @@
 import signal
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import lightning as L
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
-from lightning_gpt.errors import CallError, Stopped, WorkError
+from lightning_gpt.errors import Stopped, WorkError
+from lightning_gpt.options import Count, Range, check_options
 from lightning_gpt.training.callbacks.summary import say_next_commands
 from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
@@ -31,11 +32,8 @@ class LastCheckpoint(Checkpoint):
             if the last one is damaged. 1 keeps the last one only.
     """
 
-    def __init__(self, every_n_steps: int = 100, keep: int = 2) -> None:
-        if every_n_steps < 1:
-            raise CallError(f"checkpoints.every_n_steps is {every_n_steps}; it must be at least 1")
-        if keep not in (1, 2):
-            raise CallError(f"checkpoints.keep is {keep}; it must be 1 or 2")
+    def __init__(self, every_n_steps: Count = 100, keep: Annotated[int, Range(1, 2)] = 2) -> None:
+        check_options(LastCheckpoint.__init__, locals(), "checkpoints.")
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.path = Path()

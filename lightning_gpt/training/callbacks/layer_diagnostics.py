@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -18,8 +18,8 @@ from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.errors import CallError
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.options import Range, check_options
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import LanguageModule
@@ -46,9 +46,8 @@ class LayerDiagnostics(Callback):
         tokens: Maximum number of validation tokens to probe; never more than a micro-batch has.
     """
 
-    def __init__(self, enabled: bool = True, tokens: int = 256) -> None:
-        if tokens < 2:
-            raise CallError(f"diagnostics.tokens is {tokens}; it must be at least 2")
+    def __init__(self, enabled: bool = True, tokens: Annotated[int, Range(2, 2**24)] = 256) -> None:
+        check_options(LayerDiagnostics.__init__, locals(), "diagnostics.")
         self.enabled = enabled
         self.tokens = tokens
         self._folder = Path()

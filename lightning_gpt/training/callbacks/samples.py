@@ -12,7 +12,8 @@ from lightning_gpt.analysis.attention import NoPattern, attention_maps, readable
 from lightning_gpt.analysis.plots import heads_grid
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
-from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
+from lightning_gpt.options import NotNegative, Seed, check_options
 from lightning_gpt.training.module import LanguageModule
 
 
@@ -33,11 +34,12 @@ class Samples(Callback):
     def __init__(
         self,
         prompts: tuple[str, ...] = ("The", "In the beginning", "A function is"),
-        max_new_tokens: int = 48,
-        temperature: float = 0.8,
-        seed: int = 0,
+        max_new_tokens: NewTokens = 48,
+        temperature: NotNegative = 0.8,
+        seed: Seed = 0,
         attention_text: str = "The city was founded in the north of the country, and the city was its capital.",
     ) -> None:
+        check_options(Samples.__init__, locals(), "samples.")
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
         self.sampling = Sampling(temperature=temperature)

@@ -4,7 +4,7 @@ import math
 import shlex
 import statistics
 from collections import deque
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_gpt.console import say
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.options import Count, Positive, Range, check_options
 from lightning_gpt.training.callbacks.checkpoints import last_saved
 
 Action = Literal["stop", "skip"]
@@ -39,17 +40,14 @@ class Spikes(Callback):
 
     def __init__(
         self,
-        threshold: float | None = None,
-        window: int = 128,
+        threshold: Positive | None = None,
+        window: Annotated[int, Range(4, 2**20)] = 128,
         action: Action = "stop",
-        skip_steps: list[tuple[int, int]] | None = None,
+        skip_steps: list[tuple[Count, Count]] | None = None,
     ) -> None:
-        if threshold is not None and not threshold > 0:
-            raise CallError(f"spikes.threshold is {threshold}; it must be above 0")
-        if window < 4:
-            raise CallError(f"spikes.window is {window}; it must be at least 4")
+        check_options(Spikes.__init__, locals(), "spikes.")
         for first, last in skip_steps or ():
-            if not 1 <= first <= last:
+            if first > last:
                 raise CallError(f"spikes.skip_steps has [{first}, {last}]; a pair is [first, last], counted from 1")
         self.threshold = threshold
         self.window = window

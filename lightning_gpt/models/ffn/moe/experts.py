@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gpt.models.ffn.dense import FeedForward, require_hidden
+from lightning_gpt.models.ffn.dense import FeedForward
 from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
 
 _GROUPED = torch.bfloat16  # for other dtypes torch's grouped product loops and waits for every count
@@ -33,7 +33,6 @@ class Experts(Layer):
 
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
         super().__init__()
-        require_hidden(hidden)
         self.kind, self.n_expert, self.hidden = kind, n_expert, hidden
         rows = len(kind.pieces) * hidden
         self.up = nn.Parameter(torch.empty(n_expert, rows, dim))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
 from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.view import BlockView
+from lightning_gpt.options import NotNegative, Range, Width
+
+ExpertCount = Annotated[int, Range(1, 2**16)]
 
 
 @ffns.register("moe")
@@ -53,23 +57,19 @@ class MixtureOfExperts(Layer):
         dim: int,
         *,
         bias: bool,
-        n_expert: int = 8,
-        top_k: int = 2,
-        n_shared: int = 0,
+        n_expert: ExpertCount = 8,
+        top_k: ExpertCount = 2,
+        n_shared: Annotated[int, Range(0, 1024)] = 0,
         expert: str = "gelu",
-        hidden: int | None = None,
+        hidden: Width | None = None,
         router: Score = "softmax",
-        capacity_factor: float | None = None,
+        capacity_factor: Annotated[float, Range(above=0, most=2**16)] | None = None,
         balance: Balance = "loss",
-        balance_rate: float | None = None,
-        z_loss: float = 0.001,
+        balance_rate: NotNegative | None = None,
+        z_loss: NotNegative = 0.001,
     ) -> None:
         super().__init__()
         kind = _expert_kind(expert)
-        if n_shared < 0:
-            raise CallError(f"moe n_shared is {n_shared}; it must be at least 0")
-        if capacity_factor is not None and capacity_factor <= 0:
-            raise CallError(f"moe capacity_factor is {capacity_factor}; it must be above 0, or null for dropless")
         self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss)
         self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
         if hidden is None:
@@ -138,8 +138,8 @@ class MixtureOfExperts(Layer):
 def _expert_kind(name: str) -> type[FeedForward]:
     kinds = {known: ffns.get(known) for known in ffns.names if known != "none"}
     dense = {known: kind for known, kind in kinds.items() if issubclass(kind, FeedForward)}
-    if not isinstance(name, str) or name not in dense:
-        raise CallError(f"moe expert is {name!r}; it must be one of {', '.join(dense)}")
+    if name not in dense:
+        raise CallError(f"ffn expert is {name!r}; it must be one of {', '.join(dense)}")
     return dense[name]
 
 

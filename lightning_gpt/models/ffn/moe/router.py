@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +90,8 @@ class Router(Layer):
         self, dim: int, n_expert: int, top_k: int, score: Score, balance: Balance, rate: float | None, z_loss: float
     ) -> None:
         super().__init__()
-        _require_choice("router", score, get_args(Score))
-        _require_choice("balance", balance, get_args(Balance))
         if not 1 <= top_k <= n_expert:
-            raise CallError(f"moe top_k is {top_k}; it must be at least 1 and at most n_expert, which is {n_expert}")
-        for option, value in {"balance_rate": rate, "z_loss": z_loss}.items():
-            if value is not None and value < 0:
-                raise CallError(f"moe {option} is {value}; it must be at least 0")
+            raise CallError(f"ffn top_k is {top_k}; it must be from 1 to n_expert, which is {n_expert}")
         self.n_expert, self.top_k, self.score, self.balance, self.z_loss = n_expert, top_k, score, balance, z_loss
         self.rate = _RATES[balance] if rate is None else rate
         # not an nn.Linear, so that quantisation does not change the choice of experts
@@ -172,8 +167,3 @@ def load_balancing_loss(scores: Tensor, counts: Tensor) -> Tensor:
 def router_z_loss(logits: Tensor) -> Tensor:
     """Mean over tokens of ``(log Σ_i exp x_i)²``: Zoph et al. 2022, "ST-MoE" (2202.08906), eq. 5."""
     return logits.logsumexp(dim=-1).square().mean()
-
-
-def _require_choice(option: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise CallError(f"moe {option} is {given!r}; it must be one of {', '.join(allowed)}")
