@@ -200,6 +200,7 @@ def quieten() -> None:
         ".*does not have many workers.*",  # the loader takes under 2 % of a step
         ".*`IterableDataset` has `__len__` defined.*",  # each of our workers is configured for its part
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the cursor makes it so
+        "You requested to overfit but enabled .* dataloader shuffling.*",  # nothing shuffles these loaders
         ".*The dirpath has changed from.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",

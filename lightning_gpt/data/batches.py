@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from lightning_gpt.data.first_rows import FirstRows
 from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.stream import Cursor, RowSequence, Stream
 from lightning_gpt.models.head import IGNORED
@@ -69,6 +70,8 @@ class TrainBatches(IterableDataset[Batch]):
         world_size: Number of processes.
         steps_per_epoch: Optimizer steps per epoch; the epoch never ends when None.
         accumulate: Micro-batches per optimizer step.
+        ends: Whether an iteration ends with the epoch; otherwise the trainer ends it, after fewer batches.
+        repeated_rows: Take only the first rows of the sequence, this many, over and over; all rows when None.
         separate: Whether batches say which document each token belongs to, so that the model can separate them.
         cursor: Where to start; may be set again before a new iteration.
     """
@@ -81,6 +84,8 @@ class TrainBatches(IterableDataset[Batch]):
         world_size: int,
         steps_per_epoch: int | None,
         accumulate: int,
+        ends: bool = True,
+        repeated_rows: int | None = None,
         separate: bool = False,
         cursor: Cursor | None = None,
     ) -> None:
@@ -90,9 +95,11 @@ class TrainBatches(IterableDataset[Batch]):
         self.world_size = world_size
         self.steps_per_epoch = steps_per_epoch
         self.accumulate = accumulate
+        self.ends = ends
+        self.repeated_rows = repeated_rows
         self.separate = separate
         self.cursor = cursor
-        self._open: RowSequence | None = None
+        self._open: RowSequence | FirstRows | None = None
 
     @property
     def micro_batches_per_epoch(self) -> int | None:
@@ -104,16 +111,19 @@ class TrainBatches(IterableDataset[Batch]):
         return self.stream.end_of_text if self.separate else None
 
     def _left_in_epoch(self) -> int | None:
-        if self.micro_batches_per_epoch is None:
+        if self.micro_batches_per_epoch is None or not self.ends:
             return None
         done_rows = self.cursor["rows"] if self.cursor else 0
         done = done_rows // (self.batch_size * self.world_size)
         return self.micro_batches_per_epoch - done % self.micro_batches_per_epoch
 
-    def _sequence(self) -> RowSequence:
+    def _sequence(self) -> RowSequence | FirstRows:
         """The open sequence if it is at the cursor (as when the next epoch starts), else a new one."""
         if self._open is None or self._open.cursor() != self.cursor:
-            self._open = self.stream.open(self.cursor)
+            if self.repeated_rows is None:
+                self._open = self.stream.open(self.cursor)
+            else:
+                self._open = FirstRows(self.stream, self.repeated_rows, self.cursor)
         return self._open
 
     def __iter__(self) -> Iterator[Batch]:

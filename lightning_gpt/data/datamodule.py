@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.first_rows import repeated_rows
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
@@ -240,21 +241,37 @@ class TextData(L.LightningDataModule):
         """Micro-batches per optimizer step."""
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
+    def _steps_per_epoch(self) -> int | None:
+        rows = self.rows_of_a_pass()
+        return None if rows is None else sum(rows) // (self.micro_batch_rows * self._accumulated)
+
+    def _repeated_rows(self) -> int | None:
+        asked = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
+        steps = self._steps_per_epoch()
+        epoch = None if steps is None else steps * self._accumulated
+        return repeated_rows(asked, self.micro_batch_rows, self._accumulated, epoch)
+
+    def _identity(self, stream: Stream) -> dict[str, Any]:
+        return {**stream.identity(), "overfit_batches (in rows)": self._repeated_rows()}
+
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the cursor to the end of the epoch."""
-        stream, rows = self.stream(), self.rows_of_a_pass()
+        stream, rows, steps = self.stream(), self.rows_of_a_pass(), self._steps_per_epoch()
         accumulate = self._accumulated
-        step_rows = self.micro_batch_rows * accumulate
-        steps = None if rows is None else sum(rows) // step_rows
         if rows is not None and steps == 0:
             raise CallError(
-                f"the corpus has {sum(rows)} training rows, but one optimizer step takes {step_rows} "
-                f"(batch_size {self.batch_size} × {self._world_size} processes × {accumulate} accumulated): "
-                f"lower batch_size or accumulate_grad_batches, or add text"
+                f"the corpus has {sum(rows)} training rows, but one optimizer step takes "
+                f"{self.micro_batch_rows * accumulate} (batch_size {self.batch_size} × {self._world_size} processes "
+                f"× {accumulate} accumulated): lower batch_size or accumulate_grad_batches, or add text"
             )
+        repeated = self._repeated_rows()
+        if repeated is not None and self._train is None:
+            say(f"overfitting: every epoch trains on the same {repeated:,} rows")
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        whole_epochs = isinstance(limit, float) and limit == 1.0 and repeated is None  # 1 is one batch
         batches = TrainBatches if steps is None else SizedTrainBatches
         self._train = batches(
             stream,
@@ -263,6 +280,8 @@ class TextData(L.LightningDataModule):
             self._world_size,
             steps,
             accumulate,
+            whole_epochs,
+            repeated,
             self.separate_documents,
             self.cursor,
         )
@@ -320,7 +339,7 @@ class TextData(L.LightningDataModule):
         if self._train is not None:
             state |= {
                 "cursor": self.cursor,
-                "stream": self._train.stream.identity(),
+                "stream": self._identity(self._train.stream),
                 "micro_batch_rows": self.micro_batch_rows,
             }
         return state
@@ -335,8 +354,11 @@ class TextData(L.LightningDataModule):
         self.cursor = state_dict.get("cursor")
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and "stream" in state_dict:
-            was, now = state_dict["stream"], self.stream().identity()
-            changed = [f"{key} changed from {was[key]} to {now.get(key)}" for key in was if was[key] != now.get(key)]
+            was, now = state_dict["stream"], self._identity(self.stream())
+            keys = dict.fromkeys([*was, *now])
+            changed = [
+                f"{key} changed from {was.get(key)} to {now.get(key)}" for key in keys if was.get(key) != now.get(key)
+            ]
             if changed:
                 raise CallError(f"cannot resume: {'; '.join(changed)}, which changes the order of the data")
 

@@ -132,7 +132,7 @@ def _say_what_was_drawn(data: TextData) -> None:
     sizes = [None] * len(drawn) if rows is None else rows
     say("trained on")
     for (name, state), size in zip(drawn.items(), sizes, strict=True):
-        share = state["rows_taken"] / max(1, data.cursor["rows"])
+        share = state["rows_taken"] / max(1, sum(each["rows_taken"] for each in drawn.values()))
         passes = "" if size is None else f", {state['rows_taken'] / size:.2f} passes"
         say(f"  {name:<34}{state['rows_taken']:>12,} rows ({share:.1%}{passes})")
 
