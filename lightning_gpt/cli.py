@@ -4,8 +4,11 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import suppress
 
-from lightning_gpt.errors import CallError, Stopped, WorkError
+from lightning_gpt.errors import CallError, Stopped, WorkError, shortened
+from lightning_gpt.system_error import described, discard_output, is_of_call, open_standard_streams
 from lightning_gpt.trust import take_trusted, trust
 
 _COMMANDS = {
@@ -38,14 +41,32 @@ Start with: lightning-gpt fit --config configs/quickstart.yaml
 """
 
 
+_LONGEST = 300
+
+
 def main() -> int:
     """Run the command that the process was called with; returns its exit status.
 
     0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C or SIGTERM.
     """
+    open_standard_streams()
     debug = "--debug" in sys.argv[1:]
     args, trusted = take_trusted(argument for argument in sys.argv[1:] if argument != "--debug")
     sys.argv[1:] = args
+    try:
+        try:
+            return _run(args, trusted)
+        finally:
+            sys.stdout.flush()  # here, an output that cannot be written is an error like any other
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _run(args: list[str], trusted: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(_HELP, end="")
         return 0 if args else 2
@@ -55,18 +76,11 @@ def main() -> int:
         print(f"lightning-gpt {__version__}")
         return 0
     sys.path.append(os.getcwd())  # so that a config can name a function of the user's own, as python -m does
-    try:
-        if args[0] not in _COMMANDS:
-            raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
-        trust(trusted)
-        module = importlib.import_module(f"lightning_gpt.commands.{_COMMANDS[args[0]][0]}")
-        module.run(args if module.__name__.endswith(".train") else args[1:])
-    except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        if debug:
-            traceback.print_exc()
-        return _report(error)
+    if args[0] not in _COMMANDS:
+        raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
+    trust(trusted)
+    module = importlib.import_module(f"lightning_gpt.commands.{_COMMANDS[args[0]][0]}")
+    module.run(args if module.__name__.endswith(".train") else args[1:])
     return 0
 
 
@@ -75,24 +89,33 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone: nothing to say, nobody to say it to
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     known = _known_cause(error)
-    if isinstance(known, Stopped):
-        print(str(known), file=sys.stderr)
-        return 130
-    message = " ".join(str(known or error).split())
+    message, status = str(known), 2 if isinstance(known, CallError) else 1
     if known is None:
-        message = f"{type(error).__name__}: {message or 'no message'} (--debug shows where)"
-    print(f"error: {message}", file=sys.stderr)
-    return 2 if isinstance(known, CallError) else 1
+        refused = next((cause for cause in _causes(error) if described(cause)), error)
+        message = described(refused) or f"{type(error).__name__}: {error or 'no message'} (--debug shows where)"
+        status = 2 if is_of_call(refused, sys.argv[1:]) else 1
+    with suppress(OSError):  # standard error is closed or on a full disk
+        if isinstance(known, Stopped):
+            print(message, file=sys.stderr)
+            status = 130
+        else:
+            print(f"error: {shortened(message, _LONGEST - len('error: '))}", file=sys.stderr)
+    discard_output()
+    return status
 
 
-def _known_cause(error: BaseException | None) -> CallError | WorkError | Stopped | None:
+def _known_cause(error: BaseException) -> CallError | WorkError | Stopped | None:
     """The error of ours that ``error`` is, or was raised from: the config parser wraps what a constructor raises."""
-    while error is not None and not isinstance(error, CallError | WorkError | Stopped):
+    return next((cause for cause in _causes(error) if isinstance(cause, CallError | WorkError | Stopped)), None)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
         error = error.__cause__
-    return error
 
 
 if __name__ == "__main__":

@@ -15,3 +15,12 @@ class WorkError(Exception):
 
 class Stopped(Exception):  # noqa: N818 - it is not an error
     """The work was asked to stop by Ctrl-C or SIGTERM and did so without losing anything. Exit status 130."""
+
+
+def shortened(text: str, most: int) -> str:
+    """``text`` on one line of at most ``most`` characters; of a longer one, the beginning and the end."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 3
+    return f"{text[: most - end - 1]}…{text[-end:]}"

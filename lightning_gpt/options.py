@@ -11,7 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, shortened
 
 _LONGEST_SHOWN = 80
 """Characters of a wrong value that a message shows."""
@@ -109,10 +109,9 @@ def check_option(name: str, value: Any, hint: Any) -> None:
 def shown(value: Any) -> str:
     """A value as messages show it, cut if it is long."""
     try:
-        text = repr(value)
+        return shortened(repr(value), _LONGEST_SHOWN)
     except ValueError:  # Python does not write such numbers out
         return f"a number of more than {sys.get_int_max_str_digits():,} digits"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
 
 
 def _allows(hint: Any, value: Any) -> bool:

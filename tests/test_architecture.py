@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "console": set(),
     "hardware": set(),
     "whole_file": {"errors"},
+    "safe_yaml": {"errors"},
+    "system_error": set(),
     "trust": {"errors"},
     "data": {"models", "console", "whole_file", "options", "errors"},
     "checkpoint_file": {"whole_file", "errors"},
@@ -29,10 +31,10 @@ MAY_IMPORT = {
     "analysis": {"models", "data", "errors"},
     "training": {*BELOW, "checkpoint_file", "hardware", "whole_file", "trust"},
     "planning": {"models", "errors"},
-    "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file"},
+    "studies": {*BELOW - {"planning"}, "training", "hardware", "whole_file", "safe_yaml"},
     "benchmarks": {*BELOW, "training", "hardware"},
-    "commands": {*BELOW, "training", "whole_file", "studies", "trust"},
-    "cli": {"commands", "errors", "trust", "__init__"},
+    "commands": {*BELOW, "training", "whole_file", "safe_yaml", "studies", "trust"},
+    "cli": {"commands", "errors", "system_error", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli"},
 }
@@ -202,8 +204,8 @@ def test_a_wheel_has_every_package() -> None:
 
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
-        *("importlib", "os", "sys", "traceback", "lightning_gpt", "lightning_gpt.errors"),
-        "lightning_gpt.trust",
+        *("collections.abc", "contextlib", "importlib", "os", "sys", "traceback", "lightning_gpt"),
+        *("lightning_gpt.errors", "lightning_gpt.system_error", "lightning_gpt.trust"),
     }
 
 

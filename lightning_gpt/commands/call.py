@@ -1,18 +1,19 @@
 """Reading a command's options, and saying in one line what is wrong with them."""
 
 import re
-from argparse import ArgumentError
+from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse._actions import _ActionConfigLoad
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.options import check_options, shown
+from lightning_gpt.safe_yaml import UnreadableYaml, parse_yaml, read_yaml
 
 _TYPES = {
     "int": "a whole number",
@@ -22,11 +23,70 @@ _TYPES = {
     "list": "a list",
     "dict": "a mapping",
 }
+_MOST_SHOWN = 60
+_EXPECTED = re.compile(r"(?:Expected a|Not a valid subclass of) (.+?)(?:\. Got value: (.*))?$")
+_NOT_IN_CONFIGS = ("config", "help", "print_config")
+
+
+def _load(text: str, path: str = "") -> Any:
+    """Read YAML for jsonargparse: a config file where ``path`` is given, otherwise a value from a command line."""
+    value = parse_yaml(text)
+    is_text = not path and isinstance(value, dict) and ":" not in text.strip().removesuffix(":")
+    return text if is_text else value  # "Note:" and "{name}" are text there, not mappings to null
+
+
+set_loader("yaml", _load, (UnreadableYaml,))
+
+
+class StrictParser(ArgumentParser):
+    """A parser that refuses a section that is not a mapping, and names the config file that an error is in."""
+
+    def parse_path(self, path: Any, **options: Any) -> Namespace:
+        """Parse a config file.
+
+        Raises:
+            CallError: Something is wrong in it; the message names the file and the key.
+        """
+        file = f"config file {str(path)!r}"
+        known = sorted({name.partition(".")[0] for name in option_names(self)} - set(_NOT_IN_CONFIGS))
+        for key, value in read_yaml(Path(path), "config file").items():
+            if key not in known:
+                raise CallError(f"{file}: {unknown_key(key, known)}")
+            _check_classes(value, key, file)
+        try:
+            parsed: Namespace = super().parse_path(path, **options)
+            return parsed
+        except (ArgumentError, TypeError) as error:
+            raise CallError(f"{file}: {one_line(str(error), option_names(self))}") from None
+
+    def _check_value_key(self, action: Action, value: Any, key: str, *args: Any, **options: Any) -> Any:
+        # jsonargparse drops such a section without a word
+        if isinstance(action, _ActionConfigLoad) and not isinstance(value, dict | Namespace | str):
+            raise TypeError(f"Parser key \"{key}\":\nExpected a <class 'dict'>. Got value: {_as_yaml(value)}")
+        return super()._check_value_key(action, value, key, *args, **options)
+
+
+def _check_classes(value: Any, key: str, file: str) -> None:
+    """Refuse a ``class_path`` that is not text and ``init_args`` that are not a mapping, at any depth of a section."""
+    if isinstance(value, list):
+        for number, part in enumerate(value):
+            _check_classes(part, f"{key}.{number}", file)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            for special, kind, allowed in (("class_path", str, "text"), ("init_args", dict, "a mapping")):
+                if name == special and not isinstance(part, kind):
+                    given = shortened(_as_yaml(part), _MOST_SHOWN)
+                    raise CallError(f"{file}: {key}.{name} is {given!r}; allowed: {allowed}")
+            _check_classes(part, f"{key}.{name}", file)
+
+
+def _as_yaml(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def parse_function_call(function: Callable[..., Any], command: str, args: list[str]) -> dict[str, Any]:
     """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options."""
-    parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
+    parser = StrictParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_function_arguments(function)
     options = dict(vars(parser.instantiate(parse(parser, args))))
     check_options(function, options)
@@ -70,19 +130,8 @@ def check_config_files(args: list[str]) -> None:
     """Refuse config files that are missing, unreadable or not valid YAML, naming the file and the line."""
     for position, argument in enumerate(args):
         name, equals, value = argument.partition("=")
-        if name not in ("--config", "-c") or not (equals or position + 1 < len(args)):
-            continue
-        path = Path(value if equals else args[position + 1])
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise CallError(f"config file {str(path)!r} cannot be read: {reason}") from None
-        except yaml.MarkedYAMLError as error:
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise CallError(f"config file {str(path)!r}{line} is not valid YAML: {error.problem}") from None
-        if not isinstance(content, dict):
-            raise CallError(f"config file {str(path)!r} does not contain a mapping of options to values")
+        if name in ("--config", "-c") and (equals or position + 1 < len(args)):
+            read_yaml(Path(value if equals else args[position + 1]), "config file")
 
 
 def one_line(message: str, known: Iterable[str]) -> str:
@@ -100,7 +149,8 @@ def one_line(message: str, known: Iterable[str]) -> str:
         key = inner if inner.startswith(key) else f"{key}.{inner}"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
-        return f"required and missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
+        names = [name.partition(".")[2] or name for name in missing[1].split(", ")]  # fit.model is --model
+        return f"required and missing: {', '.join(f'--{name}' for name in names)}"
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown:
         name, dashes = unknown[1].split("=")[0].lstrip("-"), unknown[1].startswith("--")
@@ -122,7 +172,11 @@ def one_line(message: str, known: Iterable[str]) -> str:
     if wrong_function:
         reason = wrong_function[1].strip()
         return f"{key}: no function is found at the import path {_given(lines)!r} ({reason})"
-    expected = [found for line in lines for found in re.findall(r"Expected a (.+?)(?:\. Got value: (.*))?$", line)]
+    section = re.search(r"Unable to load config '(.*)'", message)
+    if section:
+        given = shortened(section[1], _MOST_SHOWN)
+        return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
+    expected = [found for line in lines for found in _EXPECTED.findall(line)]
     expected = [(kind, given) for kind, given in expected if kind != "<class 'NoneType'>" and "path but" not in kind]
     if expected:
         given = next((value for _, value in expected if value), "") or _given(lines)
@@ -141,7 +195,15 @@ def _type_name(kind: str) -> str:
     if simple:
         return _TYPES.get(simple[1], simple[1].rpartition(".")[2])
     literal = re.search(r"Literal\[(.*)\]", kind)
-    return literal[1] if literal else kind
+    if literal:
+        return literal[1]
+    return f"{kind} (a class name, or a mapping with class_path and init_args)" if kind.isidentifier() else kind
+
+
+def unknown_key(key: Any, known: Iterable[str]) -> str:
+    """What to say about a key of a config file that is none of ``known``."""
+    close = get_close_matches(str(key), known, n=1)
+    return f"unknown key {key!r}; " + (f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}")
 
 
 def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-from jsonargparse import ArgumentParser
-
-from lightning_gpt.commands.call import check_config_files, parse
-from lightning_gpt.errors import CallError
+from lightning_gpt.commands.call import StrictParser, check_config_files, parse, unknown_key
+from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.options import check_options
+from lightning_gpt.safe_yaml import read_yaml
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
 # source arguments that decide how training uses a source; they do not change its documents
 _OF_TRAINING = ("weight", "max_tokens", "max_passes")
+
+RUN_KEYS = (
+    *("averaging", "checkpoints", "ckpt_path", "data", "diagnostics", "grow", "model", "name", "non_finite"),
+    *("samples", "seed_everything", "spikes", "trainer", "upcycle", "weights_only"),
+)
+"""The keys of a run's config, as ``fit`` allows them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
     # importing Lightning takes seconds, so check the files first
     from lightning_gpt.data.datamodule import TextData
 
-    parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
+    parser = StrictParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_argument(
         "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
     )
@@ -77,11 +81,24 @@ def _with_data_of_configs(args: list[str]) -> list[str]:
             file = argument
         else:
             continue
-        sections.append(yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("data"))
-        result.append(f"--data={json.dumps(sections[-1] or {}, default=str)}")
+        sections.append(_data_of(file))
+        result.append(f"--data={json.dumps(sections[-1])}")
     if sections and not any(sections):
         raise CallError("no config file has a data section; give one with the key 'data'")
     return result
+
+
+def _data_of(file: str) -> dict[str, Any]:
+    """The data section of a config file; empty if it has none."""
+    content = read_yaml(Path(file), "config file")
+    for key in content:
+        if key not in RUN_KEYS:
+            raise CallError(f"config file {file!r}: {unknown_key(key, RUN_KEYS)}")
+    section = content.get("data", {})
+    if not isinstance(section, dict):
+        given = "null" if section is None else str(section)
+        raise CallError(f"config file {file!r}: data is {shortened(given, 60)!r}; allowed: a mapping")
+    return section
 
 
 def _documents_only(arguments: dict[str, Any]) -> dict[str, Any]:

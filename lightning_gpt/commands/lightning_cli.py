@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import option_names, parse
+from lightning_gpt.commands.call import StrictParser, option_names, parse
+from lightning_gpt.commands.trainer_options import TRAINER_DEFAULTS, check_trainer
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -47,15 +49,14 @@ from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from lightning_gpt.training.precision import fastest_precision
 
+set_parsing_settings(config_read_mode_fsspec_enabled=False)  # a config is a local file; Lightning allows any URL
+
 MODELS = (GPTModule, SingleHeadModule)
 """What ``--model`` may name by its short name."""
 
-_DEFAULTS = {
-    "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
-    "log_every_n_steps": 10,
-    "gradient_clip_val": 1.0,
-    "enable_model_summary": False,  # RunSummary says more
-}
+
+class _Parser(StrictParser, LightningArgumentParser):
+    pass
 
 
 class TrainCLI(LightningCLI):
@@ -71,11 +72,12 @@ class TrainCLI(LightningCLI):
             LanguageModule,
             TextData,
             args=args,
+            parser_class=_Parser,
             subclass_mode_model=True,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            trainer_defaults=_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS,
             parser_kwargs={"exit_on_error": False},
         )
 
@@ -103,6 +105,7 @@ class TrainCLI(LightningCLI):
         """Parse, with mistakes said in one line."""
         known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
         self.config = parse(parser, sys.argv[1:] if args is None else args, sorted(known))
+        check_trainer(vars(self.config[self.config.subcommand].trainer))
 
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint before anything is built, so that a bad one costs nothing.

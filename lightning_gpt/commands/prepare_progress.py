@@ -19,7 +19,7 @@ class ConsoleProgress(Progress):
 
         from lightning_gpt.console import console, say
 
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._line = self._bar.add_task("", total=None)
         self._say = say

@@ -5,7 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from lightning_gpt.commands.call import check_config_files, parse_function_call
+from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Index, Processes
 from lightning_gpt.studies.report.diagnostics import diagnostic
@@ -122,10 +122,8 @@ def _report(results: StudyResults, folder: Path) -> None:
 def run(args: list[str]) -> None:
     """Parse ``args`` and run the study."""
     # a flag may be given without a value
-    follows = [*args[1:], "--"]
     args = [
         f"{arg}=true" if arg in _FLAGS and after.startswith("-") else arg
-        for arg, after in zip(args, follows, strict=True)
+        for arg, after in zip(args, [*args[1:], "--"], strict=False)
     ]
-    check_config_files(args)
     study(**parse_function_call(study, "study", args))

@@ -70,6 +70,7 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
                 while reason is not None and not isinstance(reason, CallError):
                     reason = reason.__cause__
                 said = " ".join(str(reason or f"{type(error).__name__}: {error}").split())
+                said = said.removeprefix(f"config file {str(file)!r}: ")  # a temporary file of ours
                 raise CallError(f"cell {cell.number}, {cell.name}: {said}") from None
             sizes[setting] = sum(parameter.numel() for parameter in cli.model.parameters())
     return {cell.number: sizes[repr(sorted(cell.settings.items(), key=str))] for cell in cells}

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lightning_gpt.errors import CallError
+from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, short_names
 from lightning_gpt.studies.spec.measures import measure
 
 _PRESET_KEYS = ("base", "config", "grid", "variants", "seeds")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
+_MOST_CELLS = 10_000
 _SEED_KEY = "seed_everything"
 
 
@@ -85,7 +85,7 @@ def read_study(file: Path, preset: str | None) -> Study:
     Raises:
         CallError: The file is not a valid study, or has no such preset.
     """
-    content = _Reader(file, yaml.safe_load(file.read_text(encoding="utf-8")))
+    content = _Reader(file, read_yaml(file, "study"))
     presets = content.mapping("presets")
     if preset is None and presets:
         raise CallError(f"study {str(file)!r} has presets: choose one with --preset ({', '.join(presets)})")
@@ -113,10 +113,13 @@ class _Reader:
         return CallError(f"study {str(self.file)!r}: {self.where}{message}")
 
     def mapping(self, key: str) -> dict[str, Any]:
-        value = self.content.get(key) or {}
-        if not isinstance(value, dict):
+        value = self.content.get(key)
+        if not isinstance(value, dict | None):
             raise self.error(f"{key} is {value!r}; it must be a mapping")
-        return value
+        for inner in value or {}:
+            if not isinstance(inner, str):
+                raise self.error(f"{key} has the key {inner!r}; its keys must be text")
+        return value or {}
 
     def sequence(self, key: str, default: list[Any]) -> list[Any]:
         value = self.content.get(key, default)
@@ -126,8 +129,8 @@ class _Reader:
 
     def study(self, preset: str | None) -> Study:
         name = self.content.get("name")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
-            raise self.error(f"name is {name!r}; it may contain letters, digits, - and _ only")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]{1,100}", name):
+            raise self.error(f"name is {name!r}; it may contain letters, digits, - and _ only, at most 100")
         over = _Reader(self.file, {}, _PRESET_KEYS)
         if preset is not None:
             over = _Reader(self.file, self._preset(preset), _PRESET_KEYS, f"preset {preset}: ")
@@ -144,6 +147,7 @@ class _Reader:
         seeds = over.sequence("seeds", self.sequence("seeds", [0]))
         measures = self.sequence("measure", ["val/loss", "val/perplexity"])
         grid = {key: self._axis(key, values) for key, values in axes.items() if values is not None}
+        self._check_count(len(seeds) * len(variants or [""]) * math.prod(map(len, grid.values())))
         study = Study(
             name=name,
             question=str(self.content.get("question", "")).strip(),
@@ -159,6 +163,10 @@ class _Reader:
         self._check_overlaps(study)
         return study
 
+    def _check_count(self, cells: int) -> None:
+        if cells > _MOST_CELLS:
+            raise self.error(f"it has {cells:,} cells (seeds x variants x grid); at most {_MOST_CELLS:,} are allowed")
+
     def _preset(self, name: str) -> dict[str, Any]:
         content = self.mapping("presets")[name] or {}
         if not isinstance(content, dict):
@@ -167,15 +175,9 @@ class _Reader:
 
     def base_file(self, name: Any) -> dict[str, Any]:
         """A base configuration; its path is relative to the study's file."""
-        path = self.file.parent / str(name)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not valid YAML"
-            raise self.error(f"base {str(path)!r} cannot be read: {reason}") from None
-        if not isinstance(content, dict):
-            raise self.error(f"base {str(path)!r} does not hold a mapping of options to values")
-        return content
+        if not isinstance(name, str):
+            raise self.error(f"base holds {name!r}; it must be a list of paths to config files")
+        return read_yaml(self.file.parent / name, f"study {str(self.file)!r}: {self.where}base")
 
     def _axis(self, key: str, values: Any) -> list[Any]:
         if key == _SEED_KEY:

@@ -1,0 +1,81 @@
+"""What the operating system or the memory refuses, in a line that names the file or the size."""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_IMPOSSIBLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+_ADVICE = {errno.EMFILE: "raise the limit with ulimit -n", errno.ENOSPC: "free some space and rerun the command"}
+_NO_MEMORY = "not enough memory"
+_OF_TORCH = (  # what torch raises RuntimeError with
+    (re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE), _NO_MEMORY + ": an array of {} was needed"),
+    (re.compile(r"(?:Storage size calculation overflowed|numel: integer multiplication overflow)()"), _NO_MEMORY),
+    (re.compile(r"can't start new (thread)"), "the system allows no further {}: see ulimit -u"),
+)
+
+
+def described(error: BaseException) -> str | None:
+    """One line for an error of the operating system, of memory, or of the output's encoding; None for any other."""
+    if isinstance(error, UnicodeEncodeError):
+        text = error.object[error.start : error.end]
+        return f"the output's encoding, {error.encoding}, has no {text!a}; set PYTHONIOENCODING=utf-8"
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply"
+    if isinstance(error, OSError) and error.errno is not None:
+        reason = error.strerror or type(error).__name__
+        place = _place(error)
+        advice = _ADVICE.get(error.errno)
+        return (f"{place}: " if place else "") + reason + (f"; {advice}" if advice else "")
+    if isinstance(error, MemoryError | RuntimeError):
+        for pattern, message in _OF_TORCH:
+            found = pattern.search(str(error))
+            if found:
+                return message.format(_size(found[1]))
+    if isinstance(error, MemoryError):
+        return f"{_NO_MEMORY}: {error}" if str(error) else _NO_MEMORY
+    return None
+
+
+def is_of_call(error: BaseException, args: Sequence[str]) -> bool:
+    """Whether ``error`` is about a path that the command line ``args`` names and that cannot be what it is used as."""
+    if not isinstance(error, OSError) or error.errno not in _IMPOSSIBLE or not error.filename:
+        return False
+    path = Path(os.fsdecode(error.filename))
+    values = (value for argument in args for value in (argument, argument.partition("=")[2]))
+    return any(value and (path == Path(value) or Path(value) in path.parents) for value in values)
+
+
+def _place(error: OSError) -> str:
+    """The file that an error is about; an error of writing names none."""
+    if isinstance(error.filename, str | bytes | os.PathLike):
+        return repr(os.fsdecode(error.filename))
+    return "standard output or a file cannot be written" if error.errno in _OF_WRITING else ""
+
+
+def _size(given: str) -> str:
+    return f"{int(given):,} bytes" if given.isdigit() else given
+
+
+def open_standard_streams() -> None:
+    """Open standard streams that the caller has closed on the null device, so that no file takes their place."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open
+
+
+def discard_output() -> None:
+    """Send what standard streams still hold to the null device if it cannot be written, so that the end is quiet."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
