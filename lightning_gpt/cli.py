@@ -41,7 +41,7 @@ Start with: lightning-gpt fit --config configs/quickstart.yaml
 def main() -> int:
     """Run the command that the process was called with; returns its exit status.
 
-    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C or SIGTERM.
+    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     debug = "--debug" in sys.argv[1:]
     args, trusted = take_trusted(argument for argument in sys.argv[1:] if argument != "--debug")
@@ -72,8 +72,6 @@ def main() -> int:
 
 def _report(error: BaseException) -> int:
     """Say in one line what went wrong; returns the exit status."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone: nothing to say, nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
