@@ -29,11 +29,17 @@ from benchmarks.chaos.subjects import SUBJECTS, Fit, Prepare, Study, TwoProcesse
 from benchmarks.chaos.ways import WAYS, Way
 
 # a start from nothing costs seconds, so most first processes are forks; each subject also starts fresh ones
-_FITS: tuple[tuple[type[Subject], bool], ...] = ((Fit, True),) * 5
-_ROUND: tuple[tuple[type[Subject], bool], ...] = (
-    *(*_FITS, (Prepare, True), *_FITS, (TwoProcesses, True), *_FITS, (Fit, False), *_FITS, (Study, True)),
-    *(*_FITS, (Prepare, False), *_FITS, (TwoProcesses, False), *_FITS, (Study, False)),
-)
+_FITS: list[tuple[type[Subject], bool]] = [(Fit, True)] * 5
+_SLOW: list[tuple[type[Subject], bool]] = [
+    (Prepare, True),
+    (TwoProcesses, True),
+    (Fit, False),
+    (Study, True),
+    (Prepare, False),
+    (TwoProcesses, False),
+    (Study, False),
+]
+_ROUND = [case for slow in _SLOW for case in (*_FITS, slow)]
 _HITS_OF_A_CASE = (2, 6)
 
 

@@ -47,6 +47,7 @@ class Process:
                     stdout=file,
                     stderr=file,
                     start_new_session=True,
+                    preexec_fn=_hear_all_signals,
                 )
                 self.pid = self._popen.pid
             else:
@@ -120,7 +121,12 @@ class Forks:
         command = [sys.executable, "-m", "tests.fork_server"]
         with theirs:
             self._server = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=theirs.fileno(), start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=theirs.fileno(),
+                start_new_session=True,
+                preexec_fn=_hear_all_signals,
             )
 
     def start(self, args: Sequence[str], folder: Path, environment: dict[str, str], output: int) -> int:
@@ -139,6 +145,12 @@ class Forks:
         """End the server."""
         self._calls.close()
         self._server.wait()
+
+
+def _hear_all_signals() -> None:
+    """Undo ``nohup``, and a shell's ``&``, whose children ignore signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _parents() -> Iterator[tuple[int, int]]:
