@@ -17,6 +17,7 @@ from benchmarks.chaos.ways import Way
 SECONDS_OF_A_RUN = 600.0
 _SECONDS_OF_ORPHANS = 30.0
 _MOST_SAVES, _SECONDS_WITHIN_A_SAVE, _SECONDS_WITHIN_A_MOMENT = 6, 0.005, 0.3
+_SHARE_OF_A_RUN = 0.7  # a resumed run is shorter, and one that ends before it is hit is no kill
 _AIMS = ("any",) * 4 + ("save",) * 4 + ("start-up", "validation", "exit")
 
 
@@ -187,7 +188,9 @@ def _wait(
     """Wait for a random moment: any, one inside a save, or one in a part of the run that is short."""
     aim = draw.choice(_AIMS)
     if aim in ("any", "start-up"):
-        end = time.monotonic() + draw.uniform(0, alone.seconds if aim == "any" else alone.seconds_to_start)
+        end = time.monotonic() + draw.uniform(
+            0, alone.seconds_to_start if aim == "start-up" else _SHARE_OF_A_RUN * alone.seconds
+        )
         while time.monotonic() < end and not process.ended(min(0.02, max(0.001, end - time.monotonic()))):
             pass
         return
