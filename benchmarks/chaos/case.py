@@ -18,7 +18,7 @@ SECONDS_OF_A_RUN = 600.0
 _SECONDS_OF_ORPHANS = 30.0
 _MOST_SAVES, _SECONDS_WITHIN_A_SAVE, _SECONDS_WITHIN_A_MOMENT = 6, 0.005, 0.3
 _SHARE_OF_A_RUN = 0.7  # a resumed run is shorter, and one that ends before it is hit is no kill
-_AIMS = ("any",) * 4 + ("save",) * 4 + ("start-up", "validation", "exit")
+AIMS = ("any",) * 4 + ("save",) * 4 + ("start-up", "validation", "exit")
 
 
 @dataclass
@@ -97,6 +97,7 @@ def run_case(
     logs: Path,
     draw: random.Random,
     forks: Forks | None,
+    aims: Sequence[str] = AIMS,
 ) -> Case:
     """Run a subject in ``folder``, hit it in each of ``ways``, one per attempt, and let the last attempt finish.
 
@@ -109,6 +110,7 @@ def run_case(
         logs: The folder for the output of each attempt; that of attempts without a fault is removed.
         draw: Decides when to hit.
         forks: What a forked subject's processes are forked from.
+        aims: What moments to aim at: ``any``, ``save``, or a moment that the subject knows.
     """
     case, kept = Case(subject.name, forks is not None, place), dict[str, int]()
     for attempt in itertools.count():
@@ -118,7 +120,7 @@ def run_case(
         process = Process(subject.call(folder), folder, log, forks)
         try:
             way = ways[attempt] if attempt < len(ways) else None
-            hit = None if way is None else _hit(way, process, subject, folder, before, alone, draw)
+            hit = None if way is None else _hit(way, process, subject, folder, before, alone, draw, aims)
             if not process.ended(SECONDS_OF_A_RUN):
                 case.differences.append(f"attempt {attempt} hangs")
                 return case
@@ -165,9 +167,10 @@ def _hit(
     before: set[Path],
     alone: Alone,
     draw: random.Random,
+    aims: Sequence[str],
 ) -> Hit | None:
     """Hit a run at a random moment; None if it ended before."""
-    _wait(process, subject, folder, before, alone, draw)
+    _wait(process, subject, folder, before, alone, draw, draw.choice(aims))
     if process.ended():
         return None
     moment = "inside a save" if set(temporary_files(folder)) - before else _moment(subject, folder)
@@ -183,16 +186,15 @@ def _moment(subject: Subject, folder: Path) -> Moment:
 
 
 def _wait(
-    process: Process, subject: Subject, folder: Path, before: set[Path], alone: Alone, draw: random.Random
+    process: Process, subject: Subject, folder: Path, before: set[Path], alone: Alone, draw: random.Random, aim: str
 ) -> None:
     """Wait for a random moment: any, one inside a save, or one in a part of the run that is short."""
-    aim = draw.choice(_AIMS)
     if aim in ("any", "start-up"):
-        end = time.monotonic() + draw.uniform(
-            0, alone.seconds_to_start if aim == "start-up" else _SHARE_OF_A_RUN * alone.seconds
-        )
+        seconds = alone.seconds_to_start if aim == "start-up" else _SHARE_OF_A_RUN * alone.seconds
+        end = time.monotonic() + draw.uniform(0, seconds)
         while time.monotonic() < end and not process.ended(min(0.02, max(0.001, end - time.monotonic()))):
-            pass
+            if aim == "start-up" and _moment(subject, folder) != aim:
+                return
         return
     saves, saving = draw.randint(1, _MOST_SAVES), False
     while not process.ended():
