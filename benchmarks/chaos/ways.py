@@ -90,6 +90,8 @@ class Ask(Way):
         said = process.said()
         if process.status == 0 and done:
             return
+        if process.status == -self.number and not said:
+            return  # the interpreter had not yet come to the first line of the package
         if process.status != 130:
             yield f"exit status {process.status} after {self.name}, last line {said[-1:]}"
         elif not said or not said[-1].startswith("stopped") or len(said[-1]) > _LONGEST_LINE:
