@@ -1,7 +1,33 @@
-"""``python -m lightning_gpt``: the console script by another name."""
+"""The process that ``lightning-gpt`` and ``python -m lightning_gpt`` start."""
 
+import atexit
+import os
+import signal
 import sys
 
-from lightning_gpt.cli import main
+from lightning_gpt.errors import Stopped
+from lightning_gpt.stopping import on_stop, restore, stop_at_once
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; returns its exit status, which is 130 wherever the process is asked to stop."""
+    try:
+        atexit.register(_ignore_stops)  # the last thing that the interpreter does before it forgets all handlers
+        on_stop(stop_at_once)
+        from lightning_gpt.cli import main as run
+
+        return run()
+    except Stopped as stopped:  # before or after the command itself
+        print(stopped, file=sys.stderr)
+        return 130
+    finally:
+        # nothing is left to stop but the interpreter, which would answer with a traceback
+        on_stop(lambda *_: os._exit(130))
+
+
+def _ignore_stops() -> None:
+    restore(dict.fromkeys(on_stop(stop_at_once), signal.SIG_IGN))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

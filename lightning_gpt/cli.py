@@ -47,7 +47,7 @@ _LONGEST = 300
 def main() -> int:
     """Run the command that the process was called with; returns its exit status.
 
-    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C or SIGTERM.
+    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
     """
     open_standard_streams()
     debug = "--debug" in sys.argv[1:]
@@ -86,8 +86,6 @@ def _run(args: list[str], trusted: list[str]) -> int:
 
 def _report(error: BaseException) -> int:
     """Say in one line what went wrong; returns the exit status."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone: nothing to say, nobody to say it to
         discard_output()
         return 1

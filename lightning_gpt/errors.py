@@ -13,8 +13,11 @@ class WorkError(Exception):
     """The call was valid but the work failed: unreadable text, no network, a full disk. Exit status 1."""
 
 
-class Stopped(Exception):  # noqa: N818 - it is not an error
-    """The work was asked to stop by Ctrl-C or SIGTERM and did so without losing anything. Exit status 130."""
+class Stopped(BaseException):
+    """The work was asked to stop by Ctrl-C, SIGTERM or SIGHUP and lost nothing that was saved. Exit status 130.
+
+    It may be raised anywhere, so it does not derive from ``Exception``, which libraries catch.
+    """
 
 
 def shortened(text: str, most: int) -> str:

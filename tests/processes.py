@@ -91,10 +91,16 @@ def must_run(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False) -
     return done
 
 
-def start_command(*args: str, cwd: Path) -> subprocess.Popen[str]:
+def start_command(*args: str, cwd: Path, process_group: int | None = None) -> subprocess.Popen[str]:
     """Start ``lightning-gpt args`` in an interpreter of its own and leave it running."""
     return subprocess.Popen(
-        [*COMMAND, *args], cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, *args],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=process_group,
     )
 
 

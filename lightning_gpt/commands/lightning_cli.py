@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from itertools import count
@@ -210,3 +211,10 @@ def quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=about)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread's error, unless the thread keeps it for the run, as TensorBoard's writer does."""
+    if getattr(failed.thread, "exception", None) is not failed.exc_value:
+        threading.__excepthook__(failed)

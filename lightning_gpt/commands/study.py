@@ -2,12 +2,13 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 from lightning_gpt.commands.call import parse_function_call
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.options import Index, Processes
+from lightning_gpt.stopping import end_with_parent, unheard_by_children
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
@@ -90,11 +91,18 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     This is done in a process of its own, because it imports Lightning, and the study's process should stay small while
     the cells train.
     """
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with unheard_by_children():
+        pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+        checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
+    with pool:
         try:
-            return pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules()).result()
+            return checked.result()
         except BrokenProcessPool:
             raise WorkError("the process that checks the cells died (was it killed, or out of memory?)") from None
+        except Stopped:
+            for process in active_children():
+                process.terminate()  # rather than wait until it has checked all
+            raise
 
 
 def _prepare_here(

@@ -3,17 +3,22 @@
 The look comes before the heavy imports, so that a misspelt file name is answered at once.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
+from lightning_gpt.stopping import end_with
 from lightning_gpt.trust import trusted_options
 from lightning_gpt.whole_file import previous_of
+
+_FIRST_PROCESS = "LIGHTNING_GPT_FIRST_PROCESS"
 
 
 def run(args: list[str]) -> None:
     """Run the subcommand that ``args``, the process's own command line, starts with."""
+    _end_with_the_first_process()
     checkpoint = _value_of(args, "--ckpt_path")
     if checkpoint is not None and not Path(checkpoint).exists() and not previous_of(Path(checkpoint)).exists():
         raise CallError(f"checkpoint {checkpoint!r} does not exist")
@@ -24,6 +29,15 @@ def run(args: list[str]) -> None:
     from lightning_gpt.commands.lightning_cli import TrainCLI
 
     TrainCLI(args)
+
+
+def _end_with_the_first_process() -> None:
+    """Lightning starts the other processes of a run from the first, without which they would wait for half an hour."""
+    first = os.environ.get(_FIRST_PROCESS)
+    if first is not None and os.environ.get("LOCAL_RANK", "0") != "0":
+        end_with(int(first))
+    else:
+        os.environ[_FIRST_PROCESS] = str(os.getpid())
 
 
 def _value_of(args: list[str], option: str) -> str | None:

@@ -6,7 +6,6 @@ depend on the documents alone, so the parts are the same for any number of worke
 Every worker imports this module, so it must not import Lightning or torch.
 """
 
-import os
 import signal
 import threading
 from collections import deque
@@ -14,8 +13,9 @@ from collections.abc import Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from lightning_gpt.data.prepare.parts import (
@@ -30,6 +30,9 @@ from lightning_gpt.data.prepare.parts import (
 )
 from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.errors import Stopped, WorkError
+from lightning_gpt.stopping import end_with_parent, on_stop, restore, unheard_by_children
+
+_STOPPED = "stopped; finished parts are kept: run the same command again to resume"
 
 
 class Progress(AbstractContextManager[Any], Protocol):
@@ -57,13 +60,21 @@ def write_parts(
         progress: Receives the parts as they are written.
 
     Raises:
-        Stopped: After Ctrl-C, once the parts in progress are written.
+        Stopped: After Ctrl-C, SIGTERM or SIGHUP, once the parts in progress are written; after a second Ctrl-C at once.
         WorkError: A worker died.
     """
     stop = threading.Event()
-    # set a flag: a KeyboardInterrupt raised inside a finalizer would be swallowed by Python
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set() and signum == signal.SIGINT:
+            for worker in active_children():
+                worker.terminate()
+            raise Stopped(_STOPPED)
+        stop.set()
+
+    before = on_stop(ask)
+    with unheard_by_children():
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (writer,))
     try:
         with progress:
             workers = _Workers(pool, jobs, progress)
@@ -71,14 +82,16 @@ def write_parts(
                 _write_source(source, folder, limits, workers, stop)
             workers.wait()
         if stop.is_set():
-            raise Stopped("stopped; finished parts are kept: run the same command again to resume")
+            raise Stopped(_STOPPED)
     except BrokenProcessPool:
+        if stop.is_set():  # the workers were asked to stop too
+            raise Stopped(_STOPPED) from None
         raise WorkError(
             "a worker process died (killed, or out of memory?); finished parts are kept: run the same command again "
             "to resume, perhaps with fewer jobs"
         ) from None
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore(before)
         pool.shutdown(cancel_futures=True)
 
 
@@ -93,7 +106,8 @@ class _Workers:
         """Submit a task; waits while one is already queued, so that few texts are held in memory."""
         while len(self._running) > self._jobs:
             self.wait(FIRST_COMPLETED)
-        part = self._pool.submit(_write_part, task)
+        with unheard_by_children():
+            part = self._pool.submit(_write_part, task)
         self._running.add(part)
         return part
 
@@ -136,18 +150,10 @@ _writer: PartWriter | None = None  # set in worker processes only
 
 
 def _start_worker(writer: PartWriter) -> None:
-    """Set up a worker process: keep the writer, leave Ctrl-C to the main process, and exit when that exits."""
+    """Set up a worker process: keep the writer, and end with the main process."""
     global _writer
     _writer = writer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def exit_with_parent() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _write_part(task: Task) -> PartFile:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from lightning_gpt.errors import Stopped, WorkError
+from lightning_gpt.stopping import on_stop, restore
 from lightning_gpt.studies.run.display import Display
 from lightning_gpt.studies.run.environment import cores, visible_gpus
 from lightning_gpt.studies.run.locks import try_lock
@@ -46,7 +47,7 @@ class Runner:
         """Run all cells that are not finished.
 
         Raises:
-            Stopped: On Ctrl-C or SIGTERM, after the running cells have saved their state.
+            Stopped: On Ctrl-C, SIGTERM or SIGHUP, after the running cells have saved their state.
             WorkError: Another study runs in this folder.
         """
         with exclusive(self.folder), _stop_flag() as stop:
@@ -157,32 +158,33 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
 
 
 class _Stop:
-    """How often the process was asked to stop."""
+    """Whether the process was asked to stop, and whether by a second Ctrl-C."""
 
-    asked = 0
+    asked = False
+    at_once = False
 
     def ask(self, signum: int, frame: FrameType | None) -> None:
-        self.asked += 1
+        self.at_once = self.at_once or (self.asked and signum == signal.SIGINT)
+        self.asked = True
 
 
 @contextmanager
 def _stop_flag() -> Iterator[_Stop]:
     stop = _Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = on_stop(stop.ask)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore(before)
 
 
 def _stop(running: list[CellProcess], stop: _Stop) -> None:
-    """Let running cells save and stop; a second request to stop, or a timeout, kills them."""
-    asked, end = stop.asked, time.monotonic() + _SECONDS_TO_SAVE
+    """Let running cells save and stop; a second Ctrl-C, or a timeout, kills them."""
+    end = time.monotonic() + _SECONDS_TO_SAVE
     for process in running:
         process.signal(signal.SIGTERM)
     while any(process.alive for process in running):
-        if stop.asked > max(asked, 1) or time.monotonic() > end:
+        if stop.at_once or time.monotonic() > end:
             for process in running:
                 process.signal(signal.SIGKILL)
         time.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -15,6 +15,7 @@ from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.options import Count, Range, check_options
+from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.summary import say_next_commands
 from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
@@ -22,9 +23,9 @@ from lightning_gpt.whole_file import keep_previous, remove_abandoned
 class LastCheckpoint(Checkpoint):
     """Saves ``checkpoints/last.ckpt`` every N optimizer steps, at the end, and when asked to stop.
 
-    On Ctrl-C or SIGTERM the current step finishes, the checkpoint is saved, and :class:`Stopped` is raised; a second
-    Ctrl-C stops at once. With the plugin :class:`~lightning_gpt.training.checkpoint_io.CheckedFiles`, a kill leaves
-    either the old checkpoint or the new one.
+    On Ctrl-C, SIGTERM or SIGHUP the current step finishes, the checkpoint is saved, and :class:`Stopped` is raised; a
+    second Ctrl-C stops at once. With the plugin :class:`~lightning_gpt.training.checkpoint_io.CheckedFiles`, a kill
+    leaves either the old checkpoint or the new one.
 
     Args:
         every_n_steps: Optimizer steps between two saves.
@@ -41,7 +42,6 @@ class LastCheckpoint(Checkpoint):
         self._waits_for_validation = False
         self._stop_asked = False
         self._trains = False
-        self._handlers: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
@@ -51,18 +51,25 @@ class LastCheckpoint(Checkpoint):
         self._trains = True
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {sig: signal.signal(sig, self._ask) for sig in (signal.SIGINT, signal.SIGTERM)}
+        self._listen()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for sig, handler in self._handlers.items():
-            signal.signal(sig, handler)
-        self._handlers = {}
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
+        """Replace the Trainer's own answer to signals; at its end it restores all that were there before."""
+        if threading.current_thread() is threading.main_thread():
+            on_stop(self._ask)
 
     def _ask(self, signum: int, frame: Any) -> None:
+        if not self._trains:
+            raise Stopped("stopped before the first optimizer step")
         if self._stop_asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped(f"stopped at once; {self._saved()}")
         self._stop_asked = True
+
+    def _saved(self) -> str:
+        return f"step {self._saved_step} is saved in {self.path}" if self.path.exists() else "no step was saved"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -1,5 +1,6 @@
 """``metrics.jsonl`` in the run's folder: all that is logged, for programs to read."""
 
+import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -95,7 +96,9 @@ class _Lines(Logger):
         }
         line |= {tag: plain(value) for tag, value in metrics.items() if tag not in FIELDS}
         try:
-            with self._file.open("a", encoding="utf-8") as file:
+            # not "a", which would begin an incomplete file where the whole one was deleted
+            with self._file.open("r+", encoding="utf-8") as file:
+                file.seek(0, os.SEEK_END)
                 file.write(to_text([line]))
         except OSError as error:
             raise WorkError(f"{self._file} cannot be written: {error.strerror}") from None

@@ -1,0 +1,73 @@
+"""Being asked to stop: by Ctrl-C, by SIGTERM, or by SIGHUP, which a terminal sends when it is closed."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from types import FrameType
+from typing import Any
+
+from lightning_gpt.errors import Stopped
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def on_stop(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Call ``handler`` when this process is asked to stop; returns the handlers before, for :func:`restore`.
+
+    A SIGHUP that is ignored, as ``nohup`` arranges, stays ignored. Only the main thread may call this.
+    """
+    heard = [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
+
+
+def restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Put back the handlers that :func:`on_stop` replaced."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def stop_at_once(signum: int, frame: FrameType | None) -> None:
+    """The handler of a process that has nothing to save.
+
+    Raises:
+        Stopped: Always.
+    """
+    raise Stopped("stopped")
+
+
+@contextmanager
+def unheard_by_children() -> Iterator[None]:
+    """Processes started inside the context never see Ctrl-C or SIGHUP, which a terminal sends to every process.
+
+    Those are the workers of a pool and the process with which ``multiprocessing`` tracks what they share. This process
+    sees a signal that arrives meanwhile when the context ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """End this process, which ``multiprocessing`` has started, as soon as the one that started it has ended."""
+    parent = parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    end_with(parent.pid)
+
+
+def end_with(parent: int) -> None:
+    """End this process as soon as process ``parent`` is no longer its parent, because that has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
