@@ -21,6 +21,7 @@ _COMMANDS = {
     "generate": ("generate", "continue a prompt from a checkpoint"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),
+    "doctor": ("doctor", "find what is wrong with the installation, the machine, a config or a checkpoint"),
     "bench": ("bench", "measure speed and memory beside other projects and the machine's limits"),
 }
 

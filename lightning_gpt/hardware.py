@@ -1,5 +1,6 @@
 """Properties of the machine reported by the operating system, without heavy imports."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ def processor() -> str:
             if entry.startswith("model name"):
                 return entry.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """The number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:

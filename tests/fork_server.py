@@ -16,6 +16,7 @@ import os
 import runpy
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +47,7 @@ def _become(module: str, args: list[str], cwd: str, environment: dict[str, str],
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # it is found once, from the environment
     sys.path[0] = cwd
     sys.argv[1:] = args
     runpy.run_module(module, run_name="__main__", alter_sys=True)

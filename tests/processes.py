@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 COMMAND = [sys.executable, "-m", "lightning_gpt"]
 
 
-def environment() -> dict[str, str]:
-    """The environment of a command: this one, with the Hub out of reach even where there is a network."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def environment(changes: Mapping[str, str | None] = {}) -> dict[str, str]:
+    """The environment of a command: this one, with the Hub out of reach even where there is a network.
+
+    Args:
+        changes: Variables to set, or, where the value is None, to remove.
+    """
+    ours = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **changes}
+    return {name: value for name, value in ours.items() if value is not None}
 
 
 @functools.cache
@@ -33,14 +39,16 @@ def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
     return ours, server
 
 
-def run_forked(module: str, *args: str, cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run_forked(
+    module: str, *args: str, cwd: Path, timeout: float = 600, env: Mapping[str, str | None] = {}
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module args`` as a fork of a process that has imported the package already.
 
     Raises:
         subprocess.TimeoutExpired: It took more than ``timeout`` seconds and was killed.
     """
     calls, _ = _fork_server()
-    call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment()}
+    call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment(env)}
     with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         calls.settimeout(600)
         socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, out, errors)])
@@ -67,7 +75,9 @@ def _answer(calls: socket.socket) -> int:
     return int(answer)
 
 
-def run_command(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *args: str, cwd: Path, timeout: float = 600, fresh: bool = False, env: Mapping[str, str | None] = {}
+) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` to its end.
 
     Args:
@@ -76,17 +86,21 @@ def run_command(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False
         timeout: Seconds after which it is killed and the test fails.
         fresh: In an interpreter of its own, with its seconds of imports, rather than a fork; each command is called
             so at least once, since a fork does not show an import that is missing.
+        env: Changes of the environment, as of :func:`environment`. In a fork they change nothing that is read at
+            start-up, such as ``PYTHONOPTIMIZE`` or ``OMP_NUM_THREADS``.
     """
     if not fresh:
-        return run_forked("lightning_gpt", *args, cwd=cwd, timeout=timeout)
+        return run_forked("lightning_gpt", *args, cwd=cwd, timeout=timeout, env=env)
     return subprocess.run(
-        [*COMMAND, *args], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        [*COMMAND, *args], cwd=cwd, env=environment(env), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def must_run(*args: str, cwd: Path, timeout: float = 600, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+def must_run(
+    *args: str, cwd: Path, timeout: float = 600, fresh: bool = False, env: Mapping[str, str | None] = {}
+) -> subprocess.CompletedProcess[str]:
     """Run ``lightning-gpt args`` and fail with its output where its exit status is not 0."""
-    done = run_command(*args, cwd=cwd, timeout=timeout, fresh=fresh)
+    done = run_command(*args, cwd=cwd, timeout=timeout, fresh=fresh, env=env)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

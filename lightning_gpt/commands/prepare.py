@@ -22,7 +22,7 @@ def prepare(
     Args:
         section: The data section.
         output: The folder to make. If a run is stopped, repeat it with the same settings to resume.
-        jobs: Worker processes; one per processor when omitted. The folder is the same for any number.
+        jobs: Worker processes; one per usable core when omitted. The folder is the same for any number.
         remove_duplicates: Remove training documents that duplicate a validation or test document, or an earlier
             training document. Validation and test documents are kept.
         near_duplicate_threshold: Lowest similarity (0.5 to 0.95) of near duplicates: the Jaccard similarity of the

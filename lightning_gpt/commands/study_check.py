@@ -19,7 +19,7 @@ from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
 
 
-class _ParsedOnly(TrainCLI):
+class ParsedOnly(TrainCLI):
     """The CLI of ``fit`` up to where training would start; it can check several configurations in turn."""
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -49,7 +49,7 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
     Raises:
         CallError: ``fit`` would refuse a cell; the message names the cell and the reason.
     """
-    cli: _ParsedOnly | None = None
+    cli: ParsedOnly | None = None
     sizes: dict[str, int] = {}
     _quieten()
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
@@ -62,7 +62,7 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
             sys.argv = ["lightning-gpt", "fit", "--config", str(file)]
             try:
                 if cli is None:
-                    cli = _ParsedOnly()
+                    cli = ParsedOnly()
                 else:
                     cli.check()
             except Exception as error:
@@ -83,7 +83,7 @@ def train_vocabulary(config: dict[str, Any], folder: Path) -> None:
         file = Path(temporary) / "cell.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         sys.argv = ["lightning-gpt", "fit", "--config", str(file)]
-        data = _ParsedOnly().datamodule
+        data = ParsedOnly().datamodule
     folder.mkdir(parents=True, exist_ok=True)
     assert isinstance(data, TextData)
     data.setup("tokenizer")

@@ -29,6 +29,7 @@ from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.hardware import cores
 from lightning_gpt.whole_file import write_file
 
 
@@ -48,7 +49,7 @@ def prepare_corpus(
         folder: The folder to make; it must not exist.
         data: The sources, the tokenizer (trained first if it has to be) and the split.
         descriptions: For each source its name, class and arguments as plain values, for the manifest.
-        jobs: Number of worker processes; one per processor when None.
+        jobs: Number of worker processes; one per usable core when None.
         remove_duplicates: Whether to remove training documents that duplicate a validation or test document, or an
             earlier training document.
         near_duplicate_threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
@@ -74,7 +75,7 @@ def prepare_corpus(
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
             writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
             sources = list(zip(data.sources, folders, limits, strict=True))
-            write_parts(sources, writer, jobs or os.cpu_count() or 1, progress)
+            write_parts(sources, writer, jobs or cores(), progress)
             _finish(work, config, folders, writer)
         for temporary in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
             temporary.unlink()

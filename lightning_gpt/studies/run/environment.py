@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.hardware import processor
+from lightning_gpt.hardware import cores, processor
 
 _PACKAGES = ("lightning-gpt", "torch", "lightning", "tokenizers", "tiktoken", "datasets", "numpy")
 
@@ -25,11 +25,6 @@ def environment() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpus": gpu_names(),
     }
-
-
-def cores() -> int:
-    """The number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_names() -> list[str]:

@@ -12,9 +12,10 @@ from types import FrameType
 from typing import Any
 
 from lightning_gpt.errors import Stopped, WorkError
+from lightning_gpt.hardware import cores
 from lightning_gpt.stopping import on_stop, restore
 from lightning_gpt.studies.run.display import Display
-from lightning_gpt.studies.run.environment import cores, visible_gpus
+from lightning_gpt.studies.run.environment import visible_gpus
 from lightning_gpt.studies.run.locks import try_lock
 from lightning_gpt.studies.run.process import CellProcess, lock_cell
 from lightning_gpt.studies.run.result import cell_folder, read_result, read_results
