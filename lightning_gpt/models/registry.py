@@ -300,7 +300,12 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
         constructor = vars(base).get("__init__")
         if constructor is None:
             continue
-        signature = inspect.signature(constructor, eval_str=True)
+        try:
+            signature = inspect.signature(constructor, eval_str=True)
+        except NameError as error:
+            raise CallError(
+                f"{variant.__qualname__}: {error} in an annotation of its constructor; import it also at run time"
+            ) from None
         given = [parameter for name, parameter in signature.parameters.items() if name != "self"]
         named = {p.name: p for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         arguments = {**arguments, **{name: p for name, p in named.items() if name not in arguments}}
