@@ -5,6 +5,7 @@
 """
 
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
@@ -15,6 +16,11 @@ from lightning_gpt.errors import CallError, shortened
 
 _LONGEST_SHOWN = 80
 """Characters of a wrong value that a message shows."""
+_LARGEST_WHOLE = 2**53
+"""Beyond it, floating point does not hold every whole number, and torch takes no whole number beyond 2^63."""
+_LARGEST = 3.4e38
+"""The largest number in single precision."""
+_IF_LARGE = f", and at most {_LARGEST:g} (or {_LARGEST_WHOLE:,} without a decimal point)"
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,8 @@ def check_option(name: str, value: Any, hint: Any) -> None:
         CallError: The message names the option, the value and what is allowed.
     """
     if not _allows(hint, value):
-        raise CallError(f"{name} is {shown(value)}; it must be {_words(hint)}")
+        large = isinstance(value, int | float) and _LARGEST_WHOLE < abs(value) < math.inf
+        raise CallError(f"{name} is {shown(value)}; it must be {_words(hint)}{_IF_LARGE if large else ''}")
 
 
 def shown(value: Any) -> str:
@@ -117,8 +124,8 @@ def shown(value: Any) -> str:
 def _allows(hint: Any, value: Any) -> bool:
     """Whether an annotation allows a value.
 
-    Lists and tuples may stand for each other, because YAML has one of them only. A whole number is a number; true and
-    false are neither. Infinity and not-a-number are no numbers.
+    Lists and tuples may stand for each other, because YAML has one of them only. A whole number is a number; true,
+    false, infinity and not-a-number are not.
     """
     kind, inner = get_origin(hint), get_args(hint)
     if hint in (Any, inspect.Parameter.empty):
@@ -135,9 +142,10 @@ def _allows(hint: Any, value: Any) -> bool:
             return False
         hints = inner if kind is tuple and inner[-1] is not ... else inner[:1] * len(value)
         return len(value) == len(hints) and all(map(_allows, hints, value))
-    if hint in (int, float):
-        allowed = int if hint is int else int | float
-        return isinstance(value, allowed) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if hint in (int, float) and isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= _LARGEST_WHOLE
+    if hint is float:
+        return isinstance(value, float) and abs(value) <= _LARGEST
     return isinstance(value, kind or hint)
 
 

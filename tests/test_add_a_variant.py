@@ -58,6 +58,23 @@ def test_the_page_adds_a_norm_an_attention_a_feed_forward_network_and_a_mixer(
     assert parts == [["norm", "qk_norm"], ["attention"], ["ffn"], ["attention"]]
 
 
+def test_the_ranges_on_the_page_hold(registries: dict[str, Registry[Any]]) -> None:
+    for code in CODE:
+        added(code, registries)
+    for part in ("norm", "qk_norm"):
+        with pytest.raises(CallError, match=f"{part} eps is 0; it must be a positive number"):
+            GPTConfig(**{part: {"kind": "peak", "eps": 0}})
+    with pytest.raises(CallError, match="attention gap is 0; it must be a whole number from 1 to 16,777,216"):
+        GPTConfig(attention={"kind": "dilated", "gap": 0})
+
+
+def test_an_annotation_that_names_nothing_is_refused(registries: dict[str, Registry[Any]]) -> None:
+    lines = ["from __future__ import annotations", *NORM.splitlines()]
+    added("\n".join(line for line in lines if "import Positive" not in line), registries)
+    with pytest.raises(CallError, match="PeakNorm: name 'Positive' is not defined in an annotation of its constructor"):
+        GPTConfig(norm="peak")
+
+
 @pytest.mark.parametrize("code", [NORM, ATTENTION, FFN], ids=NAMES[:3])
 def test_a_variant_takes_ten_lines(code: str) -> None:
     lines = [line for line in code.splitlines() if line and not line.startswith(("import", "from"))]

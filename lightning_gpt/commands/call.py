@@ -144,6 +144,9 @@ def one_line(message: str, known: Iterable[str]) -> str:
     message = message.replace("int too large to convert to float", "Expected a <class 'float'>")
     lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
     keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
+    nested = re.search(r"NestedArg\(key='([^']*)', val='([^']*)'\)", message)
+    if nested:
+        keys, lines = [*keys, nested[1]], [line.replace(nested[0], nested[2]) for line in lines]
     key = keys[0] if keys else ""
     for inner in keys[1:]:
         key = inner if inner.startswith(key) else f"{key}.{inner}"
@@ -167,15 +170,18 @@ def one_line(message: str, known: Iterable[str]) -> str:
         return f"unknown key {unknown[1]!r} under {key or 'the top'}; the keys{owner} are {', '.join(accepted)}"
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
-        return f"{key}: no class is named {unknown[1]!r}{_allowed_classes(message)}"
+        return f"{key}: no class is named {shown(unknown[1])}{_allowed_classes(message)}"
     wrong_function = re.search(r"expects a function or a callable class: (.*)", message)
     if wrong_function:
-        reason = wrong_function[1].strip()
-        return f"{key}: no function is found at the import path {_given(lines)!r} ({reason})"
+        reason = f"{wrong_function[1].strip():.80}"
+        return f"{key}: no function is found at the import path {shown(_given(lines))} ({reason})"
     section = re.search(r"Unable to load config '(.*)'", message)
     if section:
         given = shortened(section[1], _MOST_SHOWN)
         return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
+    instance = re.search(r"Not a valid subclass of (\w+)", message)
+    if instance:
+        return f"{key} is {shown(_given(lines))}; it must be a mapping that describes a {instance[1]}"
     expected = [found for line in lines for found in _EXPECTED.findall(line)]
     expected = [(kind, given) for kind, given in expected if kind != "<class 'NoneType'>" and "path but" not in kind]
     if expected:

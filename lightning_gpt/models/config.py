@@ -77,7 +77,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         self._read("norm", norms.require(self.norm))
-        self._read("qk_norm", norms.require(self.qk_norm))
+        self._read("qk_norm", norms.require(self.qk_norm, "qk_norm"))
         self._read("residual", blocks.require(self.residual))
         self._read("position", position_schemes.require(self.position))
         self._read("attention", attentions.pattern(self.attention))

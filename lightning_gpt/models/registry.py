@@ -150,8 +150,12 @@ class Registry(Generic[T]):
         """All names, sorted; includes ``none`` if the part is optional."""
         return sorted([*self._classes, "none"] if self.optional else self._classes)
 
-    def get(self, kind: str) -> type[T]:
+    def get(self, kind: str, field: str | None = None) -> type[T]:
         """The class registered as ``kind``.
+
+        Args:
+            kind: Its name.
+            field: The config's field, for messages; the part's name if None.
 
         Raises:
             UnknownVariant: If there is none.
@@ -159,8 +163,8 @@ class Registry(Generic[T]):
         if not isinstance(kind, str) or kind not in self._classes:
             known = ", ".join(self.names)
             raise UnknownVariant(
-                f"{self.part} {shown(kind)}",
-                f"{self.part} is {shown(kind)}; it must be one of {known}, or registered by a "
+                f"{field or self.part} {shown(kind)}",
+                f"{field or self.part} is {shown(kind)}; it must be one of {known}, or registered by a "
                 f"module that --trust names",
             )
         return self._classes[kind]
@@ -169,8 +173,12 @@ class Registry(Generic[T]):
         """The options that a config can set for the variant ``kind``, by name."""
         return {name: given for name, given in _arguments(self.get(kind)).items() if name not in self.context}
 
-    def read(self, given: Given) -> Choice | None:
+    def read(self, given: Given, field: str | None = None) -> Choice | None:
         """Parse a choice into its canonical form: its kind with every option.
+
+        Args:
+            given: The choice.
+            field: The config's field, for messages; the part's name if None.
 
         Raises:
             CallError: If ``given`` names no variant, has an option the variant lacks, omits a required option, or has a
@@ -180,27 +188,27 @@ class Registry(Generic[T]):
             return None
         if isinstance(given, str):
             given = {"kind": given}
+        field = field or self.part
         if not isinstance(given, dict) or "kind" not in given:
-            raise CallError(
-                f"{self.part} is {shown(given)}; it must be a name or a mapping with 'kind' and its options"
-            )
+            raise CallError(f"{field} is {shown(given)}; it must be a name or a mapping with 'kind' and its options")
         kind = given["kind"]
+        self.get(kind, field)
         known = self.options(kind)
         for option in given:
             if option != "kind" and option not in known:
                 allowed = f"its options are {', '.join(known)}" if known else "it has none"
-                raise CallError(f"{self.part} {kind!r} has no option {shown(option)}; {allowed}")
+                raise CallError(f"{field} {kind!r} has no option {shown(option)}; {allowed}")
             if option != "kind":
-                check_option(f"{self.part} {option}", given[option], known[option].annotation)
+                check_option(f"{field} {option}", given[option], known[option].annotation)
         defaults = {name: option.default for name, option in known.items() if option.default is not option.empty}
         for name in known:
             if name not in given and name not in defaults:
-                raise CallError(f"{self.part} {kind!r} needs the option {name!r}: {{kind: {kind}, {name}: ...}}")
+                raise CallError(f"{field} {kind!r} needs the option {name!r}: {{kind: {kind}, {name}: ...}}")
         return Choice(kind, {name: given.get(name, defaults.get(name)) for name in known}, defaults)
 
-    def require(self, given: Given) -> Choice:
+    def require(self, given: Given, field: str | None = None) -> Choice:
         """As :meth:`read`, but the part cannot be omitted."""
-        choice = self.read(given)
+        choice = self.read(given, field)
         if choice is None:
             raise CallError(f"{self.part} is {given!r}; it must be one of {', '.join(sorted(self._classes))}")
         return choice
@@ -292,7 +300,12 @@ def _arguments(variant: type) -> dict[str, inspect.Parameter]:
         constructor = vars(base).get("__init__")
         if constructor is None:
             continue
-        signature = inspect.signature(constructor, eval_str=True)
+        try:
+            signature = inspect.signature(constructor, eval_str=True)
+        except NameError as error:
+            raise CallError(
+                f"{variant.__qualname__}: {error} in an annotation of its constructor; import it also at run time"
+            ) from None
         given = [parameter for name, parameter in signature.parameters.items() if name != "self"]
         named = {p.name: p for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         arguments = {**arguments, **{name: p for name, p in named.items() if name not in arguments}}

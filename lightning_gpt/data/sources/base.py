@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.options import Count, Positive, Range, check_options
+from lightning_gpt.options import Count, Positive, Range, check_options, shown
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Source(SourceBase):
         keep: Callable[[str], bool] | None = None,
         max_passes: Count | None = None,
     ) -> None:
+        check_options(Source.__init__, locals(), f"source {shown(name or self.default_name)}: ")
         super().__init__(name, weight, max_tokens, max_passes)
-        check_options(Source.__init__, locals(), f"source {self.name!r}: ")
         self.min_characters = min_characters
         self.keep = keep
 

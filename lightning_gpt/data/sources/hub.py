@@ -9,7 +9,7 @@ from typing import Any
 from lightning_gpt.console import say
 from lightning_gpt.data.sources.base import Document, Source, first_line, text_field
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.options import check_options
+from lightning_gpt.options import check_options, shown
 
 TRIES = 8
 """Consecutive network failures after which the run stops; with the pauses, after about a minute and a half."""
@@ -57,9 +57,9 @@ class Hub(Source):
         data_files: str | list[str] | None = None,
         **common: Any,
     ) -> None:
+        check_options(Hub.__init__, locals(), f"source {shown(path)}: ")
         self.default_name = path
         super().__init__(**common)
-        check_options(Hub.__init__, locals(), f"source {self.name!r}: ")
         self.path, self.subset, self.split, self.column, self.revision = path, subset, split, column, revision
         self.data_files = [data_files] if isinstance(data_files, str) else data_files
         self._commit: str | None = None

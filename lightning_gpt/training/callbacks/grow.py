@@ -2,6 +2,7 @@
 
 from lightning_gpt.models import GPT
 from lightning_gpt.models.from_trained.growth import grow
+from lightning_gpt.options import check_options
 from lightning_gpt.training.callbacks.trained_start import TrainedStart
 
 
@@ -18,6 +19,7 @@ class Grow(TrainedStart):
     done = "grown"
 
     def __init__(self, checkpoint: str | None = None) -> None:
+        check_options(Grow.__init__, locals(), "grow.")
         super().__init__(checkpoint)
 
     def fill(self, trained: GPT, model: GPT) -> None:

@@ -2,6 +2,7 @@
 
 from lightning_gpt.models import GPT
 from lightning_gpt.models.from_trained.upcycling import upcycle
+from lightning_gpt.options import check_options
 from lightning_gpt.training.callbacks.trained_start import TrainedStart
 
 
@@ -18,6 +19,7 @@ class Upcycle(TrainedStart):
     done = "upcycled"
 
     def __init__(self, checkpoint: str | None = None) -> None:
+        check_options(Upcycle.__init__, locals(), "upcycle.")
         super().__init__(checkpoint)
 
     def fill(self, trained: GPT, model: GPT) -> None:
