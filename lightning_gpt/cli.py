@@ -79,13 +79,18 @@ def _report(error: BaseException) -> int:
         return 1
     known = _known_cause(error)
     if isinstance(known, Stopped):
-        print(str(known), file=sys.stderr)
+        _print_line(str(known))
         return 130
     message = " ".join(str(known or error).split())
     if known is None:
         message = f"{type(error).__name__}: {message or 'no message'} (--debug shows where)"
-    print(f"error: {message}", file=sys.stderr)
+    _print_line(f"error: {message}")
     return 2 if isinstance(known, CallError) else 1
+
+
+def _print_line(line: str) -> None:
+    """Print on standard error in one call, so that the lines of several processes do not run into each other."""
+    sys.stderr.write(f"{line}\n")
 
 
 def _known_cause(error: BaseException | None) -> CallError | WorkError | Stopped | None:
