@@ -96,12 +96,12 @@ def _report(error: BaseException) -> int:
         refused = next((cause for cause in _causes(error) if described(cause)), error)
         message = described(refused) or f"{type(error).__name__}: {error or 'no message'} (--debug shows where)"
         status = 2 if is_of_call(refused, sys.argv[1:]) else 1
+    if isinstance(known, Stopped):
+        status = 130
+    else:
+        message = f"error: {shortened(message, _LONGEST - len('error: '))}"
     with suppress(OSError):  # standard error is closed or on a full disk
-        if isinstance(known, Stopped):
-            print(message, file=sys.stderr)
-            status = 130
-        else:
-            print(f"error: {shortened(message, _LONGEST - len('error: '))}", file=sys.stderr)
+        sys.stderr.write(f"{message}\n")  # in one call, so that lines of several processes do not run into each other
     discard_output()
     return status
 

@@ -3,10 +3,10 @@
 import atexit
 import logging
 import os
+import shutil
 import sys
 import threading
 import warnings
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
 from lightning_gpt.commands.trainer_options import TRAINER_DEFAULTS, check_trainer
+from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, missing_package, refused
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -29,6 +31,7 @@ from lightning_gpt.training.callbacks import (
     BestCheckpoint,
     Board,
     Cost,
+    EarlyEnd,
     ExpertUse,
     Grow,
     InitialLoss,
@@ -69,18 +72,26 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         quieten()
-        super().__init__(
-            LanguageModule,
-            TextData,
-            args=args,
-            parser_class=_Parser,
-            subclass_mode_model=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS,
-            parser_kwargs={"exit_on_error": False},
-        )
+        try:
+            super().__init__(
+                LanguageModule,
+                TextData,
+                args=args,
+                parser_class=_Parser,
+                subclass_mode_model=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                trainer_defaults=TRAINER_DEFAULTS,
+                parser_kwargs={"exit_on_error": False},
+            )
+        except (MisconfigurationException, ModuleNotFoundError) as error:  # of Lightning's own, at any point of a run
+            raise refused(error) from error
+        except ValueError as error:
+            missing = missing_package(error)
+            if missing is None:
+                raise
+            raise missing from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""
@@ -91,7 +102,7 @@ class TrainCLI(LightningCLI):
             default="stop",
             help="At a loss or gradient that is not finite: stop the run, skip the step, or rewind to last.ckpt.",
         )
-        parser.add_lightning_class_args(LastCheckpoint, "checkpoints")
+        parser.add_class_arguments(LastCheckpoint, "checkpoints")  # no callback of the Trainer where nothing is saved
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(LayerDiagnostics, "diagnostics")
         parser.add_lightning_class_args(Upcycle, "upcycle")
@@ -111,10 +122,13 @@ class TrainCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint before anything is built, so that a bad one costs nothing.
 
-        The one that is used, in case of ``fit`` perhaps the one before it, is put into the config.
+        The one that is used, in case of ``fit`` perhaps the one before it, is put into the config. The other commands
+        need one: without it they would report figures of random weights.
         """
         config = self.config[self.config.subcommand]
         self.checkpoint = None
+        if config.get("ckpt_path") is None and self.config.subcommand != "fit":
+            raise CallError(f"{self.config.subcommand} needs a trained model: give --ckpt_path FILE")
         if config.get("ckpt_path") is not None:
             read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
             self.checkpoint = read(config.ckpt_path)
@@ -130,44 +144,50 @@ class TrainCLI(LightningCLI):
             self.save_config_callback = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer whose run is kept in ``runs/<name>/version_N``."""
+        """A Trainer whose run is kept in ``runs/<name>/version_N``, whatever its loggers are.
+
+        The folder is below ``default_root_dir`` if that is given. With ``fast_dev_run`` nothing is kept.
+        """
         config = self._get(self.config_init, "trainer")
+        given = [] if config.callbacks is None else config.callbacks
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        check_callbacks(given)
+        if config.barebones:
+            raise CallError("trainer.barebones cannot be used here: lightning-gpt bench measures the bare speed")
+        folder = None
+        if self.subcommand in ("fit", "predict") and not config.fast_dev_run:
+            name, root = self._get(self.config, "name"), Path(config.default_root_dir or "") / "runs"
+            version = _reserve_version(root / name)
+            folder = root / name / f"version_{version}"
         if config.logger is None or config.logger is True:
-            keeps = self.subcommand in ("fit", "predict")
-            name = self._get(self.config, "name")
-            kwargs["logger"] = TensorBoardLogger("runs", name, version=_reserve_version(name)) if keeps else False
+            kwargs["logger"] = TensorBoardLogger(str(root), name, version=version) if folder else False
         metrics = StepMetrics()
-        callbacks = [
-            MetricsFile(),
-            metrics,
-            RunSummary(),
-            Board(),
-            ExpertUse(),
-            TokenRoutes(),
-            InitialLoss(),
-            Cost(),
-            Predictions(),
-        ]
-        if config.enable_progress_bar is not False:
+        metrics_file = MetricsFile(folder)
+        callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]
+        callbacks += [InitialLoss(), Cost()]
+        if not config.fast_dev_run:
+            callbacks.append(Predictions())
+        if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             callbacks.append(RunProgress(metrics))
-        if config.enable_checkpointing is not False and self.subcommand == "fit":
-            callbacks.append(BestCheckpoint())
         if self.subcommand == "fit":
             callbacks.append(NonFinite(self._get(self.config, "non_finite")))
+            if config.enable_checkpointing is not False and not config.fast_dev_run:
+                callbacks += [BestCheckpoint(), self._get(self.config_init, "checkpoints")]
         plugins = [] if config.plugins is None else config.plugins
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, CheckedFiles()]
-        kwargs["callbacks"] = [*(config.callbacks or []), *callbacks]
+        kwargs["callbacks"] = [*given, *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:
-            raise CallError(f"trainer: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise refused(error) from error
+        check_nodes(trainer)
+        if folder is not None:
+            metrics_file.join(trainer)
         # NonFinite does not check the steps that Spikes leaves out; RunSummary's last words come after all others
-        after = (NonFinite, RunSummary)
-        trainer.callbacks.sort(  # type: ignore[attr-defined]
-            key=lambda callback: after.index(type(callback)) + 1 if isinstance(callback, after) else 0
-        )
+        last = {NonFinite: 1, RunSummary: 2}
+        trainer.callbacks.sort(key=lambda callback: last.get(type(callback), 0))  # type: ignore[attr-defined]
         return trainer
 
     def after_instantiate_classes(self) -> None:
@@ -176,11 +196,10 @@ class TrainCLI(LightningCLI):
             self.checkpoint.require_same_model(self.model.model)
 
 
-def _reserve_version(name: str) -> int:
-    """The number of a new run's folder, made here so that two runs that start at once cannot both take it."""
+def _reserve_version(folder: Path) -> int:
+    """The number of a new run in ``folder``, made here so that two runs that start at once cannot both take it."""
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
         return 0  # the first process's folder is asked for, never this
-    folder = Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     for version in count():
         run = folder / f"version_{version}"
@@ -188,14 +207,17 @@ def _reserve_version(name: str) -> int:
             run.mkdir()
         except FileExistsError:
             continue
-        atexit.register(_remove_if_empty, run)
+        atexit.register(_remove_if_nothing_was_done, run)
         return version
     raise AssertionError("there is always a next number")
 
 
-def _remove_if_empty(run: Path) -> None:
-    with suppress(OSError):  # it holds something, or is gone
-        run.rmdir()
+def _remove_if_nothing_was_done(run: Path) -> None:
+    """Remove the folder of a run that was refused before its first step, and so has no result."""
+    settings = ("config.yaml", "hparams.yaml", "events.out.tfevents.*", "tokenizer/*")
+    files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+    if all(any(file.match(pattern) for pattern in settings) for file in files):
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def quieten() -> None:

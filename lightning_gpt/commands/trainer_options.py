@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from lightning_gpt.errors import CallError, shortened
+from lightning_gpt.errors import CallError
+from lightning_gpt.options import shown
 
 TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
@@ -24,10 +25,10 @@ _MOST_DEVICES = 1024
 _DURATION = "a duration DD:HH:MM:SS, or a mapping such as {hours: 8}"
 
 
-class Range(NamedTuple):
+class Allowed(NamedTuple):
     """The values that an option may have."""
 
-    allowed: str
+    words: str
     """The values in words."""
     holds: Callable[[Any], bool]
     """Whether a value is one of them. A value has the option's type already."""
@@ -37,14 +38,14 @@ def _is_whole(value: Any, lowest: int, highest: int = _MOST) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
 
 
-def _whole(lowest: int, highest: int = _MOST) -> Range:
-    return Range(f"a whole number from {lowest} to {highest:,}", lambda value: _is_whole(value, lowest, highest))
+def _whole(lowest: int, highest: int = _MOST) -> Allowed:
+    return Allowed(f"a whole number from {lowest} to {highest:,}", lambda value: _is_whole(value, lowest, highest))
 
 
-def _limit(lowest: int) -> Range:
+def _limit(lowest: int) -> Allowed:
     """A number of batches, or a fraction of all; either may be 0 if ``lowest`` is."""
     fraction = "from 0 to 1" if lowest == 0 else "above 0 and up to 1"
-    return Range(
+    return Allowed(
         f"a whole number from {lowest} to {_MOST:,}, or a fraction (with a decimal point) {fraction}",
         lambda value: _is_whole(value, lowest) or (isinstance(value, float) and _is_fraction(value, lowest)),
     )
@@ -77,40 +78,40 @@ def _are_devices(value: Any) -> bool:
     return _is_whole(value, 1, _MOST_DEVICES) or (_is_whole(value, -1) and value == -1)
 
 
-_OR_NO_LIMIT = Range(
+_OR_NO_LIMIT = Allowed(
     f"-1 for no limit, or a whole number from 1 to {_MOST:,}", lambda value: value == -1 or _is_whole(value, 1)
 )
 
-TRAINER_RANGES: dict[str, Range] = {
+TRAINER_RANGES: dict[str, Allowed] = {
     "max_steps": _OR_NO_LIMIT,
     "max_epochs": _OR_NO_LIMIT,
     "min_steps": _whole(0),
     "min_epochs": _whole(0),
-    "max_time": Range(_DURATION, _is_duration),
+    "max_time": Allowed(_DURATION, _is_duration),
     "limit_train_batches": _limit(1),
     "limit_val_batches": _limit(0),
     "limit_test_batches": _limit(0),
     "limit_predict_batches": _limit(0),
     "overfit_batches": _limit(0),
-    "fast_dev_run": Range(
+    "fast_dev_run": Allowed(
         f"true, false or a whole number from 0 to {_MOST:,}",
         lambda value: isinstance(value, bool) or _is_whole(value, 0),
     ),
-    "val_check_interval": Range(
-        f"{_limit(1).allowed}, or {_DURATION}", lambda value: _limit(1).holds(value) or _is_duration(value)
+    "val_check_interval": Allowed(
+        f"{_limit(1).words}, or {_DURATION}", lambda value: _limit(1).holds(value) or _is_duration(value)
     ),
     "check_val_every_n_epoch": _whole(1),
-    "num_sanity_val_steps": Range(
+    "num_sanity_val_steps": Allowed(
         f"-1 for all, or a whole number from 0 to {_MOST:,}", lambda value: _is_whole(value, -1)
     ),
     "log_every_n_steps": _whole(0),
     "accumulate_grad_batches": _whole(1),
-    "gradient_clip_val": Range(
+    "gradient_clip_val": Allowed(
         "a finite number of at least 0; 0 and null do not clip", lambda value: math.isfinite(value) and value >= 0
     ),
-    "gradient_clip_algorithm": Range("'norm' or 'value'", lambda value: value in ("norm", "value")),
+    "gradient_clip_algorithm": Allowed("'norm' or 'value'", lambda value: value in ("norm", "value")),
     "reload_dataloaders_every_n_epochs": _whole(0),
-    "devices": Range(
+    "devices": Allowed(
         f"'auto', -1 for all, a whole number from 1 to {_MOST_DEVICES:,}, or a list of different device numbers",
         _are_devices,
     ),
@@ -131,5 +132,4 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     for name, allowed in TRAINER_RANGES.items():
         value = options.get(name)
         if value is not None and not allowed.holds(value):
-            shown = shortened(repr(value), 60)
-            raise CallError(f"trainer.{name} is {shown}; it must be {allowed.allowed}")
+            raise CallError(f"trainer.{name} is {shown(value)}; it must be {allowed.words}")

@@ -152,6 +152,7 @@ class TextData(L.LightningDataModule):
             self._tokenizer = Tokenizer.from_state_dict(state)
         if stage == "fit":
             self.stream()
+            self._repeated_rows()
 
     def _train_tokenizer(self) -> dict[str, Any]:
         wanted = self.vocab_size_to_train

@@ -57,12 +57,17 @@ class LanguageModule(EvaluatedModule):
         self._stages: tuple[Stage, ...] = ()
         self._group_options: list[dict[str, Any]] = []
         self._changes: list[str] = []
+        self._accumulated = 1
         self._compiled = CompiledBlocks(model) if compile_blocks and isinstance(model, GPT) else None
         self._lanes = lane_states(model)
         if self._lanes is not None and compile_blocks:
             raise CallError("compile_blocks and memory cannot be combined: leave one of them out")
         if optimization.mup is not None:
             rescale(model, optimization.mup)
+
+    def setup(self, stage: str) -> None:
+        """Remember the Trainer's number of accumulated micro-batches, which is another while the batch warms up."""
+        self._accumulated = self.trainer.accumulate_grad_batches
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy of the batch in nats, plus the z-loss if there is one.
@@ -89,6 +94,11 @@ class LanguageModule(EvaluatedModule):
             return self.model.loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
+
+    def forget_non_finite(self) -> None:
+        """Empty the memory of the lanes that hold a value that is not finite, after a step that was not taken."""
+        if self._lanes is not None:
+            self._lanes.drop_non_finite()
 
     def _micro_batch(self, batch: Batch, batch_idx: int) -> int:
         """The micro-batch's number within its optimizer step, which tells lanes apart."""
@@ -186,6 +196,7 @@ class LanguageModule(EvaluatedModule):
             scheduled = self.trainer.lr_scheduler_configs[0].scheduler
             assert isinstance(scheduled, LambdaLR)
             resumed.apply(self._group_options, self.trainer.optimizers[0], scheduled)
+            say(resumed.place(self.trainer, self.device, self.text))
             if self._changes:
                 say(f"resuming after step {self.global_step:,} with changed options: {', '.join(self._changes)}")
         every, accumulate = self.trainer.val_check_batch, self.trainer.accumulate_grad_batches
@@ -227,7 +238,9 @@ class LanguageModule(EvaluatedModule):
             checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_processes)
 
     def _recorded_optimization(self) -> dict[str, Any]:
-        return resumed.recorded(self.optimization, self.trainer.max_steps)
+        data = self.text
+        rows = None if data is None else data.micro_batch_rows * self._accumulated
+        return resumed.recorded(self.optimization, self.trainer, rows)
 
     def _of_all_processes(self, tensor: Tensor) -> Tensor:
         """``(processes, ...)``; Lightning adds no dimension if there is only one process."""

@@ -47,6 +47,13 @@ class LaneStates:
         self._states[micro_batch] = state.to(self._like.device).started(batch["starts"])
         return self._states[micro_batch]
 
+    def drop_non_finite(self) -> None:
+        """Empty the memory of each lane in which a value is not finite; what it reads next starts a new text."""
+        for number, state in self._states.items():
+            bad = ~state.memory.flatten(1).isfinite().all(dim=1)
+            memory = torch.where(bad.view(-1, *[1] * (state.memory.dim() - 1)), 0, state.memory)
+            self._states[number] = State(memory, state.ids, state.read.masked_fill(bad, 0))
+
     def all(self, gather: Gather) -> dict[str, Tensor]:
         """The states of all processes' lanes, in lane order; empty before the first step."""
         if not self._states:

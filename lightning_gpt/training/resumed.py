@@ -1,11 +1,13 @@
-"""The optimization options of a resumed run: the config's, not those that the optimizer's restored state holds."""
+"""The options of a resumed run: the config's, not those that the optimizer's restored state holds; what has changed."""
 
 import dataclasses
 from typing import Any
 
+import lightning as L
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.optim import Optimization
 
@@ -23,9 +25,23 @@ _GROUP_OPTIONS = ("initial_lr", "weight_decay", "betas", "momentum", "nesterov",
 """What an optimizer's state restores although the config determines it; the rest (``fused``, ...) fits the state."""
 
 
-def recorded(optimization: Optimization, max_steps: int) -> dict[str, Any]:
-    """The options as plain values by name, for a checkpoint and for comparison; those of Muon as ``muon.lr`` etc."""
-    options: dict[str, Any] = {"max_steps": max_steps}
+def recorded(optimization: Optimization, trainer: L.Trainer, rows_per_step: int | None) -> dict[str, Any]:
+    """The options as plain values by name, for a checkpoint and for comparison; those of Muon as ``muon.lr`` etc.
+
+    Args:
+        optimization: How the weights are trained.
+        trainer: Whose flags are recorded that change what a step does.
+        rows_per_step: Rows of an optimizer step over all processes; None if unknown.
+    """
+    clipping = trainer.gradient_clip_algorithm
+    options: dict[str, Any] = {
+        "max_steps": trainer.max_steps,
+        "rows_per_step": rows_per_step,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "gradient_clip_algorithm": None if clipping is None else clipping.value,  # a checkpoint holds plain values only
+    }
     for name, value in dataclasses.asdict(optimization).items():
         if name == "muon":
             options |= {f"muon.{key}": each for key, each in value.items()}
@@ -40,7 +56,7 @@ def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between the checkpoint's options and the config's, such as ``lr 0.001 (was 0.0003)``.
 
     Args:
-        was: What :func:`recorded` returned for the checkpoint.
+        was: What :func:`recorded` returned for the checkpoint; one written before an option existed lacks it.
         now: What it returns for the config.
 
     Raises:
@@ -52,7 +68,29 @@ def changes(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
                 f"cannot resume: optimization.{name} changed from {was[name]} to {now[name]}, and {reason}; "
                 f"set it back, or start a new run"
             )
-    return [f"{name} {value} (was {was.get(name)})" for name, value in now.items() if value != was.get(name)]
+    return [f"{name} {value} (was {was[name]})" for name, value in now.items() if name in was and value != was[name]]
+
+
+def place(trainer: L.Trainer, device: torch.device, data: TextData | None) -> str:
+    """Where a resumed run continues, and with what: step, file, rows of a step, device and precision.
+
+    Args:
+        trainer: With the restored step.
+        device: That of the first process.
+        data: What it reads; None if that is not a :class:`~lightning_gpt.data.datamodule.TextData`.
+    """
+    processes = f"{trainer.world_size} processes" if trainer.world_size > 1 else "1 process"
+    rows = ""
+    if data is not None:
+        accumulated = trainer.accumulate_grad_batches
+        rows = (
+            f"{data.micro_batch_rows * accumulated} rows per step (batch_size {data.batch_size} × {processes} × "
+            f"{accumulated} accumulated), "
+        )
+    return (
+        f"resuming after step {trainer.global_step:,} of {trainer.estimated_stepping_batches:,} from "
+        f"{trainer.ckpt_path}: {rows}{device.type}, precision {trainer.precision}"
+    )
 
 
 def group_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

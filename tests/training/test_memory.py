@@ -6,9 +6,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.sources.files import Files
+from lightning_gpt.training.callbacks import LastCheckpoint, NonFinite
+from lightning_gpt.training.module import GPTModule
 from tests.processes import must_run, run_command, scalars, start_command, tiny_config, tiny_corpus, write_config
 from tests.training.runs import assert_same_series, wait_for_saves, weights
 
@@ -140,3 +145,41 @@ def test_generation_and_prediction_go_with_memory(alone: Path, tmp_path: Path) -
     lines = [json.loads(line) for file in tmp_path.rglob("predictions.jsonl") for line in file.open()]
     assert sum(len(line["targets"]) for line in lines) > 100
     assert weights(alone).keys() == checkpoint(alone)["state_dict"].keys()
+
+
+class NaNWeight(L.Callback):
+    """Lets the first weight be NaN in the forward and backward pass of the third step."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.weight = next(pl_module.parameters()).data
+        self.before = self.weight.clone()
+        if trainer.global_step == 2:
+            self.weight.fill_(torch.nan)
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.weight.copy_(self.before)
+
+
+@pytest.mark.parametrize("memory", [{**SEGMENTS, "length": 8}, TOKENS], ids=["segment", "tokens"])
+@pytest.mark.parametrize("action", ["skip", "rewind"])
+def test_a_step_that_is_not_finite_leaves_nothing_in_memory(
+    action: Any, memory: dict[str, Any], tmp_path: Path
+) -> None:
+    module = GPTModule(n_layer=1, n_head=2, dim=16, block_size=16, vocab_size=300, memory=memory, position="rotary")
+    source = Files(str(tiny_corpus(tmp_path / "corpus.jsonl")))
+    data = TextData([source], tokenizer=300, block_size=16, batch_size=4, val_share=0.1, packing="lanes")
+    callbacks = [NaNWeight(), NonFinite(action), LastCheckpoint(every_n_steps=1)]
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=4,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+        callbacks=callbacks,
+        **quiet,
+    )
+    trainer.fit(module, data)
+    saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert saved[LANES]["memory"].isfinite().all()
+    assert saved["optimizer_states"][0]["state"][0]["step"] == 3, "the fourth step was taken"

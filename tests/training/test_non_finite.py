@@ -161,9 +161,11 @@ def test_a_run_that_diverges_stops_with_one_line(processes: int, config: Path, t
     said = re.search(
         r"error: step (\d+) was not taken: the loss is nan; first not finite: (blocks\.\d\.\w+); the batch is saved in "
         r"(\S+); the last good checkpoint, of step (\d+), is (\S+?last.ckpt)",
-        done.stderr,  # both processes print the line, perhaps one into the other's
+        done.stderr,
     )
     assert said, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert errors == [said[0]] * len(errors), "the processes' lines run into each other"
     assert len(said[0]) < 300
     assert int(said[4]) == int(said[1]) - 1
     checkpoints = list((tmp_path / "runs/tiny/version_0/checkpoints").iterdir())

@@ -64,6 +64,18 @@ def test_all_options_of_the_optimizer_apply(folder: Path) -> None:
     ]
 
 
+def test_it_reports_where_it_resumes_and_with_what(folder: Path) -> None:
+    """A changed batch too, since it changes what a step is; the data continues where it was."""
+    run, said = resume(folder, "--data.batch_size", "2", "--trainer.gradient_clip_val", "0.5", name="half")
+    last = "runs/tiny/version_0/checkpoints/last.ckpt"
+    rows = "2 rows per step (batch_size 2 × 1 process × 1 accumulated)"
+    assert f"resuming after step 20 of 40 from {last}: {rows}, cpu, precision 32-true\n" in said
+    changed = "resuming after step 20 with changed options: max_steps 40 (was 20), rows_per_step 2 (was 4), "
+    assert f"{changed}gradient_clip_val 0.5 (was 1.0)\n" in said
+    cursor = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["TextData"]["cursor"]
+    assert cursor["rows"] == 20 * 4 + 20 * 2
+
+
 def test_resuming_a_finished_run_is_reported(folder: Path) -> None:
     last = ("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--trainer.max_steps", "20")
     done = must_run("fit", "--config", "tiny.yaml", *last, "--name", "finished", cwd=folder)

@@ -82,10 +82,12 @@ def test_two_processes_killed_and_resumed_as_one_with_two_workers(config: Path, 
 
     last = str(first / "checkpoints/last.ckpt")
     one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.accumulate_grad_batches", "2")
-    must_run(
+    done = must_run(
         *("fit", "--ckpt_path", last, *one, "--trainer.val_check_interval", "40", "--data.num_workers", "2"),
         cwd=tmp_path,
     )
+    assert "8 rows per step (batch_size 4 × 1 process × 2 accumulated), cpu" in done.stderr
+    assert "with changed options: processes 1 (was 2)\n" in done.stderr
     ours, theirs = scalars(tmp_path / "runs/tiny/version_1"), scalars(joined)
     steps = sorted(step for tag, step in ours if tag == "train/loss")
     assert steps == list(range(steps[0], 131))

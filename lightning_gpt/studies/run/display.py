@@ -74,7 +74,7 @@ class Display:
         table = Table(box=None, padding=(0, 2))
         table.add_column("cell", header_style="dim")
         for title in ("step", "loss", "time"):
-            table.add_column(title, justify="right", header_style="dim")
+            table.add_column(title, justify="right", header_style="dim", no_wrap=True)  # a long name gives way
         shares = {}
         for process in running:
             progress = process.progress()

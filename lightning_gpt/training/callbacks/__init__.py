@@ -8,6 +8,7 @@ from lightning_gpt.training.callbacks.averaging import Averaging
 from lightning_gpt.training.callbacks.board import Board
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
+from lightning_gpt.training.callbacks.early_end import EarlyEnd
 from lightning_gpt.training.callbacks.experts import ExpertUse
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
@@ -28,6 +29,7 @@ __all__ = [
     "BestCheckpoint",
     "Board",
     "Cost",
+    "EarlyEnd",
     "ExpertUse",
     "Grow",
     "InitialLoss",

@@ -10,6 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import WorkError
@@ -30,22 +31,35 @@ class MetricsFile(Callback):
     """Writes every logged scalar to ``metrics.jsonl``; :mod:`~lightning_gpt.training.metrics_jsonl` has the format.
 
     It joins the Trainer's loggers, so each of their calls is one line, appended at once. Only the first process
-    writes, and without a logger, or under ``fast_dev_run``, nobody does. A resumed run begins with the lines of the
-    run that its checkpoint is from, up to the checkpoint's step.
+    writes, and under ``fast_dev_run`` nobody does. A resumed run begins with the lines of the run that its checkpoint
+    is from, up to the checkpoint's step.
+
+    Args:
+        folder: The run's folder. It becomes the Trainer's ``log_dir``, whatever other loggers there are, so that
+            checkpoints and all other files of the run go there too. When omitted, the file is written in the
+            ``log_dir`` that the other loggers give the Trainer, and without a logger not at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
         self._lines: _Lines | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asking is a broadcast: every process must
-        trainer.loggers = [logger for logger in trainer.loggers if logger is not self._lines]
-        self._lines = None
-        keeps = trainer.loggers and not getattr(trainer, "fast_dev_run", False)
-        if keeps and trainer.is_global_zero:
-            self._lines = _Lines(trainer, folder / FILE_NAME)
-            trainer.loggers = [*trainer.loggers, self._lines]
+        self.join(trainer)
 
+    def join(self, trainer: L.Trainer) -> None:
+        """Join the loggers; call it before ``fit`` if the profiler is to find the run's folder too."""
+        others = trainer.loggers = [logger for logger in trainer.loggers if logger is not self._lines]
+        self._lines = None
+        if getattr(trainer, "fast_dev_run", False) or not (self.folder or others):
+            return
+        # asking for log_dir is a broadcast: every process must
+        folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
+        self._lines = _Lines(trainer, folder / FILE_NAME)
+        # the Trainer's log_dir is the folder of its first logger
+        trainer.loggers = [*others, self._lines] if self.folder is None else [self._lines, *others]
+
+    @rank_zero_only
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._lines is not None:
             self._lines.begin()  # while the step is still the one that the run resumes from
@@ -69,17 +83,23 @@ class _Lines(Logger):
 
     @property
     def name(self) -> str:
-        """What Lightning calls this logger."""
-        return "metrics"
+        """Empty: Lightning joins it to :attr:`save_dir` to find the folder of the checkpoints."""
+        return ""
 
     @property
     def version(self) -> str:
-        """There is one only."""
+        """Empty, as :attr:`name`."""
         return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the file."""
+        return str(self._file.parent)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Settings are in the run's ``config.yaml``."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""
         self.begin()

@@ -166,6 +166,8 @@ class NonFinite(Callback):
             say(f"step {step.number:,}: {step.found(trainer)}; {done}")
         else:
             say(f"step {step.number:,}: {step.found(trainer)}; step skipped")
+        if isinstance(pl_module, LanguageModule):
+            pl_module.forget_non_finite()
         # a step without gradients changes neither weights nor optimizer state
         optimizer.zero_grad(set_to_none=True)
 

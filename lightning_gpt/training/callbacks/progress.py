@@ -1,20 +1,25 @@
 """The progress of a run: a live bar on a terminal, occasional lines elsewhere."""
 
+import math
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lightning_gpt.console import console
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
 
 _SECONDS_BETWEEN_LINES = 15.0
+_BAR_WIDTH = 10
 
 
 class RunProgress(ProgressBar):
-    """Shows optimizer steps done, loss, perplexity, tokens/s, model FLOPs utilisation and time left.
+    """Shows optimizer steps done, time left, loss, tokens/s, perplexity and model FLOPs utilisation.
+
+    On a narrow terminal the last of them are left out; the steps and the time left always stay.
 
     Args:
         metrics: The source of the figures, which change at every logged step.
@@ -48,12 +53,10 @@ class RunProgress(ProgressBar):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            BarColumn(bar_width=_BAR_WIDTH),
             TimeRemainingColumn(),
+            TextColumn("left{task.fields[figures]}"),
             console=console,
             transient=True,
         )
@@ -64,32 +67,47 @@ class RunProgress(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, figures=self._figures())
+            self._bar.update(self._task, completed=trainer.global_step, figures=self._figures(self._room()))
         elif self._shown and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and self.metrics.latest:
             self._last_line = time.monotonic()
             self._line(trainer.global_step)
 
     def _line(self, step: int) -> None:
-        line = f"step {step:,}" + (f"/{self._total:,}" if self._total else "") + f"  {self._figures()}"
+        line = f"step {step:,}" + (f"/{self._total:,}" if self._total else "")
         done = step - self._first_step
         if self._total and done:
             left = (time.monotonic() - self._started) / done * (self._total - step)
-            line += f"  {int(left // 60)}:{int(left % 60):02d} left"
-        console.print(line, markup=False)
+            line += f"  {timedelta(seconds=int(left))} left"
+        console.print(line + self._figures(math.inf), markup=False)
 
-    def _figures(self) -> str:
+    def _room(self) -> int:
+        """The columns of the terminal that the rest of the bar leaves for figures."""
+        assert self._bar is not None
+        task = self._bar.tasks[0]
+        left = "-:--:--" if task.time_remaining is None else str(timedelta(seconds=int(task.time_remaining)))
+        counts = 2 * f"{task.total or task.completed:.0f}/"
+        shown = (task.description, counts, "-" * _BAR_WIDTH, left, "left")
+        return console.width - len(" ".join(shown))
+
+    def _figures(self, room: float) -> str:
+        """The latest figures, as many as fit into ``room`` columns."""
         latest = self.metrics.latest
         if not latest:
             return ""
-        utilisation = f"  MFU {latest['train/mfu']:.0%}" if "train/mfu" in latest else ""
-        return (
-            f"loss {latest['train/loss']:.3f}  perplexity {latest['train/perplexity']:,.1f}  "
-            f"{latest['train/tokens_per_second']:,.0f} tokens/s{utilisation}"
-        )
+        figures = [
+            f"  loss {latest['train/loss']:.3f}",
+            f"  {latest['train/tokens_per_second']:,.0f} tokens/s",
+            f"  perplexity {latest['train/perplexity']:,.1f}",
+        ]
+        if "train/mfu" in latest:
+            figures.append(f"  MFU {latest['train/mfu']:.0%}")
+        while figures and len("".join(figures)) > room:
+            figures.pop()
+        return "".join(figures)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, description="validating")
+            self._bar.update(self._task, description="validating", figures="")
         else:
             what = "first validation" if trainer.sanity_checking else "validating"
             counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches

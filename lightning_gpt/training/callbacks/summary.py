@@ -80,8 +80,13 @@ class RunSummary(Callback):
     @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData) or self._folder is None:
+        if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
             return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            steps = "1 step" if trainer.global_step == 1 else f"{trainer.global_step} steps"
+            say(f"fast_dev_run: {steps} and a validation ran without an error; nothing is kept")
+            return
+        assert self._folder is not None
         say("")
         if "val/loss" in trainer.callback_metrics:
             self._say_perplexities(trainer, data)
@@ -100,7 +105,8 @@ class RunSummary(Callback):
         lines.append((f"last validation (of {trainer.global_step:,} steps)", math.exp(loss)))
         counts = data.counts()
         if counts is not None:
-            targets = data.evaluation("val").all_targets
+            measured = sum(trainer.num_val_batches) * data.micro_batch_rows  # fewer with limit_val_batches
+            targets = data.evaluation("val").all_targets[: int(measured)]
             token_counts = np.sum([c.token_counts for c in counts], axis=0)
             unigram = math.exp(unigram_loss(token_counts, targets[targets != IGNORED].numpy()))
             lines.append(("unigram baseline on the same text", unigram))
@@ -145,13 +151,20 @@ def _print_results(trainer: L.Trainer) -> None:
 
 
 def say_next_commands(run: Path) -> None:
-    """Print the exact commands to look at, use and resume a run."""
-    folder, last, config = (
-        shlex.quote(str(path)) for path in (run, run / "checkpoints/last.ckpt", run / "config.yaml")
-    )
+    """Print the exact commands to look at, use and resume a run; without a saved checkpoint, those to look at it."""
+    last = run / "checkpoints/last.ckpt"
+    folder, checkpoint, config = (shlex.quote(str(path)) for path in (run, last, run / "config.yaml"))
     options = "".join(f" {shlex.quote(option)}" for option in trusted_options())
-    say("next")
-    say(f"  look:      tensorboard --logdir {folder}")
-    say(f'  generate:  lightning-gpt generate --checkpoint {last} --prompt "The"{options}')
-    say(f'  inspect:   lightning-gpt inspect --checkpoint {last} --text "The city was founded"{options}')
-    say(f"  resume:    lightning-gpt fit --config {config} --ckpt_path {last}{options}")
+    commands = []
+    if any(run.glob("events.out.tfevents.*")):
+        commands.append(f"look:      tensorboard --logdir {folder}")
+    if last.is_file():
+        commands += [
+            f'generate:  lightning-gpt generate --checkpoint {checkpoint} --prompt "The"{options}',
+            f'inspect:   lightning-gpt inspect --checkpoint {checkpoint} --text "The city was founded"{options}',
+            f"resume:    lightning-gpt fit --config {config} --ckpt_path {checkpoint}{options}",
+        ]
+    if commands:
+        say("next")
+    for command in commands:
+        say(f"  {command}")

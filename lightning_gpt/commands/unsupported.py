@@ -1,0 +1,75 @@
+"""Lightning's options and callbacks that do not work in a run of this package: each is refused in one line."""
+
+import os
+import re
+import textwrap
+from collections.abc import Iterable
+
+from lightning import Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
+from lightning.pytorch.strategies import ParallelStrategy
+
+from lightning_gpt.errors import CallError
+
+_REPLACED: dict[type[Callback], str] = {
+    BatchSizeFinder: "it would train with another batch_size than config.yaml records; set data.batch_size",
+    GradientAccumulationScheduler: "use --model.optimization.batch_warmup",
+    LearningRateFinder: "compare values of model.optimization.lr in a study instead",
+    StochasticWeightAveraging: "it would replace the learning-rate schedule; use --averaging.decay",
+    Timer: "use --trainer.max_time",
+}
+"""Callbacks that cannot be used, each with the reason or what to use instead."""
+
+
+def check_callbacks(callbacks: Iterable[Callback]) -> None:
+    """Refuse callbacks of Lightning that would not do here what they say.
+
+    Raises:
+        CallError: If there is one.
+    """
+    for callback in callbacks:
+        for refused, instead in _REPLACED.items():
+            if isinstance(callback, refused):
+                raise CallError(f"trainer.callbacks: {refused.__name__} cannot be used here: {instead}")
+        if isinstance(callback, ModelCheckpoint) and callback.save_last:
+            raise CallError(
+                "trainer.callbacks: ModelCheckpoint with save_last would replace the run's own last.ckpt; "
+                "leave save_last out (--checkpoints.every_n_steps says how often last.ckpt is saved)"
+            )
+
+
+def check_nodes(trainer: Trainer) -> None:
+    """Refuse to wait for other nodes that nobody starts.
+
+    Raises:
+        CallError: If there are several nodes, and neither a launcher nor the environment says how to reach the first.
+    """
+    strategy = trainer.strategy
+    alone = isinstance(strategy, ParallelStrategy) and isinstance(strategy.cluster_environment, LightningEnvironment)
+    if trainer.num_nodes > 1 and alone and "MASTER_ADDR" not in os.environ:
+        raise CallError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but nothing starts the other nodes: use torchrun or srun, or "
+            f"run the command on each node with MASTER_ADDR, MASTER_PORT and NODE_RANK set"
+        )
+
+
+def refused(error: BaseException) -> CallError:
+    """What Lightning says against the call, as one line."""
+    return CallError(textwrap.shorten(f"trainer: {error}", 280, placeholder=" …"))
+
+
+def missing_package(error: ValueError) -> CallError | None:
+    """What the config parser says if a class, such as a logger, needs a package that is not installed; else None."""
+    found = re.search(r"given class_path '([\w.]+)':\s+Requirement '([^']+)' not met", str(error))
+    if found is None:
+        return None
+    return CallError(f"{found[1].rpartition('.')[2]} needs the package {found[2]}, which is not installed")
