@@ -61,7 +61,7 @@ class RunCheck:
                 "a smaller model, a device with more memory, or a strategy that shards (--trainer.strategy fsdp)",
             )
         elif needed > here / 2:
-            yield warning(f"{text}; activations come on top", "a smaller batch_size, or checkpointing: full")
+            yield warning(f"{text}; activations come on top", "a smaller batch_size, or checkpointing: block")
         else:
             yield ok(f"{text}; activations come on top")
 
