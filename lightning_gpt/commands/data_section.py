@@ -3,7 +3,6 @@
 import json
 from argparse import ArgumentError
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,26 +15,14 @@ from lightning_gpt.errors import CallError
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
-# source arguments that decide how training uses a source; they do not change its documents
-_OF_TRAINING = ("weight", "max_tokens", "max_passes")
 
-
-@dataclass(frozen=True)
-class DataSection:
-    """A parsed data section."""
-
-    data: "TextData"
-    sources: list[dict[str, Any]]
-    """Name, class and arguments of each source, as plain values."""
-
-
-def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple[DataSection, dict[str, Any]]:
-    """Parse ``args`` into a data section and the other keyword arguments of ``function``.
+def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple["TextData", dict[str, Any]]:
+    """Parse ``args`` into the data and the other keyword arguments of ``function``.
 
     A config file may belong to a whole run: only its data section is used.
 
     Args:
-        function: A function whose first parameter is ``section``; its other parameters become options.
+        function: A function whose first parameter is ``data``; its other parameters become options.
         command: The command's name, for its help.
         args: The command line after the command's name.
 
@@ -50,21 +37,16 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
     parser.add_argument(
         "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
     )
-    parser.add_function_arguments(function, skip={"section"})
+    parser.add_function_arguments(function, skip={"data"})
     parser.add_class_arguments(TextData, "data")
     try:
         parsed = parser.parse_args(_with_data_of_configs(args))
     except ArgumentError as error:
         raise CallError(one_line(str(error), option_names(parser))) from None
-    given = [source.as_dict().get("init_args", {}) for source in parsed.data.sources or []]
     parsed.data.prepared = None  # a run's config may name the folder that this command is about to make
     data = parser.instantiate_classes(parsed).data
-    sources = [
-        {"name": source.name, "class": type(source).__name__, "arguments": _documents_only(arguments)}
-        for source, arguments in zip(data.sources, given or [{}] * len(data.sources), strict=True)
-    ]
     options = {name: value for name, value in vars(parsed).items() if name not in ("config", "data")}
-    return DataSection(data, sources), options
+    return data, options
 
 
 def _with_data_of_configs(args: list[str]) -> list[str]:
@@ -84,10 +66,3 @@ def _with_data_of_configs(args: list[str]) -> list[str]:
     if sections and not any(sections):
         raise CallError("no config file has a data section; give one with the key 'data'")
     return result
-
-
-def _documents_only(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that decide a source's documents, as JSON values; a function becomes its import path."""
-    chosen = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
-    as_json = json.dumps(chosen, default=lambda function: f"{function.__module__}.{function.__qualname__}")
-    return dict(json.loads(as_json))

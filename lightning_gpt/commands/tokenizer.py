@@ -1,34 +1,36 @@
 """``lightning-gpt tokenizer``: train a vocabulary on the training documents of a config's data section."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_gpt.commands.data_section import DataSection, parse_data_call
+from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.data.prepare.card import bytes_per_token
 from lightning_gpt.data.prepare.parts import Tally
 from lightning_gpt.data.stream import texts_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import write_file
 
+if TYPE_CHECKING:
+    from lightning_gpt.data.datamodule import TextData
 
-def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
+
+def tokenizer(data: "TextData", vocab_size: int, output: str) -> None:
     """Train a byte-level BPE vocabulary as fit does and write it to OUTPUT/bpe-N.tiktoken, for use as data.tokenizer.
 
     Args:
-        section: The data section; its tokenizer setting is ignored.
+        data: The data section; its tokenizer setting is ignored.
         vocab_size: Number of tokens, at least 257 (the 256 bytes and <|endoftext|>).
         output: Folder for the file.
     """
     from lightning_gpt.data.datamodule import TextData
-    from lightning_gpt.data.sources.base import Source
 
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():
         raise CallError(f"{file} exists; choose another output, or delete it")
-    split = section.data.split
-    sources = [source for source in section.data.sources if isinstance(source, Source)]  # all of them; for mypy
-    data = TextData(sources, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
-    data.setup("tokenizer")
-    trained = data.tokenizer
+    split = data.split
+    training = TextData(data.configured, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
+    training.setup("tokenizer")
+    trained = training.tokenizer
     file = file.with_name(f"{trained.name}.tiktoken")
     write_file(file, trained.table.encode())
     tally = Tally()
@@ -45,5 +47,5 @@ def tokenizer(section: DataSection, vocab_size: int, output: str) -> None:
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and train the vocabulary."""
-    section, options = parse_data_call(tokenizer, "tokenizer", args)
-    tokenizer(section, **options)
+    data, options = parse_data_call(tokenizer, "tokenizer", args)
+    tokenizer(data, **options)

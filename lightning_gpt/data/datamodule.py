@@ -77,8 +77,8 @@ class TextData(L.LightningDataModule):
             raise CallError(
                 "separate_documents and packing lanes cannot be combined: a row of a lane holds one document already"
             )
-        embedded = [WikipediaSlice(), PythonReference()]
-        self.sources: Sequence[SourceBase] = embedded if sources is None else sources
+        self.configured: list[Source] = [WikipediaSlice(), PythonReference()] if sources is None else sources
+        self.sources: Sequence[SourceBase] = self.configured
         weighted = [source.weight is not None for source in self.sources]
         if not self.sources:
             raise CallError("sources is empty; give at least one, or leave it out for the embedded corpus")
@@ -98,7 +98,10 @@ class TextData(L.LightningDataModule):
         if isinstance(tokenizer, int):
             check_vocab_size(tokenizer)
         self._tokenizer = None if isinstance(tokenizer, int) else _named_tokenizer(tokenizer)
-        if prepared is not None:
+        if prepared is None:
+            for source in self.configured:
+                source.check()
+        else:
             self._use_prepared(open_prepared(prepared))
         self._counts: tuple[str, list[Count]] | None = None
         self._eval: dict[SplitName, EvalRows] = {}
@@ -111,13 +114,8 @@ class TextData(L.LightningDataModule):
         Raises:
             CallError: The folder was made from other sources or with other settings.
         """
-        names, prepared = [source.name for source in self.sources], [source.name for source in corpus.sources]
-        if names != prepared:
-            raise CallError(
-                f"prepared folder {str(corpus.folder)!r} has the sources {', '.join(prepared)}, but the configuration "
-                f"has {', '.join(names)}"
-            )
-        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size):
+        corpus.require_sources(self.configured)
+        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size, corpus.asked_tokenizer):
             raise CallError(
                 f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} tokens, "
                 f"but tokenizer is {self.vocab_size_to_train}"
@@ -125,11 +123,6 @@ class TextData(L.LightningDataModule):
         fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
         corpus.require(tokenizer_fingerprint=fingerprint, val_share=self.split.val, test_share=self.split.test)
         for ours, source in zip(self.sources, corpus.sources, strict=True):
-            if ours.filter_identity != source.filter_identity:
-                raise CallError(
-                    f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity}, "
-                    f"but the configuration has {ours.filter_identity}"
-                )
             source.require(max_tokens=ours.max_tokens, eval_tokens=self.eval_tokens)
             source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
         self.sources, self._tokenizer = corpus.sources, corpus.tokenizer

@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json                  the settings it was made with, its sources and their parts
+    manifest.json                  the settings and files it was made of, its parts, and a checksum of all this
     card.json  card.md             a summary
     duplicates.jsonl               every duplicate with the document it duplicates
     tokenizer/<name>.tiktoken
@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_128_hexdigest
 
+from lightning_gpt.data.made_of import differences, listed
 from lightning_gpt.data.prepare.parts import Limits, PartFile, Quota, Tally, read_part
-from lightning_gpt.data.sources.base import Document, SourceBase, describe_filters
+from lightning_gpt.data.sources.base import Document, Source, SourceBase, describe_filters
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -113,6 +115,36 @@ class PreparedCorpus:
     sources: tuple[PreparedSource, ...]
     digest: str
     """A hash of all documents and their splits: equal for the same texts in the same splits."""
+    records: tuple[Mapping[str, Any], ...]
+    """What each source was made of, as :func:`~lightning_gpt.data.made_of.made_of` describes it."""
+    asked_tokenizer: int | str
+    """The vocabulary size that was asked for (a small corpus yields a smaller one), or the tokenizer's fingerprint."""
+
+    def require_sources(self, sources: Sequence[Source]) -> None:
+        """Raise a CallError if the folder was made from other sources than these, or from other files.
+
+        The comparison reads files; see :data:`~lightning_gpt.data.made_of.ALWAYS_SUMMED`. A source whose files are not
+        on this machine is compared by its arguments alone.
+        """
+        # imports Lightning, which loader processes and workers do not need
+        from lightning_gpt.console import console, say
+
+        names, ours = [record["name"] for record in self.records], [source.name for source in sources]
+        if names != ours:
+            raise CallError(
+                f"prepared folder {str(self.folder)!r} has the sources {', '.join(names)}, but the configuration has "
+                f"{', '.join(ours)}"
+            )
+        for record, source in zip(self.records, sources, strict=True):
+            with console.status(f"comparing {source.name} with prepared folder {self.folder}"):
+                changes = differences(record, source)
+            if changes:
+                raise CallError(
+                    f"prepared folder {str(self.folder)!r} was made of another source {source.name!r}: "
+                    f"{listed(changes)}; prepare the corpus again"
+                )
+            if source.input_files() is None:
+                say(f"{source.name}: its files are not on this machine, so they are not compared with {self.folder}")
 
     def require(
         self,
@@ -163,7 +195,21 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
             for source, described in zip(manifest["sources"], config["sources"], strict=True)
         )
     split = Split(config["val_share"], config["test_share"])
-    return PreparedCorpus(folder, tokenizer, split, sources, manifest["split_digest"])
+    return PreparedCorpus(
+        folder,
+        tokenizer,
+        split,
+        sources,
+        manifest["split_digest"],
+        tuple(config["sources"]),
+        config["tokenizer"],
+    )
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """The checksum of a manifest's content, apart from the checksum itself."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -181,9 +227,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise CallError(f"{folder / MANIFEST} is damaged: prepare the corpus again") from None
     if version != FORMAT:
-        raise CallError(f"prepared folder {str(folder)!r} has format {version!r}; this version reads format {FORMAT}")
+        raise CallError(
+            f"prepared folder {str(folder)!r} has format {version!r}; this version reads format {FORMAT}: prepare the "
+            f"corpus again"
+        )
     if "split_digest" not in manifest:
         raise CallError(f"prepared folder {str(folder)!r} is unfinished: run the same prepare command again to resume")
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise CallError(f"{folder / MANIFEST} is damaged: its checksum is wrong; prepare the corpus again")
     return dict(manifest)
 
 

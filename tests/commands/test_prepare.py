@@ -297,7 +297,7 @@ def test_another_config_is_refused_and_named(small: Path, monkeypatch: pytest.Mo
     (small / "c.jsonl").write_bytes((small / "b.jsonl").read_bytes())
     _, line = main_here(monkeypatch, *call("x"))
     assert (
-        "sources[1].name changed from 'b' to 'c'; sources[1].arguments.paths changed from 'b.jsonl' to 'c.jsonl'"
+        "sources[1].name changed from 'b' to 'c'; sources[1].arguments.paths[0] changed from 'b.jsonl' to 'c.jsonl'"
         in line
     )
 

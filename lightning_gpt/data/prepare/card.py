@@ -33,7 +33,7 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
         "near_duplicate_threshold": config["near_duplicate_threshold"],
         "remove_duplicates": config["remove_duplicates"],
         "sources": [
-            {**described, "splits": _splits(described["name"], source["parts"], duplicates)}
+            {**_without_files(described), "splits": _splits(described["name"], source["parts"], duplicates)}
             for described, source in zip(config["sources"], manifest["sources"], strict=True)
         ],
         "duplicates": [
@@ -45,6 +45,13 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
         "examples_across_splits": [_example(duplicate) for duplicate in across[:_EXAMPLES]],
         "examples_within_a_split": [_example(duplicate) for duplicate in within[:_EXAMPLES]],
     }
+
+
+def _without_files(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's description with the number and total size of its files in place of the files themselves."""
+    files = described["files"]
+    totals = {"files": len(files), "bytes": sum(file["bytes"] for file in files)}
+    return {**{name: value for name, value in described.items() if name != "files"}, **totals}
 
 
 def _splits(

@@ -2,6 +2,7 @@
 
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -10,7 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_gpt.data.sources.base import Document, Source, first_line, missing_field, text_field
+from lightning_gpt.data.sources.base import (
+    Document,
+    NamedFile,
+    Source,
+    first_line,
+    missing_field,
+    text_field,
+)
 from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.errors import CallError, WorkError
 
@@ -33,6 +41,7 @@ class Files(Source):
     """
 
     default_name = "files"
+    places = ("paths",)
 
     def __init__(
         self, paths: str | list[str], column: str = "text", separator: str | None = None, **common: Any
@@ -42,12 +51,30 @@ class Files(Source):
         self.separator = separator
         if separator == "":
             raise CallError(f"source {self.name!r} has an empty separator; leave it out to keep each file whole")
-        self.files = [file for path in ([paths] if isinstance(paths, str) else paths) for file in _expand(path)]
-        if not self.files:
+        self.paths = [paths] if isinstance(paths, str) else paths
+        if not self.paths:
             raise CallError(f"source {self.name!r} was given no paths; give at least one file, folder or glob")
+        if not all(self.paths):
+            raise CallError(f"source {self.name!r} has an empty path; write . for the working folder")
+
+        # where none of them exists, a prepared folder may still do without them
+        here = any(_exists(path) for path in self.paths)
+        self._files = [named for path in self.paths for named in _expand(path)] if here else None
+
+    def check(self) -> None:
+        if self._files is None:
+            _expand(self.paths[0])  # raises a CallError that says what is missing
+
+    def arguments(self) -> dict[str, Any]:
+        own = {"paths": self.paths, "column": self.column, "separator": self.separator}
+        return {**super().arguments(), **own}
+
+    def input_files(self) -> list[NamedFile] | None:
+        return self._files
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        for file in self.files:
+        self.check()
+        for _, file in self._files or []:
             start -= yield from _READERS[_kind(file) or ""](self, file, start)
 
     def _read_text(self, file: Path, start: int) -> Reading:
@@ -138,8 +165,14 @@ def _kind(file: Path) -> str | None:
     return next((suffix for suffix in _READERS if file.name.lower().endswith(suffix)), None)
 
 
-def _expand(path: str) -> list[Path]:
-    """The files of a path, folder or glob.
+def _exists(path: str) -> bool:
+    """Whether a path exists, or as a glob matches anything."""
+    as_path = Path(path).expanduser()
+    return as_path.exists() or any(True for _ in glob.iglob(str(as_path), recursive=True))
+
+
+def _expand(path: str) -> list[NamedFile]:
+    """The files of a path, folder or glob, named relative to the folder, or to the part of the glob before any ``*``.
 
     Raises:
         CallError: There are none, or one is of an unsupported kind.
@@ -150,18 +183,19 @@ def _expand(path: str) -> list[Path]:
         found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
         if not found:
             raise CallError(f"data folder {path!r} contains no supported file ({known})")
-        return found
+        return [(str(file.relative_to(as_path)), file) for file in found]
     if as_path.exists():
         if _kind(as_path) is None:
             raise CallError(f"data file {path!r} is not of a supported kind ({known})")
-        return [as_path]
+        return [(as_path.name, as_path)]
     found = sorted(file for file in map(Path, glob.glob(str(as_path), recursive=True)) if file.is_file())
     if not found:
         raise CallError(f"data file {path!r} does not exist, and as a glob it matches no file")
     unknown = [str(file) for file in found if _kind(file) is None]
     if unknown:
         raise CallError(f"glob {path!r} matches {unknown[0]!r}, which is not of a supported kind ({known})")
-    return found
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), as_path.parts))
+    return [(str(file.relative_to(base)), file) for file in found]
 
 
 @contextmanager
