@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.data.prepare.card import bytes_per_token
 from lightning_gpt.data.prepare.parts import Tally
-from lightning_gpt.data.stream import texts_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.whole_file import write_file
 
@@ -27,16 +26,23 @@ def tokenizer(data: "TextData", vocab_size: int, output: str) -> None:
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():
         raise CallError(f"{file} exists; choose another output, or delete it")
-    split = data.split
-    training = TextData(data.configured, tokenizer=vocab_size, val_share=split.val, test_share=split.test)
+    training = TextData(
+        data.configured,
+        tokenizer=vocab_size,
+        val_share=data.val_share,
+        test_share=data.test_share,
+        split_by=data.split_by,
+    )
     training.setup("tokenizer")
     trained = training.tokenizer
-    file = file.with_name(f"{trained.name}.tiktoken")
+    smaller = file.with_name(f"{trained.name}.tiktoken")
+    if smaller != file and smaller.exists():
+        raise CallError(f"the text yields only {trained.vocab_size:,} tokens, and {smaller} exists; delete it first")
+    file = smaller
     write_file(file, trained.table.encode())
     tally = Tally()
-    for source in data.sources:
-        for _, text in texts_of(source, split, "val"):
-            tally += Tally(1, len(trained.encode(text)) + 1, len(text.encode("utf-8", "surrogatepass")))
+    for text in training.texts("val"):
+        tally += Tally(1, len(trained.encode(text)) + 1, len(text.encode("utf-8", "surrogatepass")))
     measured = (
         f"{bytes_per_token(tally):.3f} bytes per token on {tally.documents:,} validation documents"
         if tally.bytes

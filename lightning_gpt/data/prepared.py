@@ -16,7 +16,9 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from xxhash import xxh3_128_hexdigest
 from lightning_gpt.data.made_of import differences, listed
 from lightning_gpt.data.prepare.parts import Limits, PartFile, Quota, Tally, read_part
 from lightning_gpt.data.sources.base import Document, Source, SourceBase, describe_filters
-from lightning_gpt.data.split import Split, SplitName
+from lightning_gpt.data.split import Split, SplitBy, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 
@@ -43,6 +45,7 @@ class PreparedSource(SourceBase):
         tokenizer: The tokenizer that encoded the documents.
         filters: The :attr:`~lightning_gpt.data.sources.base.Source.filter_identity` of the original source.
         limits: The token limits that the source was read up to; empty if it was read to its end.
+        split: How its documents were split.
         name: The name of the source.
     """
 
@@ -53,6 +56,7 @@ class PreparedSource(SourceBase):
         tokenizer: Tokenizer,
         filters: str,
         limits: Limits,
+        split: Split,
         name: str,
     ) -> None:
         super().__init__(name)
@@ -61,6 +65,7 @@ class PreparedSource(SourceBase):
         self.parts = parts
         self.tokenizer = tokenizer
         self.limits = limits
+        self.split = split
 
     @property
     def filter_identity(self) -> str:
@@ -95,10 +100,11 @@ class PreparedSource(SourceBase):
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The decoded documents; those that the folder left out are empty, so that the others keep their numbers."""
         following = start
-        for number, _, tokens in self.tokens(start):
+        for number, parts in groupby(self.tokens(start), key=itemgetter(0)):
             for missing in range(following, number):
                 yield Document("", self._origin(missing))
-            yield Document(self.tokenizer.decode(tokens[:-1]), self._origin(number))
+            text = "".join(self.tokenizer.decode(tokens[:-1]) for _, _, tokens in parts)
+            yield Document(text, self._origin(number))
             following = number + 1
 
     def _origin(self, number: int) -> str:
@@ -112,6 +118,9 @@ class PreparedCorpus:
     folder: Path
     tokenizer: Tokenizer
     split: Split
+    """The shares that were asked for."""
+    split_by: SplitBy
+    """How they were to be split."""
     sources: tuple[PreparedSource, ...]
     digest: str
     """A hash of all documents and their splits: equal for the same texts in the same splits."""
@@ -152,12 +161,14 @@ class PreparedCorpus:
         tokenizer_fingerprint: str | None = None,
         val_share: float | None = None,
         test_share: float | None = None,
+        split_by: SplitBy | None = None,
     ) -> None:
         """Raise a CallError if the folder was made with another tokenizer or split; None allows any value."""
         wanted_and_found = {
             "tokenizer": (tokenizer_fingerprint, self.tokenizer.fingerprint),
             "val_share": (val_share, self.split.val),
             "test_share": (test_share, self.split.test),
+            "split_by": (split_by, self.split_by),
         }
         differences = [
             f"{name} is {found} in the folder and {wanted} in the configuration"
@@ -189,16 +200,17 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     manifest = _read_manifest(folder)
     config = manifest["config"]
     tokenizer = _read_tokenizer(folder, manifest["tokenizer"])
+    shares = Split(config["val_share"], config["test_share"])
     with console.status(f"checking the hashes of prepared folder {folder}"):
         sources = tuple(
-            _read_source(folder / source["folder"], source["parts"], tokenizer, described)
+            _read_source(folder / source["folder"], source["parts"], tokenizer, described, shares)
             for source, described in zip(manifest["sources"], config["sources"], strict=True)
         )
-    split = Split(config["val_share"], config["test_share"])
     return PreparedCorpus(
         folder,
         tokenizer,
-        split,
+        shares,
+        config["split_by"],
         sources,
         manifest["split_digest"],
         tuple(config["sources"]),
@@ -245,7 +257,11 @@ def _read_tokenizer(folder: Path, described: Mapping[str, Any]) -> Tokenizer:
 
 
 def _read_source(
-    folder: Path, described_parts: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, described: Mapping[str, Any]
+    folder: Path,
+    described_parts: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    described: Mapping[str, Any],
+    shares: Split,
 ) -> PreparedSource:
     parts = tuple(PartFile.from_json(part) for part in described_parts)
     for part in parts:
@@ -253,7 +269,8 @@ def _read_source(
     arguments = described["arguments"]
     filters = describe_filters(arguments.get("min_characters", 0), arguments.get("keep"))
     limits = described["limits"] if Quota(described["limits"], parts).met else {}
-    return PreparedSource(folder, parts, tokenizer, filters, limits, described["name"])
+    split = replace(shares, by_position=described["by_position"], named=tuple(described["named_splits"]))
+    return PreparedSource(folder, parts, tokenizer, filters, limits, split, described["name"])
 
 
 def _check(file: Path, size: int, sha256: str) -> None:

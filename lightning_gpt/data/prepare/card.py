@@ -29,6 +29,7 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
         "tokenizer": {name: manifest["tokenizer"][name] for name in ("name", "vocab_size", "fingerprint")},
         "val_share": config["val_share"],
         "test_share": config["test_share"],
+        "split_by": config["split_by"],
         "split_digest": manifest["split_digest"],
         "near_duplicate_threshold": config["near_duplicate_threshold"],
         "remove_duplicates": config["remove_duplicates"],
@@ -106,11 +107,11 @@ def card_text(card: Mapping[str, Any]) -> str:
         "# Data card",
         "",
         f"- tokenizer: {tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, `{tokenizer['fingerprint']}`",
-        f"- split by a hash of the text: {card['val_share']:.1%} validation, {card['test_share']:.1%} test",
+        f"- split (split_by {card['split_by']}): {card['val_share']:.1%} validation, {card['test_share']:.1%} test",
         f"- split digest: `{card['split_digest']}`",
         *(
             f"- source {source['name']}: {source['class']} `{json.dumps(source['arguments'], ensure_ascii=False)}`"
-            f"{_read_until(source['limits'])}"
+            f"{_read_until(source['limits'])}, split by {'position' if source['by_position'] else 'documents'}"
             for source in card["sources"]
         ),
         "",

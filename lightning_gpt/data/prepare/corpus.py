@@ -64,18 +64,22 @@ def prepare_corpus(
     limits = [_limits(source, data) for source in data.sources]
     config = {
         "tokenizer": data.vocab_size_to_train or data.tokenizer.fingerprint,
-        "val_share": data.split.val,
-        "test_share": data.split.test,
+        "val_share": data.val_share,
+        "test_share": data.test_share,
+        "split_by": data.split_by,
         "near_duplicate_threshold": near_duplicate_threshold,
         "remove_duplicates": remove_duplicates,
-        "sources": [{**record, "limits": of} for record, of in zip(records, limits, strict=True)],
+        "sources": [
+            {**record, "limits": of, "by_position": split.by_position, "named_splits": list(split.named)}
+            for record, of, split in zip(records, limits, data.splits, strict=True)
+        ],
     }
     work = unfinished(folder)
     with _locked(work, config, data.configured) as finished:
         if not finished:
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
-            writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
-            sources = list(zip(data.sources, folders, limits, strict=True))
+            writer = PartWriter(_tokenizer(work, data), near_duplicate_threshold is not None)
+            sources = list(zip(data.sources, data.splits, folders, limits, strict=True))
             write_parts(sources, writer, jobs or os.cpu_count() or 1, progress)
             changed = _changed_files(config, data.configured)
             if changed:
@@ -93,8 +97,9 @@ def _limits(source: SourceBase, data: TextData) -> Limits:
     """
     if source.max_tokens is None:
         return {}
-    shares: dict[SplitName, float] = {"val": data.split.val, "test": data.split.test}
-    return {"train": source.max_tokens, **{split: data.eval_tokens for split, share in shares.items() if share}}
+    shares: dict[SplitName, float] = {"val": data.val_share, "test": data.test_share}
+    held_out = [split for split, share in shares.items() if share or split in source.named_splits]
+    return {"train": source.max_tokens, **dict.fromkeys(held_out, data.eval_tokens)}
 
 
 @contextmanager

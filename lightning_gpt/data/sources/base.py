@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.errors import CallError, WorkError
 
 NamedFile = tuple[str, Path]
@@ -19,6 +20,8 @@ class Document:
 
     text: str
     origin: str
+    split: SplitName | None = None
+    """The split that its source assigns it to; None to let the shares decide."""
 
 
 class SourceBase(ABC):
@@ -33,6 +36,9 @@ class SourceBase(ABC):
 
     countable = True
     """Whether it is cheap enough to read it to its end before training, in order to count its tokens."""
+
+    named_splits: tuple[SplitName, ...] = ()
+    """The splits that its documents name themselves; those documents come first."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from lightning_gpt.data.sources.base import (
     text_field,
 )
 from lightning_gpt.data.sources.wikipedia import articles
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.errors import CallError, WorkError
 
 Reading = Generator[Document, None, int]
@@ -35,47 +37,84 @@ class Files(Source):
     Args:
         paths: Files, folders (all supported files below them) and globs (``corpus/**/*.jsonl``), read in this order;
             the files of a folder or glob are read in order of their names.
+        val_paths: Files, folders and globs whose documents are for validation. The other documents then give nothing
+            to validation. A file that ``paths`` names too is only used here.
+        test_paths: The same for the test split.
         column: The field that holds the text in JSON Lines and Parquet files.
         separator: Splits each ``.txt`` and ``.md`` file into documents, such as ``"\\n\\n\\n"``; without it a file is
             one document.
     """
 
     default_name = "files"
-    places = ("paths",)
+    places = ("paths", "val_paths", "test_paths")
 
     def __init__(
-        self, paths: str | list[str], column: str = "text", separator: str | None = None, **common: Any
+        self,
+        paths: str | list[str],
+        column: str = "text",
+        separator: str | None = None,
+        val_paths: str | list[str] | None = None,
+        test_paths: str | list[str] | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         self.column = column
         self.separator = separator
         if separator == "":
             raise CallError(f"source {self.name!r} has an empty separator; leave it out to keep each file whole")
-        self.paths = [paths] if isinstance(paths, str) else paths
-        if not self.paths:
-            raise CallError(f"source {self.name!r} was given no paths; give at least one file, folder or glob")
-        if not all(self.paths):
-            raise CallError(f"source {self.name!r} has an empty path; write . for the working folder")
-
+        named = {"paths": paths, "val_paths": val_paths, "test_paths": test_paths}
+        self.paths = {
+            option: [given] if isinstance(given, str) else given for option, given in named.items() if given is not None
+        }
+        for option, given in self.paths.items():
+            if not given:
+                raise CallError(f"source {self.name!r} was given no {option}; give at least one file, folder or glob")
+            if not all(given):
+                raise CallError(f"source {self.name!r} has an empty path in {option}; write . for the working folder")
+        self.named_splits = tuple(split for split, option in _NAMING.items() if option in self.paths)
         # where none of them exists, a prepared folder may still do without them
-        here = any(_exists(path) for path in self.paths)
-        self._files = [named for path in self.paths for named in _expand(path)] if here else None
+        here = any(_exists(path) for given in self.paths.values() for path in given)
+        self._files = self._find() if here else None
+
+    def _find(self) -> list[tuple[SplitName | None, NamedFile]]:
+        """All files in the order in which they are read, each with the split that it was named for.
+
+        Raises:
+            CallError: A path matches no file, a file is for two splits, or none is left for training.
+        """
+        found: list[tuple[SplitName | None, NamedFile]] = []
+        used: dict[Path, str] = {}
+        for split, option in _NAMING.items():
+            for path in self.paths.get(option, []):
+                for name, file in _expand(path):
+                    before = used.setdefault(file.resolve(), option)
+                    if before != option:
+                        raise CallError(f"source {self.name!r}: {str(file)!r} is in {before} and in {option}")
+                    found.append((split, (f"{name} ({option})", file)))
+        others = [named for path in self.paths["paths"] for named in _expand(path)]
+        left = [(None, named) for named in others if named[1].resolve() not in used]
+        if not left:
+            raise CallError(
+                f"source {self.name!r} has no file left for training: all are in {' or '.join(_NAMING.values())}"
+            )
+        return [*found, *left]
 
     def check(self) -> None:
         if self._files is None:
-            _expand(self.paths[0])  # raises a CallError that says what is missing
+            self._find()  # raises a CallError that says what is missing
 
     def arguments(self) -> dict[str, Any]:
-        own = {"paths": self.paths, "column": self.column, "separator": self.separator}
-        return {**super().arguments(), **own}
+        paths = {option: self.paths.get(option) for option in self.places}
+        return {**super().arguments(), **paths, "column": self.column, "separator": self.separator}
 
     def input_files(self) -> list[NamedFile] | None:
-        return self._files
+        return None if self._files is None else [named for _, named in self._files]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         self.check()
-        for _, file in self._files or []:
-            start -= yield from _READERS[_kind(file) or ""](self, file, start)
+        for split, (_, file) in self._files or []:
+            reading = _READERS[_kind(file) or ""](self, file, start)
+            start -= yield from reading if split is None else _assigned(reading, split)
 
     def _read_text(self, file: Path, start: int) -> Reading:
         # even a skipped file must be read: empty ones are not documents and do not count
@@ -148,6 +187,18 @@ class Files(Source):
                     yield Document(text, f"{file}, article {title!r}")
         return passed
 
+
+def _assigned(reading: Reading, split: SplitName) -> Reading:
+    """The same documents, each assigned to ``split``."""
+    while True:
+        try:
+            document = next(reading)
+        except StopIteration as end:
+            return int(end.value)
+        yield replace(document, split=split)
+
+
+_NAMING: dict[SplitName, str] = {"val": "val_paths", "test": "test_paths"}
 
 _READERS: dict[str, Callable[[Files, Path, int], Reading]] = {
     ".txt": Files._read_text,
