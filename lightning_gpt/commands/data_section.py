@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,6 @@ from lightning_gpt.safe_yaml import read_yaml
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
-# source arguments that decide how training uses a source; they do not change its documents
-_OF_TRAINING = ("weight", "max_tokens", "max_passes")
 
 RUN_KEYS = (
     *("averaging", "checkpoints", "ckpt_path", "data", "diagnostics", "grow", "model", "name", "non_finite"),
@@ -24,22 +21,13 @@ RUN_KEYS = (
 """The keys of a run's config, as ``fit`` allows them."""
 
 
-@dataclass(frozen=True)
-class DataSection:
-    """A parsed data section."""
-
-    data: "TextData"
-    sources: list[dict[str, Any]]
-    """Name, class and arguments of each source, as plain values."""
-
-
-def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple[DataSection, dict[str, Any]]:
-    """Parse ``args`` into a data section and the other keyword arguments of ``function``.
+def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple["TextData", dict[str, Any]]:
+    """Parse ``args`` into the data and the other keyword arguments of ``function``.
 
     A config file may belong to a whole run: only its data section is used.
 
     Args:
-        function: A function whose first parameter is ``section``; its other parameters become options.
+        function: A function whose first parameter is ``data``; its other parameters become options.
         command: The command's name, for its help.
         args: The command line after the command's name.
 
@@ -54,19 +42,13 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
     parser.add_argument(
         "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
     )
-    parser.add_function_arguments(function, skip={"section"})
+    parser.add_function_arguments(function, skip={"data"})
     parser.add_class_arguments(TextData, "data")
     parsed = parse(parser, _with_data_of_configs(args))
     options = {name: value for name, value in vars(parsed).items() if name not in ("config", "data")}
     check_options(function, options)
-    given = [source.as_dict().get("init_args", {}) for source in parsed.data.sources or []]
     parsed.data.prepared = None  # a run's config may name the folder that this command is about to make
-    data = parser.instantiate_classes(parsed).data
-    sources = [
-        {"name": source.name, "class": type(source).__name__, "arguments": _documents_only(arguments)}
-        for source, arguments in zip(data.sources, given or [{}] * len(data.sources), strict=True)
-    ]
-    return DataSection(data, sources), options
+    return parser.instantiate_classes(parsed).data, options
 
 
 def _with_data_of_configs(args: list[str]) -> list[str]:
@@ -99,10 +81,3 @@ def _data_of(file: str) -> dict[str, Any]:
         given = "null" if section is None else str(section)
         raise CallError(f"config file {file!r}: data is {shortened(given, 60)!r}; allowed: a mapping")
     return section
-
-
-def _documents_only(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that decide a source's documents, as JSON values; a function becomes its import path."""
-    chosen = {name: value for name, value in arguments.items() if name not in _OF_TRAINING}
-    as_json = json.dumps(chosen, default=lambda function: f"{function.__module__}.{function.__qualname__}")
-    return dict(json.loads(as_json))

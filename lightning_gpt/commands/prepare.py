@@ -1,17 +1,21 @@
 """``lightning-gpt prepare``: tokenise the documents of a config's data section into a folder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning_gpt.commands.data_section import DataSection, parse_data_call
+from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.prepare_progress import ConsoleProgress
 from lightning_gpt.data.prepare.duplicates import Threshold
 from lightning_gpt.data.sources.base import require_distinct_names
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import Processes
 
+if TYPE_CHECKING:
+    from lightning_gpt.data.datamodule import TextData
+
 
 def prepare(
-    section: DataSection,
+    data: "TextData",
     output: str,
     jobs: Processes | None = None,
     remove_duplicates: bool = False,
@@ -20,7 +24,7 @@ def prepare(
     """Tokenise all documents of the data section into a folder that training memory-maps.
 
     Args:
-        section: The data section.
+        data: The data section.
         output: The folder to make. If a run is stopped, repeat it with the same settings to resume.
         jobs: Worker processes; one per usable core when omitted. The folder is the same for any number.
         remove_duplicates: Remove training documents that duplicate a validation or test document, or an earlier
@@ -32,14 +36,13 @@ def prepare(
     from lightning_gpt.console import say
     from lightning_gpt.data.prepare.corpus import prepare_corpus
 
-    require_distinct_names(section.data.sources)
+    require_distinct_names(data.sources)
     folder = Path(output)
     if folder.exists():
         raise CallError(f"output {output!r} exists; choose another folder, or delete it")
     prepare_corpus(
         folder,
-        section.data,
-        section.sources,
+        data,
         jobs=jobs,
         remove_duplicates=remove_duplicates,
         near_duplicate_threshold=near_duplicate_threshold,
@@ -50,5 +53,5 @@ def prepare(
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and prepare the corpus."""
-    section, options = parse_data_call(prepare, "prepare", args)
-    prepare(section, **options)
+    data, options = parse_data_call(prepare, "prepare", args)
+    prepare(data, **options)

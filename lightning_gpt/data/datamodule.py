@@ -1,7 +1,8 @@
 """The LightningDataModule: connects sources, tokenizer, split and stream to a trainer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 import lightning as L
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.divide import Division, describe, divide, require, texts_of
 from lightning_gpt.data.first_rows import repeated_rows
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
@@ -18,9 +20,9 @@ from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
 from lightning_gpt.data.sources.hub import Hub  # noqa: F401
-from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
-from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, TrainedVocabSize
+from lightning_gpt.data.split import Split, SplitBy, SplitName
+from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents
+from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import Length, Range, Rows, Seed, ShareBelowOne, check_options
 
@@ -38,8 +40,11 @@ class TextData(L.LightningDataModule):
         block_size: Inputs per row, in tokens. Linked to the model's.
         batch_size: Rows per process and micro-batch.
         num_workers: Loader processes; 0 loads in the training process. The batches are the same for any number.
-        val_share: Share of the documents used for validation, selected by a hash of their text.
-        test_share: Share of the documents used for testing, selected by the same hash.
+        val_share: Share of each source used for validation.
+        test_share: Share of each source used for testing.
+        split_by: ``documents`` assigns whole documents to splits by a hash of their text; ``position`` cuts each
+            document, first training, then validation, then test; ``auto`` cuts the documents of a source that has too
+            few of them to give each split one, and says so.
         shuffle_window: Rows that are shuffled together; a resumed run reads at most this many again.
         packing: How documents become rows: ``concatenate`` cuts one stream of tokens; ``best_fit`` packs whole
             documents and pads the rows; ``lanes`` lets row r of a step continue the document that row r of the
@@ -59,6 +64,7 @@ class TextData(L.LightningDataModule):
         num_workers: Annotated[int, Range(0, 1024)] = 0,
         val_share: ShareBelowOne = 0.05,
         test_share: ShareBelowOne = 0.05,
+        split_by: SplitBy = "auto",
         shuffle_window: Annotated[int, Range(1, 2**24)] = 16384,
         packing: PackingName = "concatenate",
         separate_documents: bool = False,
@@ -71,8 +77,8 @@ class TextData(L.LightningDataModule):
             raise CallError(
                 "separate_documents and packing lanes cannot be combined: a row of a lane holds one document already"
             )
-        embedded = [WikipediaSlice(), PythonReference()]
-        self.sources: Sequence[SourceBase] = embedded if sources is None else sources
+        self.configured: list[Source] = [WikipediaSlice(), PythonReference()] if sources is None else sources
+        self.sources: Sequence[SourceBase] = self.configured
         weighted = [source.weight is not None for source in self.sources]
         if not self.sources:
             raise CallError("sources is empty; give at least one, or leave it out for the embedded corpus")
@@ -82,15 +88,19 @@ class TextData(L.LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.split = Split(val_share, test_share)
+        Split(val_share, test_share)  # raises a CallError for shares that cannot be
+        self.val_share, self.test_share, self.split_by = val_share, test_share, split_by
         self.shuffle_window = shuffle_window
         self.packing: PackingName = packing
         self.separate_documents = separate_documents
         self.eval_tokens = eval_tokens
         self.seed = seed
         self.vocab_size_to_train = tokenizer if isinstance(tokenizer, int) else None
-        self._tokenizer = None if isinstance(tokenizer, int) else _named_tokenizer(tokenizer)
-        if prepared is not None:
+        self._tokenizer = None if isinstance(tokenizer, int) else Tokenizer.named(tokenizer)
+        if prepared is None:
+            for source in self.configured:
+                source.check()
+        else:
             self._use_prepared(open_prepared(prepared))
         self._counts: tuple[str, list[Count]] | None = None
         self._eval: dict[SplitName, EvalRows] = {}
@@ -103,25 +113,20 @@ class TextData(L.LightningDataModule):
         Raises:
             CallError: The folder was made from other sources or with other settings.
         """
-        names, prepared = [source.name for source in self.sources], [source.name for source in corpus.sources]
-        if names != prepared:
-            raise CallError(
-                f"prepared folder {str(corpus.folder)!r} has the sources {', '.join(prepared)}, but the configuration "
-                f"has {', '.join(names)}"
-            )
-        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size):
+        corpus.require_sources(self.configured)
+        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size, corpus.asked_tokenizer):
             raise CallError(
                 f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} tokens, "
                 f"but tokenizer is {self.vocab_size_to_train}"
             )
         fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
-        corpus.require(tokenizer_fingerprint=fingerprint, val_share=self.split.val, test_share=self.split.test)
+        corpus.require(
+            tokenizer_fingerprint=fingerprint,
+            val_share=self.val_share,
+            test_share=self.test_share,
+            split_by=self.split_by,
+        )
         for ours, source in zip(self.sources, corpus.sources, strict=True):
-            if ours.filter_identity != source.filter_identity:
-                raise CallError(
-                    f"prepared folder {str(corpus.folder)!r} has source {source.name!r} with {source.filter_identity}, "
-                    f"but the configuration has {ours.filter_identity}"
-                )
             source.require(max_tokens=ours.max_tokens, eval_tokens=self.eval_tokens)
             source.weight, source.max_tokens, source.max_passes = ours.weight, ours.max_tokens, ours.max_passes
         self.sources, self._tokenizer = corpus.sources, corpus.tokenizer
@@ -140,10 +145,42 @@ class TextData(L.LightningDataModule):
 
     def readers(self, part: SplitName) -> tuple[Reader, ...]:
         """One reader per source for the documents of a split."""
-        return tuple(Reader(source, self.split, part, self.tokenizer) for source in self.sources)
+        pairs = zip(self.sources, self.splits, strict=True)
+        return tuple(Reader(source, split, part, self.tokenizer) for source, split in pairs)
+
+    def texts(self, part: SplitName) -> Iterator[str]:
+        """The texts of a split, over all sources."""
+        for source, split in zip(self.sources, self.splits, strict=True):
+            yield from (text for _, text in texts_of(source, split, part))
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """How each source is split."""
+        return tuple(division.split for division in self._divisions)
+
+    @cached_property
+    def _divisions(self) -> list[Division]:
+        """How each source is split, found out by reading as many documents as that takes."""
+        divisions = [divide(source, self.val_share, self.test_share, self.split_by) for source in self.sources]
+        for source, division in zip(self.sources, divisions, strict=True):
+            if division.chosen:
+                say(describe(source, division))
+        return divisions
 
     def setup(self, stage: str) -> None:
-        """Train the vocabulary if one was asked for (on the first process, for all) and check the training data."""
+        """Train the vocabulary if one was asked for (on the first process, for all) and check the data.
+
+        Raises:
+            CallError: A split that the stage needs is empty (known before anything is tokenised), or the sources have
+                too little text.
+        """
+        validates = stage == "validate" or (
+            stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches != 0
+        )
+        if validates:
+            require("val", self.val_share, self._divisions)
+        elif stage in ("test", "predict"):
+            require("test", self.test_share, self._divisions)
         if self._tokenizer is None and self.vocab_size_to_train is not None:
             state = self._train_tokenizer() if self._rank == 0 else None
             if self.trainer is not None:
@@ -158,10 +195,10 @@ class TextData(L.LightningDataModule):
         wanted = self.vocab_size_to_train
         assert wanted is not None
         with console.status(f"training a vocabulary of {wanted:,} tokens on the training documents"):
-            texts = (text for source in self.sources for _, text in texts_of(source, self.split, "train"))
-            tokenizer = Tokenizer.train(texts, wanted)
-        small = "" if tokenizer.vocab_size == wanted else f" (the text yields no more than that; {wanted:,} requested)"
-        say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents{small}")
+            tokenizer = Tokenizer.train(self.texts("train"), wanted)
+        say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents")
+        if tokenizer.vocab_size < wanted:
+            say(f"the text yields no more tokens than that; {wanted:,} were asked for")
         return tokenizer.state_dict()
 
     @property
@@ -200,19 +237,14 @@ class TextData(L.LightningDataModule):
         return None if None in limits else [limit // (self.block_size + 1) for limit in limits if limit is not None]
 
     def _check(self, counts: list[Count]) -> None:
-        """Raise a CallError if there is no training text, or a source has less than one row of it."""
-        if sum(c.tokens for c in counts) == 0:
-            names = ", ".join(source.name for source in self.sources)
-            left = 1 - self.split.val - self.split.test
-            raise CallError(
-                f"the corpus is empty: no training document in {names} "
-                f"(val_share {self.split.val} and test_share {self.split.test} leave {left:.0%} of the documents)"
-            )
+        """Raise a CallError if a source has less than one row of training text."""
+        row, rows = self.block_size + 1, self.micro_batch_rows * self._accumulated
         for source, counted in zip(self.sources, counts, strict=True):
             if counted.rows == 0:
                 raise CallError(
-                    f"source {source.name!r} has {counted.tokens} training tokens, less than one block: "
-                    f"block_size {self.block_size} needs {self.block_size + 1}; add text or lower block_size"
+                    f"source {source.name!r} has {counted.tokens} training tokens, less than one block: block_size "
+                    f"{self.block_size} needs {row:,}, and an optimizer step of {rows} rows {rows * row:,}; add text, "
+                    f"or lower block_size and batch_size"
                 )
 
     def stream(self) -> Stream:
@@ -242,13 +274,9 @@ class TextData(L.LightningDataModule):
         """Micro-batches per optimizer step."""
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
-    def _steps_per_epoch(self) -> int | None:
-        rows = self.rows_of_a_pass()
-        return None if rows is None else sum(rows) // (self.micro_batch_rows * self._accumulated)
-
     def _repeated_rows(self) -> int | None:
         asked = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
-        steps = self._steps_per_epoch()
+        steps = self._steps_of_a_pass()
         epoch = None if steps is None else steps * self._accumulated
         return repeated_rows(asked, self.micro_batch_rows, self._accumulated, epoch)
 
@@ -258,16 +286,27 @@ class TextData(L.LightningDataModule):
     def _seed(self) -> int:
         return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
+    def _steps_of_a_pass(self) -> int | None:
+        """Optimizer steps per pass over all sources; None if their rows are not known.
+
+        Raises:
+            CallError: There is less than one.
+        """
+        rows = self.rows_of_a_pass()
+        if rows is None:
+            return None
+        step_rows = self.micro_batch_rows * self._accumulated
+        if sum(rows) < step_rows:
+            raise CallError(
+                f"the corpus has {sum(rows)} training rows, but one optimizer step takes {step_rows} "
+                f"(batch_size {self.batch_size} × {self._world_size} processes × {self._accumulated} accumulated): "
+                f"lower batch_size or accumulate_grad_batches, or add text"
+            )
+        return sum(rows) // step_rows
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the cursor to the end of the epoch."""
-        stream, rows, steps = self.stream(), self.rows_of_a_pass(), self._steps_per_epoch()
-        accumulate = self._accumulated
-        if rows is not None and steps == 0:
-            raise CallError(
-                f"the corpus has {sum(rows)} training rows, but one optimizer step takes "
-                f"{self.micro_batch_rows * accumulate} (batch_size {self.batch_size} × {self._world_size} processes "
-                f"× {accumulate} accumulated): lower batch_size or accumulate_grad_batches, or add text"
-            )
+        stream, steps = self.stream(), self._steps_of_a_pass()
         repeated = self._repeated_rows()
         if repeated is not None and self._train is None:
             say(f"overfitting: every epoch trains on the same {repeated:,} rows")
@@ -280,7 +319,7 @@ class TextData(L.LightningDataModule):
             self._rank,
             self._world_size,
             steps,
-            accumulate,
+            self._accumulated,
             whole_epochs,
             repeated,
             self.separate_documents,
@@ -309,12 +348,7 @@ class TextData(L.LightningDataModule):
         if part not in self._eval:
             texts = evaluation_documents(self.readers(part), self.eval_tokens)
             if sum(map(len, texts)) < 2:
-                documents = sum(1 for source in self.sources for _ in source.documents())
-                raise CallError(
-                    f"the {part} split is empty: none of the {documents} documents was selected by {part}_share "
-                    f"{self.split.val if part == 'val' else self.split.test}; raise the share, or split the files into "
-                    f"more documents (separator of class_path: Files)"
-                )
+                raise CallError(f"the {part} split is empty: no text was found for it; raise {part}_share")
             sizes = (self.block_size, self.batch_size, self._rank, self._world_size)
             end_of_text = self.tokenizer.end_of_text
             if self.packing == "lanes":
@@ -373,11 +407,3 @@ def _describe(name: str, count: Count, row_tokens: int) -> str:
         f"{name}: {count.documents:,} training documents, {count.tokens:,} tokens, "
         f"{count.rows:,} rows of {row_tokens}{padded}{dropped}"
     )
-
-
-def _named_tokenizer(name: str) -> Tokenizer:
-    if name == "gpt2":
-        tokenizer = Tokenizer.gpt2()
-        assert tokenizer.vocab_size == GPT2_VOCAB_SIZE
-        return tokenizer
-    return Tokenizer.from_file(name)

@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json                  the settings it was made with, its sources and their parts
+    manifest.json                  the settings and files it was made of, its parts, and a checksum of all this
     card.json  card.md             a summary
     duplicates.jsonl               every duplicate with the document it duplicates
     tokenizer/<name>.tiktoken
@@ -16,19 +16,23 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_128_hexdigest
 
+from lightning_gpt.data.made_of import differences, listed
 from lightning_gpt.data.prepare.parts import Limits, PartFile, Quota, Tally, read_part
-from lightning_gpt.data.sources.base import Document, SourceBase, describe_filters
-from lightning_gpt.data.split import Split, SplitName
+from lightning_gpt.data.sources.base import Document, Source, SourceBase, describe_filters
+from lightning_gpt.data.split import Split, SplitBy, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -41,6 +45,7 @@ class PreparedSource(SourceBase):
         tokenizer: The tokenizer that encoded the documents.
         filters: The :attr:`~lightning_gpt.data.sources.base.Source.filter_identity` of the original source.
         limits: The token limits that the source was read up to; empty if it was read to its end.
+        split: How its documents were split.
         name: The name of the source.
     """
 
@@ -51,6 +56,7 @@ class PreparedSource(SourceBase):
         tokenizer: Tokenizer,
         filters: str,
         limits: Limits,
+        split: Split,
         name: str,
     ) -> None:
         super().__init__(name)
@@ -59,6 +65,7 @@ class PreparedSource(SourceBase):
         self.parts = parts
         self.tokenizer = tokenizer
         self.limits = limits
+        self.split = split
 
     @property
     def filter_identity(self) -> str:
@@ -93,10 +100,11 @@ class PreparedSource(SourceBase):
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The decoded documents; those that the folder left out are empty, so that the others keep their numbers."""
         following = start
-        for number, _, tokens in self.tokens(start):
+        for number, parts in groupby(self.tokens(start), key=itemgetter(0)):
             for missing in range(following, number):
                 yield Document("", self._origin(missing))
-            yield Document(self.tokenizer.decode(tokens[:-1]), self._origin(number))
+            text = "".join(self.tokenizer.decode(tokens[:-1]) for _, _, tokens in parts)
+            yield Document(text, self._origin(number))
             following = number + 1
 
     def _origin(self, number: int) -> str:
@@ -110,9 +118,42 @@ class PreparedCorpus:
     folder: Path
     tokenizer: Tokenizer
     split: Split
+    """The shares that were asked for."""
+    split_by: SplitBy
+    """How they were to be split."""
     sources: tuple[PreparedSource, ...]
     digest: str
     """A hash of all documents and their splits: equal for the same texts in the same splits."""
+    records: tuple[Mapping[str, Any], ...]
+    """What each source was made of, as :func:`~lightning_gpt.data.made_of.made_of` describes it."""
+    asked_tokenizer: int | str
+    """The vocabulary size that was asked for (a small corpus yields a smaller one), or the tokenizer's fingerprint."""
+
+    def require_sources(self, sources: Sequence[Source]) -> None:
+        """Raise a CallError if the folder was made from other sources than these, or from other files.
+
+        The comparison reads files; see :data:`~lightning_gpt.data.made_of.ALWAYS_SUMMED`. A source whose files are not
+        on this machine is compared by its arguments alone.
+        """
+        # imports Lightning, which loader processes and workers do not need
+        from lightning_gpt.console import console, say
+
+        names, ours = [record["name"] for record in self.records], [source.name for source in sources]
+        if names != ours:
+            raise CallError(
+                f"prepared folder {str(self.folder)!r} has the sources {', '.join(names)}, but the configuration has "
+                f"{', '.join(ours)}"
+            )
+        for record, source in zip(self.records, sources, strict=True):
+            with console.status(f"comparing {source.name} with prepared folder {self.folder}"):
+                changes = differences(record, source)
+            if changes:
+                raise CallError(
+                    f"prepared folder {str(self.folder)!r} was made of another source {source.name!r}: "
+                    f"{listed(changes)}; prepare the corpus again"
+                )
+            if source.input_files() is None:
+                say(f"{source.name}: its files are not on this machine, so they are not compared with {self.folder}")
 
     def require(
         self,
@@ -120,12 +161,14 @@ class PreparedCorpus:
         tokenizer_fingerprint: str | None = None,
         val_share: float | None = None,
         test_share: float | None = None,
+        split_by: SplitBy | None = None,
     ) -> None:
         """Raise a CallError if the folder was made with another tokenizer or split; None allows any value."""
         wanted_and_found = {
             "tokenizer": (tokenizer_fingerprint, self.tokenizer.fingerprint),
             "val_share": (val_share, self.split.val),
             "test_share": (test_share, self.split.test),
+            "split_by": (split_by, self.split_by),
         }
         differences = [
             f"{name} is {found} in the folder and {wanted} in the configuration"
@@ -157,13 +200,28 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     manifest = _read_manifest(folder)
     config = manifest["config"]
     tokenizer = _read_tokenizer(folder, manifest["tokenizer"])
+    shares = Split(config["val_share"], config["test_share"])
     with console.status(f"checking the hashes of prepared folder {folder}"):
         sources = tuple(
-            _read_source(folder / source["folder"], source["parts"], tokenizer, described)
+            _read_source(folder / source["folder"], source["parts"], tokenizer, described, shares)
             for source, described in zip(manifest["sources"], config["sources"], strict=True)
         )
-    split = Split(config["val_share"], config["test_share"])
-    return PreparedCorpus(folder, tokenizer, split, sources, manifest["split_digest"])
+    return PreparedCorpus(
+        folder,
+        tokenizer,
+        shares,
+        config["split_by"],
+        sources,
+        manifest["split_digest"],
+        tuple(config["sources"]),
+        config["tokenizer"],
+    )
+
+
+def manifest_checksum(manifest: Mapping[str, Any]) -> str:
+    """The checksum of a manifest's content, apart from the checksum itself."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    return xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -181,9 +239,14 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise CallError(f"{folder / MANIFEST} is damaged: prepare the corpus again") from None
     if version != FORMAT:
-        raise CallError(f"prepared folder {str(folder)!r} has format {version!r}; this version reads format {FORMAT}")
+        raise CallError(
+            f"prepared folder {str(folder)!r} has format {version!r}; this version reads format {FORMAT}: prepare the "
+            f"corpus again"
+        )
     if "split_digest" not in manifest:
         raise CallError(f"prepared folder {str(folder)!r} is unfinished: run the same prepare command again to resume")
+    if manifest.get("checksum") != manifest_checksum(manifest):
+        raise CallError(f"{folder / MANIFEST} is damaged: its checksum is wrong; prepare the corpus again")
     return dict(manifest)
 
 
@@ -194,7 +257,11 @@ def _read_tokenizer(folder: Path, described: Mapping[str, Any]) -> Tokenizer:
 
 
 def _read_source(
-    folder: Path, described_parts: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, described: Mapping[str, Any]
+    folder: Path,
+    described_parts: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    described: Mapping[str, Any],
+    shares: Split,
 ) -> PreparedSource:
     parts = tuple(PartFile.from_json(part) for part in described_parts)
     for part in parts:
@@ -202,7 +269,8 @@ def _read_source(
     arguments = described["arguments"]
     filters = describe_filters(arguments.get("min_characters", 0), arguments.get("keep"))
     limits = described["limits"] if Quota(described["limits"], parts).met else {}
-    return PreparedSource(folder, parts, tokenizer, filters, limits, described["name"])
+    split = replace(shares, by_position=described["by_position"], named=tuple(described["named_splits"]))
+    return PreparedSource(folder, parts, tokenizer, filters, limits, split, described["name"])
 
 
 def _check(file: Path, size: int, sha256: str) -> None:

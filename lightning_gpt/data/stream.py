@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_hexdigest
 
+from lightning_gpt.data.divide import texts_of
 from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
@@ -27,13 +28,6 @@ Cursor = dict[str, Any]
 
 PADDING = -100
 """Marks places in a row that hold no token. As a target, the loss ignores it."""
-
-
-def texts_of(source: SourceBase, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
-    """Number and text of the accepted documents of one split, from document number ``start`` on."""
-    for number, document in enumerate(source.documents(start), start):
-        if source.accepts(document.text) and split.of(document.text) == part:
-            yield number, document.text
 
 
 @dataclass(frozen=True)
@@ -375,6 +369,7 @@ class Stream:
             "filters": [reader.source.filter_identity for reader in self.readers],
             "weights (rows where none are given)": [float(weight) for weight in self.weights],
             "tokenizer": first.tokenizer.fingerprint,
+            "split": [reader.split.rule for reader in self.readers],
             "val_share": first.split.val,
             "test_share": first.split.test,
             "block_size": self.block_size,

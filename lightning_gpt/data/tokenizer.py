@@ -21,7 +21,6 @@ from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Range, check_option
 
 END_OF_TEXT = "<|endoftext|>"
-GPT2_VOCAB_SIZE = 50257
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 TrainedVocabSize = Annotated[int, Range(257, 2**20)]
 """Number of tokens to train: the 256 bytes, ``<|endoftext|>``, and merges."""
@@ -86,6 +85,11 @@ class Tokenizer:
         if hashlib.sha256(table).hexdigest() != GPT2_SHA256:
             raise WorkError("the packaged gpt2.tiktoken is damaged (its SHA-256 differs): reinstall lightning-gpt")
         return cls("gpt2", _parse_ranks(table, "gpt2.tiktoken"))
+
+    @classmethod
+    def named(cls, name: str) -> Self:
+        """The tokenizer that an option names: ``gpt2``, or the path of a ranks file as for :meth:`from_file`."""
+        return cls.gpt2() if name == "gpt2" else cls.from_file(name)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:

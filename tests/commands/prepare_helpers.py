@@ -17,7 +17,7 @@ from lightning_gpt.data.prepare import workers
 from lightning_gpt.data.prepare.parts import PartWriter
 from tests.processes import write_config
 
-SHARES = {"val_share": 0.1, "test_share": 0.1}
+SHARES = {"val_share": 0.1, "test_share": 0.1, "split_by": "documents"}
 
 
 class InThisProcess:

@@ -150,6 +150,12 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
+def _flip_text(file: Path, old: str, new: str) -> None:
+    content = file.read_text()
+    assert old in content
+    file.write_text(content.replace(old, new, 1))
+
+
 def _rewrite(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
@@ -180,7 +186,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), r"is not a prepared folder: manifest.json: No such file"),
     "manifest cut": (lambda f: (f / "manifest.json").write_text('{"format": 1,'), r"manifest.json is damaged"),
     "manifest of something else": (lambda f: (f / "manifest.json").write_text("[]"), r"manifest.json is damaged"),
-    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads format 2"),
+    "changed manifest": (
+        lambda f: _flip_text(f / "manifest.json", '"end_document": ', '"end_document": 1'),
+        r"manifest.json is damaged: its checksum is wrong",
+    ),
+    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads format 3"),
     "half-written": (_unfinish, r"is unfinished: run the same prepare command again"),
 }
 

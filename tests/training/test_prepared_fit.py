@@ -16,6 +16,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["data"] |= {"packing": "best_fit", "separate_documents": True}
     write_config(folder / "tiny.yaml", content)
     must_run("fit", "--config", "tiny.yaml", cwd=folder)
+    tiny_corpus(folder / "other.jsonl", documents=61)
     must_run("prepare", "--config", "tiny.yaml", "--output", "ready", cwd=folder)
     return folder
 
@@ -54,6 +55,10 @@ def test_a_run_goes_on_from_the_sources_to_the_folder(folder: Path) -> None:
         (("--data.tokenizer", "280"), r"has a vocabulary of 300 tokens, but tokenizer is 280"),
         (("--data.val_share", "0.2"), r"val_share is 0.1 in the folder and 0.2 in the config"),
         (("--data.sources", '[{"class_path":"PythonReference"}]'), r"has the sources files, but .* python-reference"),
+        (
+            ("--data.sources", '[{"class_path":"Files","init_args":{"paths":"other.jsonl"}}]'),
+            r"of another source 'files': the file corpus.jsonl is missing; the file other.jsonl is new; prepare",
+        ),
         (("--data.prepared", "nowhere"), r"prepared folder 'nowhere' does not exist"),
     ],
 )

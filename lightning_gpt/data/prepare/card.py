@@ -29,11 +29,12 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
         "tokenizer": {name: manifest["tokenizer"][name] for name in ("name", "vocab_size", "fingerprint")},
         "val_share": config["val_share"],
         "test_share": config["test_share"],
+        "split_by": config["split_by"],
         "split_digest": manifest["split_digest"],
         "near_duplicate_threshold": config["near_duplicate_threshold"],
         "remove_duplicates": config["remove_duplicates"],
         "sources": [
-            {**described, "splits": _splits(described["name"], source["parts"], duplicates)}
+            {**_without_files(described), "splits": _splits(described["name"], source["parts"], duplicates)}
             for described, source in zip(config["sources"], manifest["sources"], strict=True)
         ],
         "duplicates": [
@@ -45,6 +46,13 @@ def make_card(manifest: Mapping[str, Any], duplicates: Sequence[Duplicate]) -> d
         "examples_across_splits": [_example(duplicate) for duplicate in across[:_EXAMPLES]],
         "examples_within_a_split": [_example(duplicate) for duplicate in within[:_EXAMPLES]],
     }
+
+
+def _without_files(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's description with the number and total size of its files in place of the files themselves."""
+    files = described["files"]
+    totals = {"files": len(files), "bytes": sum(file["bytes"] for file in files)}
+    return {**{name: value for name, value in described.items() if name != "files"}, **totals}
 
 
 def _splits(
@@ -99,11 +107,11 @@ def card_text(card: Mapping[str, Any]) -> str:
         "# Data card",
         "",
         f"- tokenizer: {tokenizer['name']}, {tokenizer['vocab_size']:,} tokens, `{tokenizer['fingerprint']}`",
-        f"- split by a hash of the text: {card['val_share']:.1%} validation, {card['test_share']:.1%} test",
+        f"- split (split_by {card['split_by']}): {card['val_share']:.1%} validation, {card['test_share']:.1%} test",
         f"- split digest: `{card['split_digest']}`",
         *(
             f"- source {source['name']}: {source['class']} `{json.dumps(source['arguments'], ensure_ascii=False)}`"
-            f"{_read_until(source['limits'])}"
+            f"{_read_until(source['limits'])}, split by {'position' if source['by_position'] else 'documents'}"
             for source in card["sources"]
         ),
         "",

@@ -20,12 +20,13 @@ from typing import Any
 
 from lightning_gpt.console import console
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.made_of import changed_files, listed, made_of
 from lightning_gpt.data.prepare.card import card_text, make_card
 from lightning_gpt.data.prepare.duplicates import search
 from lightning_gpt.data.prepare.parts import Limits, PartWriter, complete_parts, write_json
 from lightning_gpt.data.prepare.workers import Progress, write_parts
-from lightning_gpt.data.prepared import FORMAT, MANIFEST, unfinished
-from lightning_gpt.data.sources.base import SourceBase
+from lightning_gpt.data.prepared import FORMAT, MANIFEST, manifest_checksum, unfinished
+from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
@@ -36,7 +37,6 @@ from lightning_gpt.whole_file import write_file
 def prepare_corpus(
     folder: Path,
     data: TextData,
-    descriptions: Sequence[Mapping[str, Any]],
     *,
     jobs: int | None,
     remove_duplicates: bool,
@@ -48,7 +48,6 @@ def prepare_corpus(
     Args:
         folder: The folder to make; it must not exist.
         data: The sources, the tokenizer (trained first if it has to be) and the split.
-        descriptions: For each source its name, class and arguments as plain values, for the manifest.
         jobs: Number of worker processes; one per usable core when None.
         remove_duplicates: Whether to remove training documents that duplicate a validation or test document, or an
             earlier training document.
@@ -56,26 +55,36 @@ def prepare_corpus(
         progress: Receives the parts as they are written.
 
     Raises:
-        CallError: The unfinished folder was started with other settings, or no document has text.
-        WorkError: The folder cannot be written, another process is preparing it, or a worker died.
+        CallError: The unfinished folder was started with other settings or files, or no document has text.
+        WorkError: The folder cannot be written, another process is preparing it, a worker died, or a file changed
+            while it was read.
         Stopped: After Ctrl-C.
     """
+    with console.status("checksumming the files of the sources"):
+        records = [made_of(source) for source in data.configured]
     limits = [_limits(source, data) for source in data.sources]
     config = {
         "tokenizer": data.vocab_size_to_train or data.tokenizer.fingerprint,
-        "val_share": data.split.val,
-        "test_share": data.split.test,
+        "val_share": data.val_share,
+        "test_share": data.test_share,
+        "split_by": data.split_by,
         "near_duplicate_threshold": near_duplicate_threshold,
         "remove_duplicates": remove_duplicates,
-        "sources": [{**described, "limits": of} for described, of in zip(descriptions, limits, strict=True)],
+        "sources": [
+            {**record, "limits": of, "by_position": split.by_position, "named_splits": list(split.named)}
+            for record, of, split in zip(records, limits, data.splits, strict=True)
+        ],
     }
     work = unfinished(folder)
-    with _locked(work, config) as finished:
+    with _locked(work, config, data.configured) as finished:
         if not finished:
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
-            writer = PartWriter(_tokenizer(work, data), data.split, near_duplicate_threshold is not None)
-            sources = list(zip(data.sources, folders, limits, strict=True))
+            writer = PartWriter(_tokenizer(work, data), near_duplicate_threshold is not None)
+            sources = list(zip(data.sources, data.splits, folders, limits, strict=True))
             write_parts(sources, writer, jobs or cores(), progress)
+            changed = _changed_files(config, data.configured)
+            if changed:
+                raise WorkError(f"{listed(changed)}: it changed while it was read; delete {work} and start over")
             _finish(work, config, folders, writer)
         for temporary in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
             temporary.unlink()
@@ -89,16 +98,17 @@ def _limits(source: SourceBase, data: TextData) -> Limits:
     """
     if source.max_tokens is None:
         return {}
-    shares: dict[SplitName, float] = {"val": data.split.val, "test": data.split.test}
-    return {"train": source.max_tokens, **{split: data.eval_tokens for split, share in shares.items() if share}}
+    shares: dict[SplitName, float] = {"val": data.val_share, "test": data.test_share}
+    held_out = [split for split, share in shares.items() if share or split in source.named_splits]
+    return {"train": source.max_tokens, **dict.fromkeys(held_out, data.eval_tokens)}
 
 
 @contextmanager
-def _locked(work: Path, config: dict[str, Any]) -> Iterator[bool]:
+def _locked(work: Path, config: dict[str, Any], sources: Sequence[Source]) -> Iterator[bool]:
     """Create the unfinished folder, or reopen it, and hold its lock; yields whether only the rename is left.
 
     Raises:
-        CallError: It was started with other settings.
+        CallError: It was started with other settings or other files.
         WorkError: It cannot be created, or another process holds its lock.
     """
     try:
@@ -108,20 +118,36 @@ def _locked(work: Path, config: dict[str, Any]) -> Iterator[bool]:
         raise WorkError(f"{work} cannot be created: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        begun: dict[str, Any] = {"format": FORMAT, "config": config}
         if not (work / MANIFEST).exists():
-            write_json(work / MANIFEST, {"format": FORMAT, "config": config})
+            write_json(work / MANIFEST, begun)
         started = json.loads((work / MANIFEST).read_text(encoding="utf-8"))
-        changes = list(_differences({"format": FORMAT, **started["config"]}, {"format": FORMAT, **config}))
+        was, now = ({"format": each["format"], **_settings(each["config"])} for each in (started, begun))
+        changes, what = list(_differences(was, now)), "settings"
+        if not changes:
+            changes, what = _changed_files(started["config"], sources), "files"
         if changes:
             raise CallError(
-                f"{work} was started with other settings: {'; '.join(changes[:3])}; delete it to start over, or choose "
-                f"another output"
+                f"{work} was started with other {what}: {listed(changes)}; delete it to start over, or choose another "
+                f"output"
             )
         yield "split_digest" in started
     except BlockingIOError:
         raise WorkError(f"another process is already preparing {work}") from None
     finally:
         os.close(lock)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same when an unfinished folder is resumed, apart from the files."""
+    sources = [{name: each for name, each in source.items() if name != "files"} for source in config["sources"]]
+    return {**config, "sources": sources}
+
+
+def _changed_files(config: Mapping[str, Any], sources: Sequence[Source]) -> list[str]:
+    """How the files of the sources differ from those that were recorded."""
+    pairs = zip(config["sources"], sources, strict=True)
+    return [change for record, source in pairs for change in changed_files(record["files"], source.input_files() or [])]
 
 
 def _differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
@@ -190,4 +216,4 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
     write_json(work / "card.json", card)
     write_file(work / "card.md", card_text(card).encode())
     # last: its split_digest marks the folder as complete
-    write_json(work / MANIFEST, manifest)
+    write_json(work / MANIFEST, {**manifest, "checksum": manifest_checksum(manifest)})

@@ -4,8 +4,9 @@ Two documents are *exact* duplicates if their texts are equal. They are *near* d
 J(A, B) = |A ∩ B| / |A ∪ B| of their sets of shingles (five consecutive lower-case words) reaches a threshold. J is
 estimated from MinHash signatures, whose entries agree with probability J (Broder 1997, "On the resemblance and
 containment of documents"). Locality-sensitive hashing of the signatures selects the pairs to compare (Indyk & Motwani
-1998, "Approximate nearest neighbors"). The split is decided by a hash of the text, so exact duplicates are always in
-the same split; near duplicates may be in different ones.
+1998, "Approximate nearest neighbors"). Where a hash of the text decides the split, exact duplicates are always in the
+same one; near duplicates may be in different ones. A document that is split by position counts as several, one for each
+split.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_128_digest
 
-from lightning_gpt.data.split import Split, SplitName
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.options import Range
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -88,25 +89,25 @@ class Finding:
 
 
 def document_metadata(
-    numbers: Sequence[int], texts: Sequence[str], origins: Sequence[str], split: Split, near: bool
+    numbers: Sequence[int], splits: Sequence[SplitName], texts: Sequence[str], origins: Sequence[str], near: bool
 ) -> dict[str, np.ndarray]:
     """What :func:`search` needs to know of documents, so that it does not need their texts.
 
     Args:
         numbers: The documents' numbers in their source.
+        splits: Their splits.
         texts: Their texts.
         origins: Their origins.
-        split: Decides each document's ``label``, the index of its split in :data:`SPLITS`.
         near: Whether to compute the signatures that a search for near duplicates needs.
 
     Returns:
-        Arrays with one entry or row per document: ``numbers``, ``labels``, ``bytes`` (UTF-8 length), ``hashes``,
-        ``origins`` and, if ``near``, ``signatures``.
+        Arrays with one entry or row per document: ``numbers``, ``labels`` (indices into :data:`SPLITS`), ``bytes``
+        (UTF-8 length), ``hashes``, ``origins`` and, if ``near``, ``signatures``.
     """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     return {
         "numbers": np.array(numbers, dtype=np.int64),
-        "labels": np.array([SPLITS.index(split.of(text)) for text in texts], dtype=np.int64),
+        "labels": np.array([SPLITS.index(split) for split in splits], dtype=np.int64),
         "bytes": np.array([len(text) for text in encoded], dtype=np.int64),
         "hashes": text_hashes(encoded),
         "origins": np.array(origins, dtype=np.str_),
@@ -216,7 +217,8 @@ def find_duplicates(
 ) -> list[Finding]:
     """At most one finding per document; the training documents among them may be removed.
 
-    - A document with the same text as an earlier one duplicates the first document with that text.
+    - A document with the same text as another duplicates the first validation or test document with that text, or if
+      there is none, the first document with it.
     - A validation or test document near an earlier validation or test document duplicates the most similar of those.
     - A training document near a validation or test document, earlier or later, duplicates the most similar of those.
     - Any other training document near earlier training documents duplicates the most similar of those without a
@@ -228,8 +230,9 @@ def find_duplicates(
         signatures: ``(documents, PERMUTATIONS)`` uint32; None to find exact duplicates only.
         threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
     """
-    _, first, group = np.unique(hashes.view("V16")[:, 0], return_index=True, return_inverse=True)
-    first = first[group]
+    held_out_first = np.argsort(in_train, kind="stable")
+    _, first, group = np.unique(hashes[held_out_first].view("V16")[:, 0], return_index=True, return_inverse=True)
+    first = held_out_first[first][group][np.argsort(held_out_first)]
     distinct = first == np.arange(len(hashes))
     findings = [Finding(int(document), int(first[document]), 1.0, True) for document in np.flatnonzero(~distinct)]
     if signatures is not None and threshold is not None:

@@ -120,25 +120,31 @@ def write_json(path: Path, content: Any) -> None:
 
 @dataclass
 class Task:
-    """A part to write: its path without suffix, its range of documents, and the accepted documents in that range."""
+    """A part to write: its path without suffix, its range of documents, and the accepted documents in that range.
+
+    A document that is split by position is several entries with the same number.
+    """
 
     stem: Path
     first_document: int
     end_document: int
     numbers: list[int] = field(default_factory=list)
+    splits: list[SplitName] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     characters: int = 0
 
-    def add(self, number: int, document: Document) -> None:
+    def add(self, number: int, document: Document, split: Split) -> None:
         """Add document ``number`` of the source."""
-        self.numbers.append(number)
-        self.texts.append(document.text)
-        self.origins.append(document.origin)
-        self.characters += len(document.text)
+        for name, text in split.pieces(document.text, document.split):
+            self.numbers.append(number)
+            self.splits.append(name)
+            self.texts.append(text)
+            self.origins.append(document.origin)
+            self.characters += len(text)
 
 
-def remaining_tasks(source: SourceBase, folder: Path, done: Sequence[PartFile]) -> Iterator[Task]:
+def remaining_tasks(source: SourceBase, split: Split, folder: Path, done: Sequence[PartFile]) -> Iterator[Task]:
     """The tasks that follow the parts ``done``. Where one ends depends on the documents alone."""
     start = done[-1].end_document if done else 0
     stems = (folder / part_name(number) for number in itertools.count(len(done)))
@@ -146,7 +152,7 @@ def remaining_tasks(source: SourceBase, folder: Path, done: Sequence[PartFile]) 
     for number, document in enumerate(source.documents(start), start):
         task.end_document = number + 1
         if source.accepts(document.text):
-            task.add(number, document)
+            task.add(number, document, split)
         if task.characters >= PART_CHARACTERS or len(task.texts) >= PART_DOCUMENTS:
             yield task
             task = Task(next(stems), number + 1, number + 1)
@@ -159,18 +165,16 @@ class PartWriter:
 
     Args:
         tokenizer: Turns texts into token ids.
-        split: Assigns each document to a split.
         near_duplicates: Whether to compute the signatures that a search for near duplicates needs.
     """
 
-    def __init__(self, tokenizer: Tokenizer, split: Split, near_duplicates: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, near_duplicates: bool) -> None:
         self.tokenizer = tokenizer
-        self.split = split
         self.near_duplicates = near_duplicates
 
     def write(self, task: Task) -> PartFile:
         """Write the part; its ``.json`` is written last and marks it as complete."""
-        metadata = document_metadata(task.numbers, task.texts, task.origins, self.split, self.near_duplicates)
+        metadata = document_metadata(task.numbers, task.splits, task.texts, task.origins, self.near_duplicates)
         write_file(task.stem.with_suffix(".npz"), metadata_bytes(metadata))
         tokens = [self._tokens(text, origin) for text, origin in zip(task.texts, task.origins, strict=True)]
         kept = (metadata["numbers"], metadata["labels"], metadata["bytes"])
@@ -185,12 +189,13 @@ class PartWriter:
             raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
 
     def drop(self, stem: Path, part: PartFile, removed: np.ndarray) -> PartFile:
-        """Rewrite a part without the documents ``removed``; numbers that it no longer contains are ignored."""
+        """Rewrite a part without the training documents ``removed``; those that it no longer contains are ignored."""
         numbers, labels, sizes = read_metadata(stem.with_suffix(".npz"), "numbers", "labels", "bytes")
-        stays = ~np.isin(numbers, removed)
+        stays = ~(np.isin(numbers, removed) & (labels == SPLITS.index("train")))
         kept = (numbers[stays], labels[stays], sizes[stays])
-        wanted = set(kept[0].tolist())
-        tokens = [ids for number, _, ids in read_part(stem.with_suffix(".arrow")) if number in wanted]
+        gone = set(removed.tolist())
+        read = read_part(stem.with_suffix(".arrow"))
+        tokens = [ids for number, split, ids in read if split != "train" or number not in gone]
         return self._write(stem, (part.first_document, part.end_document), part.tokens_read, kept, tokens)
 
     def _write(

@@ -29,6 +29,7 @@ from lightning_gpt.data.prepare.parts import (
     remaining_tasks,
 )
 from lightning_gpt.data.sources.base import SourceBase
+from lightning_gpt.data.split import Split
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.stopping import end_with_parent, on_stop, restore, unheard_by_children
 
@@ -49,12 +50,12 @@ class Progress(AbstractContextManager[Any], Protocol):
 
 
 def write_parts(
-    sources: Sequence[tuple[SourceBase, Path, Limits]], writer: PartWriter, jobs: int, progress: Progress
+    sources: Sequence[tuple[SourceBase, Split, Path, Limits]], writer: PartWriter, jobs: int, progress: Progress
 ) -> None:
     """Write the missing parts of all sources.
 
     Args:
-        sources: Each source with the folder for its parts and its limits.
+        sources: Each source with its split, the folder for its parts and its limits.
         writer: Turns tasks into parts; every worker gets a copy.
         jobs: Number of worker processes.
         progress: Receives the parts as they are written.
@@ -78,8 +79,8 @@ def write_parts(
     try:
         with progress:
             workers = _Workers(pool, jobs, progress)
-            for source, folder, limits in sources:
-                _write_source(source, folder, limits, workers, stop)
+            for source, split, folder, limits in sources:
+                _write_source(source, split, folder, limits, workers, stop)
             workers.wait()
         if stop.is_set():
             raise Stopped(_STOPPED)
@@ -117,13 +118,15 @@ class _Workers:
         self.progress.advance([part.result() for part in finished])
 
 
-def _write_source(source: SourceBase, folder: Path, limits: Limits, workers: _Workers, stop: threading.Event) -> None:
+def _write_source(
+    source: SourceBase, split: Split, folder: Path, limits: Limits, workers: _Workers, stop: threading.Event
+) -> None:
     """Write the missing parts of a source, up to its limits."""
     done = parts_to_keep(complete_parts(folder), limits)
     _delete_all_but(done, folder)
     workers.progress.begin(source.name, done)
     quota, submitted = Quota(limits, done), deque[Future[PartFile]]()
-    for task in () if quota.met else remaining_tasks(source, folder, done):
+    for task in () if quota.met else remaining_tasks(source, split, folder, done):
         while submitted and submitted[0].done():
             quota.add(submitted.popleft().result())
         if quota.met or stop.is_set():

@@ -4,10 +4,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Count, Positive, Range, check_options, shown
+
+NamedFile = tuple[str, Path]
+"""A file's name, relative to the path that was given for it, and its path on this machine."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,8 @@ class Document:
 
     text: str
     origin: str
+    split: SplitName | None = None
+    """The split that its source assigns it to; None to let the shares decide."""
 
 
 class SourceBase(ABC):
@@ -30,6 +37,9 @@ class SourceBase(ABC):
 
     countable = True
     """Whether it is cheap enough to read it to its end before training, in order to count its tokens."""
+
+    named_splits: tuple[SplitName, ...] = ()
+    """The splits that its documents name themselves; those documents come first."""
 
     def __init__(
         self,
@@ -71,6 +81,9 @@ class Source(SourceBase):
         max_passes: How many times training may read it before stopping with an error; unlimited when omitted.
     """
 
+    places: tuple[str, ...] = ()
+    """The :meth:`arguments` that say where its files are, rather than what is read of them."""
+
     def __init__(
         self,
         name: str | None = None,
@@ -85,11 +98,22 @@ class Source(SourceBase):
         self.min_characters = min_characters
         self.keep = keep
 
+    def check(self) -> None:
+        """Raise a CallError if its documents do not exist, as far as that is known without reading them."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that decide its documents, as JSON values. A subclass adds its own to them."""
+        keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
+        return {"min_characters": self.min_characters, "keep": keep}
+
+    def input_files(self) -> list[NamedFile] | None:
+        """The files that it reads, in this order; empty if it reads none, None if they are not on this machine."""
+        return []
+
     @property
     def filter_identity(self) -> str:
         """The filters, as text."""
-        keep = None if self.keep is None else f"{self.keep.__module__}.{self.keep.__qualname__}"
-        return describe_filters(self.min_characters, keep)
+        return describe_filters(**Source.arguments(self))
 
     def accepts(self, text: str) -> bool:
         """Whether the text is long enough and ``keep`` returns true for it."""

@@ -2,16 +2,26 @@
 
 import glob
 import io
+import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lightning_gpt.data.sources.base import Document, Source, first_line, missing_field, text_field
+from lightning_gpt.data.sources.base import (
+    Document,
+    NamedFile,
+    Source,
+    first_line,
+    missing_field,
+    text_field,
+)
 from lightning_gpt.data.sources.wikipedia import articles
+from lightning_gpt.data.split import SplitName
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import check_options
 
@@ -28,15 +38,25 @@ class Files(Source):
     Args:
         paths: Files, folders (all supported files below them) and globs (``corpus/**/*.jsonl``), read in this order;
             the files of a folder or glob are read in order of their names.
+        val_paths: Files, folders and globs whose documents are for validation. The other documents then give nothing
+            to validation. A file that ``paths`` names too is only used here.
+        test_paths: The same for the test split.
         column: The field that holds the text in JSON Lines and Parquet files.
         separator: Splits each ``.txt`` and ``.md`` file into documents, such as ``"\\n\\n\\n"``; without it a file is
             one document.
     """
 
     default_name = "files"
+    places = ("paths", "val_paths", "test_paths")
 
     def __init__(
-        self, paths: str | list[str], column: str = "text", separator: str | None = None, **common: Any
+        self,
+        paths: str | list[str],
+        column: str = "text",
+        separator: str | None = None,
+        val_paths: str | list[str] | None = None,
+        test_paths: str | list[str] | None = None,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
         check_options(Files.__init__, locals(), f"source {self.name!r}: ")
@@ -44,13 +64,59 @@ class Files(Source):
         self.separator = separator
         if separator == "":
             raise CallError(f"source {self.name!r} has an empty separator; leave it out to keep each file whole")
-        self.files = [file for path in ([paths] if isinstance(paths, str) else paths) for file in _expand(path)]
-        if not self.files:
-            raise CallError(f"source {self.name!r} was given no paths; give at least one file, folder or glob")
+        named = {"paths": paths, "val_paths": val_paths, "test_paths": test_paths}
+        self.paths = {
+            option: [given] if isinstance(given, str) else given for option, given in named.items() if given is not None
+        }
+        for option, given in self.paths.items():
+            if not given:
+                raise CallError(f"source {self.name!r} was given no {option}; give at least one file, folder or glob")
+            if not all(given):
+                raise CallError(f"source {self.name!r} has an empty path in {option}; write . for the working folder")
+        self.named_splits = tuple(split for split, option in _NAMING.items() if option in self.paths)
+        # where none of them exists, a prepared folder may still do without them
+        here = any(_exists(path) for given in self.paths.values() for path in given)
+        self._files = self._find() if here else None
+
+    def _find(self) -> list[tuple[SplitName | None, NamedFile]]:
+        """All files in the order in which they are read, each with the split that it was named for.
+
+        Raises:
+            CallError: A path matches no file, a file is for two splits, or none is left for training.
+        """
+        found: list[tuple[SplitName | None, NamedFile]] = []
+        used: dict[Path, str] = {}
+        for split, option in _NAMING.items():
+            for path in self.paths.get(option, []):
+                for name, file in _expand(path):
+                    before = used.setdefault(file.resolve(), option)
+                    if before != option:
+                        raise CallError(f"source {self.name!r}: {str(file)!r} is in {before} and in {option}")
+                    found.append((split, (f"{name} ({option})", file)))
+        others = [named for path in self.paths["paths"] for named in _expand(path)]
+        left = [(None, named) for named in others if named[1].resolve() not in used]
+        if not left:
+            raise CallError(
+                f"source {self.name!r} has no file left for training: all are in {' or '.join(_NAMING.values())}"
+            )
+        return [*found, *left]
+
+    def check(self) -> None:
+        if self._files is None:
+            self._find()  # raises a CallError that says what is missing
+
+    def arguments(self) -> dict[str, Any]:
+        paths = {option: self.paths.get(option) for option in self.places}
+        return {**super().arguments(), **paths, "column": self.column, "separator": self.separator}
+
+    def input_files(self) -> list[NamedFile] | None:
+        return None if self._files is None else [named for _, named in self._files]
 
     def documents(self, start: int = 0) -> Iterator[Document]:
-        for file in self.files:
-            start -= yield from _READERS[_kind(file) or ""](self, file, start)
+        self.check()
+        for split, (_, file) in self._files or []:
+            reading = _READERS[_kind(file) or ""](self, file, start)
+            start -= yield from reading if split is None else _assigned(reading, split)
 
     def _read_text(self, file: Path, start: int) -> Reading:
         # even a skipped file must be read: empty ones are not documents and do not count
@@ -124,6 +190,18 @@ class Files(Source):
         return passed
 
 
+def _assigned(reading: Reading, split: SplitName) -> Reading:
+    """The same documents, each assigned to ``split``."""
+    while True:
+        try:
+            document = next(reading)
+        except StopIteration as end:
+            return int(end.value)
+        yield replace(document, split=split)
+
+
+_NAMING: dict[SplitName, str] = {"val": "val_paths", "test": "test_paths"}
+
 _READERS: dict[str, Callable[[Files, Path, int], Reading]] = {
     ".txt": Files._read_text,
     ".md": Files._read_text,
@@ -140,8 +218,14 @@ def _kind(file: Path) -> str | None:
     return next((suffix for suffix in _READERS if file.name.lower().endswith(suffix)), None)
 
 
-def _expand(path: str) -> list[Path]:
-    """The files of a path, folder or glob.
+def _exists(path: str) -> bool:
+    """Whether a path exists, or as a glob matches anything."""
+    as_path = Path(path).expanduser()
+    return as_path.exists() or any(True for _ in glob.iglob(str(as_path), recursive=True))
+
+
+def _expand(path: str) -> list[NamedFile]:
+    """The files of a path, folder or glob, named relative to the folder, or to the part of the glob before any ``*``.
 
     Raises:
         CallError: There are none, or one is of an unsupported kind.
@@ -152,18 +236,19 @@ def _expand(path: str) -> list[Path]:
         found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
         if not found:
             raise CallError(f"data folder {path!r} contains no supported file ({known})")
-        return found
+        return [(str(file.relative_to(as_path)), file) for file in found]
     if as_path.exists():
         if _kind(as_path) is None:
             raise CallError(f"data file {path!r} is not of a supported kind ({known})")
-        return [as_path]
+        return [(as_path.name, as_path)]
     found = sorted(file for file in map(Path, glob.glob(str(as_path), recursive=True)) if file.is_file())
     if not found:
         raise CallError(f"data file {path!r} does not exist, and as a glob it matches no file")
     unknown = [str(file) for file in found if _kind(file) is None]
     if unknown:
         raise CallError(f"glob {path!r} matches {unknown[0]!r}, which is not of a supported kind ({known})")
-    return found
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), as_path.parts))
+    return [(str(file.relative_to(base)), file) for file in found]
 
 
 @contextmanager

@@ -65,6 +65,10 @@ class Hub(Source):
         self._commit: str | None = None
         self._was_reached = False
 
+    def arguments(self) -> dict[str, Any]:
+        own = ("path", "subset", "split", "column", "revision", "data_files")
+        return {**super().arguments(), **{name: getattr(self, name) for name in own}}
+
     def documents(self, start: int = 0) -> Iterator[Document]:
         number, failures, state = start, 0, None
         while True:

@@ -105,7 +105,9 @@ def _plain(value: Any) -> int | float | str:
 
 
 def _add_token_table(board: SummaryWriter, module: LanguageModule, data: TextData, step: int) -> None:
-    weights = module.model.get_parameter("token_embedding.weight").detach()[:_MOST_TOKENS]
+    # the model has more ids than the tokenizer if the text did not yield the vocabulary that was asked for
+    shown = min(_MOST_TOKENS, data.tokenizer.vocab_size)
+    weights = module.model.get_parameter("token_embedding.weight").detach()[:shown]
     table = weights.double().cpu().round(decimals=5)  # written as text, where digits cost megabytes
     ids, counts = range(len(table)), data.counts()
     columns = {"token": readable_tokens(data.tokenizer, ids), "id": [str(number) for number in range(len(table))]}
