@@ -97,7 +97,7 @@ def check_options(function: Callable[..., Any], values: Mapping[str, Any], prefi
     Raises:
         CallError: A value is of another type than the parameter's annotation says, or out of its range.
     """
-    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+    for name, parameter in inspect.signature(function).parameters.items():
         if name in values:
             check_option(f"{prefix}{name}", values[name], parameter.annotation)
 

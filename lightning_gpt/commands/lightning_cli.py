@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
 from lightning_gpt.commands.trainer_options import TRAINER_DEFAULTS, check_trainer
-from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, missing_package, refused
+from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, refused, refused_value
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -88,10 +88,10 @@ class TrainCLI(LightningCLI):
         except (MisconfigurationException, ModuleNotFoundError) as error:  # of Lightning's own, at any point of a run
             raise refused(error) from error
         except ValueError as error:
-            missing = missing_package(error)
-            if missing is None:
+            known = refused_value(error)
+            if known is None:
                 raise
-            raise missing from error
+            raise known from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""

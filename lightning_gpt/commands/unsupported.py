@@ -67,9 +67,9 @@ def refused(error: BaseException) -> CallError:
     return CallError(textwrap.shorten(f"trainer: {error}", 280, placeholder=" …"))
 
 
-def missing_package(error: ValueError) -> CallError | None:
-    """What the config parser says if a class, such as a logger, needs a package that is not installed; else None."""
-    found = re.search(r"given class_path '([\w.]+)':\s+Requirement '([^']+)' not met", str(error))
-    if found is None:
-        return None
-    return CallError(f"{found[1].rpartition('.')[2]} needs the package {found[2]}, which is not installed")
+def refused_value(error: ValueError) -> CallError | None:
+    """The line for what Lightning and the config parser refuse with a ``ValueError``; None for any other of them."""
+    missing = re.search(r"given class_path '([\w.]+)':\s+Requirement '([^']+)' not met", str(error))
+    if missing is not None:
+        return CallError(f"{missing[1].rpartition('.')[2]} needs the package {missing[2]}, which is not installed")
+    return refused(error) if str(error).startswith("`val_check_interval`") else None

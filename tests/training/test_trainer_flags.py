@@ -130,6 +130,11 @@ def test_the_part_of_the_validation_split_is_what_is_measured(config: Path, plai
     assert "initial validation loss" not in parts[1].said
 
 
+def test_a_run_that_trains_nothing_says_so(config: Path, tmp_path: Path) -> None:
+    ended = fit(config, tmp_path, "--trainer.limit_train_batches", "0")
+    assert "nothing to train: limit_train_batches is 0" in ended.said
+
+
 SAME = {
     "detect_anomaly": "true",
     "deterministic": "true",
@@ -363,6 +368,7 @@ def test_a_checkpoint_by_what_is_not_logged_is_refused_when_it_is_due(config: Pa
             ("--trainer.overfit_batches", "3", "--trainer.accumulate_grad_batches", "2"),
             "overfit_batches 3 is 3 batches",
         ),
+        ((*EPOCHS, "--trainer.val_check_interval", "100"), r"trainer: `val_check_interval` \(100\) must be less than"),
         (("--trainer.limit_val_batches", "0.001"), "trainer: You requested to check 0.001 of the `val_dataloader`"),
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value).replace("--trainer.", ""),
