@@ -50,6 +50,10 @@ from lightning_gpt.training.precision import fastest_precision
 MODELS = (GPTModule, SingleHeadModule)
 """What ``--model`` may name by its short name."""
 
+_LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems allow 255, and studies and tools append to it."""
+_SHOWN_OF_NAME = 60
+
 _DEFAULTS = {
     "num_sanity_val_steps": -1,  # the whole validation split once before training: the loss to start from
     "log_every_n_steps": 10,
@@ -81,7 +85,12 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""
-        parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="gpt",
+            help="Name of the run, which is kept in runs/<name>; a/b is a folder in a folder.",
+        )
         parser.add_argument(
             "--non_finite",
             type=Action,
@@ -122,6 +131,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
+        _check_name(config.name)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
             say(f"precision: {config.trainer.precision} ({reason})")
@@ -173,6 +183,17 @@ class TrainCLI(LightningCLI):
         """Refuse a checkpoint of another architecture before the work starts."""
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a run's name that is no folder below ``runs``."""
+    parts = name.split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts):
+        shown = name if len(name) <= _SHOWN_OF_NAME else f"{name[:_SHOWN_OF_NAME]}…"
+        raise CallError(
+            f"name is {shown!r}; allowed: a folder below runs, such as gpt or small/gpt: no absolute path, no empty "
+            f"part, no . or .., no control character, and at most {_LONGEST_NAME} bytes per part"
+        )
 
 
 def _reserve_version(name: str) -> int:

@@ -19,6 +19,7 @@ from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.device_clock import clock
@@ -217,4 +218,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, history: list[dict[str, Any]]) -> None:
-    write_file(path, "[\n" + ",\n".join(json.dumps(entry) for entry in history) + "\n]\n")
+    write_file(path, "[\n" + ",\n".join(to_json(entry) for entry in history) + "\n]\n")
