@@ -1,11 +1,11 @@
 """The output of a benchmark: one line per outcome, a JSON file and a Markdown table."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.result import Result, Skipped
+from lightning_gpt.json_text import to_json
 
 Outcome = Result | Skipped
 
@@ -43,5 +43,5 @@ def markdown(machine: Mapping[str, Any], outcomes: Iterable[Outcome]) -> str:
 def write(folder: Path, machine: Mapping[str, Any], outcomes: list[Outcome]) -> None:
     """Write ``bench.json`` and ``bench.md`` to ``folder``."""
     content = {"machine": dict(machine), "rows": [outcome.values() for outcome in outcomes]}
-    (folder / "bench.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "bench.json").write_text(to_json(content, indent=2) + "\n", encoding="utf-8")
     (folder / "bench.md").write_text(markdown(machine, outcomes), encoding="utf-8")

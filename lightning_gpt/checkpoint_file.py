@@ -9,6 +9,7 @@ by an earlier version), the CRC-32 of each zip entry is checked instead.
 import errno
 import os
 import pickle
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -17,7 +18,7 @@ import torch
 from xxhash import xxh3_128
 
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.whole_file import previous_of, replacing
+from lightning_gpt.whole_file import is_missing, previous_of, replacing
 
 _LABEL = b"lightning-gpt XXH3-128 "
 _COMMENT_BYTES = len(_LABEL) + xxh3_128().digest_size * 2
@@ -124,11 +125,14 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
     Raises:
         CallError: If the file is missing, unreadable, truncated, corrupt, or not a checkpoint; says which.
     """
-    if not path.exists():
+    if is_missing(path):
         raise CallError(f"checkpoint {str(path)!r} does not exist{_advice(path, '')}")
-    if not path.is_file():
-        raise CallError(f"checkpoint {str(path)!r} is not a file")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise CallError(f"checkpoint {str(path)!r} is a folder; name a file in it")
+        if not stat.S_ISREG(mode):
+            raise CallError(f"checkpoint {str(path)!r} is not a regular file")
         problem = _problem(path)
         if problem is None:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -149,7 +153,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
 
 def _advice(path: Path, otherwise: str) -> str:
     previous = previous_of(path)
-    return f"; use the one before it, {str(previous)!r}" if previous.is_file() else otherwise
+    return f"; use the one before it, {str(previous)!r}" if os.path.isfile(previous) else otherwise
 
 
 def _problem(path: Path) -> str | None:
@@ -162,7 +166,9 @@ def _problem(path: Path) -> str | None:
         end_is_cut = _LABEL in file.read()
         file.seek(0)
         start = file.read(len(_ZIP_START))
-    if not start or (start == _ZIP_START and (end_is_cut or not zipfile.is_zipfile(path))):
+    if not start:
+        return f"is empty{advice}"
+    if start == _ZIP_START and (end_is_cut or not zipfile.is_zipfile(path)):
         return f"is truncated: its end is missing{advice}"
     if start != _ZIP_START:
         return "is not a checkpoint of PyTorch"

@@ -66,6 +66,17 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
     sync_folder(path.parent)
 
 
+def is_missing(path: Path) -> bool:
+    """Whether there is nothing at ``path``; False also where that cannot be known, as in a closed folder."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character, which no name has
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def previous_of(path: Path) -> Path:
     """Where :func:`keep_previous` keeps the file before ``path``: ``last.previous.ckpt`` beside ``last.ckpt``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")

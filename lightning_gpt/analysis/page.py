@@ -6,7 +6,6 @@ arrays as gzip and base64, layer by layer; the browser unpacks a layer when it i
 
 import base64
 import gzip
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from lightning_gpt.analysis.attention import AttentionMaps
 from lightning_gpt.analysis.logit_lens import LogitLens
 from lightning_gpt.errors import CallError
+from lightning_gpt.json_text import to_json
 
 MOST_BYTES = 128 * 2**20
 """Limit for the scores and patterns of a page, in bytes of browser memory."""
@@ -114,7 +114,7 @@ class Page:
             "style": assets.joinpath("inspect.css").read_text("utf-8"),
             "script": "\n".join(assets.joinpath(f"inspect_{name}.js").read_text("utf-8") for name in _SCRIPTS),
             # "<" is the only character that could end or change the element around the data
-            "data": json.dumps(self._data()).replace("<", "\\u003c"),
+            "data": to_json(self._data(), ascii_only=True).replace("<", "\\u003c"),
         }
         template = assets.joinpath("inspect.html").read_text("utf-8")
         # in one pass, so that nothing in the data is mistaken for a placeholder

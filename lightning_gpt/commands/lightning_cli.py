@@ -26,6 +26,7 @@ from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, ref
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.options import shown
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -57,6 +58,9 @@ set_parsing_settings(config_read_mode_fsspec_enabled=False)  # a config is a loc
 
 MODELS = (GPTModule, SingleHeadModule)
 """What ``--model`` may name by its short name."""
+
+_LONGEST_NAME = 200
+"""Bytes of a folder's name; file systems allow 255, and studies and tools append to it."""
 
 
 class _Parser(StrictParser, LightningArgumentParser):
@@ -95,7 +99,12 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Our own groups beside model, data and trainer, and what the model takes from the data."""
-        parser.add_argument("--name", type=str, default="gpt", help="Name of the run; it is kept in runs/<name>.")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="gpt",
+            help="Name of the run, which is kept in runs/<name>; or the absolute path of the folder to keep it in.",
+        )
         parser.add_argument(
             "--non_finite",
             type=Action,
@@ -137,6 +146,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
+        _check_name(config.name)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
             say(f"precision: {config.trainer.precision} ({reason})")
@@ -194,6 +204,16 @@ class TrainCLI(LightningCLI):
         """Refuse a checkpoint of another architecture before the work starts."""
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a run's name that is neither a folder below ``runs`` nor an absolute path."""
+    parts = name.removeprefix("/").split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") or len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise CallError(
+            f"name is {shown(name)}; allowed: a folder below runs, such as gpt or small/gpt, or an absolute path: no "
+            f"empty part, no . or .., no control character, and at most {_LONGEST_NAME} bytes per part"
+        )
 
 
 def _reserve_version(folder: Path) -> int:

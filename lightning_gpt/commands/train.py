@@ -11,7 +11,7 @@ from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
 from lightning_gpt.stopping import end_with
 from lightning_gpt.trust import trusted_options
-from lightning_gpt.whole_file import previous_of
+from lightning_gpt.whole_file import is_missing, previous_of
 
 _FIRST_PROCESS = "LIGHTNING_GPT_FIRST_PROCESS"
 
@@ -20,7 +20,7 @@ def run(args: list[str]) -> None:
     """Run the subcommand that ``args``, the process's own command line, starts with."""
     _end_with_the_first_process()
     checkpoint = _value_of(args, "--ckpt_path")
-    if checkpoint is not None and not Path(checkpoint).exists() and not previous_of(Path(checkpoint)).exists():
+    if checkpoint is not None and is_missing(Path(checkpoint)) and is_missing(previous_of(Path(checkpoint))):
         raise CallError(f"checkpoint {checkpoint!r} does not exist")
     if checkpoint is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
         args = _with_config_of_checkpoint(args, Path(checkpoint))
@@ -52,7 +52,7 @@ def _value_of(args: list[str], option: str) -> str | None:
 def _with_config_of_checkpoint(args: list[str], checkpoint: Path) -> list[str]:
     """Where only a checkpoint is named, its run's ``config.yaml`` says the rest."""
     config = checkpoint.parent.parent / "config.yaml"
-    if not config.is_file():
+    if not os.path.isfile(config):  # False also where that cannot be known
         return args
     print(f"config: {config} (the checkpoint's own)", file=sys.stderr)
     return [args[0], "--config", str(config), *args[1:]]

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -114,6 +115,9 @@ class Tokenizer:
         """Train a byte-level BPE vocabulary on ``texts``; a small corpus may yield fewer than ``vocab_size`` tokens.
 
         Sennrich et al. 2016 (1508.07909), on bytes as in GPT-2. The ``tokenizers`` library does the training.
+
+        Raises:
+            CallError: The vocabulary is too small for the 256 bytes, or there is no text.
         """
         from tokenizers import Tokenizer as Trainable
         from tokenizers import models, pre_tokenizers, trainers
@@ -125,7 +129,11 @@ class Tokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
         )
-        model.train_from_iterator(texts, trainer)
+        texts = iter(texts)
+        first = next(texts, None)
+        if first is None:
+            raise CallError("there is no training text to train a vocabulary on")
+        model.train_from_iterator(chain([first], texts), trainer)
         ids = model.get_vocab()
         ranks = {_to_bytes(token): rank for rank, token in enumerate(sorted(ids, key=ids.__getitem__))}
         return cls(f"bpe-{len(ranks) + 1}", ranks)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lightning_gpt
 from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.models import GPT
 from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
 
@@ -148,6 +150,24 @@ def test_predict_writes_what_the_model_says(folder: Path, run: Path) -> None:
     with torch.no_grad():
         assert model(ids).argmax(-1)[0].tolist() == second["predicted"]
     assert second["text"] == tokenizer.decode(second["targets"])
+
+
+def _strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_loss_that_is_not_finite_is_null(folder: Path, run: Path) -> None:
+    content = read_checkpoint(run / "checkpoints/last.ckpt", mmap=False)
+    content["state_dict"]["model.final_norm.weight"][0] = math.nan
+    write_checkpoint(content, folder / "nan.ckpt")
+    done = must_run("predict", "--config", "tiny.yaml", "--ckpt_path", "nan.ckpt", "--name", "nan", cwd=folder)
+    rows = [_strict(line) for line in (folder / "runs/nan/version_0/predictions.jsonl").read_text().splitlines()]
+    assert rows
+    assert all(row["loss"] is None and set(row["token_losses"]) == {None} for row in rows)
+    assert f"the loss of {len(rows)} rows is not finite, which the file has as null" in done.stderr
 
 
 def test_load_gives_the_bare_model(run: Path) -> None:

@@ -55,9 +55,10 @@ def test_small_vocabularies(folder: Path, monkeypatch: pytest.MonkeyPatch, size:
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary_named_for_what_it_has(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, line = main_here(monkeypatch, *call("x", 5000, "single.yaml"))
+    assert "the text yields no more tokens than that; 5,000 were asked for" in capfd.readouterr().err
     found = re.fullmatch(
         r"x/bpe-(\d+).tiktoken: (\d+) tokens, no validation documents to measure bytes per token on", line
     )
@@ -73,6 +74,11 @@ CASES = {
     "no size": (("tokenizer", "--config", "config.yaml", "--output", "x"), r"required and missing: --vocab_size"),
     "no output": (("tokenizer", "--config", "config.yaml", "--vocab_size", "300"), r"required and missing: --output"),
     "missing config": (call("x", config="nope.yaml"), r"config file 'nope.yaml' cannot be read: No such file"),
+    "no text": (call("x", config="void.yaml"), r"'void' has no training document: none of the 1 documents read"),
+    "existing smaller file": (
+        call("there", 5000, "small.yaml"),
+        r"the text yields only 262 tokens, and there/bpe-262.tiktoken exists; delete it first",
+    ),
     "existing file": (call("there"), r"there/bpe-300.tiktoken exists; choose another output, or delete it"),
 }
 
@@ -80,7 +86,12 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_wrong_call(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "there").mkdir()
-    (folder / "there/bpe-300.tiktoken").touch()
+    for size in (262, 300):
+        (folder / f"there/bpe-{size}.tiktoken").touch()
+    (folder / "void.jsonl").write_text('{"text": ""}\n')
+    config_of(folder / "void.yaml", "void.jsonl")
+    (folder / "small.txt").write_text("abcabcabc abcabc")
+    config_of(folder / "small.yaml", "small.txt", val_share=0.0, test_share=0.0)
     args, pattern = CASES[name]
     status, line = main_here(monkeypatch, *args)
     assert status == 2

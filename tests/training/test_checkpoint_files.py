@@ -1,5 +1,7 @@
 """Checkpoint files: written whole or not at all, checked when they are read, and the one before as a reserve."""
 
+import io
+import os
 import random
 import re
 import shutil
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -213,10 +216,34 @@ def test_other_programs_read_the_file(saved: bytes, tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True, mmap=True)["global_step"] == STEPS
 
 
+def _zip_of_text(_: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.txt", "b")
+    return buffer.getvalue()
+
+
+def _saved(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def _list(_: bytes) -> bytes:
+    return _saved([1, 2])
+
+
+def _other(_: bytes) -> bytes:
+    return _saved({"weights": torch.zeros(3)})
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", r"\(0 bytes\) is truncated: its end is missing"),
+        (b"", r"\(0 bytes\) is empty"),
+        (_zip_of_text, r"'.*x.ckpt' is not a checkpoint of PyTorch"),
+        (_list, r"'.*x.ckpt' was not written by lightning-gpt fit"),
+        (_other, r"'.*x.ckpt' was not written by lightning-gpt fit"),
         (b"text", "is not a checkpoint of PyTorch"),
         (lambda saved: saved[:50_000], r"\(50,000 bytes\) is truncated"),
         (lambda saved: saved[:-1], "is truncated"),
@@ -233,8 +260,36 @@ def test_each_way_of_being_no_checkpoint_is_named(content: object, said: str, sa
 def test_an_unreadable_checkpoint_is_not_called_truncated(tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"'/proc/self/mem' cannot be read: [A-Z]"):
         load("/proc/self/mem")
-    with pytest.raises(CallError, match="is not a file"):
+    with pytest.raises(CallError, match="is a folder; name a file in it"):
         load(tmp_path)
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    with pytest.raises(CallError, match=r"pipe.ckpt' is not a regular file"):
+        load(tmp_path / "pipe.ckpt")
+    (tmp_path / "loop.ckpt").symlink_to("loop.ckpt")
+    with pytest.raises(CallError, match=r"loop.ckpt' cannot be read: Too many levels of symbolic links"):
+        load(tmp_path / "loop.ckpt")
+    with pytest.raises(CallError, match=r"cannot be read: File name too long"):
+        load("x" * 300)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_checkpoint_without_permission_is_named_as_such() -> None:
+    """Also in a folder that may not be entered, where it cannot be known whether it exists."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        for path in (folder / "file/x.ckpt", folder / "closed/x.ckpt"):
+            path.parent.mkdir()
+            path.touch()
+        (folder / "file/x.ckpt").chmod(0)
+        (folder / "closed").chmod(0)
+        os.seteuid(65534)
+        try:
+            for closed in ("file", "closed"):
+                with pytest.raises(CallError, match=rf"{closed}/x.ckpt' cannot be read: Permission denied"):
+                    load(folder / closed / "x.ckpt")
+        finally:
+            os.seteuid(0)
 
 
 def test_code_is_never_run(tmp_path: Path) -> None:

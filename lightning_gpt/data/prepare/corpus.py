@@ -31,6 +31,7 @@ from lightning_gpt.data.split import SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.hardware import cores
+from lightning_gpt.json_text import to_json
 from lightning_gpt.whole_file import write_file
 
 
@@ -210,7 +211,7 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
             {"folder": folder.name, "parts": [part.to_json() for part in complete_parts(folder)]} for folder in folders
         ],
     }
-    lines = (json.dumps(asdict(duplicate), ensure_ascii=False) + "\n" for duplicate in found.duplicates)
+    lines = (to_json(asdict(duplicate)) + "\n" for duplicate in found.duplicates)
     write_file(work / "duplicates.jsonl", "".join(lines).encode())
     card = make_card(manifest, found.duplicates)
     write_json(work / "card.json", card)

@@ -21,6 +21,7 @@ from lightning_gpt.data.sources.base import Document, SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import WorkError
+from lightning_gpt.json_text import to_json
 from lightning_gpt.whole_file import write_file
 
 # a part ends with the document that reaches one of these limits
@@ -115,7 +116,7 @@ def parts_to_keep(parts: Iterable[PartFile], limits: Limits) -> list[PartFile]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write plain values as a JSON file; equal values give equal bytes."""
-    write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_file(path, (to_json(content, indent=1) + "\n").encode())
 
 
 @dataclass

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
 from lightning_gpt.studies.spec.cells import setting_text
 from lightning_gpt.studies.spec.study import Study
@@ -57,7 +57,7 @@ class StudyResults:
             "measure": study.measure,
             "cells": [result.to_json() for result in self.results],
         }
-        return json.dumps(content, ensure_ascii=False, indent=1)
+        return to_json(content, indent=1)
 
 
 def collect(study: Study, folder: Path) -> StudyResults:

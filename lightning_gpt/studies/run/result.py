@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.environment import environment
 from lightning_gpt.studies.run.layers import read_layers
 from lightning_gpt.studies.spec.cells import Cell
@@ -105,7 +106,7 @@ def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
         [] if run is None else read_layers(run),
         environment(),
     )
-    write_file(folder / _RESULT, json.dumps(result.to_json(), ensure_ascii=False))
+    write_file(folder / _RESULT, to_json(result.to_json()))
     (folder / _FAILURE).unlink(missing_ok=True)
     return result
 
@@ -119,7 +120,7 @@ def _thinned(by_step: dict[int, float]) -> list[tuple[int, float]]:
 
 def fail(folder: Path, error: str) -> None:
     """Keep the reason why a cell failed."""
-    write_file(folder / _FAILURE, json.dumps({"error": error}, ensure_ascii=False))
+    write_file(folder / _FAILURE, to_json({"error": error}))
 
 
 def read_result(cell: Cell, folder: Path) -> CellResult:

@@ -18,6 +18,7 @@ from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.options import Range, check_options
 from lightning_gpt.training.callbacks.board import board_of
@@ -216,4 +217,4 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, history: list[dict[str, Any]]) -> None:
-    write_file(path, "[\n" + ",\n".join(json.dumps(entry) for entry in history) + "\n]\n")
+    write_file(path, "[\n" + ",\n".join(to_json(entry) for entry in history) + "\n]\n")

@@ -1,6 +1,6 @@
 """The output of ``predict``: the model's losses and predictions on the test text, row by row."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,14 +10,19 @@ from lightning.pytorch.callbacks import Callback
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
 
 
 class Predictions(Callback):
-    """Writes ``predictions.jsonl``, one file per process: each row's tokens, losses in nats and likeliest tokens."""
+    """Writes ``predictions.jsonl``, one file per process: each row's tokens, losses in nats and likeliest tokens.
+
+    A loss that is not finite is null.
+    """
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._not_finite = 0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
@@ -43,16 +48,19 @@ class Predictions(Callback):
             kept = [position for position, target in enumerate(targets) if target != IGNORED]
             if not kept:
                 continue
-            row = {
+            row: dict[str, Any] = {
                 "text": data.tokenizer.decode(targets[k] for k in kept),
                 "loss": sum(losses[k] for k in kept) / len(kept),
                 "token_losses": [round(losses[k], 4) for k in kept],
                 "targets": [targets[k] for k in kept],
                 "predicted": [predicted[k] for k in kept],
             }
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._not_finite += not math.isfinite(row["loss"])
+            self._file.write(to_json(row) + "\n")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._file is not None
         self._file.close()
         say(f"predictions: {self._path}")
+        if self._not_finite:
+            say(f"the loss of {self._not_finite:,} rows is not finite, which the file has as null")
