@@ -33,10 +33,9 @@ from lightning_gpt.models.decoding.sampling import Sampling
 
 WARM_UP = 0.25
 """The share of a run that is left out at its start, where caches fill."""
-BLOCKS = 20
-_T = 2.101  # Student's t of BLOCKS − 2 degrees of freedom at 97.5 %
+BLOCKS = 10
+_T = 2.306  # Student's t of BLOCKS − 2 degrees of freedom at 97.5 %
 _SAMPLES = 400
-_SECONDS_BETWEEN_LOOKS = 0.05
 
 Sample = dict[str, float]
 Kind = Literal["level", "growth"]
@@ -44,7 +43,7 @@ Kind = Literal["level", "growth"]
 
 @dataclass(frozen=True)
 class Trend:
-    """A straight line through the means of 20 blocks of a run after its warm-up, by least squares.
+    """A straight line through the means of 10 blocks of a run after its warm-up, by least squares.
 
     Args:
         slope: Its slope per 1,000 units of progress.
@@ -207,8 +206,12 @@ class Study(Subject):
 SUBJECTS: tuple[type[Subject], ...] = (Fit, Requests, Study)
 
 
-def watch(subject: Subject) -> Iterator[Sample]:
+def watch(subject: Subject, seconds: float = 0.05) -> Iterator[Sample]:
     """Start a subject's process and sample it, about 400 times, until it has ended.
+
+    Args:
+        subject: What to watch.
+        seconds: The shortest time between two samples.
 
     Raises:
         RuntimeError: It failed.
@@ -227,7 +230,7 @@ def watch(subject: Subject) -> Iterator[Sample]:
                 due = at + step
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                     yield {"at": at, **_of_process(process.pid), **_of_folder(subject, temporary), **subject.sizes()}
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(seconds)
     finally:
         process.kill()
         process.wait()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_gpt.training.callbacks.cost import PeakMemory, StepClock
+from lightning_gpt.training.callbacks.cost import STEPS_KEPT, PeakMemory, StepClock
 
 CPU = torch.device("cpu")
 
@@ -18,12 +18,23 @@ def test_clock_counts_from_mark_to_mark_and_leaves_out_what_it_is_told_to(monkey
     assert clock.median() is None
     for _ in range(3):
         clock.mark()
-    assert clock.seconds == [2.0, 4.0]
+    assert list(clock.seconds) == [2.0, 4.0]
     clock.restart()  # a validation
     for _ in range(2):
         clock.mark()
-    assert clock.seconds == [2.0, 4.0, 3.0]
+    assert list(clock.seconds) == [2.0, 4.0, 3.0]
     assert clock.median() == 3.0
+
+
+def test_a_long_run_keeps_its_last_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter(range(10_000))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments) ** 2)
+    clock, memory = StepClock(CPU), PeakMemory(CPU)
+    for _ in range(3 * STEPS_KEPT):
+        clock.mark()
+        memory.end()
+    assert (len(clock.seconds), len(memory.bytes)) == (STEPS_KEPT, STEPS_KEPT)
+    assert clock.median() == 2 * (3 * STEPS_KEPT - 1) - STEPS_KEPT  # of x² − (x − 1)² = 2x − 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set is read from Linux's /proc")

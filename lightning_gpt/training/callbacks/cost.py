@@ -4,6 +4,7 @@ import ctypes
 import gc
 import statistics
 import time
+from collections import deque
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,8 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.hardware import resident_bytes, restart_peak
 
 _MARKS_HELD = 256
+STEPS_KEPT = 1000
+"""The last steps, whose medians are taken: a run of millions of steps must not keep a number for each."""
 
 
 class StepClock:
@@ -25,7 +28,7 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: list[float] = []
+        self.seconds = deque[float](maxlen=STEPS_KEPT)
         self._on_gpu = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []
         self._last: float | None = None
@@ -56,7 +59,7 @@ class StepClock:
             self._events = self._events[-1:]
 
     def median(self) -> float | None:
-        """The median of all steps so far, in seconds; None before the first."""
+        """The median of the last steps, in seconds; None before the first."""
         self._collect()
         return statistics.median(self.seconds) if self.seconds else None
 
@@ -71,7 +74,7 @@ class PeakMemory:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.bytes: list[int] = []
+        self.bytes = deque[int](maxlen=STEPS_KEPT)
         self._device = device
         self._before = self._in_use()
 
@@ -108,7 +111,7 @@ class Cost(Callback):
       first step: gradients, optimizer state, activations. On a CPU it is logged under Linux only.
     - ``cost/parameters``: trainable parameters.
 
-    Medians, because steps in which something is logged or saved do more than train.
+    Medians, because steps in which something is logged or saved do more than train; of the last 1,000 steps.
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
