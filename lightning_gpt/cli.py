@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from lightning_gpt.errors import CallError, Stopped, WorkError
-from lightning_gpt.trust import take_trusted, trust
+from lightning_gpt.trust import keep_working_folder_out, take_trusted, trust
 
 _COMMANDS = {
     "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
@@ -54,7 +54,7 @@ def main() -> int:
 
         print(f"lightning-gpt {__version__}")
         return 0
-    sys.path.append(os.getcwd())  # so that a config can name a function of the user's own, as python -m does
+    keep_working_folder_out()
     try:
         if args[0] not in _COMMANDS:
             raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")

@@ -1,16 +1,17 @@
 """Reading a command's options, and saying in one line what is wrong with them."""
 
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from lightning_gpt.commands.known_code import allow_known_code_only, class_refused, function_refused
 from lightning_gpt.errors import CallError
 
 _TYPES = {
@@ -25,6 +26,7 @@ _TYPES = {
 
 def parse_function_call(function: Callable[..., Any], command: str, args: list[str]) -> dict[str, Any]:
     """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options."""
+    allow_known_code_only()
     parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_function_arguments(function)
     try:
@@ -69,6 +71,15 @@ def one_line(message: str, known: Iterable[str]) -> str:
     key = keys[0] if keys else ""
     for inner in keys[1:]:
         key = inner if inner.startswith(key) else f"{key}.{inner}"
+    refused = re.search(r"(?:given class_path '([^']+)':\s+)?Importing '([^']+)' is not allowed", message)
+    if refused:
+        of_function = "expects a function or a callable class: Importing" in message
+        given = refused[1] or (_given(lines) if of_function else refused[2])
+        defined = "" if given == refused[2] else f" ({refused[2]})"
+        return f"{key} is {given}{defined}" + (function_refused if of_function else class_refused)(refused[2])
+    of_callable = "Callable" in message and ("Spaces not allowed" in message or "Expected a dot import" in message)
+    if "Unexpected import path format" in message or of_callable:
+        return f"{key} is {_given(lines)[:80]!r}; it must be an import path, such as package.module.name"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
         return f"required and missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
@@ -123,8 +134,9 @@ def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
 
 
 def _class_at(path: str) -> type:
+    """A class that the parser has imported; the path is part of a message, so it is not imported because of it."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
+    found: type = getattr(sys.modules.get(module), name)
     return found
 
 

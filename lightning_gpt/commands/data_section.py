@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_gpt.commands.call import check_config_files, one_line, option_names
+from lightning_gpt.commands.known_code import allow_known_code_only, require_known_functions
 from lightning_gpt.errors import CallError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
     # importing Lightning takes seconds, so check the files first
     from lightning_gpt.data.datamodule import TextData
 
+    allow_known_code_only()
     parser = ArgumentParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_argument(
         "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
@@ -56,6 +58,7 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
         parsed = parser.parse_args(_with_data_of_configs(args))
     except ArgumentError as error:
         raise CallError(one_line(str(error), option_names(parser))) from None
+    require_known_functions(parsed)
     given = [source.as_dict().get("init_args", {}) for source in parsed.data.sources or []]
     parsed.data.prepared = None  # a run's config may name the folder that this command is about to make
     data = parser.instantiate_classes(parsed).data

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import one_line, option_names
+from lightning_gpt.commands.known_code import allow_known_code_only, require_known_functions
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -67,6 +68,7 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         quieten()
+        allow_known_code_only()
         super().__init__(
             LanguageModule,
             TextData,
@@ -106,6 +108,7 @@ class TrainCLI(LightningCLI):
         except ArgumentError as error:
             known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
             raise CallError(one_line(str(error), sorted(known))) from None
+        require_known_functions(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint before anything is built, so that a bad one costs nothing.
@@ -113,6 +116,8 @@ class TrainCLI(LightningCLI):
         The one that is used, in case of ``fit`` perhaps the one before it, is put into the config.
         """
         config = self.config[self.config.subcommand]
+        if config.get("weights_only") is False:
+            raise CallError("weights_only is False; a checkpoint may hold tensors, numbers and text only")
         self.checkpoint = None
         if config.get("ckpt_path") is not None:
             read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
