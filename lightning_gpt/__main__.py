@@ -5,6 +5,11 @@ import os
 import signal
 import sys
 
+# python -m puts the working folder first on the path, where any file of it could replace a package. It must go before
+# the other imports. An uninstalled clone that is run from its own folder needs it.
+if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/lightning_gpt/"):
+    del sys.path[0]
+
 from lightning_gpt.errors import Stopped
 from lightning_gpt.stopping import on_stop, restore, stop_at_once
 

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -19,6 +19,12 @@ from lightning_gpt.errors import CallError
 
 _OPTION = "--trust"
 _trusted: list[str] = []
+
+
+def keep_working_folder_out() -> None:
+    """Have the Python processes that this one starts find no module in the working folder, unless this one does."""
+    if str(Path.cwd()) not in sys.path:  # it is there for an uninstalled clone that is run from its own folder
+        os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def take_trusted(args: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -38,9 +44,26 @@ def trusted_modules() -> list[str]:
     return list(_trusted)
 
 
+def trusted_names() -> list[str]:
+    """The dotted names of the modules that this process was told to trust."""
+    return [Path(module).stem if os.sep in module else module for module in _trusted]
+
+
+def is_trusted(path: str) -> bool:
+    """Whether an import path is that of a trusted module, or of something in it."""
+    return any(f"{path}.".startswith(f"{name}.") for name in trusted_names())
+
+
 def trusted_options() -> list[str]:
     """The options that make another command import the same: ``--trust MODULE`` for each module."""
     return [part for module in _trusted for part in (_OPTION, module)]
+
+
+class TrustedModules:
+    """Unpickled in another process, it imports there what this process trusts: pickle it before what needs that."""
+
+    def __reduce__(self) -> tuple[Callable[[list[str]], None], tuple[list[str]]]:
+        return trust, (trusted_modules(),)
 
 
 def trust(modules: Iterable[str]) -> None:
@@ -100,7 +123,8 @@ def _import_file(given: str, path: Path) -> None:
         return
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _working_folder_on_path():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(given, error) from error

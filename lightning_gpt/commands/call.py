@@ -1,16 +1,22 @@
 """Reading a command's options, and saying in one line what is wrong with them."""
 
 import re
+import sys
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_loader
 from jsonargparse._actions import _ActionConfigLoad
 
+from lightning_gpt.commands.known_code import (
+    allow_known_code_only,
+    class_refused,
+    function_refused,
+    require_known_functions,
+)
 from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.options import check_options, shown
 from lightning_gpt.safe_yaml import UnreadableYaml, parse_yaml, read_yaml
@@ -94,7 +100,7 @@ def parse_function_call(function: Callable[..., Any], command: str, args: list[s
 
 
 def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) -> Namespace:
-    """Parse ``args``.
+    """Parse ``args``. Only known and trusted code can be named in them, and in the config files that they name.
 
     Args:
         parser: The parser.
@@ -104,12 +110,16 @@ def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) ->
     Raises:
         CallError: They are wrong; the message is one line.
     """
+    allow_known_code_only()
     try:
-        return parser.parse_args(args)
+        parsed = parser.parse_args(args)
     except ArgumentError as error:
         raise CallError(one_line(str(error), known or option_names(parser))) from None
     except OverflowError:  # the parser converts whole numbers to floating point without a look at their size
         raise CallError(f"{_option_with_long_number(args)} has a number too large for floating point") from None
+    subcommand = parsed.get("subcommand")
+    require_known_functions(parsed if subcommand is None else parsed[subcommand])
+    return parsed
 
 
 def _option_with_long_number(args: list[str]) -> str:
@@ -150,6 +160,15 @@ def one_line(message: str, known: Iterable[str]) -> str:
     key = keys[0] if keys else ""
     for inner in keys[1:]:
         key = inner if inner.startswith(key) else f"{key}.{inner}"
+    refused = re.search(r"(?:given class_path '([^']+)':\s+)?Importing '([^']+)' is not allowed", message)
+    if refused:
+        of_function = "expects a function or a callable class: Importing" in message
+        given = refused[1] or (_given(lines) if of_function else refused[2])
+        defined = "" if given == refused[2] else f" ({refused[2]})"
+        return f"{key} is {given}{defined}" + (function_refused if of_function else class_refused)(refused[2])
+    of_callable = "Callable" in message and ("Spaces not allowed" in message or "Expected a dot import" in message)
+    if "Unexpected import path format" in message or of_callable:
+        return f"{key} is {_given(lines)[:80]!r}; it must be an import path, such as package.module.name"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
         names = [name.partition(".")[2] or name for name in missing[1].split(", ")]  # fit.model is --model
@@ -220,8 +239,9 @@ def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
 
 
 def _class_at(path: str) -> type:
+    """A class that the parser has imported; the path is part of a message, so it is not imported because of it."""
     module, _, name = path.rpartition(".")
-    found: type = getattr(import_module(module), name)
+    found: type = getattr(sys.modules.get(module), name)
     return found
 
 

@@ -135,6 +135,8 @@ class TrainCLI(LightningCLI):
         need one: without it they would report figures of random weights.
         """
         config = self.config[self.config.subcommand]
+        if config.get("weights_only") is False:
+            raise CallError("weights_only is False; a checkpoint may hold tensors, numbers and text only")
         self.checkpoint = None
         if config.get("ckpt_path") is None and self.config.subcommand != "fit":
             raise CallError(f"{self.config.subcommand} needs a trained model: give --ckpt_path FILE")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from lightning_gpt.data.first_rows import FirstRows
 from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.stream import Cursor, RowSequence, Stream
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.trust import TrustedModules
 
 
 class Batch(TypedDict, total=False):
@@ -116,6 +117,10 @@ class TrainBatches(IterableDataset[Batch]):
         done_rows = self.cursor["rows"] if self.cursor else 0
         done = done_rows // (self.batch_size * self.world_size)
         return self.micro_batches_per_epoch - done % self.micro_batches_per_epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a loader process that is started rather than forked needs the modules of the user's sources and filters
+        return {"trusted": TrustedModules(), **vars(self)}
 
     def _sequence(self) -> RowSequence | FirstRows:
         """The open sequence if it is at the cursor (as when the next epoch starts), else a new one."""

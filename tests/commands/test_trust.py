@@ -160,3 +160,81 @@ def test_a_file_in_the_working_folder_does_not_replace_a_package(tmp_path: Path)
         f"error: --trust rich: the name is taken by {rich.__file__}; "
         f"rename {tmp_path.resolve() / 'rich.py'}, or give another module\n"
     )
+
+
+FUNCTIONS = """
+from lightning.pytorch.callbacks import Callback
+
+from helper import LONGEST
+from lightning_gpt.data.sources.files import Files
+
+
+class Printed(Callback):
+    def on_fit_start(self, trainer, pl_module):
+        print("on_fit_start of my own")
+
+
+class Mine(Files):
+    pass
+
+
+def keep(text):
+    return len(text) < LONGEST
+"""
+
+
+@pytest.fixture
+def with_functions(tmp_path: Path) -> Path:
+    """A folder with a module of a callback, a source and filters, and a config that uses them all."""
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    (tmp_path / "helper.py").write_text("LONGEST = 700\n")  # a module that a trusted one imports
+    config = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=1, val_check_interval=1)
+    common = {"paths": str(tmp_path / "corpus.jsonl")}
+    config["data"]["sources"] = [
+        {"class_path": "mine.Mine", "init_args": {"name": "one", "keep": "mine.keep", **common}},
+        {"class_path": "Files", "init_args": {"name": "two", "keep": "mine.keep", **common}},
+    ]
+    config["data"]["num_workers"] = 1
+    config["trainer"]["callbacks"] = [{"class_path": "mine.Printed"}]
+    config |= {"samples": {"prompts": []}, "diagnostics": {"enabled": False}}
+    write_config(tmp_path / "tiny.yaml", config)
+    return tmp_path
+
+
+def test_a_config_may_name_what_a_trusted_module_holds(with_functions: Path) -> None:
+    done = must_run("fit", "--config", "tiny.yaml", "--trust", "mine", cwd=with_functions)
+    assert "on_fit_start of my own" in done.stdout
+    call = ("--ckpt_path", checkpoint_of(with_functions), "--trust", "mine.py")
+    must_run("validate", *call, cwd=with_functions)  # by the config beside the checkpoint
+    refused = run_command("validate", *call[:2], cwd=with_functions)
+    assert refused.returncode == 2
+    assert "mine.Printed, which is not a known class of lightning_gpt, Lightning or torch; " in refused.stderr
+    assert refused.stderr.endswith("to use it, add --trust mine\n")
+
+
+def test_a_loader_process_that_is_started_afresh_has_the_module(with_functions: Path) -> None:
+    # as on macOS, and by default from Python 3.14 on
+    script = with_functions / "start.py"
+    script.write_text(
+        "import multiprocessing, sys\n"
+        "from lightning_gpt.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('spawn')\n"
+        "    sys.exit(main())\n"
+    )
+    call = [sys.executable, "-P", str(script), "fit", "--config", "tiny.yaml", "--trust", "mine"]
+    call += ["--trainer.num_sanity_val_steps", "0", "--trainer.limit_val_batches", "0"]  # fewer such processes
+    done = subprocess.run(call, cwd=with_functions, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_trusted_module_imports_is_not_trusted(with_functions: Path) -> None:
+    (with_functions / "mine.py").write_text("from os import system as keep")
+    sources = [{"class_path": "Files", "init_args": {"paths": "corpus.jsonl", "keep": "mine.keep"}}]
+    call = ("fit", "--data.sources", json.dumps(sources), "--trust", "mine")
+    refused = run_command(*call, cwd=with_functions)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: data.sources.keep is mine.keep (posix.system): a function must be in a module that --trust names; "
+        "to use this one, add --trust posix\n"
+    )

@@ -18,6 +18,7 @@ from lightning_gpt.studies.report.results import StudyResults, collect, write_re
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.trust import trust
 from tests.studies.helpers import LAYERS, finished, keep, results, study
 
 ACCOUNTS = "lightning_gpt.studies.verdicts.oversmoothing.Accounts"
@@ -281,7 +282,8 @@ def test_a_study_may_bring_a_section_of_its_own(tmp_path: Path, monkeypatch: pyt
         "    def blocks(self, results):\n"
         "        return [Text(f'{len(results.finished)} {self.noun}')]\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("lightning_gpt.trust._trusted", [])
+    trust([str(tmp_path / "my_sections.py")])
     found = results(tmp_path, report=[{"my_sections.Count": {"noun": "runs"}}])
     check_report(found.study)
     write_report(found, tmp_path)

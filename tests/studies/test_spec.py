@@ -11,6 +11,7 @@ from lightning_gpt.studies.spec.cells import merged, short_names, value_at, with
 from tests.studies.helpers import LAYERS, study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
+VERDICTS = "lightning_gpt.studies.verdicts"
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"gird": {}}, "unknown key 'gird'; did you mean grid"),
@@ -32,14 +33,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown section": ("tabel", "unknown section 'tabel'; known are table"),
+    "section of an unknown module": ("nowhere.Section", "is not a known section; to use it, add --trust nowhere"),
     "section of no module": (
-        "nowhere.Section",
-        "section 'nowhere.Section' cannot be imported: No module named 'nowhere'",
+        f"{VERDICTS}.nowhere.Section",
+        f"section '{VERDICTS}.nowhere.Section' cannot be imported: No module named '{VERDICTS}.nowhere'",
     ),
-    "section of no class": ("pathlib.Pth", "section 'pathlib.Pth' cannot be imported: .* has no attribute 'Pth'"),
-    "class that is no section": ("pathlib.Path", "'pathlib.Path' is not a section: it must be a dataclass"),
+    "section of no class": (f"{VERDICTS}.oversmoothing.Acounts", "cannot be imported: .* has no attribute 'Acounts'"),
+    "class that is no section": (f"{VERDICTS}.oversmoothing.CellResult", "is not a section: it must be a dataclass"),
     "option of an imported section": (
-        {"lightning_gpt.studies.verdicts.oversmoothing.Accounts": {"a": "b"}},
+        {f"{VERDICTS}.oversmoothing.Accounts": {"a": "b"}},
         "Accounts has no option 'a'; it has none",
     ),
     "unknown option": ({"trend": {"x": "n_layer", "z": "a"}}, "trend has no option 'z'; it has x, y"),

@@ -77,7 +77,7 @@ class Source(SourceBase):
         max_tokens: Train only on the first ``max_tokens`` tokens of its training split; on all of it when omitted.
         min_characters: Skip documents with fewer characters.
         keep: Skip documents for whose text this function returns false. A config file gives its import path, such as
-            ``mypackage.filters.is_english``.
+            ``my_filters.is_english``, and the command line names its module with ``--trust``.
         max_passes: How many times training may read it before stopping with an error; unlimited when omitted.
     """
 

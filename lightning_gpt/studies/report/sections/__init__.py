@@ -14,6 +14,7 @@ from lightning_gpt.studies.report.sections.flow import Flow
 from lightning_gpt.studies.report.sections.layers import Layers
 from lightning_gpt.studies.report.sections.table import SettingsTable
 from lightning_gpt.studies.report.sections.trend import Trend
+from lightning_gpt.trust import is_trusted
 
 SECTIONS: dict[str, type[Section]] = {
     "table": SettingsTable,
@@ -25,6 +26,10 @@ SECTIONS: dict[str, type[Section]] = {
     "flow": Flow,
     "coordinates": Coordinates,
 }
+
+
+_VERDICTS = "lightning_gpt.studies.verdicts."
+"""Sections of shipped studies that answer only their own question."""
 
 
 def make_section(name: str, options: dict[str, Any]) -> Section:
@@ -53,10 +58,12 @@ def make_section(name: str, options: dict[str, Any]) -> Section:
 
 
 def _imported(path: str) -> type[Section]:
-    """The section class at an import path."""
+    """The section class at an import path in this package's verdicts or in a trusted module."""
     module, _, name = path.rpartition(".")
     if not module:
         raise CallError(f"report: unknown section {path!r}; known are {', '.join(SECTIONS)}, or an import path")
+    if not module.startswith(_VERDICTS) and not is_trusted(module):
+        raise CallError(f"report: {path!r} is not a known section; to use it, add --trust {module}")
     try:
         section = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
