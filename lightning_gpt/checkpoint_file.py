@@ -8,10 +8,12 @@ by an earlier version), the CRC-32 of each zip entry is checked instead.
 
 import errno
 import os
-import pickle
 import stat
 import zipfile
 from pathlib import Path
+
+# what torch.load raises; nothing is unpickled here
+from pickle import UnpicklingError  # nosec B403
 from typing import Any, BinaryIO, cast
 
 import torch
@@ -138,7 +140,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise CallError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from None
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise CallError(
             f"checkpoint {str(path)!r} holds Python objects; only tensors, numbers and text are loaded"
         ) from None

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import run_command, tiny_config, write_config
+from tests.processes import run_command, run_forked, tiny_config, write_config
 
 # whatever imports it, or calls anything in it, leaves a file behind
 SENTINEL = """
@@ -95,7 +95,7 @@ CONFIGS = {
     "a part in another file": {"data": "data.yaml"},
 }
 
-LIGHTNINGS_OWN = {
+REFUSED_BY_LIGHTNING = {
     "a strategy by its path": trainer(strategy=CLASS),
     "a profiler by its path": trainer(profiler=CLASS),
     "an accelerator by its path": trainer(accelerator=CLASS),
@@ -104,7 +104,6 @@ LIGHTNINGS_OWN = {
         logger=spec("TensorBoardLogger", save_dir=".") | {"dict_kwargs": {"comment": {"class_path": CLASS}}},
     ),
 }
-"""Refused by Lightning, in its words."""
 
 TEXTS = {
     "a YAML tag": "data: !!python/object/apply:os.system ['touch called']",
@@ -132,28 +131,30 @@ ALONE = (
     ("tokenizer", "--config", "filter.yaml", "--vocab_size", "300", "--output", "out"),
     ("prepare", "--output", "out", "--data.sources+=sentinel.Source", "--config", "empty.yaml"),
     ("tokenizer", "--output", "out", "--vocab_size", "300", "--data.sources.help", "sentinel.Source"),
-    ("study", "--config", "base.yaml"),
-    ("study", "--config", "variants.yaml"),
     ("study", "--config", "report.yaml"),
     ("study", "--config", "report.yaml", "--report_only"),
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder from a stranger: a module, a corpus whose documents are commands, a run and studies."""
-    (tmp_path / "sentinel.py").write_text(SENTINEL)
-    (tmp_path / "corpus").mkdir()
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "sentinel.py").write_text(SENTINEL)
+    (folder / "corpus").mkdir()
     for number in range(20):
-        (tmp_path / f"corpus/{number}.txt").write_text("touch called #" + f" a word {number}" * 20)
-    evil = write_config(tmp_path / "filter.yaml", source(keep=FUNCTION))
-    write_config(tmp_path / "data.yaml", source(keep=FUNCTION)["data"])
-    write_config(tmp_path / "empty.yaml", {"data": {"val_share": 0.2}})
-    run = tmp_path / "stranger"
+        (folder / f"corpus/{number}.txt").write_text("touch called #" + f" a word {number}" * 20)
+    evil = write_config(folder / "filter.yaml", source(keep=FUNCTION))
+    write_config(folder / "data.yaml", source(keep=FUNCTION)["data"])
+    write_config(folder / "empty.yaml", {"data": {"val_share": 0.2}})
+    run = folder / "stranger"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_bytes(evil.read_bytes())
     (run / "checkpoints/last.ckpt").write_bytes(b"not read")
-    study = {"name": "tiny", "config": tiny_config(tmp_path / "corpus", max_steps=1), "seeds": [0]}
+    study = {"name": "tiny", "config": tiny_config(folder / "corpus", max_steps=1), "seeds": [0]}
     studies = {
         "base": {"base": ["filter.yaml"]},
         "variants": {"variants": {"evil": {"trainer.callbacks": [{"class_path": CLASS}]}}},
@@ -161,49 +162,72 @@ def folder(tmp_path: Path) -> Path:
     }
     del study["config"]["data"]["sources"]
     for name, part in studies.items():
-        write_config(tmp_path / f"{name}.yaml", study | part)
-    return tmp_path
+        write_config(folder / f"{name}.yaml", study | part)
+    return folder
 
 
-def assert_refused(folder: Path, *call: str) -> str:
-    done = run_command(*call, cwd=folder)
-    assert not (folder / "imported").exists(), done.stderr
-    assert not (folder / "called").exists(), done.stderr
-    assert done.returncode == 2, done.stderr
-    said = done.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Answer]:
+    """What each call answers. They run in one process that has the working folder on its path."""
+    calls = {" ".join(call): call for call in ALONE}
+    for number, (name, config) in enumerate((CONFIGS | REFUSED_BY_LIGHTNING).items()):
+        write_config(folder / f"{number}.yaml", config)
+        calls[name] = ("fit", "--config", f"{number}.yaml")
+    for number, (name, text) in enumerate(TEXTS.items()):
+        (folder / f"text{number}.yaml").write_text(text)
+        calls[name] = ("fit", "--config", f"text{number}.yaml")
+    (folder / "calls.json").write_text(json.dumps(list(calls.values())))
+    done = run_forked("tests.many_calls", "calls.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(calls, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, *TEXTS, *map(" ".join, ALONE)])
+def test_no_call_runs_code(answers: dict[str, Answer], name: str) -> None:
+    answer = answers[name]
+    assert answer["left"] == [], answer["errors"]
+    assert answer["status"] == 2, answer["errors"]
+    said = answer["errors"].splitlines()[-1]
     assert said.startswith("error: ")
     assert len(said) <= 300
-    assert done.stdout == ""
-    return said
+    assert answer["out"] == ""
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_no_config_runs_code(folder: Path, config: dict[str, Any]) -> None:
-    write_config(folder / "evil.yaml", config)
-    assert_refused(folder, "fit", "--config", "evil.yaml")
+@pytest.mark.parametrize("name", REFUSED_BY_LIGHTNING)
+def test_no_value_that_lightning_reads_runs_code(answers: dict[str, Answer], name: str) -> None:
+    assert answers[name]["left"] == []
+    assert answers[name]["status"] == 2
 
 
-@pytest.mark.parametrize("config", LIGHTNINGS_OWN.values(), ids=LIGHTNINGS_OWN)
-def test_no_value_that_lightning_reads_runs_code(folder: Path, config: dict[str, Any]) -> None:
-    write_config(folder / "evil.yaml", config)
-    done = run_command("fit", "--config", "evil.yaml", cwd=folder)
-    assert done.returncode == 2, done.stderr
+def test_a_refusal_names_the_option_the_value_and_what_to_do(answers: dict[str, Answer]) -> None:
+    assert answers["a filter"]["errors"] == (
+        "error: data.sources.keep is os.system: a function must be in a module that --trust names; "
+        "to use this one, add --trust os\n"
+    )
+    assert answers["a callback"]["errors"] == (
+        f"error: trainer.callbacks is {CLASS}, which is not a known class of lightning_gpt, Lightning or torch; "
+        f"to use it, add --trust sentinel\n"
+    )
+    assert answers["a method that unpickles"]["errors"].startswith(
+        "error: data.sources.keep is lightning_gpt.training.module.GPTModule.load_from_checkpoint "
+    )
+    assert answers["a method that downloads"]["errors"].startswith(
+        "error: data.sources[0].keep is lightning.pytorch.loggers.wandb.WandbLogger.download_artifact: a function must "
+    )
+
+
+@pytest.mark.parametrize("study", ["base.yaml", "variants.yaml"])
+def test_no_cell_of_a_study_runs_code(folder: Path, study: str) -> None:
+    done = run_command("study", "--config", study, cwd=folder)
+    assert done.returncode == 2
+    assert "add --trust sentinel\n" in done.stderr
     assert not (folder / "imported").exists()
-
-
-@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_no_yaml_runs_code(folder: Path, text: str) -> None:
-    (folder / "evil.yaml").write_text(text)
-    assert_refused(folder, "fit", "--config", "evil.yaml")
-    assert_refused(folder, "prepare", "--config", "evil.yaml", "--output", "out")
-
-
-@pytest.mark.parametrize("call", ALONE, ids=" ".join)
-def test_no_command_runs_code_without_trust(folder: Path, call: tuple[str, ...]) -> None:
-    assert_refused(folder, *call)
 
 
 def test_no_environment_variable_runs_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEFAULT_ENV", "true")
     monkeypatch.setenv("PL_FIT__TRAINER__CALLBACKS", json.dumps([{"class_path": CLASS}]))
-    assert f"trainer.callbacks is {CLASS}, " in assert_refused(folder, "fit")
+    done = run_command("fit", cwd=folder)
+    assert done.returncode == 2
+    assert f"trainer.callbacks is {CLASS}, " in done.stderr
+    assert not (folder / "imported").exists()

@@ -17,7 +17,8 @@ def array_script(study: Study, study_file: Path, folder: Path, options: Sequence
 
     Options that depend on the cluster, such as ``--time``, ``--partition`` and ``--gres``, are passed to ``sbatch``.
     """
-    call = [sys.executable, "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
+    # -P: no module is looked for in the working folder
+    call = [sys.executable, "-P", "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
     call += ["--preset", study.preset] if study.preset else []
     call += ["--folder", str(folder.resolve()), *options]
     return f"""\
