@@ -2,9 +2,11 @@
 
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 
+_SHARED = Path("/dev/shm")
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -21,6 +23,13 @@ def processor() -> str:
 def cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_memory_left() -> int | None:
+    """The bytes of shared memory that processes can still pass to each other; None where the system has no limit."""
+    if not _SHARED.is_dir():
+        return None
+    return shutil.disk_usage(_SHARED).free if os.access(_SHARED, os.W_OK) else 0
 
 
 def resident_bytes(*, peak: bool = False) -> int | None:

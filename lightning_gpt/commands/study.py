@@ -14,7 +14,7 @@ from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
 from lightning_gpt.studies.run.result import cell_folder, read_result
-from lightning_gpt.studies.run.runner import Runner
+from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
@@ -57,6 +57,7 @@ def study(
     if report_only:
         _report(collect(read, place), place)
         return
+    share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
     chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]

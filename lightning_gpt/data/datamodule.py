@@ -24,6 +24,7 @@ from lightning_gpt.data.split import Split, SplitBy, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents
 from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
 from lightning_gpt.errors import CallError
+from lightning_gpt.hardware import shared_memory_left
 from lightning_gpt.options import Length, Range, Rows, Seed, ShareBelowOne, check_options
 
 
@@ -359,8 +360,21 @@ class TextData(L.LightningDataModule):
         return self._eval[part]
 
     def _loader(self, batches: TrainBatches | EvalRows) -> DataLoader[Batch]:
+        self._check_shared_memory()
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
+
+    def _check_shared_memory(self) -> None:
+        """Refuse loader processes whose batches do not fit into shared memory: one that is full stops them for ever."""
+        # training and validation at once; two batches ahead per worker and two in use; at most four tensors per batch,
+        # each rounded up to whole pages
+        needed = 2 * (2 * self.num_workers + 2) * 4 * (self.batch_size * self.block_size * 8 + 2 * 4096)
+        left = shared_memory_left()
+        if self.num_workers and left is not None and left < needed:
+            raise CallError(
+                f"num_workers {self.num_workers} needs {needed / 2**20:.1f} MiB of shared memory, but /dev/shm has "
+                f"{left / 2**20:.1f} MiB that can be written: use num_workers 0, or enlarge /dev/shm"
+            )
 
     def trained_on(self, cursor: Cursor) -> None:
         """Move the cursor past a completed optimizer step; a resumed run and the next epoch continue from there."""

@@ -1,7 +1,6 @@
 """Python, the packages and their versions."""
 
 import platform
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -103,6 +102,8 @@ def _declared() -> tuple[str, list[str]]:
         metadata = distribution(_NAME)
         return metadata.metadata["Requires-Python"], metadata.requires or []
     except PackageNotFoundError:
+        import tomllib  # Python 3.11 has it, and this module must be importable in an older one
+
         project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         optional = [
             f'{requirement}; extra == "{extra}"'

@@ -3,7 +3,6 @@
 import locale
 import os
 import resource
-import shutil
 import socket
 import sys
 import threading
@@ -14,6 +13,7 @@ from urllib.request import getproxies
 
 from lightning_gpt.doctor.cgroup import processes_left
 from lightning_gpt.doctor.finding import CheckResult, ok, warning
+from lightning_gpt.hardware import shared_memory_left
 
 _MIB = 2**20
 _FEW_FILES, _FEW_PROCESSES, _SMALL_SHARED = 1024, 256, 256 * _MIB
@@ -48,13 +48,12 @@ def limits() -> Iterator[CheckResult]:
 
 def shared_memory() -> Iterator[CheckResult]:
     """The memory through which loader processes pass their batches."""
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
-        yield ok("no /dev/shm on this system")
+    left = shared_memory_left()
+    if left is None:
+        yield ok("no limit on this system")
         return
-    free, writable = shutil.disk_usage(folder).free, os.access(folder, os.W_OK)
-    text = f"/dev/shm: {free / _MIB:,.0f} MiB free" + ("" if writable else ", not writable")
-    if free < _SMALL_SHARED or not writable:
+    text = f"{left / _MIB:,.0f} MiB of /dev/shm can be written"
+    if left < _SMALL_SHARED:
         yield warning(text, "needed by data.num_workers only: leave it at 0, or start the container with --shm-size=1g")
     else:
         yield ok(text)

@@ -232,7 +232,7 @@ def _expand(path: str) -> list[NamedFile]:
         CallError: There are none, or one is of an unsupported kind.
     """
     known = ", ".join(_READERS)
-    as_path = Path(path).expanduser()
+    as_path = _without_tilde(path)
     if as_path.is_dir():
         found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
         if not found:
@@ -250,6 +250,21 @@ def _expand(path: str) -> list[NamedFile]:
         raise CallError(f"glob {path!r} matches {unknown[0]!r}, which is not of a supported kind ({known})")
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), as_path.parts))
     return [(str(file.relative_to(base)), file) for file in found]
+
+
+def _without_tilde(path: str) -> Path:
+    """The path, with ``~`` as the home folder, unless a file or folder is really named so.
+
+    Raises:
+        CallError: There is no such user, or this user has no home folder.
+    """
+    if Path(path).exists():
+        return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise CallError(f"data file {path!r}: the home folder {user!r} is not known; give the whole path") from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lightning_gpt.errors import Stopped, WorkError
+from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.hardware import cores
 from lightning_gpt.stopping import on_stop, restore
 from lightning_gpt.studies.run.display import Display
@@ -120,14 +120,27 @@ def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
 
     Each process gets an equal number of threads, and GPUs of its own where there are enough; otherwise several
     processes share a GPU. ``OMP_NUM_THREADS`` and ``CUDA_VISIBLE_DEVICES`` limit what there is to share.
+
+    Raises:
+        CallError: ``OMP_NUM_THREADS`` is not a number of threads.
     """
-    threads = int(os.environ.get("OMP_NUM_THREADS") or cores())
+    threads = _threads()
     shared_out = {"OMP_NUM_THREADS": str(max(1, threads // jobs))}
     gpus = visible_gpus()
     if gpus:
         mine = gpus[slot::jobs] if len(gpus) >= jobs else [gpus[slot % len(gpus)]]
         shared_out["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     return shared_out
+
+
+def _threads() -> int:
+    """The number of threads to share out."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if not given:
+        return cores()
+    if not given.isdecimal() or int(given) < 1:
+        raise CallError(f"OMP_NUM_THREADS is {given!r}; it must be a whole number of at least 1")
+    return int(given)
 
 
 @contextmanager
