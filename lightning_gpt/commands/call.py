@@ -97,10 +97,14 @@ def one_line(message: str, known: Iterable[str]) -> str:
     keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
     nested = re.search(r"NestedArg\(key='([^']*)', val='([^']*)'\)", message)
     if nested:
-        keys, lines = [*keys, nested[1]], [line.replace(nested[0], nested[2]) for line in lines]
+        keys = keys if nested[1] in keys else [*keys, nested[1]]
+        lines = [line.replace(nested[0], nested[2]) for line in lines]
     key = keys[0] if keys else ""
     for inner in keys[1:]:
         key = inner if inner.startswith(key) else f"{key}.{inner}"
+    digits = re.search(r"Exceeds the limit \((\d+) digits\)", message)
+    if digits:
+        return f"{key} has a number of more than {int(digits[1]):,} digits"
     missing = re.search(r"arguments are required: (.*)", message)
     if missing:
         return f"required and missing: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
