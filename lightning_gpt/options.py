@@ -20,7 +20,7 @@ _LARGEST_WHOLE = 2**53
 """Beyond it, floating point does not hold every whole number, and torch takes no whole number beyond 2^63."""
 _LARGEST = 3.4e38
 """The largest number in single precision."""
-_IF_LARGE = f", and at most {_LARGEST:g} (or {_LARGEST_WHOLE:,} without a decimal point)"
+_IF_TOO_LARGE = f", and at most {_LARGEST:g} (or {_LARGEST_WHOLE:,} without a decimal point)"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def check_option(name: str, value: Any, hint: Any) -> None:
     """
     if not _allows(hint, value):
         large = isinstance(value, int | float) and _LARGEST_WHOLE < abs(value) < math.inf
-        raise CallError(f"{name} is {shown(value)}; it must be {_words(hint)}{_IF_LARGE if large else ''}")
+        only_large = large and _allows(hint, _LARGEST if value > 0 else -_LARGEST)
+        raise CallError(f"{name} is {shown(value)}; it must be {_words(hint)}{_IF_TOO_LARGE if only_large else ''}")
 
 
 def shown(value: Any) -> str:

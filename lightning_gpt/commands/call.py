@@ -156,7 +156,8 @@ def one_line(message: str, known: Iterable[str]) -> str:
     keys = [key for line in lines for key in re.findall(r'Parser key "([^"]+)"', line)]
     nested = re.search(r"NestedArg\(key='([^']*)', val='([^']*)'\)", message)
     if nested:
-        keys, lines = [*keys, nested[1]], [line.replace(nested[0], nested[2]) for line in lines]
+        keys = keys if nested[1] in keys else [*keys, nested[1]]
+        lines = [line.replace(nested[0], nested[2]) for line in lines]
     key = keys[0] if keys else ""
     for inner in keys[1:]:
         key = inner if inner.startswith(key) else f"{key}.{inner}"

@@ -26,7 +26,7 @@ from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, ref
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
-from lightning_gpt.options import shown
+from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -127,6 +127,7 @@ class TrainCLI(LightningCLI):
         known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
         self.config = parse(parser, sys.argv[1:] if args is None else args, sorted(known))
         check_trainer(vars(self.config[self.config.subcommand].trainer))
+        check_option("seed_everything", self.config[self.config.subcommand].seed_everything, bool | Seed)
 
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint before anything is built, so that a bad one costs nothing.

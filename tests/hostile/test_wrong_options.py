@@ -237,8 +237,12 @@ def test_options_of_fit(name: str) -> None:
 WRONG_CALLS = {
     "--data.num_workers=100000": "num_workers is 100000; it must be a whole number from 0 to 1,024",
     "--data.tokenizer=4294967298": "tokenizer is 4294967298; it must be a whole number from 257 to 1,048,576 or text",
+    "--seed_everything=-1": "seed_everything is -1; it must be true or false or a whole number from 0 to 4,294,967,295",
+    "--model.n_layer=true": "model.n_layer is 'True'; allowed: a whole number",
+    f"--model.n_layer={'9' * 5000}": "model has a number of more than 4,300 digits",
     "--model.n_layer=300000": "n_layer is 300000; it must be a whole number from 1 to 10,000",
     "--model.block_size=1000000000000": "block_size is 1000000000000; it must be a whole number from 1 to 16,777,216",
+    "--model.optimization.lr=1e300": "lr is 1e+300; it must be a positive number, and at most 3.4e+38",
     "--model.optimization.lr=-1": "lr is -1.0; it must be a positive number",
     f"--data.val_share={'9' * 400}": "--data.val_share has a number too large for floating point",
     f"--model.optimization.lr={'9' * 400}": "model.optimization.lr is '99999",
