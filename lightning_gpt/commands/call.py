@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentParser, Namespace, _loaders_dumpers, set_loader
 from jsonargparse._actions import _ActionConfigLoad
 
 from lightning_gpt.errors import CallError, shortened
@@ -35,6 +35,7 @@ def _load(text: str, path: str = "") -> Any:
 
 
 set_loader("yaml", _load, (UnreadableYaml,))
+_loaders_dumpers.yaml_load = _load  # values of numbers and text are read with it directly
 
 
 class StrictParser(ArgumentParser):
@@ -143,16 +144,16 @@ def one_line(message: str, known: Iterable[str]) -> str:
     if wrong_function:
         reason = wrong_function[1].strip()
         return f"{key}: no function is found at the import path {_given(lines)!r} ({reason})"
-    section = re.search(r"Unable to load config '(.*)'", message)
-    if section:
-        given = shortened(section[1], _MOST_SHOWN)
-        return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
     expected = [found for line in lines for found in _EXPECTED.findall(line)]
     expected = [(kind, given) for kind, given in expected if kind != "<class 'NoneType'>" and "path but" not in kind]
     if expected:
         given = next((value for _, value in expected if value), "") or _given(lines)
         allowed = list(dict.fromkeys(_type_name(kind) for kind, _ in expected))
         return f"{key} is {shortened(given, _MOST_SHOWN)!r}; allowed: {' or '.join(allowed)}"
+    section = re.search(r"Unable to load config '(.*)'", message)
+    if section:
+        given = shortened(section[1], _MOST_SHOWN)
+        return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
     first = re.sub(r'^Parser key "[^"]+":\s*', "", " ".join(lines))
     return f"{key}: {first}" if key else first
 
