@@ -46,8 +46,8 @@ def is_of_call(error: BaseException, args: Sequence[str]) -> bool:
     if not isinstance(error, OSError) or error.errno not in _IMPOSSIBLE or not error.filename:
         return False
     path = Path(os.fsdecode(error.filename))
-    values = (value for argument in args for value in (argument, argument.partition("=")[2]))
-    return any(value and (path == Path(value) or Path(value) in path.parents) for value in values)
+    values = (value for argument in args for value in (argument, argument.partition("=")[2]) if value)
+    return any(str(path) in value or Path(value) in path.parents for value in values)
 
 
 def _place(error: OSError) -> str:

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import socket
 import sys
@@ -39,8 +40,15 @@ def _import_everything() -> None:
     gc.freeze()  # no fork looks through, and so copies, what is here already: that would take it seconds at its end
 
 
-def _become(module: str, args: list[str], cwd: str, environment: dict[str, str], handles: list[int]) -> NoReturn:
-    """Turn this process into ``python -m module args``."""
+def _become(
+    module: str,
+    args: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    limits: dict[str, int],
+    handles: list[int],
+) -> NoReturn:
+    """Turn this process into ``python -m module args``, under resource limits such as ``{"NOFILE": 20}``."""
     for number, handle in enumerate(handles):
         os.dup2(handle, number)
         os.close(handle)
@@ -48,6 +56,11 @@ def _become(module: str, args: list[str], cwd: str, environment: dict[str, str],
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # it is found once, from the environment
+    if "PYTHONIOENCODING" in environment:  # as the interpreter does at its start
+        for stream in (sys.stdin, sys.stdout):
+            stream.reconfigure(encoding=environment["PYTHONIOENCODING"])  # type: ignore[union-attr]
+    for name, value in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     sys.path[0] = cwd
     sys.argv[1:] = args
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -40,18 +40,37 @@ def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
 
 
 def run_forked(
-    module: str, *args: str, cwd: Path, timeout: float = 600, env: Mapping[str, str | None] = {}
+    module: str,
+    *args: str,
+    cwd: Path,
+    timeout: float = 600,
+    env: Mapping[str, str | None] = {},
+    limits: Mapping[str, int] = {},
+    out: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module args`` as a fork of a process that has imported the package already.
+
+    Args:
+        module: The module.
+        args: Its arguments.
+        cwd: The folder that it runs in.
+        timeout: Seconds after which it is killed.
+        env: Changes of the environment, as of :func:`environment`.
+        limits: Resource limits by their names in ``resource``, such as ``{"NOFILE": 20}``.
+        out: A file to take its standard output, which is then not returned.
 
     Raises:
         subprocess.TimeoutExpired: It took more than ``timeout`` seconds and was killed.
     """
     calls, _ = _fork_server()
     call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment(env)}
-    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+    call["limits"] = dict(limits)
+    with contextlib.ExitStack() as stack:
+        nothing = stack.enter_context(open(os.devnull))
+        output, errors = (stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2))
+        taken = output if out is None else stack.enter_context(open(out, "w"))
         calls.settimeout(600)
-        socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, out, errors)])
+        socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, taken, errors)])
         pid = _answer(calls)
         calls.settimeout(timeout)
         try:
@@ -61,9 +80,9 @@ def run_forked(
                 os.kill(pid, signal.SIGKILL)
             calls.settimeout(None)
             status, in_time = _answer(calls), False
-        out.seek(0)
+        output.seek(0)
         errors.seek(0)
-        done = subprocess.CompletedProcess([module, *args], status, out.read(), errors.read())
+        done = subprocess.CompletedProcess([module, *args], status, output.read(), errors.read())
     if not in_time:
         raise subprocess.TimeoutExpired(done.args, timeout, done.stdout, done.stderr)
     return done

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_loader
+from jsonargparse import ArgumentParser, Namespace, _loaders_dumpers, set_loader
 from jsonargparse._actions import _ActionConfigLoad
 
 from lightning_gpt.commands.known_code import (
@@ -42,6 +42,7 @@ def _load(text: str, path: str = "") -> Any:
 
 
 set_loader("yaml", _load, (UnreadableYaml,))
+_loaders_dumpers.yaml_load = _load  # values of numbers and text are read with it directly
 
 
 class StrictParser(ArgumentParser):
@@ -195,10 +196,6 @@ def one_line(message: str, known: Iterable[str]) -> str:
     if wrong_function:
         reason = f"{wrong_function[1].strip():.80}"
         return f"{key}: no function is found at the import path {shown(_given(lines))} ({reason})"
-    section = re.search(r"Unable to load config '(.*)'", message)
-    if section:
-        given = shortened(section[1], _MOST_SHOWN)
-        return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
     instance = re.search(r"Not a valid subclass of (\w+)", message)
     if instance:
         return f"{key} is {shown(_given(lines))}; it must be a mapping that describes a {instance[1]}"
@@ -208,6 +205,10 @@ def one_line(message: str, known: Iterable[str]) -> str:
         given = next((value for _, value in expected if value), "") or _given(lines)
         allowed = list(dict.fromkeys(_type_name(kind) for kind, _ in expected))
         return f"{key} is {shown(given)}; allowed: {' or '.join(allowed)}"
+    section = re.search(r"Unable to load config '(.*)'", message)
+    if section:
+        given = shortened(section[1], _MOST_SHOWN)
+        return f"{key} is {given!r}; allowed: a mapping of options to values, or a YAML file that holds one"
     first = re.sub(r'^Parser key "[^"]+":\s*', "", " ".join(lines))
     return f"{key}: {first}" if key else first
 

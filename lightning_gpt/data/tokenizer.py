@@ -7,6 +7,7 @@ pre-tokenised as in GPT-2, or as in ``cl100k_base`` or ``o200k_base`` if the ran
 
 import base64
 import binascii
+import errno
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -101,8 +102,11 @@ class Tokenizer:
         Raises:
             CallError: The file cannot be read, or is not a complete table of ranks.
         """
+        file = Path(path)
         try:
-            table = Path(path).read_bytes()
+            if file.exists() and not file.is_file() and not file.is_dir():  # a pipe or a device may never end
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            table = file.read_bytes()
         except OSError as error:
             raise CallError(
                 f"tokenizer {str(path)!r} cannot be read ({error.strerror}); allowed: gpt2, the path of a ranks file, "

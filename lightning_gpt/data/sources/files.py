@@ -239,6 +239,8 @@ def _expand(path: str) -> list[NamedFile]:
             raise CallError(f"data folder {path!r} contains no supported file ({known})")
         return [(str(file.relative_to(as_path)), file) for file in found]
     if as_path.exists():
+        if not as_path.is_file():  # a pipe or a device may never end
+            raise CallError(f"data file {path!r} is not a regular file")
         if _kind(as_path) is None:
             raise CallError(f"data file {path!r} is not of a supported kind ({known})")
         return [(as_path.name, as_path)]

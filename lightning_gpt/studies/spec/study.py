@@ -116,10 +116,13 @@ class _Reader:
         value = self.content.get(key)
         if not isinstance(value, dict | None):
             raise self.error(f"{key} is {value!r}; it must be a mapping")
-        for inner in value or {}:
-            if not isinstance(inner, str):
-                raise self.error(f"{key} has the key {inner!r}; its keys must be text")
+        self._require_text_keys(key, value or {})
         return value or {}
+
+    def _require_text_keys(self, what: str, values: dict[Any, Any]) -> None:
+        for key in values:
+            if not isinstance(key, str):
+                raise self.error(f"{what} has the key {key!r}; its keys must be text")
 
     def sequence(self, key: str, default: list[Any]) -> list[Any]:
         value = self.content.get(key, default)
@@ -142,6 +145,9 @@ class _Reader:
             config = merged(config, reader.mapping("config"))
         if _SEED_KEY in config:
             del config[_SEED_KEY]  # the study sets the seeds
+        question = self.content.get("question", "")
+        if not isinstance(question, str):
+            raise self.error(f"question is {question!r}; it must be text")
         axes = {**self.mapping("grid"), **over.mapping("grid")}
         variants = over.mapping("variants") or self.mapping("variants")
         seeds = over.sequence("seeds", self.sequence("seeds", [0]))
@@ -150,7 +156,7 @@ class _Reader:
         self._check_count(len(seeds) * len(variants or [""]) * math.prod(map(len, grid.values())))
         study = Study(
             name=name,
-            question=str(self.content.get("question", "")).strip(),
+            question=question.strip(),
             config=config,
             grid=grid,
             variants={str(key): self._variant(str(key), values) for key, values in variants.items()},
@@ -198,6 +204,7 @@ class _Reader:
     def _variant(self, name: str, values: Any) -> dict[str, Any]:
         if not isinstance(values, dict | None):
             raise self.error(f"variant {name} is {values!r}; it must be a mapping of dotted keys to values")
+        self._require_text_keys(f"variant {name}", values or {})
         if _SEED_KEY in (values or {}):
             raise self.error(f"variant {name}: list the seeds under seeds")
         return values or {}

@@ -11,7 +11,7 @@ from lightning import Trainer
 
 from lightning_gpt.commands.data_section import RUN_KEYS
 from lightning_gpt.commands.lightning_cli import TrainCLI
-from lightning_gpt.commands.trainer_options import TRAINER_DEFAULTS, TRAINER_RANGES, check_trainer
+from lightning_gpt.commands.trainer_ranges import TRAINER_DEFAULTS, TRAINER_RANGES, check_trainer
 from lightning_gpt.errors import CallError
 
 IN_RANGE: dict[str, list[Any]] = {

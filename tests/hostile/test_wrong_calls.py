@@ -1,0 +1,112 @@
+"""Each wrong call ends with one line and its exit status, and leaves the working folder as it was."""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_gpt.checkpoint import MODEL_KEY
+from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.cli import main
+from tests.hostile.calls import FIT, GROUPS, Call
+from tests.processes import must_run, run_forked, tiny_config, tiny_corpus, write_config
+
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of all calls."""
+    folder = tmp_path_factory.mktemp("hostile")
+    config = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=2, val_check_interval=2)
+    write_config(folder / "tiny.yaml", config)
+    write_config(folder / "base.yaml", config)
+    must_run(*FIT, cwd=folder)
+    (folder / "runs/tiny/version_0/checkpoints/last.ckpt").rename(folder / "last.ckpt")
+    for name, option, value in (
+        ("layers", "n_layer", 300_000),
+        ("width", "dim", 2_000_000_000),
+        ("vocabulary", "vocab_size", 4_000_000_000_000),
+        ("negative", "n_layer", -1),
+        ("words", "n_layer", "two"),
+    ):
+        content = read_checkpoint(folder / "last.ckpt")
+        content[MODEL_KEY]["config"][option] = value
+        write_checkpoint(content, folder / f"{name}.ckpt")
+    write_checkpoint({MODEL_KEY: {}, "state_dict": {}, "global_step": torch.tensor(1)}, folder / "bare.ckpt")
+    for name, text in (
+        ("list.yaml", b"- 3\n"),
+        ("bad.yaml", b"model: [3\n"),
+        ("latin.txt", b"a good line\na b\xe9d line\n"),
+    ):
+        (folder / name).write_bytes(text)
+    for name in ("pipe", "pipe.txt"):
+        os.mkfifo(folder / name)
+    (folder / "loop").symlink_to("loop")
+    (folder / "zero.txt").symlink_to("/dev/zero")
+    for name in ("void", "r"):
+        (folder / name).mkdir()
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of every file in a folder; empty folders do not count."""
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return {str(file): (file.lstat().st_size, file.lstat().st_mtime_ns) for file in files}
+
+
+def run_here(call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Call the command in this process; returns its exit status and standard error."""
+    monkeypatch.setattr(sys, "argv", ["lightning-gpt", *call.args])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"it took more than {SECONDS} s"))
+    signal.alarm(SECONDS)
+    try:
+        status = main()
+    except SystemExit as end:
+        status = int(end.code or 0)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    return status, capfd.readouterr().err
+
+
+def run_apart(call: Call, folder: Path) -> tuple[int, str]:
+    """Call the command in a process of its own; returns its exit status and standard error."""
+    done = run_forked(
+        "lightning_gpt",
+        *call.args,
+        cwd=folder,
+        timeout=SECONDS,
+        env=call.env,
+        limits=call.limits,
+        out=call.out,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [pytest.param(group, name, id=f"{group}: {name}") for group in GROUPS for name in GROUPS[group]]
+)
+def test_wrong_call(
+    group: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    call = GROUPS[group][name]
+    monkeypatch.chdir(folder)
+    for file, content in call.files.items():
+        Path(file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = content_of(folder)
+    apart = call.env or call.limits or call.out or group == "sizes"
+    status, errors = run_apart(call, folder) if apart else run_here(call, monkeypatch, capfd)
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, errors[-3000:]
+    assert errors.splitlines()[-1] == said[0], "the error must be the last line"
+    assert "Traceback" not in errors
+    assert re.search(call.pattern, said[0]), said[0]
+    assert len(said[0]) <= 300
+    assert status == call.status, said[0]
+    assert content_of(folder) == before, "a wrong call writes nothing"
