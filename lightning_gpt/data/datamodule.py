@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
+from lightning_gpt.data.counting import Count, count
 from lightning_gpt.data.divide import Division, describe, divide, require, texts_of
 from lightning_gpt.data.first_rows import repeated_rows
 from lightning_gpt.data.lanes import LaneStream
+from lightning_gpt.data.loader import load
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
 from lightning_gpt.data.sources.base import Source, SourceBase
@@ -21,10 +23,9 @@ from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
 from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitBy, SplitName
-from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents
+from lightning_gpt.data.stream import Cursor, Reader, Stream, evaluation_documents
 from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
 from lightning_gpt.errors import CallError
-from lightning_gpt.hardware import shared_memory_left
 from lightning_gpt.options import Length, Range, Rows, Seed, ShareBelowOne, check_options
 
 
@@ -115,14 +116,9 @@ class TextData(L.LightningDataModule):
             CallError: The folder was made from other sources or with other settings.
         """
         corpus.require_sources(self.configured)
-        if self.vocab_size_to_train not in (None, corpus.tokenizer.vocab_size, corpus.asked_tokenizer):
-            raise CallError(
-                f"prepared folder {str(corpus.folder)!r} has a vocabulary of {corpus.tokenizer.vocab_size} tokens, "
-                f"but tokenizer is {self.vocab_size_to_train}"
-            )
-        fingerprint = None if self._tokenizer is None else self._tokenizer.fingerprint
+        corpus.require_vocabulary(self.vocab_size_to_train)
         corpus.require(
-            tokenizer_fingerprint=fingerprint,
+            tokenizer_fingerprint=None if self._tokenizer is None else self._tokenizer.fingerprint,
             val_share=self.val_share,
             test_share=self.test_share,
             split_by=self.split_by,
@@ -224,7 +220,7 @@ class TextData(L.LightningDataModule):
             for reader in self.readers("train"):
                 with console.status(f"counting {reader.source.name}"):
                     counts.append(count(reader, self.block_size, PACKINGS[self.packing], self.shuffle_window))
-                say(_describe(reader.source.name, counts[-1], self.block_size + 1))
+                say(f"{reader.source.name}: {counts[-1].described(self.block_size + 1)}")
             self._check(counts)
             self._counts = (self.tokenizer.fingerprint, counts)
         return self._counts[1]
@@ -360,21 +356,8 @@ class TextData(L.LightningDataModule):
         return self._eval[part]
 
     def _loader(self, batches: TrainBatches | EvalRows) -> DataLoader[Batch]:
-        self._check_shared_memory()
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
-
-    def _check_shared_memory(self) -> None:
-        """Refuse loader processes whose batches do not fit into shared memory: one that is full stops them for ever."""
-        # training and validation at once; two batches ahead per worker and two in use; at most four tensors per batch,
-        # each rounded up to whole pages
-        needed = 2 * (2 * self.num_workers + 2) * 4 * (self.batch_size * self.block_size * 8 + 2 * 4096)
-        left = shared_memory_left()
-        if self.num_workers and left is not None and left < needed:
-            raise CallError(
-                f"num_workers {self.num_workers} needs {needed / 2**20:.1f} MiB of shared memory, but /dev/shm has "
-                f"{left / 2**20:.1f} MiB that can be written: use num_workers 0, or enlarge /dev/shm"
-            )
+        return load(batches, self.num_workers, self.batch_size * self.block_size, pin)
 
     def trained_on(self, cursor: Cursor) -> None:
         """Move the cursor past a completed optimizer step; a resumed run and the next epoch continue from there."""
@@ -410,14 +393,3 @@ class TextData(L.LightningDataModule):
             ]
             if changed:
                 raise CallError(f"cannot resume: {'; '.join(changed)}, which changes the order of the data")
-
-
-def _describe(name: str, count: Count, row_tokens: int) -> str:
-    """The counts of a source in one line."""
-    places = count.rows * row_tokens
-    padded = f" ({count.padding / places:.1%} padding)" if count.padding and places else ""
-    dropped = f", {count.dropped:,} trailing tokens dropped (incomplete row)" if count.dropped else ""
-    return (
-        f"{name}: {count.documents:,} training documents, {count.tokens:,} tokens, "
-        f"{count.rows:,} rows of {row_tokens}{padded}{dropped}"
-    )

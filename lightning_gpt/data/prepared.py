@@ -155,6 +155,14 @@ class PreparedCorpus:
             if source.input_files() is None:
                 say(f"{source.name}: its files are not on this machine, so they are not compared with {self.folder}")
 
+    def require_vocabulary(self, vocab_size_to_train: int | None) -> None:
+        """Raise a CallError if the folder has no vocabulary of the size to train; None allows any."""
+        if vocab_size_to_train not in (None, self.tokenizer.vocab_size, self.asked_tokenizer):
+            raise CallError(
+                f"prepared folder {str(self.folder)!r} has a vocabulary of {self.tokenizer.vocab_size} tokens, "
+                f"but tokenizer is {vocab_size_to_train}"
+            )
+
     def require(
         self,
         *,

@@ -17,7 +17,7 @@ import numpy as np
 from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.divide import texts_of
-from lightning_gpt.data.packing import CONCATENATE, PACKINGS, Packed, Packing, PackingName, Position
+from lightning_gpt.data.packing import PACKINGS, Packed, Packing, PackingName, Position
 from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
@@ -58,21 +58,6 @@ class Reader:
             return ((number, tokens) for number, part, tokens in self.source.tokens(start) if part == self.part)
         texts = texts_of(self.source, self.split, self.part, start)
         return ((number, self.tokenizer.encode_document(text)) for number, text in texts)
-
-
-@dataclass(frozen=True)
-class Count:
-    """The contents of one pass over a :class:`Reader`, and the result of packing it."""
-
-    documents: int
-    tokens: int
-    rows: int
-    dropped: int
-    """Tokens that are not in any row."""
-    padding: int
-    """Places in rows that hold no token."""
-    token_counts: np.ndarray
-    """How often each token id occurs, ``(vocab_size,)`` int64."""
 
 
 @dataclass
@@ -160,32 +145,6 @@ class _Feed(Iterator[tuple[int, np.ndarray]]):
             self._item = next(self._documents)
         self._repeat = False
         return self._item
-
-
-def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_rows: int = 16384) -> Count:
-    """Read once what training uses of a source, packed into windows of ``most_rows`` rows of ``block_size + 1``."""
-    documents, token_counts = 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
-
-    class Counted(Reader):
-        """Counts what it reads. Each document is read once, because the windows are consecutive."""
-
-        def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-            nonlocal documents
-            for number, tokens in super().tokens(start, limit):
-                documents += 1
-                np.add.at(token_counts, tokens, 1)
-                yield number, tokens
-
-    counted = Counted(reader.source, reader.split, reader.part, reader.tokenizer)
-    windows = Windows(counted, packing, block_size + 1, most_rows)
-    window: Window | None = Window()
-    rows = dropped = padding = 0
-    while window is not None:
-        packed, window = windows.read(window)
-        rows += len(packed.rows)
-        dropped += packed.dropped
-        padding += packed.padding
-    return Count(documents, int(token_counts.sum()), rows, dropped, padding, token_counts)
 
 
 class SourceRows:

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import SizedTrainBatches
+from lightning_gpt.data.counting import count
 from lightning_gpt.data.packing import PACKINGS, BestFit, Concatenate, Packing, Position, best_fit
-from lightning_gpt.data.stream import PADDING, Reader, Stream, count
+from lightning_gpt.data.stream import PADDING, Reader, Stream
 from lightning_gpt.models.head import IGNORED
 from tests.data.helpers import BYTES, EVERYTHING, Listed, tokens_of
 
