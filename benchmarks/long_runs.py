@@ -128,7 +128,7 @@ class LongFit(Watched):
     def command(self) -> list[str]:
         corpus, config = self.folder / "corpus.jsonl", self.folder / "fit.yaml"
         write_corpus(corpus, 60, (50, 200))
-        often = max(1, self.total // 100)
+        often = max(50, self.total // 100)
         content = fit_config(corpus, max_steps=self.total, val_check_interval=often, log_every_n_steps=10)
         content["checkpoints"] = {"every_n_steps": often}
         config.write_text(yaml.safe_dump({"name": "long", "seed_everything": 1, **content}), encoding="utf-8")
@@ -159,7 +159,7 @@ class ManyRequests(Watched):
     name, unit = "requests", "request"
 
     def command(self) -> list[str]:
-        short = LongFit(self.folder, 10)
+        short = LongFit(self.folder, 50)
         subprocess.run(short.command(), cwd=self.folder, check=True, capture_output=True)
         checkpoint = self.folder / "runs/long/version_0/checkpoints/last.ckpt"
         return [sys.executable, "-m", "benchmarks.long_runs", "--serve", str(checkpoint), "--requests", str(self.total)]

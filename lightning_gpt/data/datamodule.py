@@ -21,6 +21,7 @@ from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Count, Cursor, Reader, Stream, count, evaluation_documents, texts_of
 from lightning_gpt.data.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, check_vocab_size
 from lightning_gpt.errors import CallError
+from lightning_gpt.stopping import leave_stops_to_parent
 
 
 class TextData(L.LightningDataModule):
@@ -315,7 +316,13 @@ class TextData(L.LightningDataModule):
 
     def _loader(self, batches: TrainBatches | EvalRows) -> DataLoader[Batch]:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, pin_memory=pin)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=pin,
+            worker_init_fn=leave_stops_to_parent,
+        )
 
     def trained_on(self, cursor: Cursor) -> None:
         """Move the cursor past a completed optimizer step; a resumed run and the next epoch continue from there."""
