@@ -42,7 +42,7 @@ Kind = Literal["level", "growth"]
 
 
 @dataclass(frozen=True)
-class Trend:
+class Slope:
     """A straight line through the means of 10 blocks of a run after its warm-up, by least squares.
 
     Args:
@@ -61,7 +61,7 @@ class Trend:
         return self.slope - self.half_width > 1e-9 * max(1.0, abs(self.mean))
 
 
-def trend(progress: Sequence[float], values: Sequence[float], kind: Kind) -> Trend | None:
+def trend(progress: Sequence[float], values: Sequence[float], kind: Kind) -> Slope | None:
     """The trend of a quantity; None for a run too short to tell.
 
     Args:
@@ -83,10 +83,10 @@ def trend(progress: Sequence[float], values: Sequence[float], kind: Kind) -> Tre
     slope = float(from_mean @ y / (from_mean @ from_mean))
     residual = y - y.mean() - slope * from_mean
     error = math.sqrt(float(residual @ residual) / (len(x) - 2) / float(from_mean @ from_mean))
-    return Trend(1000 * slope, 1000 * _T * error, float(y.mean()))
+    return Slope(1000 * slope, 1000 * _T * error, float(y.mean()))
 
 
-class Subject(ABC):
+class Watched(ABC):
     """A process to watch.
 
     Args:
@@ -119,7 +119,7 @@ class Subject(ABC):
         return "growth" if quantity in self.grows_by_design else "level"
 
 
-class Fit(Subject):
+class LongFit(Watched):
     """``fit`` with logging, validation, checkpoints, diagnostics and samples on."""
 
     name, unit = "fit", "step"
@@ -128,7 +128,7 @@ class Fit(Subject):
     def command(self) -> list[str]:
         corpus, config = self.folder / "corpus.jsonl", self.folder / "fit.yaml"
         write_corpus(corpus, 60, (50, 200))
-        often = max(1, self.total // 100)
+        often = max(50, self.total // 100)
         content = fit_config(corpus, max_steps=self.total, val_check_interval=often, log_every_n_steps=10)
         content["checkpoints"] = {"every_n_steps": often}
         config.write_text(yaml.safe_dump({"name": "long", "seed_everything": 1, **content}), encoding="utf-8")
@@ -153,13 +153,13 @@ class Fit(Subject):
         return {**sizes, "layers.json, bytes": _size(self._run / "layers.json")}
 
 
-class Requests(Subject):
+class ManyRequests(Watched):
     """Continuations of unequal lengths, one after another, from one loaded model."""
 
     name, unit = "requests", "request"
 
     def command(self) -> list[str]:
-        short = Fit(self.folder, 10)
+        short = LongFit(self.folder, 50)
         subprocess.run(short.command(), cwd=self.folder, check=True, capture_output=True)
         checkpoint = self.folder / "runs/long/version_0/checkpoints/last.ckpt"
         return [sys.executable, "-m", "benchmarks.long_runs", "--serve", str(checkpoint), "--requests", str(self.total)]
@@ -182,7 +182,7 @@ class Requests(Subject):
                 answered.write(b".")
 
 
-class Study(Subject):
+class LongStudy(Watched):
     """The process of a study, which starts each cell as a process of its own."""
 
     name, unit = "study", "cell"
@@ -203,10 +203,10 @@ class Study(Subject):
         return len(list(self.folder.glob("out/cells/*/result.json")))
 
 
-SUBJECTS: tuple[type[Subject], ...] = (Fit, Requests, Study)
+SUBJECTS: tuple[type[Watched], ...] = (LongFit, ManyRequests, LongStudy)
 
 
-def watch(subject: Subject, seconds: float = 0.05) -> Iterator[Sample]:
+def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
     """Start a subject's process and sample it, about 400 times, until it has ended.
 
     Args:
@@ -247,7 +247,7 @@ def _of_process(pid: int) -> Sample:
 _COUNTS = {"open files": "fd", "threads": "task"}
 
 
-def _of_folder(subject: Subject, temporary: Path) -> Sample:
+def _of_folder(subject: Watched, temporary: Path) -> Sample:
     files = {place: sum(len(names) for _, _, names in os.walk(place)) for place in (subject.folder, temporary)}
     return {"files in its folder": files[subject.folder] - files[temporary], "files in TMPDIR": files[temporary]}
 
@@ -256,7 +256,7 @@ def _size(file: Path) -> float:
     return file.stat().st_size if file.exists() else 0
 
 
-def trends(subject: Subject, samples: Sequence[Sample]) -> dict[str, Trend]:
+def trends(subject: Watched, samples: Sequence[Sample]) -> dict[str, Slope]:
     """The trend of every quantity that was sampled, by name; none of a run too short to tell."""
     progress = [sample["at"] for sample in samples]
     names = [name for name in samples[0] if name != "at"] if samples else []
@@ -264,7 +264,7 @@ def trends(subject: Subject, samples: Sequence[Sample]) -> dict[str, Trend]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def report(subject: Subject, samples: Sequence[Sample]) -> str:
+def report(subject: Watched, samples: Sequence[Sample]) -> str:
     """A section with a row per quantity."""
     last = int(samples[-1]["at"]) if samples else 0
     lines = [f"## {subject.name}: {last:,} of {subject.total:,} {subject.unit}s, {len(samples)} samples", ""]
@@ -291,7 +291,7 @@ def main() -> int:
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        Requests.serve(options.serve, options.requests)
+        ManyRequests.serve(options.serve, options.requests)
         return 0
     if options.out is None:
         parser.error("--out is missing")

@@ -54,6 +54,12 @@ def unheard_by_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def leave_stops_to_parent(worker: int) -> None:
+    """What a forked worker of a data loader does first: it serves until its parent, which saves, has ended."""
+    restore(dict.fromkeys((signal.SIGINT, signal.SIGHUP), signal.SIG_IGN))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def end_with_parent() -> None:
     """End this process, which ``multiprocessing`` has started, as soon as the one that started it has ended."""
     parent = parent_process()

@@ -76,6 +76,23 @@ def test_before_the_first_step_there_is_nothing_to_save(name: str, config: Path,
     assert_stopped(fit(config, tmp_path, "first validation", name), "stopped before the first optimizer step")
 
 
+def test_a_terminals_ctrl_c_reaches_the_loaders_workers_too_and_the_step_is_saved(config: Path, tmp_path: Path) -> None:
+    options = ("--data.num_workers", "2", "--trainer.max_steps", "100000", "--trainer.val_check_interval", "1000")
+    process = start_command("fit", "--config", str(config), *options, cwd=tmp_path, process_group=0)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    while not last.exists():
+        assert process.poll() is None
+    subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
+    said, _ = process.communicate(timeout=120)
+    stopped = re.fullmatch(
+        r"stopped after optimizer step (\d+); its state is saved in \S+last.ckpt", said.splitlines()[-1]
+    )
+    assert (process.returncode, bool(stopped)) == (130, True), said
+    assert stopped is not None
+    assert read_checkpoint(last)["global_step"] == int(stopped[1])
+    assert "Traceback" not in said
+
+
 def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path) -> None:
     done = fit(config, tmp_path, "training", "SIGINT", "SIGINT")
     assert_stopped(done, r"stopped at once; step 5 is saved in \S+last.ckpt")

@@ -24,20 +24,20 @@ from benchmarks.chaos.case import Alone, Case, run_alone, run_case
 from benchmarks.chaos.places import ONE, SMALL, TWO, places
 from benchmarks.chaos.processes import Forks
 from benchmarks.chaos.report import counts, markdown
-from benchmarks.chaos.subject import Subject
-from benchmarks.chaos.subjects import SUBJECTS, Fit, Prepare, Study, TwoProcesses
+from benchmarks.chaos.subject import Victim
+from benchmarks.chaos.subjects import SUBJECTS, KilledFit, KilledPair, KilledPrepare, KilledStudy
 from benchmarks.chaos.ways import WAYS, Way
 
 # a start from nothing costs seconds, so most first processes are forks; each subject also starts fresh ones
-_FITS: list[tuple[type[Subject], bool]] = [(Fit, True)] * 5
-_SLOW: list[tuple[type[Subject], bool]] = [
-    (Prepare, True),
-    (TwoProcesses, True),
-    (Fit, False),
-    (Study, True),
-    (Prepare, False),
-    (TwoProcesses, False),
-    (Study, False),
+_FITS: list[tuple[type[Victim], bool]] = [(KilledFit, True)] * 5
+_SLOW: list[tuple[type[Victim], bool]] = [
+    (KilledPrepare, True),
+    (KilledPair, True),
+    (KilledFit, False),
+    (KilledStudy, True),
+    (KilledPrepare, False),
+    (KilledPair, False),
+    (KilledStudy, False),
 ]
 _ROUND = [case for slow in _SLOW for case in (*_FITS, slow)]
 _HITS_OF_A_CASE = (2, 6)
@@ -45,12 +45,12 @@ _HITS_OF_A_CASE = (2, 6)
 
 def plan(
     seed: int, only: Sequence[str], have: Sequence[str]
-) -> Iterator[tuple[type[Subject], bool, list[Way], str, random.Random]]:
+) -> Iterator[tuple[type[Victim], bool, list[Way], str, random.Random]]:
     """The cases, endlessly: subject, whether it is forked, the ways to hit it, the place, and its random numbers.
 
     The ways of each subject take turns, so that all are used equally often.
     """
-    turns: dict[type[Subject], Iterator[Way]] = {}
+    turns: dict[type[Victim], Iterator[Way]] = {}
     for number, (subject, forked) in enumerate(itertools.cycle(_ROUND)):
         draw = random.Random(f"{seed}/{number}")
         if only and subject.name not in only:
@@ -111,7 +111,7 @@ def main() -> int:
     return int(any(case.problems for case in cases))
 
 
-def _subject(kind: type[Subject], out: Path, forked: bool) -> Subject:
+def _subject(kind: type[Victim], out: Path, forked: bool) -> Victim:
     root = out / "inputs" / f"{kind.__name__}-{'forked' if forked else 'fresh'}"
     subject = kind(root, forked)
     if not root.exists():

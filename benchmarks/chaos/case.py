@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.processes import Forks, Process
-from benchmarks.chaos.subject import Moment, Subject, temporary_files
+from benchmarks.chaos.subject import Moment, Victim, temporary_files
 from benchmarks.chaos.ways import Way
 
 SECONDS_OF_A_RUN = 600.0
@@ -68,7 +68,7 @@ class Alone:
     seconds_to_start: float
 
 
-def run_alone(subject: Subject, folder: Path, log: Path, forks: Forks | None) -> Alone:
+def run_alone(subject: Victim, folder: Path, log: Path, forks: Forks | None) -> Alone:
     """Run a subject without hitting it.
 
     Raises:
@@ -89,7 +89,7 @@ def run_alone(subject: Subject, folder: Path, log: Path, forks: Forks | None) ->
 
 
 def run_case(
-    subject: Subject,
+    subject: Victim,
     ways: Sequence[Way],
     folder: Path,
     place: str,
@@ -162,7 +162,7 @@ def run_case(
 def _hit(
     way: Way,
     process: Process,
-    subject: Subject,
+    subject: Victim,
     folder: Path,
     before: set[Path],
     alone: Alone,
@@ -178,7 +178,7 @@ def _hit(
     return Hit(way.name, moment, None)
 
 
-def _moment(subject: Subject, folder: Path) -> Moment:
+def _moment(subject: Victim, folder: Path) -> Moment:
     """Where a run is, which may rename its folders meanwhile."""
     while True:
         with suppress(FileNotFoundError):
@@ -186,7 +186,7 @@ def _moment(subject: Subject, folder: Path) -> Moment:
 
 
 def _wait(
-    process: Process, subject: Subject, folder: Path, before: set[Path], alone: Alone, draw: random.Random, aim: str
+    process: Process, subject: Victim, folder: Path, before: set[Path], alone: Alone, draw: random.Random, aim: str
 ) -> None:
     """Wait for a random moment: any, one inside a save, or one in a part of the run that is short."""
     if aim in ("any", "start-up"):

@@ -14,7 +14,7 @@ Moment = str
 """Where a run was when it was hit: ``start-up``, ``step``, ``inside a save``, ``validation``, ``exit`` and the like."""
 
 
-class Subject(ABC):
+class Victim(ABC):
     """A kind of run. A new one is one class, named in ``SUBJECTS`` of :mod:`benchmarks.chaos.subjects`.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.subject import Moment, Subject, digests, unequal, write_yaml
+from benchmarks.chaos.subject import Moment, Victim, digests, unequal, write_yaml
 from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.metrics_jsonl import FILE_NAME, Line, read_metrics, scalars_of
@@ -56,7 +56,7 @@ def fit_config(corpus: Path, **trainer: Any) -> dict[str, Any]:
     }
 
 
-class Fit(Subject):
+class KilledFit(Victim):
     """``fit``; each attempt is a new ``version_N``, resumed from the newest checkpoint of those before."""
 
     name = "fit"
@@ -108,7 +108,7 @@ class Fit(Subject):
         yield from unequal(_series(ours), _series(theirs), FILE_NAME)
 
 
-class TwoProcesses(Fit):
+class KilledPair(KilledFit):
     """``fit`` in two processes on gloo."""
 
     name = "fit, two processes"
@@ -116,7 +116,7 @@ class TwoProcesses(Fit):
     trainer = {"devices": 2, "strategy": "ddp"}
 
 
-class Prepare(Subject):
+class KilledPrepare(Victim):
     """``prepare`` with two workers, three parts; the finished folder is equal byte for byte."""
 
     name = "prepare"
@@ -154,7 +154,7 @@ class Prepare(Subject):
             yield "out.partial is left"
 
 
-class Study(Subject):
+class KilledStudy(Victim):
     """``study`` of two cells, one at a time, each a process of its own; tables and curves are equal."""
 
     name = "study"
@@ -200,7 +200,7 @@ class Study(Subject):
         yield from unequal(a, b, "results.json")
 
 
-SUBJECTS = (Fit, TwoProcesses, Prepare, Study)
+SUBJECTS = (KilledFit, KilledPair, KilledPrepare, KilledStudy)
 
 
 def _versions(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.chaos.processes import Process
-from benchmarks.chaos.subject import Subject
+from benchmarks.chaos.subject import Victim
 
 SECONDS_TO_ANSWER = 120.0
 _LONGEST_LINE = 300
@@ -27,19 +27,19 @@ class Way(ABC):
     forgets = False
     """Whether it takes away what the run had kept."""
 
-    def suits(self, subject: type[Subject]) -> bool:
+    def suits(self, subject: type[Victim]) -> bool:
         """Whether ``subject`` can be hit so."""
         return True
 
     @abstractmethod
-    def strike(self, process: Process, subject: Subject, folder: Path, draw: random.Random) -> None:
+    def strike(self, process: Process, subject: Victim, folder: Path, draw: random.Random) -> None:
         """Hit the run."""
 
     @abstractmethod
     def faults(self, process: Process, done: bool) -> Iterator[str]:
         """What is wrong with how the ended run answered; ``done`` says whether it had finished its work."""
 
-    def clean_up(self, subject: Subject, folder: Path) -> None:  # noqa: B027 - most ways leave nothing
+    def clean_up(self, subject: Victim, folder: Path) -> None:  # noqa: B027 - most ways leave nothing
         """Make the run's place fit to resume in."""
 
 
@@ -50,10 +50,10 @@ class Kill(Way):
         self.child = child
         self.name = "SIGKILL of a child" if child else "SIGKILL"
 
-    def suits(self, subject: type[Subject]) -> bool:
+    def suits(self, subject: type[Victim]) -> bool:
         return subject.has_children or not self.child
 
-    def strike(self, process: Process, subject: Subject, folder: Path, draw: random.Random) -> None:
+    def strike(self, process: Process, subject: Victim, folder: Path, draw: random.Random) -> None:
         family = process.family()
         process.signal(signal.SIGKILL, [draw.choice(family[1:] or family) if self.child else process.pid])
 
@@ -77,7 +77,7 @@ class Ask(Way):
         self.times = times
         self.name = number.name if times == 1 else f"{number.name} twice"
 
-    def strike(self, process: Process, subject: Subject, folder: Path, draw: random.Random) -> None:
+    def strike(self, process: Process, subject: Victim, folder: Path, draw: random.Random) -> None:
         for time_of in range(self.times):
             if time_of:
                 time.sleep(draw.uniform(0.01, 0.3))
@@ -106,9 +106,11 @@ class _Broken(Way):
         said = process.said()
         if process.status == 0:
             return
-        if process.status != 1:
-            yield f"exit status {process.status} after {self.name}, last line {said[-1:]}"
         errors = [line for line in said if line.startswith("error: ")]
+        # what it was about to resume from may be gone when it starts
+        gone = process.status == 2 and "does not exist" in "".join(errors[-1:])
+        if process.status != 1 and not gone:
+            yield f"exit status {process.status} after {self.name}, last line {said[-1:]}"
         if not errors or len(errors[-1]) > _LONGEST_LINE:
             yield f"no line about the error after {self.name}, but {said[-1:]}"
         yield from _tracebacks(process)
@@ -120,14 +122,14 @@ class FullDisk(_Broken):
     name = "full disk"
     needs_small_disk = True
 
-    def strike(self, process: Process, subject: Subject, folder: Path, draw: random.Random) -> None:
+    def strike(self, process: Process, subject: Victim, folder: Path, draw: random.Random) -> None:
         with (folder / "ballast").open("wb", buffering=0) as file:
             for size in (1 << 20, 1 << 12, 1 << 8):
                 with suppress(OSError):
                     while file.write(bytes(size)) == size:
                         pass
 
-    def clean_up(self, subject: Subject, folder: Path) -> None:
+    def clean_up(self, subject: Victim, folder: Path) -> None:
         (folder / "ballast").unlink()
 
 
@@ -144,20 +146,20 @@ class Deleted(_Broken):
 
     forgets = True
 
-    def suits(self, subject: type[Subject]) -> bool:
+    def suits(self, subject: type[Victim]) -> bool:
         return not self.inner or self.inner in subject.inner_folders
 
-    def strike(self, process: Process, subject: Subject, folder: Path, draw: random.Random) -> None:
+    def strike(self, process: Process, subject: Victim, folder: Path, draw: random.Random) -> None:
         if (newest := _newest(subject, folder)) is not None:
             _delete(newest / self.inner)
 
-    def clean_up(self, subject: Subject, folder: Path) -> None:
+    def clean_up(self, subject: Victim, folder: Path) -> None:
         """A run that was deleted is not resumed."""
         if not self.inner and not subject.done(folder) and (newest := _newest(subject, folder)) is not None:
             _delete(newest)
 
 
-def _newest(subject: Subject, folder: Path) -> Path | None:
+def _newest(subject: Victim, folder: Path) -> Path | None:
     found = [path for pattern in subject.run_folders for path in folder.glob(pattern)]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 

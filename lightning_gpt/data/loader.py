@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader
 from lightning_gpt.data.batches import Batch, EvalRows, TrainBatches
 from lightning_gpt.errors import CallError
 from lightning_gpt.hardware import shared_memory_left
+from lightning_gpt.stopping import leave_stops_to_parent
 
 _BYTES_OF_A_NUMBER = 8
 _PAGE = 4096
@@ -31,4 +32,10 @@ def load(batches: TrainBatches | EvalRows, num_workers: int, batch_tokens: int, 
             f"num_workers {num_workers} needs {needed / 2**20:.1f} MiB of shared memory, but /dev/shm has "
             f"{left / 2**20:.1f} MiB that can be written: use num_workers 0, or enlarge /dev/shm"
         )
-    return DataLoader(batches, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+    return DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_stops_to_parent,
+    )

@@ -12,8 +12,8 @@ import torch
 from benchmarks.chaos.case import Alone, Case, run_alone, run_case
 from benchmarks.chaos.processes import Forks, Process
 from benchmarks.chaos.report import counts, markdown
-from benchmarks.chaos.subject import Subject, unequal
-from benchmarks.chaos.subjects import Fit, Prepare, Study, TwoProcesses
+from benchmarks.chaos.subject import Victim, unequal
+from benchmarks.chaos.subjects import KilledFit, KilledPair, KilledPrepare, KilledStudy
 from benchmarks.chaos.ways import Ask, Deleted, Kill, Way
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 
@@ -25,7 +25,7 @@ def forks() -> Iterator[Forks]:
     server.close()
 
 
-def left_alone(kind: type[Subject], root: Path, forks: Forks) -> tuple[Subject, Alone]:
+def left_alone(kind: type[Victim], root: Path, forks: Forks) -> tuple[Victim, Alone]:
     (root / "inputs").mkdir()
     subject = kind(root / "inputs", forked=True)
     subject.write_inputs()
@@ -33,12 +33,12 @@ def left_alone(kind: type[Subject], root: Path, forks: Forks) -> tuple[Subject, 
 
 
 @pytest.fixture(scope="module")
-def fit(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Subject, Alone]:
-    return left_alone(Fit, tmp_path_factory.mktemp("fit"), forks)
+def fit(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Victim, Alone]:
+    return left_alone(KilledFit, tmp_path_factory.mktemp("fit"), forks)
 
 
 def hit(
-    left: tuple[Subject, Alone], ways: Sequence[Way], aim: str, folder: Path, logs: Path, forks: Forks, seed: int = 0
+    left: tuple[Victim, Alone], ways: Sequence[Way], aim: str, folder: Path, logs: Path, forks: Forks, seed: int = 0
 ) -> Case:
     subject, alone = left
     return run_case(subject, ways, folder, "here", alone, logs, random.Random(seed), forks, aims=(aim,))
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     ],
     ids=["killed", "asked", "asked twice", "asked at its start", "run deleted", "checkpoints deleted"],
 )
-def test_fit(ways: list[Way], aim: str, fit: tuple[Subject, Alone], folder: Path, tmp_path: Path, forks: Forks) -> None:
+def test_fit(ways: list[Way], aim: str, fit: tuple[Victim, Alone], folder: Path, tmp_path: Path, forks: Forks) -> None:
     case = hit(fit, ways, aim, folder, tmp_path, forks)
     assert case.problems == []
     assert case.hits
@@ -72,25 +72,25 @@ def test_fit(ways: list[Way], aim: str, fit: tuple[Subject, Alone], folder: Path
 
 def test_two_processes(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> None:
     """The second process ends with the first, though it has not met it yet; the first ends with the second."""
-    left = left_alone(TwoProcesses, tmp_path_factory.mktemp("two"), forks)
+    left = left_alone(KilledPair, tmp_path_factory.mktemp("two"), forks)
     case = hit(left, [Kill(child=True)], "save", folder, tmp_path, forks)
     assert (case.problems, len(case.hits)) == ([], 1)
 
 
 def test_prepare(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> None:
-    left = left_alone(Prepare, tmp_path_factory.mktemp("prepare"), forks)
+    left = left_alone(KilledPrepare, tmp_path_factory.mktemp("prepare"), forks)
     case = hit(left, [Kill(), Ask(signal.SIGTERM)], "step", folder, tmp_path, forks)
     assert case.problems == []
     assert case.hits
 
 
 def test_study(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> None:
-    left = left_alone(Study, tmp_path_factory.mktemp("study"), forks)
+    left = left_alone(KilledStudy, tmp_path_factory.mktemp("study"), forks)
     case = hit(left, [Ask(signal.SIGHUP)], "step", folder, tmp_path, forks)
     assert (case.problems, len(case.hits)) == ([], 1)
 
 
-def test_the_least_difference_is_found(fit: tuple[Subject, Alone], tmp_path: Path) -> None:
+def test_the_least_difference_is_found(fit: tuple[Victim, Alone], tmp_path: Path) -> None:
     """One bit of one weight, and one digit of one loss."""
     subject, alone = fit
     weights = {"a": torch.ones(3), "steps": [1, 2]}
@@ -113,7 +113,7 @@ def test_the_least_difference_is_found(fit: tuple[Subject, Alone], tmp_path: Pat
     assert any(each.startswith("metrics.jsonl") for each in found)
 
 
-class Careless(Fit):
+class Careless(KilledFit):
     """Loses what it saved, and takes as saved what was not."""
 
     def owed(self, folder: Path) -> dict[str, int]:
@@ -128,7 +128,7 @@ class Silent(Kill):
 
 
 def test_what_is_lost_and_what_ends_wrongly_is_counted(
-    fit: tuple[Subject, Alone], folder: Path, tmp_path: Path, forks: Forks
+    fit: tuple[Victim, Alone], folder: Path, tmp_path: Path, forks: Forks
 ) -> None:
     subject, alone = fit
     case = hit((Careless(subject.root, forked=True), alone), [Silent()], "save", folder, tmp_path, forks)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.long_runs import Fit, Requests, Sample, Subject, report, trend, trends, watch
+from benchmarks.long_runs import LongFit, ManyRequests, Sample, Watched, report, trend, trends, watch
 
 LEAKS = {
     "nothing": "pass",
@@ -29,7 +29,7 @@ with open("done", "ab", buffering=0) as done:
 """
 
 
-class Planted(Subject):
+class Planted(Watched):
     """A process that leaks one thing at each step."""
 
     name, unit = "planted", "step"
@@ -79,7 +79,7 @@ def test_growth_by_design_must_be_even() -> None:
 
 def test_a_fit_and_requests_are_watched(tmp_path: Path) -> None:
     """Short runs: what counts files and threads is flat; memory needs a longer one."""
-    for subject in (Fit(tmp_path / "fit", 300), Requests(tmp_path / "requests", 300)):
+    for subject in (LongFit(tmp_path / "fit", 300), ManyRequests(tmp_path / "requests", 300)):
         samples: list[Sample] = list(watch(subject))
         assert samples[-1]["at"] <= subject.total
         assert {"memory, KB", "open files", "threads", "files in TMPDIR"} <= samples[0].keys()
