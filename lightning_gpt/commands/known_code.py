@@ -18,16 +18,14 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.trust import is_trusted, trusted_names
 
 _CLASSES = (
-    "lightning_gpt.data.sources",
-    "lightning_gpt.training.callbacks",
-    "lightning_gpt.training.module",
+    *(f"lightning_gpt.{package}" for package in ("data", "models", "training")),
     *(
         f"lightning.pytorch.{package}"
         for package in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
     ),
     *(f"lightning.fabric.{package}" for package in ("accelerators", "plugins", "strategies")),
     # types of options of Lightning's classes, for example of FSDPStrategy
-    *("torch.distributed.fsdp", "torch.nn", "torch.optim"),
+    *("torch.amp", "torch.distributed.fsdp", "torch.nn", "torch.optim"),
     *(f"torch.{name}" for name in ("dtype", "bfloat16", "float16", "float32", "float64")),
 )
 """Packages and names whose classes, and no functions, may be named."""

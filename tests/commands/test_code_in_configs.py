@@ -68,6 +68,7 @@ CONFIGS = {
     "torch.hub": source(keep="torch.hub.load"),
     "torch's shell": source(keep="torch.utils.collect_env.run"),
     "torch's compiler": source(keep="torch.utils.cpp_extension.load"),
+    "this package's functions": source(keep="lightning_gpt.training.callbacks.summary.say_next_commands"),
     "a method that unpickles": source(keep="lightning_gpt.training.module.GPTModule.load_from_checkpoint"),
     "a method that downloads": source(keep="lightning.pytorch.loggers.WandbLogger.download_artifact"),
     "a callable object": source(keep=spec("functools.partial", func="os.system")),

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentParser
 
+from lightning_gpt.commands.known_code import allow_known_code_only
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources import embedded
 from lightning_gpt.data.sources.base import Document, Source
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.trust import trust
 
 
 def is_short(text: str) -> bool:
@@ -121,7 +123,12 @@ def test_a_filter_never_sees_what_is_too_short_anyway() -> None:
     assert source.accepts("ab")
 
 
-def test_every_source_takes_every_common_argument_from_a_config(tmp_path: Path) -> None:
+def test_every_source_takes_every_common_argument_from_a_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_gpt.trust._trusted", [])
+    trust([__name__])
+    allow_known_code_only()
     (tmp_path / "a.txt").write_text("text")
     common = {"name": "mine", "weight": 2.0, "max_tokens": 10, "min_characters": 3, "max_passes": 4}
     keep = f"{__name__}.is_short"
