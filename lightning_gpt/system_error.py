@@ -47,7 +47,7 @@ def is_of_call(error: BaseException, args: Sequence[str]) -> bool:
         return False
     path = Path(os.fsdecode(error.filename))
     values = (value for argument in args for value in (argument, argument.partition("=")[2]) if value)
-    return any(str(path) in value or Path(value) in path.parents for value in values)
+    return any(str(path) in value or value in path.parts or Path(value) in path.parents for value in values)
 
 
 def _place(error: OSError) -> str:

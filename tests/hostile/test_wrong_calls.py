@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
@@ -27,17 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(folder / "base.yaml", config)
     must_run(*FIT, cwd=folder)
     (folder / "runs/tiny/version_0/checkpoints/last.ckpt").rename(folder / "last.ckpt")
-    for name, option, value in (
-        ("layers", "n_layer", 300_000),
-        ("width", "dim", 2_000_000_000),
-        ("vocabulary", "vocab_size", 4_000_000_000_000),
-        ("negative", "n_layer", -1),
-        ("words", "n_layer", "two"),
-    ):
-        content = read_checkpoint(folder / "last.ckpt")
-        content[MODEL_KEY]["config"][option] = value
-        write_checkpoint(content, folder / f"{name}.ckpt")
-    write_checkpoint({MODEL_KEY: {}, "state_dict": {}, "global_step": torch.tensor(1)}, folder / "bare.ckpt")
+    content = read_checkpoint(folder / "last.ckpt")
+    content[MODEL_KEY]["config"]["n_layer"] = 300_000
+    write_checkpoint(content, folder / "layers.ckpt")
     for name, text in (
         ("list.yaml", b"- 3\n"),
         ("bad.yaml", b"model: [3\n"),
