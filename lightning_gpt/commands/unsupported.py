@@ -72,4 +72,4 @@ def refused_value(error: ValueError) -> CallError | None:
     missing = re.search(r"given class_path '([\w.]+)':\s+Requirement '([^']+)' not met", str(error))
     if missing is not None:
         return CallError(f"{missing[1].rpartition('.')[2]} needs the package {missing[2]}, which is not installed")
-    return refused(error) if str(error).startswith("`val_check_interval`") else None
+    return refused(error) if str(error).lstrip().startswith("`val_check_interval`") else None
