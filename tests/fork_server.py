@@ -18,6 +18,7 @@ import runpy
 import socket
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,8 +46,8 @@ def _become(
     args: list[str],
     cwd: str,
     environment: dict[str, str],
-    limits: dict[str, int],
     handles: list[int],
+    limits: Mapping[str, int] = {},
 ) -> NoReturn:
     """Turn this process into ``python -m module args``, under resource limits such as ``{"NOFILE": 20}``."""
     for number, handle in enumerate(handles):
