@@ -1,8 +1,5 @@
 """The process that ``lightning-gpt`` and ``python -m lightning_gpt`` start."""
 
-import atexit
-import os
-import signal
 import sys
 
 # python -m puts the working folder first on the path, where any file of it could replace a package. It must go before
@@ -10,8 +7,13 @@ import sys
 if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(f"{sys.path[0]}/lightning_gpt/"):
     del sys.path[0]
 
+import atexit
+import os
+import signal
+
 from lightning_gpt.errors import Stopped
 from lightning_gpt.stopping import on_stop, restore, stop_at_once
+from lightning_gpt.trust import keep_working_folder_out
 
 
 def main() -> int:
@@ -19,6 +21,7 @@ def main() -> int:
     try:
         atexit.register(_ignore_stops)  # the last thing that the interpreter does before it forgets all handlers
         on_stop(stop_at_once)
+        keep_working_folder_out()
         from lightning_gpt.cli import main as run
 
         return run()

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from lightning_gpt.errors import CallError, Stopped, WorkError, shortened
 from lightning_gpt.system_error import described, discard_output, is_of_call, open_standard_streams
-from lightning_gpt.trust import keep_working_folder_out, take_trusted, trust
+from lightning_gpt.trust import take_trusted, trust
 
 _COMMANDS = {
     "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
@@ -75,7 +75,6 @@ def _run(args: list[str], trusted: list[str]) -> int:
 
         print(f"lightning-gpt {__version__}")
         return 0
-    keep_working_folder_out()
     if args[0] not in _COMMANDS:
         raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
     trust(trusted)

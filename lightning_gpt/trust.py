@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +23,9 @@ _trusted: list[str] = []
 
 def keep_working_folder_out() -> None:
     """Have the Python processes that this one starts find no module in the working folder, unless this one does."""
-    if str(Path.cwd()) not in sys.path:  # it is there for an uninstalled clone that is run from its own folder
-        os.environ["PYTHONSAFEPATH"] = "1"
+    with suppress(FileNotFoundError):  # the working folder was deleted
+        if os.getcwd() not in sys.path:  # it is there for an uninstalled clone that is run from its own folder
+            os.environ["PYTHONSAFEPATH"] = "1"
 
 
 def take_trusted(args: Iterable[str]) -> tuple[list[str], list[str]]:

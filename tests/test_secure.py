@@ -26,6 +26,7 @@ EXCEPTIONS = {
         "import_module",
     ): "after asking whether the module is trusted",
     ("lightning_gpt/cli.py", "import_module"): "a name of its own table",
+    ("lightning_gpt/doctor/installation.py", "import_module"): "the package's own dependencies",
     ("lightning_gpt/__init__.py", "import_module"): "names of its own table",
     ("benchmarks/peers.py", "exec_module"): "other projects' code, in folders that the command line names",
     ("lightning_gpt/models/registry.py", "import_module"): "the files of the package's own folders",

@@ -156,8 +156,8 @@ def run_case(
             return case
     case.differences += subject.differences(folder, alone.folder)
     # a run that was killed inside its first save cannot be resumed, so its temporary file stays alone in its folder
-    left = [path for path in temporary_files(folder) if len(list(path.parent.iterdir())) > 1]
-    case.differences += [f"{path.relative_to(folder)} is left" for path in left]
+    temporary = [path for path in temporary_files(folder) if len(list(path.parent.iterdir())) > 1]
+    case.differences += [f"{path.relative_to(folder)} is left" for path in temporary]
     return case
 
 

@@ -121,14 +121,13 @@ def _built(configs: list[str]) -> "TrainCLI":
     # imports Lightning, which takes seconds
     from lightning_gpt.commands.study_check import ParsedOnly
 
-    class WithoutRun(ParsedOnly):
+    class OfThisMachine(ParsedOnly):
         def before_instantiate_classes(self) -> None:
-            """No run folder; everything else as given, so that a device that is missing is found."""
-            self.config[self.config.subcommand].trainer.logger = False
+            """All as given, so that a device that is missing is found."""
 
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is run
     sys.argv[1:] = ["fit", *args]
-    return WithoutRun()
+    return OfThisMachine()
 
 
 def _run_folder(name: str) -> CheckResult:

@@ -161,6 +161,14 @@ class TrainCLI(LightningCLI):
         if self.config.subcommand != "fit":
             self.save_config_callback = None
 
+    def make_run_folder(self) -> Path | None:
+        """Make the folder that the run is kept in; None if nothing is kept."""
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand not in ("fit", "predict") or config.fast_dev_run:
+            return None
+        runs = Path(config.default_root_dir or "", "runs", self._get(self.config, "name"))
+        return runs / f"version_{_reserve_version(runs)}"
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer whose run is kept in ``runs/<name>/version_N``, whatever its loggers are.
 
@@ -172,13 +180,9 @@ class TrainCLI(LightningCLI):
         check_callbacks(given)
         if config.barebones:
             raise CallError("trainer.barebones cannot be used here: lightning-gpt bench measures the bare speed")
-        folder = None
-        if self.subcommand in ("fit", "predict") and not config.fast_dev_run:
-            name, root = self._get(self.config, "name"), Path(config.default_root_dir or "") / "runs"
-            version = _reserve_version(root / name)
-            folder = root / name / f"version_{version}"
+        folder = self.make_run_folder()
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = TensorBoardLogger(str(root), name, version=version) if folder else False
+            kwargs["logger"] = TensorBoardLogger(str(folder.parent), "", version=folder.name) if folder else False
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)
         callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]

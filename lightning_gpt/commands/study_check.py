@@ -25,11 +25,14 @@ class ParsedOnly(TrainCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         return
 
+    def make_run_folder(self) -> None:
+        """Nothing is kept."""
+
     def before_instantiate_classes(self) -> None:
-        """Build for this machine's CPU and without a run folder: cells may be meant for another machine."""
+        """Build for this machine's CPU: cells may be meant for another machine."""
         trainer = self.config[self.config.subcommand].trainer
         trainer.accelerator, trainer.devices, trainer.strategy = "cpu", 1, "auto"
-        trainer.precision, trainer.logger = "32-true", False
+        trainer.precision = "32-true"
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; the model on the meta device, without memory for its weights."""

@@ -1,6 +1,7 @@
 """Small corpora, and the command ``prepare`` without its worker processes."""
 
 import hashlib
+import io
 import json
 import random
 import sys
@@ -67,10 +68,13 @@ class Killed(BaseException):
 
 
 def main_here(monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
-    """The exit status of ``lightning-gpt args`` and its last line on standard error, in this process."""
-    lines: list[str] = []
+    """The exit status of ``lightning-gpt args`` and the last line that it prints, in this process."""
+    said = io.StringIO()
     with monkeypatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         patch.setattr(sys, "argv", ["lightning-gpt", *args])
-        patch.setattr("builtins.print", lambda message, **_: lines.append(message))
-        return cli.main(), lines[-1] if lines else ""
+        patch.setattr(sys, "stdout", said)
+        patch.setattr(sys, "stderr", said)
+        status = cli.main()
+    sys.stderr.write(said.getvalue())  # for those who look at all of it
+    return status, (said.getvalue().splitlines() or [""])[-1]

@@ -202,11 +202,11 @@ def test_no_value_that_lightning_reads_runs_code(answers: dict[str, Answer], nam
 
 def test_a_refusal_names_the_option_the_value_and_what_to_do(answers: dict[str, Answer]) -> None:
     assert answers["a filter"]["errors"] == (
-        "error: data.sources.keep is os.system: a function must be in a module that --trust names; "
+        "error: config file '0.yaml': data.sources.keep is os.system: a function must be in a module that --trust names; "
         "to use this one, add --trust os\n"
     )
     assert answers["a callback"]["errors"] == (
-        f"error: trainer.callbacks is {CLASS}, which is not a known class of lightning_gpt, Lightning or torch; "
+        f"error: config file '23.yaml': trainer.callbacks is {CLASS}, which is not a known class of lightning_gpt, Lightning or torch; "
         f"to use it, add --trust sentinel\n"
     )
     assert answers["a method that unpickles"]["errors"].startswith(
