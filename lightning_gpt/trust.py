@@ -15,15 +15,23 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, WorkError
 
 _OPTION = "--trust"
 _trusted: list[str] = []
 
 
 def keep_working_folder_out() -> None:
-    """Have the Python processes that this one starts find no module in the working folder, unless this one does."""
-    if str(Path.cwd()) not in sys.path:  # it is there for an uninstalled clone that is run from its own folder
+    """Have the Python processes that this one starts find no module in the working folder, unless this one does.
+
+    Raises:
+        WorkError: There is no working folder any more.
+    """
+    try:
+        folder = os.getcwd()
+    except FileNotFoundError:
+        raise WorkError("the working folder has been deleted; change to another one") from None
+    if folder not in sys.path:  # it is there for an uninstalled clone that is run from its own folder
         os.environ["PYTHONSAFEPATH"] = "1"
 
 

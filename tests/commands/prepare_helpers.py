@@ -1,6 +1,7 @@
 """Small corpora, and the command ``prepare`` without its worker processes."""
 
 import hashlib
+import io
 import json
 import random
 import sys
@@ -67,10 +68,19 @@ class Killed(BaseException):
 
 
 def main_here(monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str]:
-    """The exit status of ``lightning-gpt args`` and its last line on standard error, in this process."""
-    lines: list[str] = []
+    """The exit status of ``lightning-gpt args``, and its error or the last line that it printed, in this process."""
+    lines = [""]
+
+    class Kept(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.startswith("error: "):
+                lines.append(text.removesuffix("\n"))
+            return error_output.write(text)
+
+    error_output = sys.stderr
     with monkeypatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         patch.setattr(sys, "argv", ["lightning-gpt", *args])
+        patch.setattr(sys, "stderr", Kept())
         patch.setattr("builtins.print", lambda message, **_: lines.append(message))
-        return cli.main(), lines[-1] if lines else ""
+        return cli.main(), lines[-1]

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full or have no reader: the command ends with its status, and without a traceback."""
+"""Standard streams that are closed, full or have no reader: the command ends with its status and no traceback."""
 
 import os
 import subprocess
