@@ -563,7 +563,7 @@ PATHS: dict[str, Call] = {
         for path, reason in (
             ("corpus.jsonl", "'corpus.jsonl' cannot be used as a folder: File exists"),
             ("corpus.jsonl/x", "cannot be used as a folder: Not a directory"),
-            (TOO_LONG, "cannot be used as a folder: File name too long"),
+            (TOO_LONG, "File name too long"),
             ("/proc/nope", "'/proc/nope' cannot be used as a folder: No such file"),
         )
     },
@@ -719,6 +719,13 @@ OUTPUTS: dict[str, Call] = {
     "few files for a study": study(STUDY, "Too many open files; raise the limit", limits={"NOFILE": 12}, status=1),
     "few files to generate": Call(
         ("generate", "--checkpoint", "last.ckpt"), "'last.ckpt' .*Too many open files; raise", 1, limits={"NOFILE": 4}
+    ),
+    "no further thread": Call(
+        ("prepare", "--config", "tiny.yaml", *files_source("corpus.jsonl"), "--output", "public/out"),
+        "the system allows no further thread: see ulimit -u",
+        1,
+        limits={"NPROC": 1},
+        changes=("user=4321",),
     ),
     "small files": Call(
         ("inspect", "--checkpoint", "last.ckpt", "--output", "out"), "File too large", 1, limits={"FSIZE": 1000}
