@@ -66,7 +66,7 @@ class Checkpoint:
         """The config of the model.
 
         Raises:
-            CallError: If the model, or a variant in it, is not registered.
+            CallError: If the model, or a variant in it, is not registered, or if an option is out of its range.
         """
         try:
             return models.config(self.model)
@@ -75,18 +75,25 @@ class Checkpoint:
                 f"checkpoint {str(self.path)!r} has {error.what}, which is not registered: "
                 f"name the module that registers it with --trust MODULE, or import it first"
             ) from None
+        except CallError as error:
+            raise CallError(f"checkpoint {str(self.path)!r}: {error}") from None
+        except (AttributeError, KeyError, TypeError):  # of another version, or made by hand
+            raise CallError(f"checkpoint {str(self.path)!r} does not describe a model of this version") from None
 
     def build(self) -> LanguageModel:
         """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
 
         Raises:
-            CallError: As :meth:`config`.
+            CallError: As :meth:`config`, or if the weights are not those of such a model.
         """
         self.config()
         model = models.build(self.model)
         prefix = "model."
         weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError:
+            raise CallError(f"checkpoint {str(self.path)!r} has other weights than the model it describes") from None
         return model.eval()
 
     def tokenizer(self) -> Tokenizer:
@@ -104,13 +111,15 @@ class Checkpoint:
         """Refuse to load these weights into a model of another kind or architecture, naming what differs.
 
         Raises:
-            CallError: If the kind differs, or any part of the config that determines weights or their meaning.
+            CallError: As :meth:`config`; if the kind differs; or if a part of the config does that determines weights
+                or their meaning.
         """
+        stored = self.config()
         if self.model["name"] != model.name:
             raise CallError(
                 f"checkpoint {str(self.path)!r} holds a {self.model['name']} but the config builds a {model.name}"
             )
-        was, now = vars(self.config()), vars(model.config)
+        was, now = vars(stored), vars(model.config)
         free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
         keys = [key for key in now if key not in free and was[key] != now[key]]
         if keys:

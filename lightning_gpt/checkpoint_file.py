@@ -20,6 +20,7 @@ import torch
 from xxhash import xxh3_128
 
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.system_error import refused_path
 from lightning_gpt.whole_file import is_missing, previous_of, replacing
 
 _LABEL = b"lightning-gpt XXH3-128 "
@@ -126,6 +127,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
 
     Raises:
         CallError: If the file is missing, unreadable, truncated, corrupt, or not a checkpoint; says which.
+        WorkError: If the process may open no further file.
     """
     if is_missing(path):
         raise CallError(f"checkpoint {str(path)!r} does not exist{_advice(path, '')}")
@@ -139,7 +141,7 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
         if problem is None:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
-        raise CallError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from None
+        raise refused_path(f"checkpoint {str(path)!r} cannot be read", error) from None
     except UnpicklingError:
         raise CallError(
             f"checkpoint {str(path)!r} holds Python objects; only tensors, numbers and text are loaded"

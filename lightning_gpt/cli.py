@@ -1,6 +1,7 @@
 """The console script ``lightning-gpt``. Heavy libraries are imported by the command that needs them, not here."""
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -75,6 +76,10 @@ def _run(args: list[str], trusted: list[str]) -> int:
 
         print(f"lightning-gpt {__version__}")
         return 0
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise WorkError("the working folder has been deleted; change to another one") from None
     if args[0] not in _COMMANDS:
         raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
     trust(trusted)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.system_error import refused_path
 
 _MOST_BYTES = 4 * 2**20
 _MOST_VALUES = 100_000
@@ -74,6 +75,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
     Raises:
         CallError: The file cannot be read, is too large, or does not hold a mapping; or as :func:`parse_yaml`.
+        WorkError: The process may open no further file.
     """
     name = f"{what} {str(path)!r}"
     try:
@@ -86,7 +88,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
             raise CallError(f"{name} is too large: {path.stat().st_size:,} bytes (allowed: at most {_MOST_BYTES:,})")
         value = parse_yaml(content.decode("utf-8-sig"))
     except OSError as error:
-        raise CallError(f"{name} cannot be read: {error.strerror}") from None
+        raise refused_path(f"{name} cannot be read", error) from None
     except UnreadableYaml as error:
         line = "" if error.line is None else f", line {error.line}"
         raise CallError(f"{name}{line} is not valid YAML: {error.problem}") from None

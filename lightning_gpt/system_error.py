@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lightning_gpt.errors import CallError, WorkError
+
 _IMPOSSIBLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+_OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _ADVICE = {errno.EMFILE: "raise the limit with ulimit -n", errno.ENOSPC: "free some space and rerun the command"}
 _NO_MEMORY = "not enough memory"
@@ -41,6 +44,20 @@ def described(error: BaseException) -> str | None:
     return None
 
 
+def refused_path(what: str, error: OSError, allowed: str = "") -> CallError | WorkError:
+    """The error for a path of the call that cannot be used: a wrong call, unless the machine has run out of something.
+
+    Args:
+        what: The path and what failed, such as ``config file 'x.yaml' cannot be read``.
+        error: Why.
+        allowed: What may be given instead, for a wrong call.
+    """
+    if error.errno in _OF_MACHINE:
+        advice = _ADVICE.get(error.errno)
+        return WorkError(f"{what}: {error.strerror}" + (f"; {advice}" if advice else ""))
+    return CallError(f"{what}: {error.strerror}" + (f"; {allowed}" if allowed else ""))
+
+
 def is_of_call(error: BaseException, args: Sequence[str]) -> bool:
     """Whether ``error`` is about a path that the command line ``args`` names and that cannot be what it is used as."""
     if not isinstance(error, OSError) or error.errno not in _IMPOSSIBLE or not error.filename:
@@ -58,7 +75,8 @@ def _place(error: OSError) -> str:
 
 
 def _size(given: str) -> str:
-    return f"{int(given):,} bytes" if given.isdigit() else given
+    number, _, unit = given.partition(" ")
+    return f"{int(number):,} {unit or 'bytes'}" if number.isdigit() else given
 
 
 def open_standard_streams() -> None:

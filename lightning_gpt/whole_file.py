@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lightning_gpt.errors import WorkError
+from lightning_gpt.system_error import refused_path
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -64,6 +65,21 @@ def replacing(path: Path, check: Callable[[Path], None] | None = None) -> Iterat
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def create_output(output: str) -> Path:
+    """Create the folder that the option ``output`` names, unless it is there.
+
+    Raises:
+        CallError: It cannot be a folder.
+        WorkError: The disk is full.
+    """
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused_path(f"output {output!r} cannot be used as a folder", error) from None
+    return folder
 
 
 def is_missing(path: Path) -> bool:

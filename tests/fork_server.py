@@ -27,6 +27,7 @@ _COMMANDS = ("bench", "generate", "inspect", "lightning_cli", "prepare", "study"
 _LATE = (
     *("datasets", "datasketch", "gensim.corpora.wikicorpus", "matplotlib.pyplot", "pyarrow.parquet", "rich.progress"),
     *("tensorboard.backend.event_processing.event_accumulator", "tokenizers"),
+    "encodings.utf_8_sig",  # another user, which a fork may become, may not read the interpreter's files
 )
 
 

@@ -30,6 +30,7 @@ _TYPES = {
     "dict": "a mapping",
 }
 _MOST_SHOWN = 60
+_MOST_KEYS = 16
 _EXPECTED = re.compile(r"(?:Expected a|Not a valid subclass of) (.+?)(?:\. Got value: (.*))?$")
 _NOT_IN_CONFIGS = ("config", "help", "print_config")
 
@@ -187,8 +188,14 @@ def one_line(message: str, known: Iterable[str]) -> str:
     if unknown:
         path = re.findall(r"given class_path '([\w.]+)'", message)
         accepted = _options_of(path[-1]) if path else []
-        owner = f" of {path[-1].rpartition('.')[2]}" if path else ""
-        return f"unknown key {unknown[1]!r} under {key or 'the top'}; the keys{owner} are {', '.join(accepted)}"
+        owner = path[-1].rpartition(".")[2] if path else ""
+        section = key.removesuffix(unknown[1]).removesuffix(".")
+        what = f"unknown key {unknown[1]!r} under {section or 'the top'}"
+        if owner and len(accepted) > _MOST_KEYS:
+            close = get_close_matches(unknown[1], accepted, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            return f"{what}; {meant}--{section}.help {owner} lists the keys of {owner}"
+        return f"{what}; the keys{owner and f' of {owner}'} are {', '.join(accepted)}"
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
         return f"{key}: no class is named {shown(unknown[1])}{_allowed_classes(message)}"
@@ -240,7 +247,7 @@ def _did_you_mean(name: str, known: Iterable[str], dashes: str = "") -> str:
     return "; --help lists the options"
 
 
-def _class_at(path: str) -> type:
+def class_at(path: str) -> type:
     """A class that the parser has imported; the path is part of a message, so it is not imported because of it."""
     module, _, name = path.rpartition(".")
     found: type = getattr(sys.modules.get(module), name)
@@ -249,7 +256,7 @@ def _class_at(path: str) -> type:
 
 def _options_of(class_path: str) -> list[str]:
     try:
-        names = ArgumentParser().add_class_arguments(_class_at(class_path), "x")
+        names = ArgumentParser().add_class_arguments(class_at(class_path), "x")
     except (ValueError, ImportError, AttributeError):
         return []
     return list(dict.fromkeys(name.split(".")[1] for name in names))
@@ -259,7 +266,7 @@ def _allowed_classes(message: str) -> str:
     base = re.search(r"Subtypes: \[(?:list\[|<class ')([\w.]+)", message)
     if not base:
         return ""
-    known = sorted(subclass.__name__ for subclass in _subclasses(_class_at(base[1])))
+    known = sorted(subclass.__name__ for subclass in _subclasses(class_at(base[1])))
     return f"; known are {', '.join(known)}, or a dotted import path"
 
 

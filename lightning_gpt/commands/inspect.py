@@ -33,6 +33,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids
 from lightning_gpt.models import LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.options import Index, Seed, TokenId
+from lightning_gpt.whole_file import create_output
 
 _MOST_COLUMNS = 12
 
@@ -82,7 +83,7 @@ def inspect(
             has = f"{count} {name}{'' if count == 1 else 's'}"
             raise CallError(f"{name} is {value}; this model has {has} (allowed: 0 to {count - 1})")
     layers = layers_of_page(maps, page_layers)
-    folder = _create_folder(output)
+    folder = create_output(output)
     heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)
     three_matrices(maps, layer, head).savefig(folder / f"layer{layer}_head{head}.png", dpi=120)
     maps.save(folder / "attention.npz")
@@ -119,15 +120,6 @@ def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageMod
         return read.build(), read.tokenizer()
     torch.manual_seed(seed)
     return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
-
-
-def _create_folder(output: str) -> Path:
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CallError(f"output {output!r} cannot be used as a folder: {error.strerror}") from None
-    return folder
 
 
 def _print_tables(maps: AttentionMaps, layer: int, head: int) -> None:

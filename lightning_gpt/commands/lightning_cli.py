@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 import warnings
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
 from lightning_gpt.commands.trainer_ranges import TRAINER_DEFAULTS, check_trainer
-from lightning_gpt.commands.unsupported import check_callbacks, check_nodes, refused, refused_value
+from lightning_gpt.commands.unsupported import check_callbacks, check_loggers, check_nodes, refused, refused_value
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -155,6 +156,7 @@ class TrainCLI(LightningCLI):
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
         _check_name(config.name)
+        check_loggers(config.trainer.logger)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
             say(f"precision: {config.trainer.precision} ({reason})")
@@ -247,9 +249,10 @@ def _reserve_version(folder: Path) -> int:
 def _remove_if_nothing_was_done(run: Path) -> None:
     """Remove the folder of a run that was refused before its first step, and so has no result."""
     settings = ("config.yaml", "hparams.yaml", "events.out.tfevents.*", "tokenizer/*")
-    files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-    if all(any(file.match(pattern) for pattern in settings) for file in files):
-        shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):  # too many open files, or a folder that has gone: the run has said so
+        files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
+        if all(any(file.match(pattern) for pattern in settings) for file in files):
+            shutil.rmtree(run, ignore_errors=True)
 
 
 def quieten() -> None:

@@ -8,7 +8,7 @@ from lightning_gpt.data.prepare.card import bytes_per_token
 from lightning_gpt.data.prepare.parts import Tally
 from lightning_gpt.data.tokenizer import TrainedVocabSize
 from lightning_gpt.errors import CallError
-from lightning_gpt.whole_file import write_file
+from lightning_gpt.whole_file import create_output, write_file
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
@@ -40,6 +40,7 @@ def tokenizer(data: "TextData", vocab_size: TrainedVocabSize, output: str) -> No
     if smaller != file and smaller.exists():
         raise CallError(f"the text yields only {trained.vocab_size:,} tokens, and {smaller} exists; delete it first")
     file = smaller
+    create_output(output)
     write_file(file, trained.table.encode())
     tally = Tally()
     for text in training.texts("val"):

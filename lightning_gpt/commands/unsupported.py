@@ -1,10 +1,12 @@
 """Lightning's options and callbacks that do not work in a run of this package: each is refused in one line."""
 
+import inspect
 import os
 import re
-import textwrap
 from collections.abc import Iterable
+from typing import Any
 
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import (
@@ -16,9 +18,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     Timer,
 )
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ParallelStrategy
+from torch.utils.tensorboard import SummaryWriter
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.commands.call import class_at
+from lightning_gpt.errors import CallError, shortened
 
 _REPLACED: dict[type[Callback], str] = {
     BatchSizeFinder: "it would train with another batch_size than config.yaml records; set data.batch_size",
@@ -47,6 +52,30 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
             )
 
 
+def check_loggers(given: Any) -> None:
+    """Refuse ``dict_kwargs`` that a logger would fail at: what is not in its constructor goes to another class.
+
+    Args:
+        given: The parsed option ``trainer.logger``.
+
+    Raises:
+        CallError: Neither class has the option.
+    """
+    for logger in given if isinstance(given, list) else [given]:
+        options = logger.get("dict_kwargs") if isinstance(logger, Namespace) else None
+        if not options:
+            continue
+        kind = class_at(logger.class_path)
+        known = inspect.signature(kind).parameters
+        if issubclass(kind, TensorBoardLogger):
+            known = inspect.signature(SummaryWriter).parameters
+        elif any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            continue
+        for name in options:
+            if name not in known:
+                raise CallError(f"trainer.logger: {kind.__name__} has no option {name!r} (given under dict_kwargs)")
+
+
 def check_nodes(trainer: Trainer) -> None:
     """Refuse to wait for other nodes that nobody starts.
 
@@ -64,7 +93,7 @@ def check_nodes(trainer: Trainer) -> None:
 
 def refused(error: BaseException) -> CallError:
     """What Lightning says against the call, as one line."""
-    return CallError(textwrap.shorten(f"trainer: {error}", 280, placeholder=" …"))
+    return CallError(shortened(f"trainer: {error}", 280))
 
 
 def refused_value(error: ValueError) -> CallError | None:

@@ -21,6 +21,7 @@ import tiktoken
 
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Range, check_option
+from lightning_gpt.system_error import refused_path
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -101,6 +102,7 @@ class Tokenizer:
 
         Raises:
             CallError: The file cannot be read, or is not a complete table of ranks.
+            WorkError: The process may open no further file.
         """
         file = Path(path)
         try:
@@ -108,10 +110,8 @@ class Tokenizer:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             table = file.read_bytes()
         except OSError as error:
-            raise CallError(
-                f"tokenizer {str(path)!r} cannot be read ({error.strerror}); allowed: gpt2, the path of a ranks file, "
-                f"or a vocabulary size to train, such as 4096"
-            ) from None
+            allowed = "allowed: gpt2, the path of a ranks file, or a vocabulary size to train, such as 4096"
+            raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
         return cls(Path(path).stem, _parse_ranks(table, str(path)))
 
     @classmethod

@@ -30,7 +30,11 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
         2,
         r"--trainer.max_stepz; did you mean --trainer.max_steps",
     ),
-    "unknown model option": (("fit", "--model.nlayer", "3"), 2, r"unknown key 'nlayer' .*GPTModule are .*n_layer"),
+    "unknown model option": (
+        ("fit", "--model.nlayer", "3"),
+        2,
+        r"unknown key 'nlayer' .*did you mean n_layer.*GPTModule",
+    ),
     "unknown key in config": (("fit", "--config", "typo.yaml"), 2, r"unknown key 'modle'; did you mean model"),
     "unknown model key in config": (("fit", "--config", "layr.yaml"), 2, r"unknown key 'n_layr'.*n_layer"),
     "unknown source key": (

@@ -210,8 +210,8 @@ def test_a_refusal_names_the_option_the_value_and_what_to_do(answers: dict[str, 
         "--trust os\n"
     )
     assert said["a callback"] == (
-        f"trainer.callbacks is {CLASS}, which is not a known class of lightning_gpt, Lightning or torch; to use it, add "
-        f"--trust sentinel\n"
+        f"trainer.callbacks is {CLASS}, which is not a known class of lightning_gpt, Lightning or torch; "
+        f"to use it, add --trust sentinel\n"
     )
     assert said["a method that unpickles"].startswith(
         "data.sources.keep is lightning_gpt.training.module.GPTModule.load_from_checkpoint "

@@ -353,7 +353,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "broken document": (("prepare", "--config", "bad.yaml", "--output", "x"), 1, r"bad.jsonl, line 2: invalid JSON"),
     "output in a file": (
         (*CONFIG, "--output", "a.jsonl/x"),
-        1,
+        2,
         r"a.jsonl/x.partial cannot be created: Not a directory",
     ),
 }

@@ -22,6 +22,7 @@ class Call:
         env: Environment variables.
         limits: Resource limits, by their names in ``resource``.
         out: A file that takes standard output.
+        changes: Changes of the surroundings, as of :mod:`tests.hostile.surrounded`.
     """
 
     args: tuple[str, ...]
@@ -31,6 +32,7 @@ class Call:
     env: Mapping[str, str | None] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     out: str | None = None
+    changes: tuple[str, ...] = ()
 
 
 FIT = ("fit", "--config", "tiny.yaml")
@@ -99,10 +101,10 @@ SHAPES: dict[str, Call] = {
     "optimization is a number": config("model: {optimization: 3}", rf"model.optimization is '3'; {MAPPING}"),
     "optimization is text": config("model: {optimization: fast}", rf"optimization is 'fast'; {MAPPING}"),
     "optimization at the top": config("optimization: [1]", "'w.yaml': unknown key 'optimization'"),
-    "model is a list": config("model: [1]", r"'w.yaml': model is '\[1\]'; allowed: LanguageModule"),
-    "model is a number": config("model: 3", "'w.yaml': model is '3'; allowed: LanguageModule"),
+    "model is a list": config("model: [1]", r"'w.yaml': model is '\[1\]'; it must be a mapping .*LanguageModule"),
+    "model is a number": config("model: 3", "'w.yaml': model is '3'; it must be a mapping .*LanguageModule"),
     "model is empty": config("model:", "required and missing: --model"),
-    "unknown model option": config("model: {x: [1]}", "'w.yaml': unknown key 'x' under model; the keys of GPTModule"),
+    "unknown model option": config("model: {x: [1]}", "unknown key 'x' under model; .*keys of GPTModule"),
     "init_args is empty": config("model: {init_args: }", f"'w.yaml': model.init_args is 'null'; {MAPPING}"),
     "init_args is a list": config("model: {init_args: [1]}", rf"model.init_args is '\[1\]'; {MAPPING}"),
     "class_path is a list": config("model: {class_path: [1]}", r"model.class_path is '\[1\]'; allowed: text"),
@@ -114,7 +116,7 @@ SHAPES: dict[str, Call] = {
     "init_args of a source": config(
         "data: {sources: [{class_path: Files, init_args: 3}]}", f"data.sources.0.init_args is '3'; {MAPPING}"
     ),
-    "a source is a number": config("data: {sources: [3]}", "data.sources is '3'; allowed: Source"),
+    "a source is a number": config("data: {sources: [3]}", r"data.sources is '\[3\]'; it must be a mapping .*Source"),
     "sources is a number": config("data: {sources: 3}", "data.sources is '3'; allowed: a list"),
     "sources is a mapping": config("data: {sources: {a: 3}}", "data.sources is .*; allowed: a list"),
     "batch_size is a list": config("data: {batch_size: [1]}", r"batch_size is '\[1\]'; allowed: a whole number"),
@@ -122,8 +124,8 @@ SHAPES: dict[str, Call] = {
     "name is a list": config("name: [1]", r"name is '\[1\]'; allowed: text"),
     "seed is a list": config("seed_everything: [1]", r"seed_everything is '\[1\]'; allowed: .*a whole number"),
     "seed is negative": config("seed_everything: -1", "seed"),
-    "callbacks is a number": config("trainer: {callbacks: 3}", "trainer.callbacks is '3'; allowed: a list or Callback"),
-    "logger is a number": config("trainer: {logger: 3}", "trainer.logger is '3'; allowed: Logger"),
+    "callbacks is a number": config("trainer: {callbacks: 3}", "callbacks is '3'; it must be a mapping .*Callback"),
+    "logger is a number": config("trainer: {logger: 3}", "trainer.logger is '3'; it must be a mapping .*Logger"),
     "plugins is a number": config("trainer: {plugins: 3}", "trainer.plugins is '3'"),
     "unknown key": config("modle: {n_layer: 3}", "'w.yaml': unknown key 'modle'; did you mean model"),
     "unknown key of no likeness": config("zzz: 3", "'w.yaml': unknown key 'zzz'; the keys are averaging, checkpoints"),
@@ -167,6 +169,30 @@ SHAPES: dict[str, Call] = {
     "data from elsewhere": fit("--data", "https://localhost:1/x.yaml", pattern=f"data is 'https:.*'; {MAPPING}"),
     "recursion as an option": fit("--data", "&a [*a]", pattern=rf"data is '&a \[\*a\]'; {MAPPING}"),
     "recursion as a model": fit("--model", "&a {x: *a}", pattern="no class is named '&a'"),
+    "model as an option, a mapping": fit(
+        "--model={a: 1}", pattern="unknown key 'a' under model; --model.help GPTModule lists the keys"
+    ),
+    "model as an option, a misspelt key": fit(
+        "--model={n_layers: 1}",
+        pattern="unknown key 'n_layers' under model; did you mean n_layer.? --model.help GPTModule lists",
+    ),
+    **{
+        f"keep is {str(given)[:20]}": fit(
+            *files_source("corpus.jsonl", keep=given), pattern=f"data.sources.keep.*{said}"
+        )
+        for given, said in (
+            (3, "found at the import path '3'"),
+            ([1], r"found at the import path '\[1\]'"),
+            (True, "found at the import path|must be an import path"),
+            ({"a": 1}, r"is {'a': 1} .*--trust"),
+            ("", "must be an import path|found at"),
+            ("nope", "is 'nope'; it must be an import path"),
+            ("a b", "is 'a b'; it must be an import path"),
+            ("x" * 400, "is 'x+.*; it must be an import path"),
+            ("os.system", "is os.system: a function must be in a module that --trust names"),
+            ("nope.nope", "is nope.nope: a function must be in a module that --trust names"),
+        )
+    },
     "recursion as sources": fit("--data.sources", "&a [*a]", pattern="data.sources is .*; allowed: a list"),
     "prepare: data is a list": prepare("data: [1]", rf"'w.yaml': data is '\[1\]'; {MAPPING}"),
     "prepare: data is empty": prepare("data:", rf"'w.yaml': data is 'null'; {MAPPING}"),
@@ -299,11 +325,31 @@ TRAINER: dict[str, Call] = {
     ),
     "unknown accelerator": fit("--trainer.accelerator", "abacus", pattern="trainer: .*abacus"),
     "unknown strategy": fit("--trainer.strategy", "nope", pattern="trainer: .*nope"),
+    "unknown strategy of a long name": fit("--trainer.strategy", "x" * 400, pattern="trainer: .*strategy.*xxx"),
+    **{
+        f"option that {name} does not have": fit(
+            "--trainer.logger",
+            json.dumps({"class_path": name, "init_args": {"save_dir": "logs"}, "dict_kwargs": {"nope": 3}}),
+            pattern=f"trainer.logger: {name} has no option 'nope'",
+        )
+        for name in ("CSVLogger", "TensorBoardLogger")
+    },
+    "option that one of two loggers does not have": fit(
+        "--trainer.logger",
+        "[{class_path: CSVLogger, init_args: {save_dir: x}}, "
+        "{class_path: TensorBoardLogger, init_args: {save_dir: x}, dict_kwargs: {nope: 3}}]",
+        pattern="trainer.logger: TensorBoardLogger has no option 'nope'",
+    ),
+    "stopping at what is not measured": fit(
+        "--trainer.callbacks",
+        "{class_path: EarlyStopping, init_args: {monitor: nope}}",
+        pattern="EarlyStopping: monitor is 'nope'; the validation measures val/loss",
+    ),
     "unknown profiler": fit("--trainer.profiler", "nope", pattern="trainer: .*profiler"),
     "unknown determinism": fit("--trainer.deterministic", "perhaps", pattern="deterministic is 'perhaps'; allowed"),
     "a cell of a study": study(
         "name: s\nbase: [base.yaml]\ngrid: {trainer.gradient_clip_val: [1, -1]}",
-        r"cell 1, gradient_clip_val=-1,seed=0: trainer.gradient_clip_val is -1; it must be",
+        r"cell 1, gradient_clip_val=-1,seed=0: trainer.gradient_clip_val is -1.0; it must be a finite number",
     ),
 }
 
@@ -396,10 +442,10 @@ STUDIES: dict[str, Call] = {
     "preset of a wrong key": study("name: s\npresets: {cpu: {gird: 1}}", "unknown key 'gird'", "--preset", "cpu"),
     "preset where there is none": study("name: s", "has no preset 'cpu'; it has none", "--preset", "cpu"),
     "other preset": study("name: s\npresets: {cpu: {}}", "has no preset 'gpu'; it has cpu", "--preset", "gpu"),
-    "no jobs": study(STUDY, "jobs is 0; it must be at least 1", "--jobs", "0"),
-    "negative jobs": study(STUDY, "jobs is -1; it must be at least 1", "--jobs", "-1"),
+    "no jobs": study(STUDY, "jobs is 0; it must be a whole number from 1 to 1,024", "--jobs", "0"),
+    "negative jobs": study(STUDY, "jobs is -1; it must be a whole number from 1 to 1,024", "--jobs", "-1"),
     "no such cell": study(STUDY, "cell is 5; this study has 1", "--cell", "5"),
-    "negative cell": study(STUDY, "cell is -1; this study has 1", "--cell", "-1"),
+    "negative cell": study(STUDY, "cell is -1; it must be a whole number from 0", "--cell", "-1"),
     "cell and slurm": study(STUDY, "cannot be combined", "--cell", "0", "--slurm"),
     "report of nothing": study(STUDY, "no cell of s is finished", "--report_only", status=1),
     "section of a cell": study(f"{STUDY}config: {{data: [1]}}", rf"cell 0, seed=0: data is '\[1\]'; {MAPPING}"),
@@ -430,10 +476,10 @@ PATHS: dict[str, Call] = {
         f"checkpoint {path[:20]}": Call(("generate", "--checkpoint", path), f"checkpoint .*{reason}")
         for path, reason in (
             ("nope.ckpt", "does not exist"),
-            ("", "is not a file"),
-            ("void", "is not a file"),
-            ("pipe", "is not a file"),
-            ("/dev/zero", "is not a file"),
+            ("", "is a folder; name a file"),
+            ("void", "is a folder; name a file"),
+            ("pipe", "is not a regular file"),
+            ("/dev/zero", "is not a regular file"),
             ("corpus.jsonl/x", "does not exist|Not a directory"),
             ("loop", "does not exist|symbolic links"),
             ("/proc/self/mem", "cannot be read"),
@@ -441,9 +487,29 @@ PATHS: dict[str, Call] = {
             ("caf\udce9.ckpt", "does not exist"),
         )
     },
-    "resume from a folder": fit("--ckpt_path", "void", pattern="checkpoint 'void' is not a file"),
-    "resume from a pipe": fit("--ckpt_path", "pipe", pattern="checkpoint 'pipe' is not a file"),
+    **{
+        f"{command} of {name}.ckpt": Call((command, option, f"{name}.ckpt"), f"checkpoint '{name}.ckpt'.* {said}")
+        for name, said in (
+            ("misfit", "has other weights than the model it describes"),
+            ("unknown", "does not describe a model of this version"),
+            ("list", "does not describe a model of this version"),
+            ("empty", "has model None, which is not registered"),
+        )
+        for command, option in (("generate", "--checkpoint"), ("inspect", "--checkpoint"))
+    },
+    **{
+        f"resume from {name}.ckpt": fit("--ckpt_path", f"{name}.ckpt", pattern=f"checkpoint '{name}.ckpt'.* {said}")
+        for name, said in (
+            ("misfit", "has a different architecture: n_layer is 3 there and 2 here"),
+            ("unknown", "does not describe a model of this version"),
+            ("list", "does not describe a model of this version"),
+        )
+    },
+    "resume from a folder": fit("--ckpt_path", "void", pattern="checkpoint 'void' is a folder; name a file"),
+    "resume from a pipe": fit("--ckpt_path", "pipe", pattern="checkpoint 'pipe' is not a regular file"),
     "resume from a long name": fit("--ckpt_path", TOO_LONG, pattern="File name too long|does not exist"),
+    "resume from a path of 400 characters": fit("--ckpt_path", "x" * 400, pattern="cannot be read: File name too long"),
+    "resume from a path too long": fit("--ckpt_path", "x/" * 3000, pattern="cannot be read: File name too long"),
     "resume from a config": fit("--ckpt_path", "tiny.yaml", pattern="'tiny.yaml' .*is not a checkpoint"),
     **{
         f"data {str(path)[-20:]}": fit(*files_source(path), pattern=pattern, status=status)
@@ -486,18 +552,19 @@ PATHS: dict[str, Call] = {
         for path, reason, status in (
             ("void", "output 'void' exists", 2),
             ("corpus.jsonl", "output 'corpus.jsonl' exists", 2),
-            ("corpus.jsonl/x", "Not a directory", 1),
+            ("corpus.jsonl/x", "Not a directory", 2),
             (TOO_LONG, "File name too long", 2),
-            ("/proc/nope", "/proc/nope.*No such file", 1),
-            ("/dev/null/x", "/dev/null/x.*Not a directory", 1),
+            ("/proc/nope", "/proc/nope.*No such file", 2),
+            ("/dev/null/x", "/dev/null/x.*Not a directory", 2),
         )
     },
     **{
-        f"tokenizer to {path[:20]}": tokenizer("--vocab_size", "300", "--output", path, pattern=reason, status=status)
-        for path, reason, status in (
-            ("corpus.jsonl", "corpus.jsonl.*(Not a directory|File exists)", 1),
-            (TOO_LONG, "File name too long", 2),
-            ("/proc/nope", "/proc/nope.*(No such file|cannot be written)", 1),
+        f"tokenizer to {path[:20]}": tokenizer("--vocab_size", "300", "--output", path, pattern=reason)
+        for path, reason in (
+            ("corpus.jsonl", "'corpus.jsonl' cannot be used as a folder: File exists"),
+            ("corpus.jsonl/x", "cannot be used as a folder: Not a directory"),
+            (TOO_LONG, "File name too long"),
+            ("/proc/nope", "'/proc/nope' cannot be used as a folder: No such file"),
         )
     },
     "bench to a file": Call(("bench", "--rows", "nope", "--output", "corpus.jsonl"), "nope"),
@@ -531,9 +598,104 @@ NAMES: dict[str, Call] = {
     "inspect ids of a recursion": Call(("inspect", "--checkpoint", "last.ckpt", "--ids", "&a [*a]"), "ids is"),
 }
 
+LAYERS = r"checkpoint 'layers\.ckpt': n_layer is 300000; it must be a whole number from 1 to 10,000"
+MEMORY = 8 << 30
+
 SIZES: dict[str, Call] = {
-    "width": fit("--model.dim", "2000000000", pattern="not enough memory", status=1),
-    "layers in a resumed checkpoint": fit("--ckpt_path", "layers.ckpt", pattern="n_layer is 300000 there and 2 here"),
+    **{
+        f"{option} {value}": fit(f"--{option}", value, pattern=f"{option.rpartition('.')[2]} is {value}; it must be")
+        for option, value in (
+            ("model.dim", "2000000000"),
+            ("model.n_layer", "300000"),
+            ("model.block_size", "1000000000000"),
+            ("data.batch_size", "1000000000"),
+            ("data.num_workers", "100000"),
+            ("seed_everything", "-1"),
+            ("seed_everything", "4294967296"),
+        )
+    },
+    "block size of the data": fit("--data.block_size", "1000000000000", pattern="must be given via .*block_size"),
+    "a batch of more rows than there are": fit("--data.batch_size", "1048576", pattern="the corpus has 556 .* rows"),
+    "a block longer than the corpus": fit("--model.block_size", "16777216", pattern="less than one block"),
+    "vocabulary": tokenizer(
+        "--vocab_size", "4294967298", "--output", "out", pattern="vocab_size is 4294967298; it must be"
+    ),
+    "jobs of a study": study(STUDY, "jobs is 100000; it must be a whole number from 1 to 1,024", "--jobs", "100000"),
+    "jobs of a corpus": Call(
+        ("prepare", "--config", "tiny.yaml", "--output", "out", "--jobs", "100000"), "jobs is 100000; it must be"
+    ),
+    "new tokens": Call(
+        ("generate", "--checkpoint", "last.ckpt", "--max_new_tokens", "1000000000000000"), "max_new_tokens is 10+; it"
+    ),
+    "memory for a width": fit(
+        "--model.dim",
+        "1048576",
+        pattern="not enough memory: an array of 13,194,139,533,312 bytes was needed",
+        status=1,
+        limits={"AS": MEMORY},
+    ),
+    "memory for layers": fit(
+        "--model.dim",
+        "16384",
+        "--model.n_layer",
+        "100",
+        pattern="not enough memory: an array of [0-9,]+ bytes was needed",
+        status=1,
+        limits={"AS": MEMORY},
+    ),
+    "memory for anything": Call(
+        ("generate", "--checkpoint", "last.ckpt"), "not enough memory", 1, limits={"AS": 1 << 30}
+    ),
+    "layers in a checkpoint": Call(("generate", "--checkpoint", "layers.ckpt"), LAYERS),
+    "layers in a draft": Call(("generate", "--checkpoint", "last.ckpt", "--draft", "layers.ckpt"), LAYERS),
+    "layers in an inspected checkpoint": Call(("inspect", "--checkpoint", "layers.ckpt"), LAYERS),
+    "layers in a validated checkpoint": Call(
+        ("validate", "--config", "tiny.yaml", "--ckpt_path", "layers.ckpt"), LAYERS
+    ),
+    "layers in a resumed checkpoint": fit("--ckpt_path", "layers.ckpt", pattern=LAYERS),
+}
+
+DELETED = "the working folder has been deleted; change to another one"
+DENIED = "Permission denied"
+
+PLACES: dict[str, Call] = {
+    **{
+        f"{' '.join(args)[:40]} where it is deleted": Call(args, DELETED, 1, changes=("deleted=",))
+        for args in (
+            FIT,
+            ("fit", "--config", "/dev/null", "--trust", "nope"),
+            ("fit", "--trust", "nope.py"),
+            ("generate", "--checkpoint", "last.ckpt"),
+            ("tokenizer", "--config", "tiny.yaml"),
+            ("study", "--config", "s.yaml"),
+        )
+    },
+    **{
+        f"{args[0]}: {pattern}": Call(args, pattern, status, changes=("privileges=none",))
+        for args, pattern, status in (
+            (("fit", "--config", "secret.yaml"), f"config file 'secret.yaml' cannot be read: {DENIED}", 2),
+            (("fit", "--config", "closed/x.yaml"), f"config file 'closed/x.yaml' cannot be read: {DENIED}", 2),
+            (("study", "--config", "secret.yaml"), f"study 'secret.yaml' cannot be read: {DENIED}", 2),
+            (("generate", "--checkpoint", "secret.ckpt"), f"'secret.ckpt' cannot be read: {DENIED}", 2),
+            (("generate", "--checkpoint", "closed/last.ckpt"), f"'closed/last.ckpt' cannot be read: {DENIED}", 2),
+            ((*FIT, "--ckpt_path", "closed/last.ckpt"), f"'closed/last.ckpt' cannot be read: {DENIED}", 2),
+            ((*FIT, *files_source("secret.txt")), f"'?secret.txt.*{DENIED}", 1),
+            ((*FIT, *files_source("closed/x.txt")), f"closed/x.txt.*{DENIED}", 1),
+            ((*FIT, *files_source("closed")), f"data folder 'closed' cannot be read: {DENIED}", 2),
+            ((*FIT, *files_source("half")), f"data folder 'half/closed' cannot be read: {DENIED}", 2),
+            ((*FIT, "--data.tokenizer", "secret.tiktoken"), f"'secret.tiktoken' cannot be read: {DENIED}", 2),
+            ((*FIT, "--data.prepared", "closed"), f"closed.*{DENIED}", 2),
+            ((*FIT, "--trust", "secret.py"), f"--trust secret.py: .*{DENIED}", 2),
+            ((*FIT, "--trainer.default_root_dir", "locked"), f"'locked/runs'.*{DENIED}", 1),
+            (("inspect", "--checkpoint", "last.ckpt", "--output", "locked/x"), f"'locked/x' cannot be .*: {DENIED}", 2),
+            (("prepare", "--config", "tiny.yaml", "--output", "locked/x"), f"locked/x.*{DENIED}", 2),
+            (
+                ("tokenizer", "--config", "tiny.yaml", "--vocab_size", "300", "--output", "locked/x"),
+                f"'locked/x' cannot be used as a folder: {DENIED}",
+                2,
+            ),
+        )
+    },
 }
 
 OUTPUTS: dict[str, Call] = {
@@ -554,9 +716,16 @@ OUTPUTS: dict[str, Call] = {
     "path beyond ASCII": Call(
         ("generate", "--checkpoint", "é.ckpt"), "checkpoint 'é.ckpt' does not exist", env={"LC_ALL": "C"}
     ),
-    "few files": fit(pattern="Too many open files", limits={"NOFILE": 12}, status=1),
+    "few files for a study": study(STUDY, "Too many open files; raise the limit", limits={"NOFILE": 12}, status=1),
     "few files to generate": Call(
-        ("generate", "--checkpoint", "last.ckpt"), "Too many open files", 1, limits={"NOFILE": 4}
+        ("generate", "--checkpoint", "last.ckpt"), "'last.ckpt' .*Too many open files; raise", 1, limits={"NOFILE": 4}
+    ),
+    "no further thread": Call(
+        ("prepare", "--config", "tiny.yaml", *files_source("corpus.jsonl"), "--output", "public/out"),
+        "the system allows no further thread: see ulimit -u",
+        1,
+        limits={"NPROC": 1},
+        changes=("user=4321",),
     ),
     "small files": Call(
         ("inspect", "--checkpoint", "last.ckpt", "--output", "out"), "File too large", 1, limits={"FSIZE": 1000}
@@ -574,5 +743,6 @@ GROUPS = {
     "paths": PATHS,
     "names": NAMES,
     "sizes": SIZES,
+    "places": PLACES,
     "outputs": OUTPUTS,
 }

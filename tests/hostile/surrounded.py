@@ -9,12 +9,14 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import torch
 
 _CLONE_NEWNS = 0x20000  # sched.h
+_CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 _DAY = 86_400.0
 
 
@@ -35,6 +37,26 @@ def _mount(options_and_folder: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True)
 
 
+def _no_privileges(_: str) -> None:
+    """Root may then do no more to files than their owner, as an ordinary user."""
+    header, data = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _close(number: str) -> None:
+    """A standard stream that is closed at the start."""
+    os.close(int(number))
+    setattr(sys, ("stdin", "stdout", "stderr")[int(number)], None)
+
+
+def _delete_working_folder(_: str) -> None:
+    folder = tempfile.mkdtemp()
+    os.chdir(folder)
+    os.rmdir(folder)
+
+
 def _clock(how: str) -> None:
     """A system clock that is set while the command runs: it is off by what ``how`` says after half a second."""
     seconds, nanoseconds, start = time.time, time.time_ns, time.time()
@@ -52,8 +74,11 @@ def _clock(how: str) -> None:
 
 _CHANGES: dict[str, Callable[[str], object]] = {
     "clock": _clock,
+    "close": _close,
     "cores": lambda number: os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[: int(number)])),
+    "deleted": _delete_working_folder,
     "mount": _mount,
+    "privileges": _no_privileges,
     "threads": lambda number: torch.set_num_threads(int(number)),
     "umask": lambda mode: os.umask(int(mode, 8)),
     "user": _user,

@@ -1,10 +1,14 @@
 """Each wrong call ends with one line and its exit status, and leaves the working folder as it was."""
 
+import atexit
 import os
 import re
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     must_run(*FIT, cwd=folder)
     (folder / "runs/tiny/version_0/checkpoints/last.ckpt").rename(folder / "last.ckpt")
     content = read_checkpoint(folder / "last.ckpt")
-    content[MODEL_KEY]["config"]["n_layer"] = 300_000
-    write_checkpoint(content, folder / "layers.ckpt")
+    described = content[MODEL_KEY]
+    for name, model in (
+        ("layers", {**described, "config": {**described["config"], "n_layer": 300_000}}),
+        ("misfit", {**described, "config": {**described["config"], "n_layer": 3}}),
+        ("unknown", {**described, "config": {**described["config"], "nope": 3}}),
+        ("list", [3]),
+        ("empty", {}),
+    ):
+        write_checkpoint({**content, MODEL_KEY: model}, folder / f"{name}.ckpt")
     for name, text in (
         ("list.yaml", b"- 3\n"),
         ("bad.yaml", b"model: [3\n"),
@@ -39,14 +50,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.mkfifo(folder / name)
     (folder / "loop").symlink_to("loop")
     (folder / "zero.txt").symlink_to("/dev/zero")
-    for name in ("void", "r"):
-        (folder / name).mkdir()
+    for name in ("void", "r", "locked", "closed", "half/closed", "public"):
+        (folder / name).mkdir(parents=True)
+    (folder / "half/text.txt").write_text("text")
+    for name in ("secret.yaml", "secret.ckpt", "secret.txt", "secret.tiktoken", "secret.py", "closed/last.ckpt"):
+        (folder / name).write_text("")
+        (folder / name).chmod(0)
+    (folder / "locked").chmod(0o555)
+    folder.chmod(0o755)  # other users, too, may read the rest, and write into one folder
+    (folder / "public").chmod(0o777)
+    for name in ("closed", "half/closed"):
+        (folder / name).chmod(0)
     return folder
 
 
 def content_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file in a folder; empty folders do not count."""
-    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    """Size and time of change of every file in a folder and of the folder of every run; no other folder counts."""
+    files = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    files += folder.rglob("version_*")
     return {str(file): (file.lstat().st_size, file.lstat().st_mtime_ns) for file in files}
 
 
@@ -54,6 +75,16 @@ def run_here(call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     """Call the command in this process; returns its exit status and standard error."""
     monkeypatch.setattr(sys, "argv", ["lightning-gpt", *call.args])
     monkeypatch.setattr(sys, "path", [*sys.path])
+    at_end: list[Callable[[], object]] = []
+    register = atexit.register
+
+    def registered(function: Callable[..., object], *args: Any, **options: Any) -> Callable[..., object]:
+        if not function.__module__.startswith("lightning_gpt."):
+            return register(function, *args, **options)
+        at_end.append(partial(function, *args, **options))
+        return function
+
+    monkeypatch.setattr(atexit, "register", registered)
     previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail(f"it took more than {SECONDS} s"))
     signal.alarm(SECONDS)
     try:
@@ -62,14 +93,17 @@ def run_here(call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         status = int(end.code or 0)
     finally:
         signal.alarm(0)
+        for function in reversed(at_end):
+            function()
         signal.signal(signal.SIGALRM, previous)
     return status, capfd.readouterr().err
 
 
 def run_apart(call: Call, folder: Path) -> tuple[int, str]:
     """Call the command in a process of its own; returns its exit status and standard error."""
+    surrounded = ("tests.hostile.surrounded", *call.changes, "--") if call.changes else ("lightning_gpt",)
     done = run_forked(
-        "lightning_gpt",
+        *surrounded,
         *call.args,
         cwd=folder,
         timeout=SECONDS,
@@ -87,11 +121,13 @@ def test_wrong_call(
     group: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     call = GROUPS[group][name]
+    if any(change.startswith("user=") for change in call.changes) and os.geteuid() != 0:
+        pytest.skip("only root can become another user")
     monkeypatch.chdir(folder)
     for file, content in call.files.items():
         Path(file).write_bytes(content if isinstance(content, bytes) else content.encode())
     before = content_of(folder)
-    apart = call.env or call.limits or call.out or group == "sizes"
+    apart = call.env or call.limits or call.out or call.changes
     status, errors = run_apart(call, folder) if apart else run_here(call, monkeypatch, capfd)
     said = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, errors[-3000:]

@@ -32,6 +32,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.hardware import cores
 from lightning_gpt.json_text import to_json
+from lightning_gpt.system_error import refused_path
 from lightning_gpt.whole_file import write_file
 
 
@@ -109,14 +110,14 @@ def _locked(work: Path, config: dict[str, Any], sources: Sequence[Source]) -> It
     """Create the unfinished folder, or reopen it, and hold its lock; yields whether only the rename is left.
 
     Raises:
-        CallError: It was started with other settings or other files.
-        WorkError: It cannot be created, or another process holds its lock.
+        CallError: It was started with other settings or other files, or it cannot be created.
+        WorkError: Another process holds its lock, or the disk is full.
     """
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = os.open(work, os.O_RDONLY)
     except OSError as error:
-        raise WorkError(f"{work} cannot be created: {error.strerror}") from None
+        raise refused_path(f"{work} cannot be created", error) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         begun: dict[str, Any] = {"format": FORMAT, "config": config}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from lightning_gpt.data.sources.base import (
     Document,
@@ -24,6 +24,7 @@ from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.data.split import SplitName
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import check_options
+from lightning_gpt.system_error import refused_path
 
 Reading = Generator[Document, None, int]
 """Yields a file's documents from number ``start`` on; returns how many were skipped: ``start``, or all it has."""
@@ -225,16 +226,26 @@ def _exists(path: str) -> bool:
     return as_path.exists() or any(True for _ in glob.iglob(str(as_path), recursive=True))
 
 
+def _entries_below(folder: Path) -> Iterator[Path]:
+    """All entries of a folder and its subfolders, apart from the subfolders themselves."""
+
+    def refuse(error: OSError) -> NoReturn:  # Path.rglob leaves such a folder out without a word
+        raise refused_path(f"data folder {error.filename!r} cannot be read", error)
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
+
+
 def _expand(path: str) -> list[NamedFile]:
     """The files of a path, folder or glob, named relative to the folder, or to the part of the glob before any ``*``.
 
     Raises:
-        CallError: There are none, or one is of an unsupported kind.
+        CallError: There are none, one is of an unsupported kind, or a folder cannot be read.
     """
     known = ", ".join(_READERS)
     as_path = _without_tilde(path)
     if as_path.is_dir():
-        found = sorted(file for file in as_path.rglob("*") if file.is_file() and _kind(file))
+        found = sorted(file for file in _entries_below(as_path) if file.is_file() and _kind(file))
         if not found:
             raise CallError(f"data folder {path!r} contains no supported file ({known})")
         return [(str(file.relative_to(as_path)), file) for file in found]
