@@ -1,12 +1,16 @@
-"""What holds for every test: one thread, no deadlines, and an order that leaves no core idle at the end."""
+"""What holds for every test: one thread, no deadlines, every signal heard, and no core idle at the end."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
 
 # the tests run a process a core, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# under nohup the commands of the tests would not hear it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # a busy machine is no failure
 hypothesis.settings.register_profile("untimed", deadline=None)

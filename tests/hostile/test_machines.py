@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[str, list[str], Changes, int, str]] = {
         ["fit", "--ckpt_path", "{checkpoint}"],
         {"HOME": None},
         1,
-        "Permission denied: 'runs'",
+        "'runs': Permission denied",
     ),
     "no shared memory": (
         "mount=size=64k:/dev/shm",

@@ -119,8 +119,15 @@ def typed(hint: Any, short: bool = False) -> dict[str, Any]:
     return texts | {str(value): value for value in just_outside(hint)}
 
 
+def as_read(value: Any) -> Any:
+    """A value as YAML gives it: a whole number of more than a hundred digits is text."""
+    if isinstance(value, list):
+        return [as_read(each) for each in value]
+    return "9" * 101 if isinstance(value, int) and abs(value) >= 10**100 else value
+
+
 def of_text(option: str, hint: Any, text: str, value: Any, call: Callable[[str], object]) -> Case:
-    allowed = is_allowed(hint, value) or is_allowed(hint, text)
+    allowed = is_allowed(hint, as_read(value)) or is_allowed(hint, text)
     return Case(option, text, allowed, lambda: call(f"--{option}={text}"))
 
 
@@ -171,7 +178,7 @@ def test_options_of_a_command_that_needs_a_corpus(function: Callable[..., None],
     cases = [
         of_text(option, hint, text, value, lambda typed: parse_data_call(function, "x", [*needed, typed]))
         for option, hint in hints.items()
-        if option != "section"
+        if option != "data"
         for text, value in typed(hint).items()
     ]
     require_no_fault(cases)
@@ -239,7 +246,7 @@ WRONG_CALLS = {
     "--data.tokenizer=4294967298": "tokenizer is 4294967298; it must be a whole number from 257 to 1,048,576 or text",
     "--seed_everything=-1": "seed_everything is -1; it must be true or false or a whole number from 0 to 4,294,967,295",
     "--model.n_layer=true": "model.n_layer is 'True'; allowed: a whole number",
-    f"--model.n_layer={'9' * 5000}": "model has a number of more than 4,300 digits",
+    f"--model.n_layer={'9' * 5000}": "model.n_layer is '99999",
     "--model.n_layer=300000": "n_layer is 300000; it must be a whole number from 1 to 10,000",
     "--model.block_size=1000000000000": "block_size is 1000000000000; it must be a whole number from 1 to 16,777,216",
     "--model.optimization.lr=1e300": "lr is 1e+300; it must be a positive number, and at most 3.4e+38",

@@ -159,13 +159,14 @@ def test_what_is_said_ends_with_the_next_commands(folder: Path) -> None:
 
 
 def test_all_of_it_can_be_turned_off(folder: Path) -> None:
-    """No logger and no diagnostics: nothing is drawn, nothing fails and nothing is left but the checkpoints."""
+    """No logger and no diagnostics: nothing is drawn, nothing fails, and only what a run needs is left."""
     elsewhere = folder / "off"
     elsewhere.mkdir()
     off = ("--trainer.logger", "false", "--diagnostics.enabled", "false", "--trainer.max_steps", "10")
     must_run("fit", "--config", "../tiny.yaml", *off, cwd=elsewhere)
-    allowed = {"last.ckpt", "last.previous.ckpt", "best.ckpt", "config.yaml"}
-    assert {path.name for path in elsewhere.rglob("*") if path.is_file()} <= allowed
+    checkpoints = {"last.ckpt", "last.previous.ckpt", "best.ckpt"}
+    expected = {*checkpoints, "config.yaml", "metrics.jsonl", "bpe-300.tiktoken"}
+    assert {path.name for path in elsewhere.rglob("*") if path.is_file()} == expected
 
 
 def test_a_model_with_layers_without_attention_patterns_trains_and_logs_all_but_their_picture(tmp_path: Path) -> None:

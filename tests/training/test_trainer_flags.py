@@ -130,11 +130,6 @@ def test_the_part_of_the_validation_split_is_what_is_measured(config: Path, plai
     assert "initial validation loss" not in parts[1].said
 
 
-def test_a_run_that_trains_nothing_says_so(config: Path, tmp_path: Path) -> None:
-    ended = fit(config, tmp_path, "--trainer.limit_train_batches", "0")
-    assert "nothing to train: limit_train_batches is 0" in ended.said
-
-
 SAME = {
     "detect_anomaly": "true",
     "deterministic": "true",
@@ -357,7 +352,7 @@ def test_a_checkpoint_by_what_is_not_logged_is_refused_when_it_is_due(config: Pa
         (("--trainer.accelerator", "gpu"), "trainer: No supported gpu backend found!"),
         (("--trainer.accelerator", "mps"), "trainer: `MPSAccelerator` can not run on your system"),
         (("--trainer.accelerator", "tpu"), "trainer: Requirement 'torch_xla"),
-        (("--trainer.devices", "0"), r"trainer: `Trainer\(devices='0'\)` value is not a valid input using cpu"),
+        (("--trainer.devices", "0"), "trainer.devices is '0'; it must be 'auto', -1 for all, a whole number from 1"),
         (("--trainer.devices", "[0]"), "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
         (("--trainer.strategy", "fsdp"), "trainer: The strategy `fsdp` requires a GPU accelerator"),
         (("--trainer.strategy", "deepspeed"), "trainer: .* you must have DeepSpeed installed"),

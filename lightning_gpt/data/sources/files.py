@@ -222,7 +222,7 @@ def _kind(file: Path) -> str | None:
 
 def _exists(path: str) -> bool:
     """Whether a path exists, or as a glob matches anything."""
-    as_path = Path(path).expanduser()
+    as_path = _without_tilde(path)
     return as_path.exists() or any(True for _ in glob.iglob(str(as_path), recursive=True))
 
 

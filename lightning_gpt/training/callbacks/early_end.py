@@ -18,10 +18,6 @@ class EarlyEnd(Callback):
                     f"EarlyStopping: monitor is {callback.monitor!r}; the validation measures {', '.join(measured)}"
                 )
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.limit_train_batches == 0:
-            say("nothing to train: limit_train_batches is 0")
-
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.should_stop:
             return
