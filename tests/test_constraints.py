@@ -15,7 +15,7 @@ NAMED = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["test"
 LOCKED = {
     canonicalize_name(line.partition("==")[0]): line for line in (ROOT / ".ci/constraints.txt").read_text().split()
 }
-FREE = {"torch", "lightning-gpt"}
+FREE = {"torch", "pip", "lightning-gpt"}
 """torch is left to its range, because its version names the build; the other is this package."""
 
 
