@@ -16,7 +16,7 @@ LOCKED = {
     canonicalize_name(line.partition("==")[0]): line for line in (ROOT / ".ci/constraints.txt").read_text().split()
 }
 FREE = {"torch", "pip", "lightning-gpt"}
-"""torch is left to its range, because its version names the build; the other is this package."""
+"""torch is left to its range, because its version names the build; pip comes with the environment; the last is ours."""
 
 
 def test_each_line_is_one_version() -> None:

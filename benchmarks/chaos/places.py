@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_OTHER = Path("/dev/shm")
+_OTHER = Path("/dev/shm")  # nosec B108 - only folders of tempfile are made in it
 _SMALL_MEGABYTES = 128
 ONE, TWO, SMALL = "one file system", "two file systems", "small disk"
 
