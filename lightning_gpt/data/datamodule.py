@@ -211,6 +211,11 @@ class TextData(L.LightningDataModule):
         """Rows of a micro-batch over all processes."""
         return self.batch_size * self._world_size
 
+    @property
+    def step_rows(self) -> int:
+        """Rows of an optimizer step over all processes."""
+        return self.micro_batch_rows * self._accumulated
+
     def counts(self) -> list[Count] | None:
         """The counts of one pass over each source; None if a source is not countable. The first call reads them all."""
         if not all(source.countable for source in self.sources):
@@ -235,7 +240,7 @@ class TextData(L.LightningDataModule):
 
     def _check(self, counts: list[Count]) -> None:
         """Raise a CallError if a source has less than one row of training text."""
-        row, rows = self.block_size + 1, self.micro_batch_rows * self._accumulated
+        row, rows = self.block_size + 1, self.step_rows
         for source, counted in zip(self.sources, counts, strict=True):
             if counted.rows == 0:
                 raise CallError(
@@ -263,7 +268,7 @@ class TextData(L.LightningDataModule):
             weights = [source.weight or 1.0 for source in self.sources]
         settings = (tuple(weights), self.block_size, self.shuffle_window, self._seed(), self.packing)
         if self.packing == "lanes":
-            return LaneStream(self.readers("train"), *settings, self.micro_batch_rows * self._accumulated)
+            return LaneStream(self.readers("train"), *settings, self.step_rows)
         return Stream(self.readers("train"), *settings)
 
     @property
@@ -292,14 +297,13 @@ class TextData(L.LightningDataModule):
         rows = self.rows_of_a_pass()
         if rows is None:
             return None
-        step_rows = self.micro_batch_rows * self._accumulated
-        if sum(rows) < step_rows:
+        if sum(rows) < self.step_rows:
             raise CallError(
-                f"the corpus has {sum(rows)} training rows, but one optimizer step takes {step_rows} "
+                f"the corpus has {sum(rows)} training rows, but one optimizer step takes {self.step_rows} "
                 f"(batch_size {self.batch_size} × {self._world_size} processes × {self._accumulated} accumulated): "
                 f"lower batch_size or accumulate_grad_batches, or add text"
             )
-        return sum(rows) // step_rows
+        return sum(rows) // self.step_rows
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """The training batches from the cursor to the end of the epoch."""

@@ -82,10 +82,9 @@ def place(trainer: L.Trainer, device: torch.device, data: TextData | None) -> st
     processes = f"{trainer.world_size} processes" if trainer.world_size > 1 else "1 process"
     rows = ""
     if data is not None:
-        accumulated = trainer.accumulate_grad_batches
         rows = (
-            f"{data.micro_batch_rows * accumulated} rows per step (batch_size {data.batch_size} × {processes} × "
-            f"{accumulated} accumulated), "
+            f"{data.step_rows} rows per step (batch_size {data.batch_size} × {processes} × "
+            f"{trainer.accumulate_grad_batches} accumulated), "
         )
     return (
         f"resuming after step {trainer.global_step:,} of {trainer.estimated_stepping_batches:,} from "

@@ -92,7 +92,7 @@ def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, in
     settings = {"model": type(model).__name__, **sizes, **dataclasses.asdict(module.optimization)}
     settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     if isinstance(data, TextData):
-        settings["batch_rows"] = data.micro_batch_rows * trainer.accumulate_grad_batches
+        settings["batch_rows"] = data.step_rows
     return {key: _plain(value) for key, value in settings.items() if value is not None}
 
 
