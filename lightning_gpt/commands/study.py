@@ -16,6 +16,7 @@ from lightning_gpt.studies.run.display import Display
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
+from lightning_gpt.studies.run.starter import FORKS, starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
@@ -57,33 +58,44 @@ def study(
     if report_only:
         _report(collect(read, place), place)
         return
-    share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
+    share = share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
     chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
-    sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
+        _prepare(chosen, diagnostics, shared)
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(read, Path(config), place, trusted_options()), end="")
         return
-    runner = Runner(read, place, jobs, shared.run_config, trusted_options())
-    display = Display(read.measure, sizes)
-    if cell is not None:
-        runner.run_one(chosen[0], display)
-        result = read_result(chosen[0], cell_folder(place, chosen[0]))
-        if result.status != "finished":
-            raise WorkError(f"cell {cell}, {chosen[0].name}, failed: {result.error}")
-        return
+    with starter(share) as starts:  # it imports what cells need while they are checked
+        display = Display(read.measure, _prepare(chosen, diagnostics, shared))
+        runner = Runner(read, place, jobs, shared.run_config, starts, trusted_options())
+        if cell is None:
+            _run_all(runner, display)
+        else:
+            _run_one(runner, chosen[0], display)
+
+
+def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
+    runner.run_one(cell, display)
+    result = read_result(cell, cell_folder(runner.folder, cell))
+    if result.status != "finished":
+        raise WorkError(f"cell {cell.number}, {cell.name}, failed: {result.error}")
+
+
+def _run_all(runner: Runner, display: Display) -> None:
     try:
         runner.run(display)
     finally:
-        results = collect(read, place)
+        results = collect(runner.study, runner.folder)
         if results.finished:
-            _report(results, place)
+            _report(results, runner.folder)
     failed = [result.cell.name for result in results.results if result.status == "failed"]
     if failed:
         names = "; ".join(failed[:3]) + (" and others" if len(failed) > 3 else "")
-        raise WorkError(f"{len(failed)} of {len(read.cells)} cells failed ({names}); the report gives their errors")
+        raise WorkError(
+            f"{len(failed)} of {len(runner.study.cells)} cells failed ({names}); the report gives their errors"
+        )
 
 
 def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
@@ -93,7 +105,7 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     the cells train.
     """
     with unheard_by_children():
-        pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+        pool = ProcessPoolExecutor(1, get_context("fork" if FORKS else "spawn"), end_with_parent)
         checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
     with pool:
         try:

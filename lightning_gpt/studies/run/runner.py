@@ -19,6 +19,7 @@ from lightning_gpt.studies.run.environment import visible_gpus
 from lightning_gpt.studies.run.locks import try_lock
 from lightning_gpt.studies.run.process import CellProcess, lock_cell
 from lightning_gpt.studies.run.result import cell_folder, read_result, read_results
+from lightning_gpt.studies.run.starter import Starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study
 
@@ -35,6 +36,7 @@ class Runner:
         folder: Its folder.
         jobs: Cells to run at a time.
         run_config: The configuration to run for a cell: its own, with the study's own files put in.
+        starter: What starts the processes of cells.
         options: Added to the command line of each cell.
     """
 
@@ -42,6 +44,7 @@ class Runner:
     folder: Path
     jobs: int
     run_config: Callable[[Cell], dict[str, Any]]
+    starter: Starter
     options: Sequence[str] = ()
 
     def run(self, display: Display) -> None:
@@ -112,7 +115,7 @@ class Runner:
     def _process(self, cell: Cell, lock: int, slot: int) -> CellProcess:
         tests = any(tag.startswith("test/") for tag in self.study.measure)
         environment, folder = share_of_machine(slot, self.jobs), cell_folder(self.folder, cell)
-        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.options)
+        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.starter, self.options)
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
