@@ -30,6 +30,11 @@ class OutputHead(Layer):
         self.rounded: nn.Module | None = None  # replaces W in a model quantised for generation
 
     @property
+    def is_tied(self) -> bool:
+        """Whether W is the embedding's."""
+        return self._tied_to[0] is not None
+
+    @property
     def weight(self) -> Tensor:
         """W, ``(vocab_size, dim)``."""
         (embedding,) = self._tied_to

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class Layer(nn.Module):
     """Name of the wrapped child, whose intermediates are recorded under the wrapper's own name."""
     idle_parameters: int = 0
     """Number of the layer's parameters that any one token does not use."""
+    needs_whole_rows: bool = False
+    """Whether a token's result depends on other tokens of its row in other ways than through the keys that attention
+    keeps, so that processes cannot divide a row between them."""
     made_with: Hashable = None
     """The kind, options and settings a registry built this layer with; None if it was built directly."""
     _watch: Watch | None = None
@@ -85,6 +89,21 @@ class Layer(nn.Module):
     def asked_for(self, *names: str) -> bool:
         """Whether one of these intermediates is being recorded or edited, so that it must be computed."""
         return self._watch is not None and self._watch.wants(self._prefix + name for name in names)
+
+
+class Absent(nn.Module):
+    """Stands for a part of a model that another process holds.
+
+    Args:
+        name: The part, for a message.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, *args: object, **kwargs: object) -> NoReturn:
+        raise CallError(f"{self.name} is on another device: stages of a pipeline compute loss and token_nll only")
 
 
 def all_matrices(module: nn.Module) -> Iterator[Matrix]:

@@ -157,6 +157,8 @@ class TokenRouter(Layer):
         loss_weight: Weight of the cross-entropy.
     """
 
+    needs_whole_rows = True
+
     def __init__(self, dim: int, capacity: float, decision: Decision, loss_weight: float) -> None:
         super().__init__()
         self.capacity, self.loss_weight = capacity, loss_weight
@@ -329,7 +331,8 @@ class Predictor(Layer):
 def token_routers(blocks: Iterable[BlockView]) -> dict[int, TokenRouter]:
     """The routers among a model's blocks, by layer; a router shared by several layers is listed under the first."""
     found: dict[int, TokenRouter] = {}
-    for layer, (block, *_) in enumerate(view.parts for view in blocks):
+    for view in blocks:
+        block = view.parts[0]
         if isinstance(block, RoutedBlock) and block.router not in found.values():
-            found[layer] = block.router
+            found[view.layer] = block.router
     return found

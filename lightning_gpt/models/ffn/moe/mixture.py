@@ -98,6 +98,11 @@ class MixtureOfExperts(Layer):
             mixed = mixed + self.shared(tokens)
         return self.see("output", mixed.view(x.shape))
 
+    @property
+    def needs_whole_rows(self) -> bool:  # type: ignore[override]
+        """True with a capacity, for which tokens compete in the order of the text."""
+        return self.capacity_factor is not None
+
     def _capacity(self, n_choice: int) -> int | None:
         """How many choices of this pass an expert accepts; None for all."""
         if self.capacity_factor is None or not self.training:
@@ -146,7 +151,7 @@ def _expert_kind(name: str) -> type[FeedForward]:
 def mixtures(blocks: Iterable[BlockView]) -> dict[int, MixtureOfExperts]:
     """The mixtures among a model's blocks, by layer; a mixture shared by several layers is listed under the first."""
     found: dict[int, MixtureOfExperts] = {}
-    for layer, block in enumerate(blocks):
+    for block in blocks:
         if isinstance(block.ffn, MixtureOfExperts) and block.ffn not in found.values():
-            found[layer] = block.ffn
+            found[block.layer] = block.ffn
     return found
