@@ -78,7 +78,7 @@ class _Ride(torch.autograd.Function):
         dtype, device = ctx.like
         given = ctx.of_pass.gradient
         one = torch.ones((), dtype=dtype, device=device) if given is None else given.to(device, dtype)
-        return grad_outputs[0], ctx.share * one, None, None
+        return grad_outputs[0], (ctx.share * one).to(dtype), None, None
 
 
 class _Remember(torch.autograd.Function):

@@ -99,7 +99,7 @@ class ContextParallel:
         own = slice(self.group.rank() * len(mine), (self.group.rank() + 1) * len(mine))  # among the gathered
         others = _OthersTokens(self.group, self._n_layer, positions, own, of_keys)
         counted = (targets[:, mine] != IGNORED).sum() * self.group.size()
-        weight = counted / (targets != IGNORED).sum().clamp(min=1)
+        weight = counted.double() / (targets != IGNORED).sum().clamp(min=1)
         documents = None if documents is None else documents[:, mine]
         return OwnTokens(ids[:, mine], targets[:, mine], documents, others, weight)
 

@@ -100,7 +100,7 @@ class Stage(nn.Module):
         self, x: Tensor, brought: Sequence[Tensor], ids: Tensor, targets: Tensor, documents: Tensor | None
     ) -> Any:
         (model,), others, total = self._model, None, None
-        share = None if self.run.counted is None else (targets != IGNORED).sum() / self.run.counted
+        share = None if self.run.counted is None else (targets != IGNORED).sum().double() / self.run.counted
         weight = share
         if self._context is not None:
             own = self._context.own(ids, targets, documents)
@@ -110,10 +110,9 @@ class Stage(nn.Module):
         if share is not None and model.training and torch.is_grad_enabled():
             losses = PartLosses(share, total=total)
         context = model.context(ids, documents, others, losses=losses)
-        if self.is_first:
-            x = model.embed(ids, context)
+        x = model.embed(ids, context) if self.is_first else _received(x)
         for key, tensor in zip(self.brought, brought, strict=True):
-            context.shared.carried[key] = tensor
+            context.shared.carried[key] = _received(tensor)
         for layer in self.layers:
             x = model.layer(layer, x, context)
         result = self._score(model.finish(x, context), targets, weight) if self.is_last else self._sent(x, context)
@@ -134,6 +133,21 @@ class Stage(nn.Module):
         self.carried = list(carried)
         # views, and what is only passed through, become tensors of their own: the schedules detach them in place
         return tuple(_of_its_own(tensor) for tensor in (x, *carried.values()))
+
+
+def _received(x: Tensor) -> Tensor:
+    """``x`` itself, with a gradient that can be sent back."""
+    return cast(Tensor, _ContiguousGradient.apply(x))  # type: ignore[no-untyped-call]
+
+
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0].contiguous()
 
 
 def _of_its_own(x: Tensor) -> Tensor:

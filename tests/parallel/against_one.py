@@ -1,6 +1,5 @@
 """Training a tiny GPT in a layout and in one process, and comparing them."""
 
-import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.training.expert_balance import ExpertBalance
 from lightning_gpt.training.optim import Optimization, optimizer
 
 VOCAB, BLOCK, ROWS, STEPS = 61, 16, 8, 10
@@ -90,29 +90,27 @@ class Outcome:
         }
 
 
-def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW, as a training has it."""
-    return optimizer(model, Optimization(lr=3e-3), fused=True)  # type: ignore[arg-type]
+    return optimizer(model, Optimization(lr=3e-3), fused)  # type: ignore[arg-type]
 
 
-@functools.cache
-def one_process(
-    name: str, parts: int = 1, documents: bool = False, clip: float = 1e9, accumulated: int = 1, **more: Any
-) -> Outcome:
+def one_process(name: str, parts: int = 1, documents: bool = False, clip: float = 1e9, **more: Any) -> Outcome:
     """The training in one process, which reads the rows of a step in ``parts`` micro-batches."""
     model, outcome = model_of(name, **more), Outcome()
-    stepper = optimizer_of(model)
+    stepper, balance = optimizer_of(model), ExpertBalance(model, lambda x: x)
     for rows in steps(documents):
         counted, total = (rows.targets >= 0).sum(), 0.0
         for number in range(parts):
             part = rows.part(number, parts)
-            share = (part.targets >= 0).sum() / counted
+            share = (part.targets >= 0).sum().double() / counted
             loss = model.loss(part.ids, part.targets, part.documents, z_loss=1e-3)
             # losses of the parts of the model are those of a micro-batch, and micro-batches weigh the same
             (loss * share).backward()
             total += float(loss.detach() * share)
         outcome.losses.append(total)
         outcome.norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip)))
+        balance.end_step()
         stepper.step()
         stepper.zero_grad()
     return finished(outcome, model.state_dict(), model, documents)

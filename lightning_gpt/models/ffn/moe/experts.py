@@ -103,8 +103,7 @@ class Experts(Layer):
         stacks = _Stacks(self.up, self.up_bias, self.down, self.down_bias)
         if self.divided is None:
             return self._through(x, counts, stacks)
-        own = self.divided.own
-        stacks = _Stacks(*(None if stack is None else own(stack) for stack in stacks))
+        stacks = stacks.each(self.divided.own)
         x, counts, take_back = self.divided.bring(x, counts)
         return take_back(self._through(x, counts, stacks, self.divided.first))
 
@@ -138,6 +137,11 @@ class _Stacks(NamedTuple):
     up_bias: Tensor | None
     down: Tensor
     down_bias: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "_Stacks":
+        """The weights, each changed."""
+        up_bias, down_bias = (None if bias is None else change(bias) for bias in (self.up_bias, self.down_bias))
+        return _Stacks(change(self.up), up_bias, change(self.down), down_bias)
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor, ends: Tensor) -> Tensor:
