@@ -20,6 +20,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.registry import Given
+from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients, total_norm
+from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.training import resumed
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
@@ -95,6 +97,21 @@ class LanguageModule(EvaluatedModule):
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether each process has a part of the model only, so that looking at it takes all of them."""
+        return isinstance(self.trainer.strategy, MeshStrategy)
+
+    def whole_model(self) -> LanguageModel | None:
+        """The model to look at, in the first process; None in the others. All processes must call it.
+
+        It is the model itself, or a copy if each process has only a part of it.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, MeshStrategy):
+            return strategy.whole_model()
+        return self.model if self.trainer.is_global_zero else None
+
     def forget_non_finite(self) -> None:
         """Empty the memory of the lanes that hold a value that is not finite, after a step that was not taken."""
         if self._lanes is not None:
@@ -163,9 +180,10 @@ class LanguageModule(EvaluatedModule):
         fp16 has a GradScaler, and with fp16 the optimizer is not fused.
         """
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            clip_value(gradients(self.parameters()), gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            found = gradients(self.parameters())
+            clip_norm(found, gradient_clip_val, total_norm(found))
 
     def on_fit_start(self) -> None:
         """Find the mixtures of experts; refuse data that the memory or the batch warm-up cannot work with."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.training.peak import peak_flops, precision_dtype
@@ -63,8 +64,7 @@ class StepMetrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._logs(trainer, trainer.global_step + 1):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            self._grad_norm = total_norm(gradients(pl_module.parameters()))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
