@@ -43,6 +43,37 @@ class OwnTokens:
     weight: Tensor
 
 
+def require_divisible_rows(model: LanguageModel, size: int) -> None:
+    """Refuse a model whose rows cannot be divided over ``size`` processes.
+
+    Raises:
+        CallError: A part of the model needs whole rows, or its rows have no such length.
+    """
+    _pieces(model.config.block_size, size)
+    if getattr(model.config, "layer_drop", None) is not None:
+        raise CallError(
+            "parallel.context and layer_drop cannot be combined: a device that skips a layer would not give its "
+            "keys to the others; use layer_drop none or parallel.context 1"
+        )
+    for name, part in model.named_modules():
+        if isinstance(part, Layer) and part.needs_whole_rows:
+            raise CallError(
+                f"parallel.context divides the tokens of a row over {size} devices, but {name or 'the model'} "
+                f"({type(part).__name__}) needs whole rows; set parallel.context to 1, or use softmax attention "
+                f"without memory, token_routing, diversity and capacity_factor"
+            )
+
+
+def _pieces(time: int, size: int) -> int:
+    """The number of pieces that a row of ``time`` tokens is cut into for ``size`` processes."""
+    if time % (2 * size):
+        raise CallError(
+            f"rows of {time} tokens cannot be divided over {size} devices: parallel.context needs a block_size "
+            f"that is a multiple of {2 * size}"
+        )
+    return 2 * size
+
+
 class ContextParallel:
     """Runs the loss and ``token_nll`` of a model on rows that the processes of a group divide between them.
 
@@ -59,20 +90,8 @@ class ContextParallel:
 
     def __init__(self, model: LanguageModel, group: dist.ProcessGroup) -> None:
         self.model, self.group = model, group
+        require_divisible_rows(model, group.size())
         self._n_layer = len(model.block_views())
-        if getattr(model.config, "layer_drop", None) is not None:
-            raise CallError(
-                "parallel.context and layer_drop cannot be combined: a device that skips a layer would not give its "
-                "keys to the others; use layer_drop none or parallel.context 1"
-            )
-        for name, part in model.named_modules():
-            if isinstance(part, Layer) and part.needs_whole_rows:
-                which = name or "the model"
-                raise CallError(
-                    f"parallel.context divides the tokens of a row over {group.size()} devices, but {which} "
-                    f"({type(part).__name__}) needs whole rows; set parallel.context to 1, or use softmax attention "
-                    f"without memory, token_routing, diversity and capacity_factor"
-                )
 
     def places(self, time: int, device: torch.device) -> Tensor:
         """The places in a row of ``time`` tokens that each process holds, ``(processes, own)``.
@@ -81,12 +100,7 @@ class ContextParallel:
             CallError: ``time`` is not a multiple of twice the number of processes.
         """
         size = self.group.size()
-        if time % (2 * size):
-            raise CallError(
-                f"rows of {time} tokens cannot be divided over {size} devices: parallel.context needs a block_size "
-                f"that is a multiple of {2 * size}"
-            )
-        pieces = torch.arange(time, device=device).view(2 * size, -1)
+        pieces = torch.arange(time, device=device).view(_pieces(time, size), -1)
         return torch.cat([pieces[:size], pieces.flip(0)[:size]], dim=1)
 
     def own(self, ids: Tensor, targets: Tensor, documents: Tensor | None) -> OwnTokens:

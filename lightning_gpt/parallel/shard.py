@@ -45,23 +45,30 @@ def shard_units(model: LanguageModel) -> list[nn.Module]:
     return list(dict.fromkeys(parts[0] for parts in views if len(parts) == 1))
 
 
-def shard(model: LanguageModel, mesh: Mesh, units: Iterable[nn.Module] | None = None) -> None:
-    """Divide the parameters of a model over the shard axis of a mesh, in place.
+def shard(model: nn.Module, mesh: Mesh, units: Iterable[nn.Module], experts: Iterable[nn.Module] = ()) -> None:
+    """Divide the parameters of a model, or of a stage of one, over the shard axis of a mesh, in place.
 
     Args:
-        model: The model, with the same weights in every process; its tensor-parallel parameters are DTensors already.
+        model: The model, with the same weights in every process; parameters that other axes divide are DTensors
+            already.
         mesh: The mesh of the layout.
-        units: What is gathered together; :func:`shard_units` if None.
+        units: What is gathered together, such as :func:`shard_units`.
+        experts: Modules within the units whose parameters the expert axis divides.
     """
     both = replicated_and_sharded(mesh)
     pinned = mesh.devices.device_type != "cpu"
     offload = CPUOffloadPolicy(pin_memory=pinned) if mesh.layout.offload else OffloadPolicy()
-    for unit in shard_units(model) if units is None else units:
+    of_experts = tuple(axis for axis in REPLICAS if axis != "expert")
+    for unit in experts:
+        alone = replicated_and_sharded(mesh, of_experts)
+        fully_shard(unit, mesh=alone, reshard_after_forward=mesh.layout.reshard, offload_policy=offload)
+    for unit in units:
         fully_shard(unit, mesh=both, reshard_after_forward=mesh.layout.reshard, offload_policy=offload)
     # what is left, the embeddings and the head, is used at both ends of a pass: it stays gathered in between
     fully_shard(model, mesh=both, reshard_after_forward=False, offload_policy=offload)
-    for name in ("loss", "token_nll"):
-        register_fsdp_forward_method(model, name)
+    if isinstance(model, LanguageModel):
+        for name in ("loss", "token_nll"):
+            register_fsdp_forward_method(model, name)
 
 
 def reshard(model: nn.Module) -> None:

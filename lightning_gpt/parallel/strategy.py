@@ -1,7 +1,7 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import torch
@@ -9,17 +9,21 @@ import torch.distributed as dist
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
+from lightning_gpt.parallel.laying_out import Spread, lay_out, require
 from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
-from lightning_gpt.parallel.shard import reshard, send_from_first, shard
+from lightning_gpt.parallel.norms import gradients, total_norm
+from lightning_gpt.parallel.shard import reshard, send_from_first
 from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
+
+T = TypeVar("T")
 
 
 def strategy_for(layout: Layout, strategy: object, precision: str) -> "MeshStrategy":
@@ -45,6 +49,18 @@ def strategy_for(layout: Layout, strategy: object, precision: str) -> "MeshStrat
     return MeshStrategy(layout)
 
 
+def gradient_norm(strategy: object, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of the gradients of all parameters, in whichever processes they are; all processes must call it.
+
+    Args:
+        strategy: The Trainer's strategy.
+        parameters: Those that this process holds.
+    """
+    if isinstance(strategy, MeshStrategy):
+        return strategy.gradient_norm(parameters)
+    return total_norm(gradients(parameters))
+
+
 _TOKEN_AXES: tuple[Axis, ...] = ("data", "shard", "expert", "context")
 """Processes that differ in one of these see different tokens; all others see the same."""
 
@@ -68,7 +84,8 @@ class MeshStrategy(DDPStrategy):
         self._mesh: Mesh | None = None
         self._tokens: Group | None = None
         self._whole_optimizers: list[WholeOptimizer] = []
-        self._is_laid_out = False
+        self._spread: Spread | None = None
+        self._names: list[str] = []  # of the weights that one process has
 
     def meet(self, devices: int) -> None:
         """Fill in the layout's sizes for a number of devices.
@@ -86,6 +103,7 @@ class MeshStrategy(DDPStrategy):
         Raises:
             CallError: A part of it cannot be divided as the layout asks; the message names what would work.
         """
+        require(model, self.layout)
 
     @property
     def mesh(self) -> Mesh:
@@ -131,9 +149,10 @@ class MeshStrategy(DDPStrategy):
         if trains:  # what the optimizer of one process would be, by the names of its parameters
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
+        assert self.lightning_module is not None
+        self._names = list(self.lightning_module.state_dict())
         send_from_first(self.language_model, self.mesh)
         self.lay_out(self.language_model)
-        self._is_laid_out = True
         self.model_to_device()
         if trains:
             self.setup_optimizers(trainer)
@@ -143,7 +162,8 @@ class MeshStrategy(DDPStrategy):
 
     def lay_out(self, model: LanguageModel) -> None:
         """Spread a model that is whole in every process over the mesh, in place."""
-        shard(model, self.mesh)
+        require(model, self.layout)
+        self._spread = lay_out(model, self.mesh)
 
     def model_to_device(self) -> None:
         """Move everything but weights that wait in the memory of the CPU."""
@@ -194,10 +214,35 @@ class MeshStrategy(DDPStrategy):
         return self._divided_again(super().predict_step(*args, **kwargs))
 
     def _divided_again(self, output: Any) -> Any:
-        reshard(self.language_model)
+        assert self._spread is not None
+        for root in self._spread.roots:
+            reshard(root)
         return output
 
     # ---- what the processes tell each other ----
+
+    @property
+    def _stages(self) -> Group | None:
+        """The processes that hold other layers of the same copy of the model, in the order of the pipeline."""
+        pipeline = None if self._spread is None else self._spread.pipeline
+        return None if pipeline is None else pipeline.group
+
+    def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """The norm of the gradients of all processes' parameters, each counted once; all processes must call it."""
+        pipeline = None if self._spread is None else self._spread.pipeline
+        if pipeline is None:
+            return total_norm(gradients(parameters))
+        elsewhere = pipeline.copies.counted_elsewhere()
+        own = gradients(parameter for parameter in parameters if parameter not in elsewhere)
+        return total_norm(own, [pipeline.group])
+
+    def of_all_layers(self, figures: Mapping[int, T]) -> dict[int, T]:
+        """Figures by layer, with those of the other stages; all processes must call it."""
+        if self._stages is None:
+            return dict(figures)
+        found: list[Any] = [None] * self._stages.size()
+        dist.all_gather_object(found, dict(figures), group=self._stages)
+        return dict(sorted((layer, figure) for own in found for layer, figure in own.items()))
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce over the processes that see different tokens; those that see the same tokens hold equal values."""
@@ -214,7 +259,7 @@ class MeshStrategy(DDPStrategy):
 
         All processes must call it. The copy needs the memory of a whole model.
         """
-        state = whole_state(self.language_model, keep=self.is_global_zero)
+        state = self._whole_state(self.language_model)
         if not self.is_global_zero:
             return None
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
@@ -227,19 +272,41 @@ class MeshStrategy(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights as one process has them, in the first process; all must call it."""
-        return whole_state(self.lightning_module, keep=self.is_global_zero)  # type: ignore[arg-type]
+        assert self.lightning_module is not None
+        state = self._whole_state(self.lightning_module)
+        return {name: state[name] for name in self._names} if state else state
+
+    def _whole_state(self, module: nn.Module) -> dict[str, Tensor]:
+        return self._of_all_stages(whole_state(module, keep=self._is_first_of_stage))
+
+    @property
+    def _is_first_of_stage(self) -> bool:
+        """Whether this process gathers what its stage has, for the first stage; true of the first process."""
+        return all(place == 0 for axis, place in self.mesh.place.items() if axis != "pipeline")
+
+    def _of_all_stages(self, own: dict[str, Any]) -> dict[str, Any]:
+        """What the stages have, joined in the first; nothing in the others. All processes must call it."""
+        stages = self._stages
+        if stages is None:
+            return own
+        is_first = stages.rank() == 0
+        found: list[Any] | None = [None] * stages.size() if is_first else None
+        dist.gather_object(own, found, group=stages, group_dst=0)
+        return {name: value for part in reversed(found or []) for name, value in part.items()}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights as one process has them, before or after the model was laid out."""
         assert self.lightning_module is not None
-        load_whole(self.lightning_module, checkpoint["state_dict"], strict)
+        # after it was laid out, a stage of a pipeline has some of the weights
+        load_whole(self.lightning_module, checkpoint["state_dict"], strict and self._stages is None)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state as one process has it, in the first process; all must call it."""
         bare = getattr(optimizer, "optimizer", optimizer)
         number = [getattr(each, "optimizer", each) for each in self.optimizers].index(bare)
         assert self.lightning_module is not None
-        return self._whole_optimizers[number].state(self.lightning_module, bare, keep=self.is_global_zero)
+        whole = self._whole_optimizers[number]
+        return whole.state(self.lightning_module, bare, self._is_first_of_stage, self._of_all_stages)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the state of the optimizer of one process."""

@@ -15,6 +15,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from lightning_gpt.parallel.packed import Packed
 
+Joined = Callable[[dict[str, Any]], dict[str, Any]]
+"""Joins mappings that several processes have."""
+
 
 @dataclass(frozen=True)
 class _Piece:
@@ -134,10 +137,18 @@ class WholeOptimizer:
             {key: value for key, value in group.items() if key == "rows"} for group in optimizer.param_groups
         ]
 
-    def state(self, module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, Any]:
+    def state(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, keep: bool, of_all_stages: Joined = dict
+    ) -> dict[str, Any]:
         """The state dict that one process would have, on the CPU; empty where it is not kept.
 
         All processes must call it.
+
+        Args:
+            module: The module as it was laid out.
+            optimizer: The optimizer of its parameters.
+            keep: Whether this process needs what it has.
+            of_all_stages: Joins what the stages of a pipeline have, in the first; empty in the others.
         """
         pieces, parameters = _pieces(module), dict(module.named_parameters())
         by_name: dict[str, dict[str, Any]] = {}
@@ -151,10 +162,11 @@ class WholeOptimizer:
                 joined[pieces[name].name if name in pieces else name] = _gathered(value).cpu()
             for name, value in joined.items():
                 by_name.setdefault(name, {})[key] = value
-        if not keep:
+        options = self._options_by_name(optimizer, parameters, pieces)
+        by_name, options = of_all_stages(by_name), of_all_stages(options)
+        if not keep or not options:
             return {}
         order = [name for group in self._groups for name in group]
-        options = self._options_by_name(optimizer, parameters, pieces)
         groups, first = [], 0
         for members, fixed in zip(self._groups, self._fixed, strict=True):
             indices = list(range(first, first + len(members)))

@@ -3,8 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -19,10 +20,11 @@ from lightning_gpt.data.share import data_place
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.materialise import outline
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.registry import Given
-from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients, total_norm
-from lightning_gpt.parallel.strategy import MeshStrategy
+from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients
+from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
 from lightning_gpt.training import resumed
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
@@ -32,6 +34,8 @@ from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from lightning_gpt.training.recurrence import lane_states, micro_batch_of, remembering
 from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
 from lightning_gpt.training.seeding import seed_generators
+
+T = TypeVar("T")
 
 _MEMORY_KEY = "lightning_gpt_memory"
 """The entry of a checkpoint that holds what each lane remembers."""
@@ -102,6 +106,16 @@ class LanguageModule(EvaluatedModule):
     def is_spread(self) -> bool:
         """Whether each process has a part of the model only, so that looking at it takes all of them."""
         return isinstance(self.trainer.strategy, MeshStrategy)
+
+    @property
+    def outline(self) -> LanguageModel:
+        """The model as one process has it, to count; without weights if each process has only a part of it."""
+        return outline(self.model) if self.is_spread else self.model
+
+    def of_all_layers(self, figures: Mapping[int, T]) -> dict[int, T]:
+        """Figures by layer, with those of layers that other processes hold; all processes must call it."""
+        strategy = self.trainer.strategy
+        return strategy.of_all_layers(figures) if isinstance(strategy, MeshStrategy) else dict(figures)
 
     def whole_model(self) -> LanguageModel | None:
         """The model to look at, in the first process; None in the others. All processes must call it.
@@ -183,8 +197,8 @@ class LanguageModule(EvaluatedModule):
         if gradient_clip_val and gradient_clip_algorithm == "value":
             clip_value(gradients(self.parameters()), gradient_clip_val)
         elif gradient_clip_val:
-            found = gradients(self.parameters())
-            clip_norm(found, gradient_clip_val, total_norm(found))
+            norm = gradient_norm(self.trainer.strategy, self.parameters())
+            clip_norm(gradients(self.parameters()), gradient_clip_val, norm)
 
     def on_fit_start(self) -> None:
         """Find the mixtures of experts; refuse data that the memory or the batch warm-up cannot work with."""

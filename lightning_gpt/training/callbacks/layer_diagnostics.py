@@ -104,7 +104,7 @@ class LayerDiagnostics(Callback):
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device), torch.no_grad():
             parameters = block_parameters(pl_module.model)
-            self._now = {"grad_norm": [float(total_norm(gradients(part))) for part in parameters]}
+            self._now = {"grad_norm": _of_all_layers(pl_module, [_norm(gradients(part)) for part in parameters])}
             if (trainer.global_step + 1) // every % _RATIO_EVERY == 1:
                 self._weights_before = [[p.clone() for p in part] for part in parameters]
 
@@ -116,7 +116,8 @@ class LayerDiagnostics(Callback):
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device), torch.no_grad():
             if self._weights_before is not None:
-                self._now["update_ratio"] = _ratios(self._weights_before, block_parameters(pl_module.model))
+                ratios = _ratios(self._weights_before, block_parameters(pl_module.model))
+                self._now["update_ratio"] = _of_all_layers(pl_module, ratios)
             self._log(trainer, self._now)
             self._of_step |= self._now
             self._now, self._weights_before = {}, None
@@ -201,6 +202,16 @@ class LayerDiagnostics(Callback):
             last = self._history[-1]["step"]
             board.add_figure("layers/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
             board.add_figure("layers/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
+
+
+def _of_all_layers(module: LanguageModule, own: list[Value]) -> list[Value]:
+    """Figures of this process's layers, with those of layers that others hold."""
+    layers = [view.layer for view in module.model.block_views()]
+    return list(module.of_all_layers(dict(zip(layers, own, strict=True))).values())
+
+
+def _norm(tensors: Sequence[Tensor]) -> Value:
+    return float(total_norm(tensors))
 
 
 def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> list[Value]:

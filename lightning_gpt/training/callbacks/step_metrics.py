@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.share import data_place
-from lightning_gpt.parallel.norms import gradients, total_norm
+from lightning_gpt.parallel.strategy import gradient_norm
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.training.peak import peak_flops, precision_dtype
@@ -65,7 +65,7 @@ class StepMetrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._logs(trainer, trainer.global_step + 1):
-            self._grad_norm = total_norm(gradients(pl_module.parameters()))
+            self._grad_norm = gradient_norm(trainer.strategy, pl_module.parameters())
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -105,6 +105,6 @@ def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModul
     """The share of all devices' peak that one token per second takes; None for a model of another package."""
     if not isinstance(pl_module, LanguageModule):
         return None
-    flops = training_flops_per_token(pl_module.model, pl_module.model.config.block_size)
+    flops = training_flops_per_token(pl_module.outline, pl_module.model.config.block_size)
     peak = peak_flops(pl_module.device, precision_dtype(str(trainer.precision)))
     return flops / (peak * trainer.world_size)
