@@ -1,6 +1,7 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning as L
@@ -12,13 +13,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import LanguageModel
+from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
 from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
+from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.shard import reshard, send_from_first, shard
+from lightning_gpt.parallel.tensor import divide
 from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
 
 
@@ -68,7 +71,8 @@ class MeshStrategy(DDPStrategy):
         self._mesh: Mesh | None = None
         self._tokens: Group | None = None
         self._whole_optimizers: list[WholeOptimizer] = []
-        self._is_laid_out = False
+        self.pieces: Pieces = {}
+        """The pieces that fused parameters of the model were taken apart into, by their names in the model."""
 
     def meet(self, devices: int) -> None:
         """Fill in the layout's sizes for a number of devices.
@@ -128,22 +132,35 @@ class MeshStrategy(DDPStrategy):
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         trains = trainer.state.fn == TrainerFn.FITTING
-        if trains:  # what the optimizer of one process would be, by the names of its parameters
+        if trains:
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
         send_from_first(self.language_model, self.mesh)
-        self.lay_out(self.language_model)
-        self._is_laid_out = True
+        self.pieces = self.lay_out(self.language_model)
         self.model_to_device()
-        if trains:
-            self.setup_optimizers(trainer)
+        for whole in self._whole_optimizers:
+            whole.follow(self.model, self._pieces_of_module)
         self.setup_precision_plugin()
         if trains and not self.layout.offload:
             _optimizers_to_device(self.optimizers, self.root_device)
 
-    def lay_out(self, model: LanguageModel) -> None:
-        """Spread a model that is whole in every process over the mesh, in place."""
+    def lay_out(self, model: LanguageModel) -> Pieces:
+        """Spread a model that is whole in every process over the mesh, in place.
+
+        Returns:
+            The pieces that its fused parameters were taken apart into.
+        """
+        pieces: Pieces = {}
+        if self.layout.tensor > 1:
+            assert isinstance(model, GPT)
+            pieces = divide(model, self.mesh.axis("tensor"), self.layout.sequence)
         shard(model, self.mesh)
+        return pieces
+
+    @property
+    def _pieces_of_module(self) -> Pieces:
+        """The pieces by their names in the Lightning module, which holds the model as ``model``."""
+        return {f"model.{name}": replace(each, fused=f"model.{each.fused}") for name, each in self.pieces.items()}
 
     def model_to_device(self) -> None:
         """Move everything but weights that wait in the memory of the CPU."""
@@ -214,7 +231,7 @@ class MeshStrategy(DDPStrategy):
 
         All processes must call it. The copy needs the memory of a whole model.
         """
-        state = whole_state(self.language_model, keep=self.is_global_zero)
+        state = whole_state(self.language_model, self.pieces, keep=self.is_global_zero)
         if not self.is_global_zero:
             return None
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
@@ -227,25 +244,23 @@ class MeshStrategy(DDPStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights as one process has them, in the first process; all must call it."""
-        return whole_state(self.lightning_module, keep=self.is_global_zero)  # type: ignore[arg-type]
+        assert self.lightning_module is not None
+        return whole_state(self.lightning_module, self._pieces_of_module, keep=self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights as one process has them, before or after the model was laid out."""
         assert self.lightning_module is not None
-        load_whole(self.lightning_module, checkpoint["state_dict"], strict)
+        load_whole(self.lightning_module, checkpoint["state_dict"], self._pieces_of_module, strict)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state as one process has it, in the first process; all must call it."""
         bare = getattr(optimizer, "optimizer", optimizer)
-        number = [getattr(each, "optimizer", each) for each in self.optimizers].index(bare)
-        assert self.lightning_module is not None
-        return self._whole_optimizers[number].state(self.lightning_module, bare, keep=self.is_global_zero)
+        whole = next(each for each in self._whole_optimizers if each.optimizer is bare)
+        return whole.state_dict(keep=self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the state of the optimizer of one process."""
-        assert self.lightning_module is not None
-        for whole, optimizer, state in zip(
-            self._whole_optimizers, self.optimizers, checkpoint["optimizer_states"], strict=True
-        ):
-            whole.load(self.lightning_module, optimizer, state)
-            _optimizers_to_device([optimizer], self.root_device)
+        for whole, state in zip(self._whole_optimizers, checkpoint["optimizer_states"], strict=True):
+            whole.load_state_dict(state)
+            if not self.layout.offload:
+                _optimizers_to_device([whole.optimizer], self.root_device)
