@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.share import data_place
 from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
@@ -71,7 +72,7 @@ class StepMetrics(Callback):
     ) -> None:
         # Lightning has divided the loss by the number of micro-batches
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
-        self._tokens += batch["targets"].numel() * trainer.world_size
+        self._tokens += batch["targets"].numel() * data_place(trainer)[1]
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -104,6 +105,6 @@ def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModul
     """The share of all devices' peak that one token per second takes; None for a model of another package."""
     if not isinstance(pl_module, LanguageModule):
         return None
-    flops = training_flops_per_token(pl_module.model, pl_module.model.config.block_size)
+    flops = training_flops_per_token(pl_module.model_to_count(), pl_module.model.config.block_size)
     peak = peak_flops(pl_module.device, precision_dtype(str(trainer.precision)))
     return flops / (peak * trainer.world_size)
