@@ -1,5 +1,6 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -129,6 +130,8 @@ class MeshStrategy(DDPStrategy):
         """Lay the model out, with the weights of the first process, and make its optimizer."""
         assert self.accelerator is not None
         assert self.model is not None
+        # gathering a matrix that two axes divide takes two exchanges, of which torch warns
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         trains = trainer.state.fn == TrainerFn.FITTING
