@@ -18,7 +18,7 @@ class TokenDiversity(Layer):
         weight: Factor on the mean.
     """
 
-    needs_whole_rows = True
+    sees_rows = True
 
     def __init__(self, weight: float) -> None:
         super().__init__()

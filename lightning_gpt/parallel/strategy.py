@@ -1,6 +1,8 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
+import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -20,6 +22,7 @@ from lightning_gpt.parallel.laying_out import Spread, lay_out, require
 from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.norms import gradients, total_norm
+from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.shard import reshard, send_from_first
 from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
 
@@ -143,27 +146,34 @@ class MeshStrategy(DDPStrategy):
         """Lay the model out, with the weights of the first process, and make its optimizer."""
         assert self.accelerator is not None
         assert self.model is not None
+        # gathering a matrix that two axes divide takes two exchanges, of which torch warns
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         trains = trainer.state.fn == TrainerFn.FITTING
-        if trains:  # what the optimizer of one process would be, by the names of its parameters
+        if trains:
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
         assert self.lightning_module is not None
         self._names = list(self.lightning_module.state_dict())
         send_from_first(self.language_model, self.mesh)
-        self.lay_out(self.language_model)
+        self._spread = lay_out(self.language_model, self.mesh)
         self.model_to_device()
-        if trains:
-            self.setup_optimizers(trainer)
+        for whole in self._whole_optimizers:
+            whole.follow(self.model, self._pieces_of_module)
         self.setup_precision_plugin()
         if trains and not self.layout.offload:
             _optimizers_to_device(self.optimizers, self.root_device)
 
-    def lay_out(self, model: LanguageModel) -> None:
-        """Spread a model that is whole in every process over the mesh, in place."""
-        require(model, self.layout)
-        self._spread = lay_out(model, self.mesh)
+    @property
+    def _pieces(self) -> Pieces:
+        """The pieces that fused parameters of the model were taken apart into, by their names in the model."""
+        return {} if self._spread is None else self._spread.pieces
+
+    @property
+    def _pieces_of_module(self) -> Pieces:
+        """The pieces by their names in the Lightning module, which holds the model as ``model``."""
+        return {f"model.{name}": replace(each, fused=f"model.{each.fused}") for name, each in self._pieces.items()}
 
     def model_to_device(self) -> None:
         """Move everything but weights that wait in the memory of the CPU."""
@@ -244,6 +254,23 @@ class MeshStrategy(DDPStrategy):
         dist.all_gather_object(found, dict(figures), group=self._stages)
         return dict(sorted((layer, figure) for own in found for layer, figure in own.items()))
 
+    @property
+    def _is_first_of_stage(self) -> bool:
+        """Whether this process gathers what its stage has, for the first stage; true of the first process."""
+        return all(place == 0 for axis, place in self.mesh.place.items() if axis != "pipeline")
+
+    def _of_all_stages(self, own: Mapping[str, T]) -> dict[str, T]:
+        """What the stages have, joined in the first; nothing in the others. All processes must call it."""
+        stages = self._stages
+        if stages is None:
+            return dict(own)
+        found: list[Any] | None = [None] * stages.size() if stages.rank() == 0 else None
+        dist.gather_object(dict(own), found, group=stages, group_dst=0)
+        return {name: value for part in reversed(found or []) for name, value in part.items()}
+
+    def _whole_state(self, module: nn.Module, pieces: Pieces) -> dict[str, Tensor]:
+        return self._of_all_stages(whole_state(module, pieces, keep=self._is_first_of_stage))
+
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         """Reduce over the processes that see different tokens; those that see the same tokens hold equal values."""
         return super().reduce(tensor, self._tokens if group is None else group, reduce_op)
@@ -259,7 +286,7 @@ class MeshStrategy(DDPStrategy):
 
         All processes must call it. The copy needs the memory of a whole model.
         """
-        state = self._whole_state(self.language_model)
+        state = self._whole_state(self.language_model, self._pieces)
         if not self.is_global_zero:
             return None
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
@@ -273,46 +300,25 @@ class MeshStrategy(DDPStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights as one process has them, in the first process; all must call it."""
         assert self.lightning_module is not None
-        state = self._whole_state(self.lightning_module)
+        state = self._whole_state(self.lightning_module, self._pieces_of_module)
         return {name: state[name] for name in self._names} if state else state
-
-    def _whole_state(self, module: nn.Module) -> dict[str, Tensor]:
-        return self._of_all_stages(whole_state(module, keep=self._is_first_of_stage))
-
-    @property
-    def _is_first_of_stage(self) -> bool:
-        """Whether this process gathers what its stage has, for the first stage; true of the first process."""
-        return all(place == 0 for axis, place in self.mesh.place.items() if axis != "pipeline")
-
-    def _of_all_stages(self, own: dict[str, Any]) -> dict[str, Any]:
-        """What the stages have, joined in the first; nothing in the others. All processes must call it."""
-        stages = self._stages
-        if stages is None:
-            return own
-        is_first = stages.rank() == 0
-        found: list[Any] | None = [None] * stages.size() if is_first else None
-        dist.gather_object(own, found, group=stages, group_dst=0)
-        return {name: value for part in reversed(found or []) for name, value in part.items()}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights as one process has them, before or after the model was laid out."""
         assert self.lightning_module is not None
         # after it was laid out, a stage of a pipeline has some of the weights
-        load_whole(self.lightning_module, checkpoint["state_dict"], strict and self._stages is None)
+        strict = strict and self._stages is None
+        load_whole(self.lightning_module, checkpoint["state_dict"], self._pieces_of_module, strict)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state as one process has it, in the first process; all must call it."""
         bare = getattr(optimizer, "optimizer", optimizer)
-        number = [getattr(each, "optimizer", each) for each in self.optimizers].index(bare)
-        assert self.lightning_module is not None
-        whole = self._whole_optimizers[number]
-        return whole.state(self.lightning_module, bare, self._is_first_of_stage, self._of_all_stages)
+        whole = next(each for each in self._whole_optimizers if each.optimizer is bare)
+        return whole.state_dict(self._is_first_of_stage, self._of_all_stages)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the state of the optimizer of one process."""
-        assert self.lightning_module is not None
-        for whole, optimizer, state in zip(
-            self._whole_optimizers, self.optimizers, checkpoint["optimizer_states"], strict=True
-        ):
-            whole.load(self.lightning_module, optimizer, state)
-            _optimizers_to_device([optimizer], self.root_device)
+        for whole, state in zip(self._whole_optimizers, checkpoint["optimizer_states"], strict=True):
+            whole.load_state_dict(state)
+            if not self.layout.offload:
+                _optimizers_to_device([whole.optimizer], self.root_device)

@@ -107,11 +107,6 @@ class LanguageModule(EvaluatedModule):
         """Whether each process has a part of the model only, so that looking at it takes all of them."""
         return isinstance(self.trainer.strategy, MeshStrategy)
 
-    @property
-    def outline(self) -> LanguageModel:
-        """The model as one process has it, to count; without weights if each process has only a part of it."""
-        return outline(self.model) if self.is_spread else self.model
-
     def of_all_layers(self, figures: Mapping[int, T]) -> dict[int, T]:
         """Figures by layer, with those of layers that other processes hold; all processes must call it."""
         strategy = self.trainer.strategy
@@ -126,6 +121,10 @@ class LanguageModule(EvaluatedModule):
         if isinstance(strategy, MeshStrategy):
             return strategy.whole_model()
         return self.model if self.trainer.is_global_zero else None
+
+    def model_to_count(self) -> LanguageModel:
+        """The model, or one of its config without weights if each process has only a part: to count, not to run."""
+        return outline(self.model) if self.is_spread else self.model
 
     def forget_non_finite(self) -> None:
         """Empty the memory of the lanes that hold a value that is not finite, after a step that was not taken."""

@@ -33,7 +33,7 @@ class Mixer(Layer):
     """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
 
     @property
-    def needs_whole_rows(self) -> bool:  # type: ignore[override]
+    def needs_whole_rows(self) -> bool:
         """True unless tokens see each other only through the keys that the layer's state keeps."""
         return not self.keeps_keys
 

@@ -157,8 +157,6 @@ class TokenRouter(Layer):
         loss_weight: Weight of the cross-entropy.
     """
 
-    needs_whole_rows = True
-
     def __init__(self, dim: int, capacity: float, decision: Decision, loss_weight: float) -> None:
         super().__init__()
         self.capacity, self.loss_weight = capacity, loss_weight
@@ -226,6 +224,7 @@ class RoutedBlock(Layer):
     """
 
     inner = "block"
+    sees_rows = True
 
     def __init__(self, block: Block, router: TokenRouter) -> None:
         super().__init__()

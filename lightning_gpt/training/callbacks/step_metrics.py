@@ -105,6 +105,6 @@ def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModul
     """The share of all devices' peak that one token per second takes; None for a model of another package."""
     if not isinstance(pl_module, LanguageModule):
         return None
-    flops = training_flops_per_token(pl_module.outline, pl_module.model.config.block_size)
+    flops = training_flops_per_token(pl_module.model_to_count(), pl_module.model.config.block_size)
     peak = peak_flops(pl_module.device, precision_dtype(str(trainer.precision)))
     return flops / (peak * trainer.world_size)

@@ -39,7 +39,7 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, LanguageModule):
             return
-        model = pl_module.outline
+        model = pl_module.model_to_count()
         sizes = ", ".join(f"{name} {readable(value)}" for name, value in vars(model.config).items())
         say(f"model: {model.class_name} ({sizes})")
         table = Table(box=None, padding=(0, 2))
