@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.ffn.moe.experts import Experts
@@ -51,7 +51,7 @@ def require_experts(model: nn.Module, size: int) -> list[Experts]:
     return found
 
 
-def divide_experts(model: nn.Module, mesh: DeviceMesh) -> list[Experts]:
+def divide_experts(model: nn.Module, mesh: DeviceMesh, with_tensor: DeviceMesh | None = None) -> list[Experts]:
     """Divide the experts of each mixture over the processes of a mesh of one axis, in place.
 
     Parameters become DTensors, of which each process holds its experts. Their gradients are the means over the axis, as
@@ -60,6 +60,7 @@ def divide_experts(model: nn.Module, mesh: DeviceMesh) -> list[Experts]:
     Args:
         model: The model, with the same weights in every process.
         mesh: The axis.
+        with_tensor: This axis and the tensor axis, if that has divided each expert already.
 
     Raises:
         CallError: The experts cannot be divided so.
@@ -67,8 +68,14 @@ def divide_experts(model: nn.Module, mesh: DeviceMesh) -> list[Experts]:
     found = require_experts(model, mesh.size())
     for experts in found:
         for name, whole in list(experts.named_parameters(recurse=False)):
-            own = whole.detach().chunk(mesh.size())[mesh.get_local_rank()].clone()
-            spread = DTensor.from_local(own, mesh, [Shard(0)], run_check=False)
+            on, stored = mesh, whole.detach()
+            placements: list[Placement] = [Shard(0)]
+            if isinstance(stored, DTensor):
+                assert with_tensor is not None
+                on, placements = with_tensor, [Shard(0), *stored.placements]
+            local = stored.to_local() if isinstance(stored, DTensor) else stored
+            own = local.chunk(mesh.size())[mesh.get_local_rank()].clone()
+            spread = DTensor.from_local(own, on, placements, run_check=False, shape=whole.shape, stride=whole.stride())
             setattr(experts, name, nn.Parameter(spread, requires_grad=whole.requires_grad))
         experts.divided = _Exchanged(experts.n_expert, mesh)
     return found

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_gpt.models import GPT, LanguageModel
+from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.parallel.context import ContextParallel, require_divisible_rows
-from lightning_gpt.parallel.experts import divide_experts, require_experts
+from lightning_gpt.parallel.experts import divide_experts, mixtures_of, require_experts
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.packed import Pieces
@@ -62,10 +63,11 @@ def lay_out(model: LanguageModel, mesh: Mesh) -> Spread:
     scope: Scope | None = None
     if mesh.size("tensor") > 1:
         assert isinstance(model, GPT)
-        pieces, scope = divide(model, mesh.axis("tensor"), mesh.layout.sequence)
+        apart = mixtures_of(model) if mesh.size("expert") > 1 else []
+        pieces, scope = divide(model, mesh.axis("tensor"), mesh.layout.sequence, apart)
     context = ContextParallel(model, mesh.group("context")) if mesh.size("context") > 1 else None
     model.divided = context
-    experts = divide_experts(model, mesh.axis("expert")) if mesh.size("expert") > 1 else []
+    experts = _divided_experts(model, mesh) if mesh.size("expert") > 1 else []
     if mesh.size("pipeline") == 1:
         if scope is not None:
             assert isinstance(model, GPT)
@@ -82,6 +84,11 @@ def lay_out(model: LanguageModel, mesh: Mesh) -> Spread:
             Scope([held for held in scope.held if held.module in inside]).around(stage)
         shard(stage, mesh, stage.blocks, _within(experts, stage))
     return Spread(tuple(pipeline.stages), pipeline, pieces)
+
+
+def _divided_experts(model: LanguageModel, mesh: Mesh) -> list[Experts]:
+    both = mesh.devices["expert", "tensor"] if mesh.size("tensor") > 1 else None
+    return divide_experts(model, mesh.axis("expert"), both)
 
 
 def _within(parts: Iterable[nn.Module], whole: nn.Module) -> list[nn.Module]:

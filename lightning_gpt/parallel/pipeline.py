@@ -79,6 +79,12 @@ class Pipeline:
         self.stages = [Stage(model, number, self.n_stage, layers[number], context) for number in own]
         """This process's stages."""
         take_out(model, self.stages)
+        self.divides_by: Tensor | None = None
+        """What the sum of all targets' losses is divided by; None for the number of targets that count.
+
+        A loss of copies of the model that see different numbers of targets is the mean of their shares. Sharding
+        averages gradients as they are made, so a share has to have its weight from the beginning.
+        """
         self._forms: dict[Hashable, list[_Form]] = {}
         self._schedules: dict[Hashable, Any] = {}
 
@@ -93,7 +99,7 @@ class Pipeline:
         self, ids: Tensor, targets: Tensor, documents: Tensor | None, label_smoothing: float, z_loss: float
     ) -> Tensor:
         """The loss, equal in all stages; its backward pass delivers the gradients of this process's stages."""
-        counted = (targets != IGNORED).sum().clamp(min=1)
+        counted = (targets != IGNORED).sum().clamp(min=1) if self.divides_by is None else self.divides_by
         run = Run(counted, label_smoothing, z_loss, autocast=_enabled_autocast(ids))
         parameters = [weight for weight in self.model.parameters() if weight.requires_grad]
         if not (self.model.training and torch.is_grad_enabled()):

@@ -23,6 +23,7 @@ from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.parallel.packed import Pieces
+from lightning_gpt.parallel.pipeline import Pipeline
 from lightning_gpt.parallel.shard import reshard, send_from_first
 from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
 
@@ -189,9 +190,27 @@ class MeshStrategy(DDPStrategy):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's step; its value is the loss of all tokens of the micro-batch, in every process."""
+        counted = (args[0]["targets"] != IGNORED).sum()
+        if self._pipeline is not None:
+            return self._pipelined_step(self._pipeline, counted, *args, **kwargs)
         loss = super().training_step(*args, **kwargs)
         assert isinstance(loss, Tensor)
-        return self.over_all_tokens(loss, (args[0]["targets"] != IGNORED).sum())
+        return self.over_all_tokens(loss, counted)
+
+    def _pipelined_step(self, pipeline: Pipeline, counted: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The same, where the gradients are averaged before the loss has been returned."""
+        assert self._tokens is not None
+        tokens = counted.double()
+        dist.all_reduce(tokens, group=self._tokens)
+        pipeline.divides_by = tokens.clamp(min=1) / self._tokens.size()
+        try:
+            share = super().training_step(*args, **kwargs)
+        finally:
+            pipeline.divides_by = None
+        assert isinstance(share, Tensor)
+        loss = share.detach().clone()
+        dist.all_reduce(loss, group=self._tokens)
+        return loss / self._tokens.size() + (share - share.detach())
 
     def over_all_tokens(self, loss: Tensor, counted: Tensor) -> Tensor:
         """The mean over the tokens of all processes, with the gradient of this process's share of it.
@@ -232,19 +251,21 @@ class MeshStrategy(DDPStrategy):
     # ---- what the processes tell each other ----
 
     @property
+    def _pipeline(self) -> Pipeline | None:
+        return None if self._spread is None else self._spread.pipeline
+
+    @property
     def _stages(self) -> Group | None:
         """The processes that hold other layers of the same copy of the model, in the order of the pipeline."""
-        pipeline = None if self._spread is None else self._spread.pipeline
-        return None if pipeline is None else pipeline.group
+        return None if self._pipeline is None else self._pipeline.group
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
         """The norm of the gradients of all processes' parameters, each counted once; all processes must call it."""
-        pipeline = None if self._spread is None else self._spread.pipeline
-        if pipeline is None:
+        if self._pipeline is None:
             return total_norm(gradients(parameters))
-        elsewhere = pipeline.copies.counted_elsewhere()
+        elsewhere = self._pipeline.copies.counted_elsewhere()
         own = gradients(parameter for parameter in parameters if parameter not in elsewhere)
-        return total_norm(own, [pipeline.group])
+        return total_norm(own, [self._pipeline.group])
 
     def of_all_layers(self, figures: Mapping[int, T]) -> dict[int, T]:
         """Figures by layer, with those of the other stages; all processes must call it."""

@@ -9,7 +9,7 @@ What is divided, and how, the layers say themselves (:class:`~lightning_gpt.mode
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class OutOfUnits(Linear):
         return y if self.bias is None else y + self.bias
 
 
-def divide(model: GPT, mesh: DeviceMesh, sequence: bool) -> tuple[Pieces, Scope]:
+def divide(model: GPT, mesh: DeviceMesh, sequence: bool, apart: Collection[nn.Module] = ()) -> tuple[Pieces, Scope]:
     """Divide a model over the tensor axis, in place.
 
     Returns the pieces that fused parameters were taken apart into, and the scope of the parameters outside the blocks,
@@ -70,8 +70,9 @@ def divide(model: GPT, mesh: DeviceMesh, sequence: bool) -> tuple[Pieces, Scope]
         model: The model, whole in every process and accepted by :func:`~lightning_gpt.parallel.suited.require_suited`.
         mesh: The tensor axis.
         sequence: Whether the stream is divided along the tokens.
+        apart: Modules within blocks whose parameters are sharded apart from the block's, such as divided experts.
     """
-    return _Divider(model, mesh, sequence).divide()
+    return _Divider(model, mesh, sequence).divide(set(apart))
 
 
 def surround(model: GPT, ends: Scope) -> None:
@@ -92,7 +93,7 @@ class _Divider:
         self._fused: list[Joined] = []  # all of them
         self._done: set[nn.Module] = set()
 
-    def divide(self) -> tuple[Pieces, Scope]:
+    def divide(self, apart: set[nn.Module]) -> tuple[Pieces, Scope]:
         model, blocks = self.model, list(dict.fromkeys(self.model.each_block()))
         self._visit(model.positions, sequence=False)
         for block in blocks:
@@ -105,11 +106,17 @@ class _Divider:
         for block in blocks:
             # the block inside a wrapper, and attention, may be run once more on their own for their gradients
             for part in dict.fromkeys([block, block.unwrapped, block.unwrapped.attention]):
-                joined = [each for each in self._joined if each.module in set(part.modules())]
-                Scope([*held_in(part, self._held), *positions], joined).around(part)
+                self._scope_of(set(part.modules()) - apart, positions).around(part)
+        for part in apart:  # what is sharded apart is gathered only when the part runs
+            self._scope_of({part}).around(part)
         inside = {part for block in blocks for part in block.modules()}
         ends = Scope([each for each in held_in(model, self._held) if each.module not in inside])
         return self._pieces(), ends
+
+    def _scope_of(self, parts: set[nn.Module], also: Sequence[Held] = ()) -> Scope:
+        """The scope of modules, without their children."""
+        held = [each for each in held_in(self.model, self._held) if each.module in parts]
+        return Scope([*held, *also], [each for each in self._joined if each.module in parts])
 
     def _pieces(self) -> Pieces:
         found = {}
