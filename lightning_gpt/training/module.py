@@ -115,7 +115,7 @@ class LanguageModule(EvaluatedModule):
         return self.model if self.trainer.is_global_zero else None
 
     def model_to_count(self) -> LanguageModel:
-        """The model, or one of its config without weights if each process has only a part: to count with, not to run."""
+        """The model to count with, not to run: without weights if each process has only a part of them."""
         if not self.is_spread:
             return self.model
         with torch.device("meta"):
