@@ -204,10 +204,10 @@ class Rows(L.LightningDataModule):
                 yield {name: tensor[own.start : own.stop] for name, tensor in batch.items()}
 
     def train_dataloader(self) -> Any:
-        return DataLoader(list(self._batches(self.steps, 1)), batch_size=None)
+        return DataLoader(cast(Any, list(self._batches(self.steps, 1))), batch_size=None)
 
     def val_dataloader(self) -> Any:
-        return DataLoader(list(self._batches(2, 2)), batch_size=None)
+        return DataLoader(cast(Any, list(self._batches(2, 2))), batch_size=None)
 
 
 class Losses(L.Callback):

@@ -20,7 +20,7 @@ from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
 from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
-from lightning_gpt.parallel.packed import Pieces
+from lightning_gpt.parallel.packed import Pieces, keep_scalars_as_vectors
 from lightning_gpt.parallel.shard import reshard, send_from_first, shard
 from lightning_gpt.parallel.tensor import divide
 from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
@@ -47,6 +47,24 @@ def strategy_for(layout: Layout, strategy: object, precision: str) -> "MeshStrat
             f"works within one process; use bf16-mixed or 32-true"
         )
     return MeshStrategy(layout)
+
+
+def lay_out(model: LanguageModel, mesh: Mesh) -> Pieces:
+    """Spread a model that is whole in every process over a mesh, in place.
+
+    Args:
+        model: The model, which :func:`~lightning_gpt.parallel.suited.require_suited` accepts.
+        mesh: The mesh.
+
+    Returns:
+        The parameters kept in another form, by name.
+    """
+    pieces = dict(keep_scalars_as_vectors(model))
+    if mesh.size("tensor") > 1:
+        assert isinstance(model, GPT)
+        pieces |= divide(model, mesh.axis("tensor"), mesh.layout.sequence)
+    shard(model, mesh)
+    return pieces
 
 
 _TOKEN_AXES: tuple[Axis, ...] = ("data", "shard", "expert", "context")
@@ -84,13 +102,6 @@ class MeshStrategy(DDPStrategy):
         self.layout = self.layout.on(devices)
         if self.layout.offload and self.root_device.type == "cpu":
             raise CallError("parallel.offload keeps the shards in the CPU's memory, where they are: leave it out")
-
-    def require(self, model: LanguageModel) -> None:
-        """Refuse a model that the layout cannot hold.
-
-        Raises:
-            CallError: A part of it cannot be divided as the layout asks; the message names what would work.
-        """
 
     @property
     def mesh(self) -> Mesh:
@@ -153,12 +164,7 @@ class MeshStrategy(DDPStrategy):
         Returns:
             The pieces that its fused parameters were taken apart into.
         """
-        pieces: Pieces = {}
-        if self.layout.tensor > 1:
-            assert isinstance(model, GPT)
-            pieces = divide(model, self.mesh.axis("tensor"), self.layout.sequence)
-        shard(model, self.mesh)
-        return pieces
+        return lay_out(model, self.mesh)
 
     @property
     def _pieces_of_module(self) -> Pieces:

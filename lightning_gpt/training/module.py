@@ -100,6 +100,11 @@ class LanguageModule(EvaluatedModule):
             )
 
     @property
+    def compiles_blocks(self) -> bool:
+        """Whether training steps run each block through ``torch.compile``."""
+        return self._compiled is not None
+
+    @property
     def is_spread(self) -> bool:
         """Whether each process has a part of the model only, so that looking at it takes all of them."""
         return isinstance(self.trainer.strategy, MeshStrategy)
