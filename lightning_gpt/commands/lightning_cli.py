@@ -30,6 +30,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
+from lightning_gpt.parallel.suited import require_suited
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -227,7 +228,7 @@ class TrainCLI(LightningCLI):
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
         if isinstance(self.trainer.strategy, MeshStrategy):
-            self.trainer.strategy.require(self.model.model)
+            require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
 
 
 def _check_name(name: str) -> None:

@@ -29,7 +29,6 @@ from lightning_gpt.parallel.stages import (
     autocast_to,
     ends_of,
     layers_of_stages,
-    require_stages,
     take_out,
 )
 from lightning_gpt.parallel.tied import Copies
@@ -55,7 +54,8 @@ class Pipeline:
     scaled around it as for any other loss.
 
     Args:
-        model: The model; it must be whole, and is left with the parts of this process's stages.
+        model: The model, which :func:`~lightning_gpt.parallel.stages.require_stages` accepts; it must be whole, and is
+            left with the parts of this process's stages.
         group: The processes of the pipeline.
         schedule: The order of micro-batches.
         micro_batches: Micro-batches that a batch is divided into.
@@ -70,7 +70,6 @@ class Pipeline:
         micro_batches: int,
         context: ContextParallel | None = None,
     ) -> None:
-        require_stages(model, group.size(), schedule, micro_batches)
         self.model, self.group, self.schedule, self.micro_batches = model, group, schedule, micro_batches
         self.n_stage = group.size() * STAGES_PER_PROCESS[schedule]
         self.copies = Copies([self._ends_of(rank) for rank in range(group.size())], group)

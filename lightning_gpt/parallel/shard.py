@@ -58,12 +58,14 @@ def shard(model: nn.Module, mesh: Mesh, units: Iterable[nn.Module], experts: Ite
     both = replicated_and_sharded(mesh)
     pinned = mesh.devices.device_type != "cpu"
     offload = CPUOffloadPolicy(pin_memory=pinned) if mesh.layout.offload else OffloadPolicy()
+    # the weights' gradients come later than those of the inputs, from the weights of the forward pass
+    frees = mesh.layout.reshard and mesh.layout.schedule != "zero_bubble"
     of_experts = tuple(axis for axis in REPLICAS if axis != "expert")
     for unit in experts:
         alone = replicated_and_sharded(mesh, of_experts)
-        fully_shard(unit, mesh=alone, reshard_after_forward=mesh.layout.reshard, offload_policy=offload)
+        fully_shard(unit, mesh=alone, reshard_after_forward=frees, offload_policy=offload)
     for unit in units:
-        fully_shard(unit, mesh=both, reshard_after_forward=mesh.layout.reshard, offload_policy=offload)
+        fully_shard(unit, mesh=both, reshard_after_forward=frees, offload_policy=offload)
     # what is left, the embeddings and the head, is used at both ends of a pass: it stays gathered in between
     fully_shard(model, mesh=both, reshard_after_forward=False, offload_policy=offload)
     if isinstance(model, LanguageModel):

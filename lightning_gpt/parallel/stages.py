@@ -20,7 +20,7 @@ from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.parallel.context import ContextParallel
 from lightning_gpt.parallel.drawing import seed_part
-from lightning_gpt.parallel.layout import Schedule
+from lightning_gpt.parallel.layout import Layout, Schedule
 
 STAGES_PER_PROCESS: Mapping[Schedule, int] = {"1f1b": 1, "interleaved": 2, "zero_bubble": 1}
 
@@ -178,18 +178,18 @@ def layers_of_stages(n_layer: int, stages: int) -> list[range]:
     return [range(n_layer * s // stages, n_layer * (s + 1) // stages) for s in range(stages)]
 
 
-def require_stages(model: nn.Module, size: int, schedule: Schedule, micro_batches: int) -> GPT:
-    """The model, if it can be divided into stages.
+def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> GPT:
+    """The model, if it can be divided into the stages of a layout's pipeline.
 
     Args:
         model: The model.
-        size: Processes of the pipeline.
-        schedule: Its schedule.
-        micro_batches: Micro-batches of a batch.
+        layout: The layout.
+        compiles: Whether its blocks are compiled.
 
     Raises:
         CallError: It cannot; the message says what would work.
     """
+    size, schedule, micro_batches = layout.pipeline, layout.schedule, layout.pipeline_micro_batches
     if not isinstance(model, GPT) or model.needs_whole_rows:
         name = getattr(model, "name", type(model).__name__)
         raise CallError(f"parallel.pipeline divides the layers of a gpt; {name} needs parallel.pipeline 1")
@@ -217,6 +217,16 @@ def require_stages(model: nn.Module, size: int, schedule: Schedule, micro_batche
         of = "" if schedule == "1f1b" else f", and with schedule {schedule} a multiple of it"
         raise CallError(
             f"parallel.micro_batches is {micro_batches}; it must be at least parallel.pipeline, which is {size}{of}"
+        )
+    if schedule == "zero_bubble" and compiles:
+        raise CallError(
+            "compile_blocks and parallel.schedule zero_bubble cannot be combined, as it divides the backward pass: use "
+            "schedule 1f1b or interleaved"
+        )
+    if schedule == "zero_bubble" and layout.shard > 1 and layout.reshard:
+        raise CallError(
+            "parallel.schedule zero_bubble needs a block's weights until their gradients, so they cannot be freed in "
+            "between: set parallel.reshard to false, or use schedule 1f1b or interleaved"
         )
     return model
 

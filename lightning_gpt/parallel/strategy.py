@@ -1,6 +1,7 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, cast
@@ -18,8 +19,8 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
-from lightning_gpt.parallel.laying_out import Spread, lay_out, require
-from lightning_gpt.parallel.layout import Axis, Layout
+from lightning_gpt.parallel.laying_out import Spread, lay_out
+from lightning_gpt.parallel.layout import AXES, DATA_AXES, Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.parallel.packed import Pieces
@@ -101,14 +102,6 @@ class MeshStrategy(DDPStrategy):
         if self.layout.offload and self.root_device.type == "cpu":
             raise CallError("parallel.offload keeps the shards in the CPU's memory, where they are: leave it out")
 
-    def require(self, model: LanguageModel) -> None:
-        """Refuse a model that the layout cannot hold.
-
-        Raises:
-            CallError: A part of it cannot be divided as the layout asks; the message names what would work.
-        """
-        require(model, self.layout)
-
     @property
     def mesh(self) -> Mesh:
         """The mesh; it exists once the processes have met."""
@@ -134,6 +127,12 @@ class MeshStrategy(DDPStrategy):
         return self.layout.data_size
 
     @property
+    def is_first_of_share(self) -> bool:
+        """Whether this process is the first of those that read the same rows, so that it speaks for them."""
+        place = self.layout.coordinates(self.global_rank)
+        return not any(place[axis] for axis in AXES if axis not in DATA_AXES)
+
+    @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.data_size, "rank": self.data_rank}
 
@@ -149,12 +148,14 @@ class MeshStrategy(DDPStrategy):
         assert self.model is not None
         # gathering a matrix that two axes divide takes two exchanges, of which torch warns
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor.*")  # only read
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         trains = trainer.state.fn == TrainerFn.FITTING
         if trains:
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
+        self._require_micro_batches(trainer)
         assert self.lightning_module is not None
         self._names = list(self.lightning_module.state_dict())
         send_from_first(self.language_model, self.mesh)
@@ -166,15 +167,41 @@ class MeshStrategy(DDPStrategy):
         if trains and not self.layout.offload:
             _optimizers_to_device(self.optimizers, self.root_device)
 
+    def _require_micro_batches(self, trainer: L.Trainer) -> None:
+        """Refuse what a pipeline cannot run: a batch that it cannot divide, and predictions."""
+        if self.layout.pipeline == 1:
+            return
+        if trainer.state.fn == TrainerFn.PREDICTING:
+            raise CallError(
+                "predict needs whole models, and with parallel.pipeline each device has some layers: leave pipeline out"
+            )
+        rows, parts = getattr(trainer.datamodule, "batch_size", None), self.layout.pipeline_micro_batches  # type: ignore[attr-defined]
+        if rows is not None and rows % parts:
+            fitting = [str(number) for number in range(self.layout.pipeline, rows + 1) if rows % number == 0]
+            works = f", or parallel.micro_batches to {' or '.join(fitting)}" if fitting else ""
+            raise CallError(
+                f"data.batch_size {rows} cannot be divided into {parts} micro-batches: set data.batch_size to a "
+                f"multiple of {parts}{works}"
+            )
+
+    def lay_out(self, model: LanguageModel) -> None:
+        """Spread a copy of the model, which is whole in every process, as the model is."""
+        lay_out(model, self.mesh)
+
     @property
-    def _pieces(self) -> Pieces:
+    def is_laid_out(self) -> bool:
+        """Whether the model is spread over the processes already."""
+        return self._spread is not None
+
+    @property
+    def pieces(self) -> Pieces:
         """The pieces that fused parameters of the model were taken apart into, by their names in the model."""
         return {} if self._spread is None else self._spread.pieces
 
     @property
     def _pieces_of_module(self) -> Pieces:
         """The pieces by their names in the Lightning module, which holds the model as ``model``."""
-        return {f"model.{name}": replace(each, fused=f"model.{each.fused}") for name, each in self._pieces.items()}
+        return {f"model.{name}": replace(each, fused=f"model.{each.fused}") for name, each in self.pieces.items()}
 
     def model_to_device(self) -> None:
         """Move everything but weights that wait in the memory of the CPU."""
@@ -307,7 +334,7 @@ class MeshStrategy(DDPStrategy):
 
         All processes must call it. The copy needs the memory of a whole model.
         """
-        state = self._whole_state(self.language_model, self._pieces)
+        state = self._whole_state(self.language_model, self.pieces)
         if not self.is_global_zero:
             return None
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
@@ -321,15 +348,25 @@ class MeshStrategy(DDPStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights as one process has them, in the first process; all must call it."""
         assert self.lightning_module is not None
-        state = self._whole_state(self.lightning_module, self._pieces_of_module)
-        return {name: state[name] for name in self._names} if state else state
+        return self.whole_state_of(self.lightning_module)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights as one process has them, before or after the model was laid out."""
         assert self.lightning_module is not None
+        self.load_whole_into(self.lightning_module, checkpoint["state_dict"], strict)
+
+    def whole_state_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The state dict of a Lightning module, or of a copy of it in the same layout, as one process has it.
+
+        It is in the first process; others get an empty one, and all must call it.
+        """
+        state = self._whole_state(module, self._pieces_of_module)
+        return {name: state[name] for name in self._names} if state else state
+
+    def load_whole_into(self, module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Load a state dict as one process has it into a Lightning module, or a copy of it in the same layout."""
         # after it was laid out, a stage of a pipeline has some of the weights
-        strict = strict and self._stages is None
-        load_whole(self.lightning_module, checkpoint["state_dict"], self._pieces_of_module, strict)
+        load_whole(module, state, self._pieces_of_module, strict and self._stages is None)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state as one process has it, in the first process; all must call it."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lightning_gpt.parallel.packed import Piece, Pieces
+from lightning_gpt.parallel.packed import Piece, Pieces, joined
 
 JoinStages = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Joins what several processes have by name."""
@@ -44,10 +44,7 @@ def gathered_state(tensors: Iterable[tuple[str, Tensor]], pieces: Pieces, keep: 
         whole[whole_name(name, pieces)] = full.detach().cpu()
         if name in pieces:
             parts[pieces[name].fused].append((pieces[name], full.detach().cpu()))
-    for name, found in parts.items():
-        in_order = sorted(found, key=lambda each: each[0].start)
-        whole[name] = torch.cat([tensor for _, tensor in in_order], in_order[0][0].dim)
-    return whole
+    return whole | {name: joined(found) for name, found in parts.items()}
 
 
 def whole_state(module: nn.Module, pieces: Pieces, keep: bool) -> dict[str, Tensor]:
@@ -64,7 +61,7 @@ def own_part(whole: Tensor, like: Tensor, piece: Piece | None) -> Tensor:
         piece: Which piece of the whole the parameter is; None if it is all of it.
     """
     if piece is not None:
-        whole = whole.narrow(piece.dim, piece.start, piece.length)
+        whole = piece.taken_from(whole)
     if isinstance(like, DTensor):
         shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
         for dim, (start, length) in enumerate(zip(offset, shape, strict=True)):
@@ -142,11 +139,11 @@ class WholeOptimizer:
         by_name: dict[str, dict[str, Any]] = defaultdict(dict)
         for key in dict.fromkeys(key for state in states.values() for key in state):
             held = [(name, state[key]) for name, state in states.items() if key in state]
-            counts = {name for name, value in held if value.ndim == 0 and self._parameters[name].ndim > 0}
-            spread = gathered_state([each for each in held if each[0] not in counts], self._pieces, keep)
-            # a count of steps is the same for all pieces
-            spread |= {whole_name(name, self._pieces): value.cpu() for name, value in held if name in counts}
-            for name, value in spread.items() if keep else ():
+            if key == "step":  # a number, the same for all pieces
+                whole = {whole_name(name, self._pieces): value.cpu() for name, value in held}
+            else:
+                whole = gathered_state(held, self._pieces, keep)
+            for name, value in whole.items() if keep else ():
                 by_name[name][key] = value
         by_name = of_all_stages(by_name)
         if not by_name:
@@ -183,16 +180,17 @@ class WholeOptimizer:
                 saved = whole["state"].get(indices[whole_name(name, self._pieces)])
                 if saved is not None:
                     piece = self._pieces.get(name)
-                    state[number] = {key: _spread(value, parameter, piece) for key, value in saved.items()}
+                    state[number] = {
+                        key: value if key == "step" else _spread(value, parameter, piece)
+                        for key, value in saved.items()
+                    }
                 number += 1
             groups.append({**options, "params": list(range(first, number))})
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _spread(value: Any, like: Tensor, piece: Piece | None) -> Any:
-    """A value of an optimizer's state as it is here."""
-    if not isinstance(value, Tensor) or (value.ndim == 0 and like.ndim > 0):
-        return value
+def _spread(value: Tensor, like: Tensor, piece: Piece | None) -> Tensor:
+    """A tensor of an optimizer's state, which has the shape of its parameter, as it is here."""
     part = own_part(value, like, piece)
     if not isinstance(like, DTensor):
         return part

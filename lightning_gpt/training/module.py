@@ -91,16 +91,27 @@ class LanguageModule(EvaluatedModule):
         with self._compiled_blocks():
             return self.rerun(batch, batch_idx)
 
-    def rerun(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What :meth:`training_step` returns, with the same random choices, without compiled blocks."""
+    def rerun(self, batch: Batch, batch_idx: int, model: LanguageModel | None = None) -> Tensor:
+        """What :meth:`training_step` returns, with the same random choices, without compiled blocks.
+
+        Args:
+            batch: As given to it.
+            batch_idx: As given to it.
+            model: A whole copy of the model to run instead, in one process alone.
+        """
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
         seed_generators(hash((seed, *place, data_place(self.trainer)[0])), self.device)
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
-            return self.model.loss(
+            return (model or self.model).loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
+
+    @property
+    def compiles_blocks(self) -> bool:
+        """Whether training steps run each block through ``torch.compile``."""
+        return self._compiled is not None
 
     @property
     def is_spread(self) -> bool:
@@ -123,7 +134,7 @@ class LanguageModule(EvaluatedModule):
         return self.model if self.trainer.is_global_zero else None
 
     def model_to_count(self) -> LanguageModel:
-        """The model, or one of its config without weights if each process has only a part: to count, not to run."""
+        """The model to count with, not to run: without weights if each process has only a part of them."""
         return outline(self.model) if self.is_spread else self.model
 
     def forget_non_finite(self) -> None:

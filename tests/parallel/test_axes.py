@@ -12,6 +12,7 @@ from lightning_gpt.models import GPTConfig, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.parallel.context import ContextParallel
 from lightning_gpt.parallel.experts import divide_experts, require_experts
+from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.stages import layers_of_stages, require_stages
 from tests.parallel import axes
 from tests.parallel.against_one import SIZES, model_of
@@ -43,11 +44,13 @@ def test_the_losses_of_a_mixture_change_what_is_trained() -> None:
         (2, "1f1b", 1, {}, "parallel.micro_batches is 1; it must be at least parallel.pipeline, which is 2"),
         (2, "interleaved", 5, {}, "and with schedule interleaved a multiple of it"),
         (2, "interleaved", 4, {"position": "t5"}, "use schedule 1f1b or zero_bubble"),
+        (2, "zero_bubble", 4, {"layout": {"shard": 2}}, "set parallel.reshard to false, or use schedule 1f1b"),
     ],
 )
 def test_a_pipeline_refuses(size: int, schedule: Any, micro: int, options: dict[str, Any], said: str) -> None:
+    layout = Layout(pipeline=size, schedule=schedule, micro_batches=micro, **options.pop("layout", {}))
     with pytest.raises(CallError) as refused:
-        require_stages(model_of("gpt2", **options), size, schedule, micro)
+        require_stages(model_of("gpt2", **options), layout)
     assert said in str(refused.value)
 
 
@@ -55,7 +58,7 @@ def test_a_pipeline_refuses_models_without_a_stack_of_layers() -> None:
     remembering = gpt_with({"kind": "segment", "length": 8}, GPTConfig(**{**SIZES, "position": "rotary"}))
     for model in (remembering, SingleHeadModel(SingleHeadConfig(vocab_size=61))):
         with pytest.raises(CallError, match=r"needs parallel\.pipeline 1"):
-            require_stages(model, 2, "1f1b", 4)
+            require_stages(model, Layout(pipeline=2))
 
 
 def test_stages_are_as_even_as_possible() -> None:
