@@ -26,7 +26,6 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
 from lightning_gpt.models.layer import HIDDEN_SPACES, all_matrices
-from lightning_gpt.models.materialise import outline
 from lightning_gpt.options import Width, check_options
 
 
@@ -138,5 +137,5 @@ def rescale(model: LanguageModel, mup: MuP) -> None:
 
 def learning_rates(model: LanguageModel, mup: MuP) -> dict[Tensor, float]:
     """What Adam's learning rate of each parameter is multiplied by."""
-    by_name = factors(outline(model), mup)  # of all parts, also where the model has only some
+    by_name = factors(model, mup)
     return {parameter: by_name[name].rate for name, parameter in model.named_parameters()}
