@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,21 @@ models: Models["LanguageModel"] = Models()
 """Every model and the class of its config, by the name used in checkpoints."""
 
 
+class DividedPasses(Protocol):
+    """Computes a model's loss where several processes divide the rows, or the layers, of one pass between them.
+
+    Every process is given the same whole rows, ``(batch, time)``.
+    """
+
+    def loss(
+        self, ids: Tensor, targets: Tensor, documents: Tensor | None, label_smoothing: float, z_loss: float
+    ) -> Tensor:
+        """This process's share of :meth:`LanguageModel.loss`; the mean of all shares is the loss."""
+
+    def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
+        """The result of :meth:`LanguageModel.token_nll`, of the whole rows in every process."""
+
+
 class LanguageModel(Layer, Generating):
     """A causal model of token sequences: token and position embeddings in, an output head at the end.
 
@@ -33,11 +48,15 @@ class LanguageModel(Layer, Generating):
 
     name: str
     """The name used in checkpoints and messages; set when the class is registered."""
+    class_name: str
+    """The name of the class, also when a layout has put a class of its own before it; set likewise."""
     token_embedding: Embedding
     positions: Positions
     head: OutputHead
     config: Any
     """The frozen dataclass that the model was built from; it has at least ``block_size`` and ``vocab_size``."""
+    divided: DividedPasses | None = None
+    """Computes loss and token_nll if processes divide their rows or layers; None where one process runs all of it."""
 
     @abstractmethod
     def hidden(
@@ -97,6 +116,8 @@ class LanguageModel(Layer, Generating):
         training, the auxiliary losses of the model's parts are added to the gradient, not to the returned value
         (:class:`~lightning_gpt.models.part_losses.PartLosses`).
         """
+        if self.divided is not None:
+            return self.divided.loss(ids, targets, documents, label_smoothing, z_loss)
         losses = PartLosses() if self.training and torch.is_grad_enabled() else None
         hidden = self.hidden(ids, documents, losses=losses)
         loss = self.head.loss(hidden, targets, label_smoothing, z_loss)
@@ -104,6 +125,8 @@ class LanguageModel(Layer, Generating):
 
     def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""
+        if self.divided is not None:
+            return self.divided.token_nll(ids, targets, documents)
         return self.head.token_nll(self.hidden(ids, documents), targets)
 
     @property
@@ -133,7 +156,7 @@ class LanguageModel(Layer, Generating):
         """The context of a forward pass over ``ids``; raises a CallError if the model cannot read them."""
         self.require_ids(ids, cache)
         positions = cache.positions(ids.shape[1], ids.device) if cache else None
-        if documents is not None:
+        if documents is not None and positions is None:
             positions = positions_within(documents)
         return Context(positions, documents, self.positions, cache, None, lengths, ids, losses, Shared())
 

@@ -92,6 +92,12 @@ class Context:
         """The context for one layer: with that layer's state, if there is a cache."""
         return self if self.cache is None else replace(self, state=self.cache.layers[layer])
 
+    @property
+    def key_documents(self) -> Tensor | None:
+        """Each key's document, ``(batch, columns)``, if documents are kept apart."""
+        looked_up = None if self.cache is None else self.cache.documents
+        return self.documents if looked_up is None else looked_up
+
     def numbered(self, time: int, device: torch.device) -> Tensor:
         """The positions as a tensor, even if they are the default 0, 1, 2, ..."""
         return torch.arange(time, device=device) if self.positions is None else self.positions

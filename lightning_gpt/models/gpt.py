@@ -17,7 +17,7 @@ from lightning_gpt.models.diversity import TokenDiversity
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
-from lightning_gpt.models.layer import Embedding
+from lightning_gpt.models.layer import Absent, Embedding
 from lightning_gpt.models.norms import NoNorm, Norm, norms
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import position_schemes
@@ -135,13 +135,15 @@ class GPT(LanguageModel):
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
 
     def block_views(self) -> list[BlockView]:
-        """One view per executed layer; layers may share a block."""
+        """One view per executed layer that this process holds; layers may share a block."""
         views = []
         for layer, block in enumerate(self.each_block()):
+            if isinstance(block, Absent):
+                continue
             name, inside = f"blocks.{layer}", block.unwrapped
             ffn_name = None if inside.ffn is None else f"{name}.ffn"
             mixer = inside.attention, f"{name}.attention"
-            views.append(BlockView((block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn"))
+            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn"))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

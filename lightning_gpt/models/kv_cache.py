@@ -145,6 +145,9 @@ class Cache:
         layers: One state per executed layer.
     """
 
+    documents: Tensor | None = None
+    """Each stored key's document, ``(batch, columns)``; None if documents are not kept apart, or are the pass's own."""
+
     def __init__(self, layers: list[LayerState]) -> None:
         self.layers = layers
         self.length = 0

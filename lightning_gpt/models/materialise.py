@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.base import LanguageModel, models
 
 
 def materialise(model: LanguageModel, device: torch.device | str) -> None:
@@ -32,6 +32,12 @@ def materialise(model: LanguageModel, device: torch.device | str) -> None:
     for _, part in parts:
         part.reset_parameters()  # type: ignore[operator]
     model.init_all()
+
+
+def outline(model: LanguageModel) -> LanguageModel:
+    """The same model on the meta device: all its parts, without weights, also of a model that has only some of them."""
+    with torch.device("meta"):
+        return models.build(model.describe())
 
 
 def _in_order_of_making(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -5,11 +5,15 @@ that activation. Nothing has to be collected, so a part of a model can run alone
 on another device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Total = Callable[[Tensor], Tensor]
+"""Sums a tensor over the processes that divide the tokens of a pass between them."""
 
 
 @dataclass
@@ -26,11 +30,14 @@ class PartLosses:
     """Attaches the auxiliary losses of the parts in one training pass.
 
     Args:
-        share: Weight of each loss: 1, or less if a row is read in several segments.
+        share: Weight of each loss: 1, or less if a row is read in several segments, or for
+            a micro-batch of several.
+        total: Sums a tensor over the processes that read parts of the same rows; None if this process reads them whole.
     """
 
-    share: float = 1.0
+    share: float | Tensor = 1.0
     of_pass: _Pass = field(default_factory=_Pass)
+    total: Total | None = None
 
     @property
     def is_first_run(self) -> bool:
@@ -44,17 +51,25 @@ class PartLosses:
 
     def scaled(self, share: float) -> "PartLosses":
         """The same pass, with losses weighted by a further factor ``share``."""
-        return PartLosses(self.share * share, self.of_pass)
+        return PartLosses(self.share * share, self.of_pass, self.total)
+
+    def of_all(self, counts: Tensor) -> Tensor:
+        """Numbers counted in the tokens of this process, without gradient, summed over all tokens of the pass."""
+        return counts if self.total is None else self.total(counts)
+
+    def end(self) -> None:
+        """End the forward pass; unless :meth:`close` follows a loss, the attached losses have the gradient 1."""
+        self.of_pass.is_open = False
 
     def close(self, loss: Tensor) -> Tensor:
         """``loss`` unchanged; ends the forward pass and lets the attached losses follow this loss's gradient."""
-        self.of_pass.is_open = False
+        self.end()
         return _Remember.apply(loss, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Ride(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, term: Tensor, share: float, of_pass: _Pass) -> Tensor:
+    def forward(ctx: Any, x: Tensor, term: Tensor, share: float | Tensor, of_pass: _Pass) -> Tensor:
         ctx.share, ctx.of_pass, ctx.like = share, of_pass, (term.dtype, term.device)
         return x.view_as(x)
 
@@ -63,7 +78,7 @@ class _Ride(torch.autograd.Function):
         dtype, device = ctx.like
         given = ctx.of_pass.gradient
         one = torch.ones((), dtype=dtype, device=device) if given is None else given.to(device, dtype)
-        return grad_outputs[0], ctx.share * one, None, None
+        return grad_outputs[0], (ctx.share * one).to(dtype), None, None
 
 
 class _Remember(torch.autograd.Function):

@@ -13,6 +13,7 @@ class BlockView:
     """One block of a model, as analysis tools see it.
 
     Args:
+        layer: The layer it runs as, from 0.
         parts: The modules it consists of.
         mixer: The module that mixes tokens.
         mixer_name: Prefix of the mixer's intermediates: ``blocks.0.attention``.
@@ -21,6 +22,7 @@ class BlockView:
         stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
     """
 
+    layer: int
     parts: tuple[nn.Module, ...]
     mixer: Mixer
     mixer_name: str

@@ -37,7 +37,7 @@ class Layout:
         sequence: Whether the tensor axis also divides the residual stream, along the tokens (sequence parallel,
             Korthikanti et al. 2022, 2205.05198).
         schedule: Order of a pipeline's micro-batches.
-        micro_batches: Micro-batches of a pipeline's optimizer step; null takes twice the number of stages.
+        micro_batches: Micro-batches that a pipeline divides a batch into; null takes twice the number of its devices.
         reshard: Whether the gathered weights of a block are freed after its forward pass and gathered again for the
             backward pass, which saves memory and costs communication.
         offload: Whether the shards wait in the memory of the CPU.
@@ -81,9 +81,9 @@ class Layout:
         return math.prod(map(self.size, AXES))
 
     @property
-    def is_parallel(self) -> bool:
-        """Whether any axis but the data axis has more than one device."""
-        return any(self.size(axis) > 1 for axis in AXES if axis != "data")
+    def is_chosen(self) -> bool:
+        """Whether an axis was given more than one device, so that the layout is not left to the trainer."""
+        return any(getattr(self, axis) not in (1, "auto") for axis in AXES)
 
     def on(self, devices: int) -> "Layout":
         """The layout with the size of its data axis filled in.
@@ -120,6 +120,11 @@ class Layout:
                 if layout not in found:
                     found.add(layout)
                     yield layout
+
+    @property
+    def pipeline_micro_batches(self) -> int:
+        """Micro-batches that a pipeline divides each batch into."""
+        return 2 * self.pipeline if self.micro_batches is None else self.micro_batches
 
     @property
     def data_size(self) -> int:

@@ -98,10 +98,12 @@ class AttentionMask:
         return torch.ones(self.n_row, self.n_column, dtype=torch.bool, device=self.device)
 
     def _make(self) -> Tensor:
-        rows, columns, documents = self.row_positions(), self.column_positions(), self.context.documents
+        rows, columns = self.row_positions(), self.column_positions()
+        documents, of_keys = self.context.documents, self.context.key_documents
         mask = self.attention.visible(rows[..., :, None], columns[..., None, :]) & (columns >= 0)[..., None, :]
         if documents is not None:
-            mask = mask & (documents[:, :, None] == documents[:, None, :])
+            assert of_keys is not None
+            mask = mask & (documents[:, :, None] == of_keys[:, None, :])
         return mask[:, None] if self.has_heads and mask.ndim == 3 else mask
 
     @property

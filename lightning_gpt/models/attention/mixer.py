@@ -32,6 +32,11 @@ class Mixer(Layer):
     mixes_first_layer = False
     """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
 
+    @property
+    def needs_whole_rows(self) -> bool:
+        """True unless tokens see each other only through the keys that the layer's state keeps."""
+        return not self.keeps_keys
+
     @abstractmethod
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """Map ``(batch, time, dim)`` to the same shape."""

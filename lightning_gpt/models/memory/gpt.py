@@ -67,6 +67,7 @@ class MemoryGPT(GPT):
     """A GPT whose memory reads each text segment by segment; see :class:`~lightning_gpt.models.memory.base.Memory`."""
 
     config: MemoryGPTConfig
+    sees_rows = True
 
     def _add_parts(self) -> None:
         c = self.config

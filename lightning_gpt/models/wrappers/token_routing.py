@@ -224,6 +224,7 @@ class RoutedBlock(Layer):
     """
 
     inner = "block"
+    sees_rows = True
 
     def __init__(self, block: Block, router: TokenRouter) -> None:
         super().__init__()
@@ -329,7 +330,8 @@ class Predictor(Layer):
 def token_routers(blocks: Iterable[BlockView]) -> dict[int, TokenRouter]:
     """The routers among a model's blocks, by layer; a router shared by several layers is listed under the first."""
     found: dict[int, TokenRouter] = {}
-    for layer, (block, *_) in enumerate(view.parts for view in blocks):
+    for view in blocks:
+        block = view.parts[0]
         if isinstance(block, RoutedBlock) and block.router not in found.values():
-            found[layer] = block.router
+            found[view.layer] = block.router
     return found

@@ -1,6 +1,6 @@
 """Logs how a model's mixtures of experts are used while it trains."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -39,21 +39,17 @@ class ExpertUse(Callback):
             return
         self._step = step
         if every and step % every == 0 and isinstance(pl_module, LanguageModule) and pl_module.experts is not None:
-            self._log(pl_module.experts, trainer)
+            self._log(pl_module.of_all_layers(_figures(pl_module.experts)), trainer)
 
-    def _log(self, experts: ExpertBalance, trainer: L.Trainer) -> None:
+    def _log(self, figures: "dict[int, _Figures]", trainer: L.Trainer) -> None:
         values, losses = {}, []
-        for layer, use in experts.use().items():
-            passes = int(use.passes)
-            if not passes:
-                continue
-            choices = int(use.chosen.sum())
-            losses.append((float(use.balance_loss) / passes, float(use.z_loss) / passes))
-            self._shares[layer] = [count / choices for count in use.chosen.tolist()]
-            for expert, share in enumerate(self._shares[layer]):
+        for layer, (shares, dropped, *of_layer) in figures.items():
+            losses.append(of_layer)
+            self._shares[layer] = shares
+            for expert, share in enumerate(shares):
                 values[f"experts/share/layer_{layer:02}/expert_{expert:02}"] = share
-            if experts.mixtures[layer].capacity_factor is not None:
-                values[f"experts/dropped/layer_{layer:02}"] = float(use.dropped) / choices
+            if dropped is not None:
+                values[f"experts/dropped/layer_{layer:02}"] = dropped
         for name, of_layers in zip(("balance_loss", "router_z_loss"), zip(*losses, strict=True), strict=False):
             values[f"train/{name}"] = sum(of_layers) / len(of_layers)
         for logger in trainer.loggers:
@@ -63,3 +59,26 @@ class ExpertUse(Callback):
         board = board_of(trainer)
         if board is not None and self._shares:
             board.add_figure("experts/use", expert_heatmap(self._shares, trainer.global_step), trainer.global_step)
+
+
+class _Figures(NamedTuple):
+    shares: list[float]
+    dropped: float | None  # None without a capacity
+    balance_loss: float
+    z_loss: float
+
+
+def _figures(experts: ExpertBalance) -> dict[int, _Figures]:
+    """How the mixtures of this process's layers were used in the last optimizer step, by layer."""
+    found = {}
+    for layer, use in experts.use().items():
+        passes, choices = int(use.passes), int(use.chosen.sum())
+        if passes:
+            has_capacity = experts.mixtures[layer].capacity_factor is not None
+            found[layer] = _Figures(
+                shares=[count / choices for count in use.chosen.tolist()],
+                dropped=float(use.dropped) / choices if has_capacity else None,
+                balance_loss=float(use.balance_loss) / passes,
+                z_loss=float(use.z_loss) / passes,
+            )
+    return found

@@ -30,15 +30,18 @@ class TokenRoutes(Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         passed = [router.take_passed() for router in self._routers.values()]
-        if trainer.sanity_checking or not passed:
+        if trainer.sanity_checking or not isinstance(pl_module, LanguageModule):
             return
-        none = torch.zeros(2, device=pl_module.device)
-        counts = [none if p is None else torch.stack([p.through, p.tokens]).float() for p in passed]
-        total: Any = trainer.strategy.reduce(torch.stack(counts), reduce_op="sum")
-        shares = {
-            f"routing/share/layer_{layer:02}": float(through / tokens)
-            for layer, (through, tokens) in zip(self._routers, total, strict=True)
-            if tokens
-        }
+        own = {}
+        if passed:
+            none = torch.zeros(2, device=pl_module.device)
+            counts = [none if p is None else torch.stack([p.through, p.tokens]).float() for p in passed]
+            total: Any = trainer.strategy.reduce(torch.stack(counts), reduce_op="sum")
+            own = {
+                layer: float(through / tokens)
+                for layer, (through, tokens) in zip(self._routers, total, strict=True)
+                if tokens
+            }
+        shares = {f"routing/share/layer_{layer:02}": share for layer, share in pl_module.of_all_layers(own).items()}
         for logger in trainer.loggers:
             logger.log_metrics(shares, step=trainer.global_step)

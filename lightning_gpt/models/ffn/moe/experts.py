@@ -1,17 +1,35 @@
 """The experts of a mixture: networks of one kind and size, with stacked weights."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.ffn.dense import FeedForward
-from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
+from lightning_gpt.models.layer import Cut, Layer, Matrix, compute_dtype
 
 _GROUPED = torch.bfloat16  # for other dtypes torch's grouped product loops and waits for every count
 _ALIGNED = 8  # half-precision rows are then multiples of 16 bytes, as the grouped product requires
+
+
+class DividedExperts(Protocol):
+    """Where processes divide the experts of a mixture between them: each holds equally many, in their order."""
+
+    first: int
+    """The first expert that this process holds."""
+
+    def own(self, weights: Tensor) -> Tensor:
+        """This process's experts of a parameter ``(n_expert, ...)``."""
+
+    def bring(self, x: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """Exchange rows for those of this process's experts.
+
+        Takes the arguments of :meth:`Experts.forward`; returns the rows of all processes for this one's experts,
+        sorted by expert, their counts, and what takes results of such rows back to the processes they came from.
+        """
 
 
 class Experts(Layer):
@@ -30,6 +48,9 @@ class Experts(Layer):
         n_expert: Number of experts.
         bias: Whether the experts' products have biases.
     """
+
+    divided: DividedExperts | None = None
+    """Exchanges rows if processes divide the experts; None where one process holds all of them."""
 
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
         super().__init__()
@@ -63,6 +84,14 @@ class Experts(Layer):
         yield Matrix(self.up, "stream", "hidden", dict.fromkeys(self.kind.pieces, self.hidden), self.up_bias)
         yield Matrix(self.down, "hidden", "stream", bias=self.down_bias)
 
+    def cut(self) -> Cut | None:
+        """By the hidden units of each expert."""
+        pieces, biased = dict.fromkeys(self.kind.pieces, self.hidden), self.up_bias is not None
+        along = {"up": 1, "down": 2, **({"up_bias": 1} if biased else {})}
+        of_up = {name: pieces for name in along if name != "down"} if len(pieces) > 1 else {}
+        once = ("down_bias",) if biased else ()
+        return Cut(units=("hidden",), along=along, pieces=of_up, once=once, adds_up=True)
+
     @property
     def parameters_of_one(self) -> int:
         """Number of parameters of one expert."""
@@ -79,24 +108,48 @@ class Experts(Layer):
             x: Rows sorted by expert.
             counts: Number of rows of each expert, ``(n_expert,)``.
         """
+        stacks = _Stacks(self.up, self.up_bias, self.down, self.down_bias)
+        if self.divided is None:
+            return self._through(x, counts, stacks)
+        stacks = stacks.each(self.divided.own)
+        x, counts, take_back = self.divided.bring(x, counts)
+        return take_back(self._through(x, counts, stacks, self.divided.first))
+
+    def _through(self, x: Tensor, counts: Tensor, stacks: "_Stacks", first: int = 0) -> Tensor:
+        """Run the experts from ``first`` on, whose weights are ``stacks``."""
         if x.device.type != "cpu" and compute_dtype(x) == _GROUPED and self._watch is None:
-            return self._grouped(x, counts)
-        up, down = self.up.unbind(), self.down.unbind()
+            return self._grouped(x, counts, stacks)
+        up, down = stacks.up.unbind(), stacks.down.unbind()
         outputs = []
-        for expert, rows in enumerate(torch.split(x, counts.tolist())):
+        for place, rows in enumerate(torch.split(x, counts.tolist())):
             if len(rows) == 0 and not torch.is_grad_enabled():
                 continue
-            up_bias = None if self.up_bias is None else self.up_bias[expert]
-            down_bias = None if self.down_bias is None else self.down_bias[expert]
-            hidden = self.see(f"{expert}.hidden", self.kind.activate(F.linear(rows, up[expert], up_bias)))
-            outputs.append(self.see(f"{expert}.output", F.linear(hidden, down[expert], down_bias)))
+            expert = first + place
+            up_bias = None if stacks.up_bias is None else stacks.up_bias[place]
+            down_bias = None if stacks.down_bias is None else stacks.down_bias[place]
+            hidden = self.see(f"{expert}.hidden", self.kind.activate(F.linear(rows, up[place], up_bias)))
+            outputs.append(self.see(f"{expert}.output", F.linear(hidden, down[place], down_bias)))
         return torch.cat(outputs) if outputs else x
 
-    def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
+    def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks") -> Tensor:
         """The same, with one grouped product per matrix."""
         ends = counts.cumsum(0, dtype=torch.int32)
-        hidden = self.kind.activate(_grouped_linear(x, self.up, self.up_bias, counts, ends))
-        return _grouped_linear(hidden, self.down, self.down_bias, counts, ends)
+        hidden = self.kind.activate(_grouped_linear(x, stacks.up, stacks.up_bias, counts, ends))
+        return _grouped_linear(hidden, stacks.down, stacks.down_bias, counts, ends)
+
+
+class _Stacks(NamedTuple):
+    """The weights of several experts, stacked."""
+
+    up: Tensor
+    up_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "_Stacks":
+        """The weights, each changed."""
+        up_bias, down_bias = (None if bias is None else change(bias) for bias in (self.up_bias, self.down_bias))
+        return _Stacks(change(self.up), up_bias, change(self.down), down_bias)
 
 
 def _grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor, ends: Tensor) -> Tensor:

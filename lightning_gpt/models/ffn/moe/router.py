@@ -128,7 +128,7 @@ class Router(Layer):
             counts = of_all.new_zeros(self.n_expert).scatter_add_(0, of_all, torch.ones_like(of_all))
             use = None
             if losses is not None:
-                balance_loss, z_loss = load_balancing_loss(scores, counts), router_z_loss(logits)
+                balance_loss, z_loss = load_balancing_loss(scores, losses.of_all(counts)), router_z_loss(logits)
                 gates = losses.attach(gates, self._charge(balance_loss, z_loss))
                 if losses.is_first_run:
                     one = counts.new_ones(())
