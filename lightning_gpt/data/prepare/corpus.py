@@ -20,6 +20,7 @@ from typing import Any
 
 from lightning_gpt.console import console
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.document_index import build
 from lightning_gpt.data.made_of import changed_files, listed, made_of
 from lightning_gpt.data.prepare.card import card_text, make_card
 from lightning_gpt.data.prepare.duplicates import search
@@ -194,6 +195,11 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
         for (_, stem, part), removed in zip(written, found.removed, strict=True):
             if len(removed):
                 writer.drop(stem, part, removed)
+    with console.status("writing the index of the training documents"):
+        contents = [
+            _content(folder, source["limits"].get("train"), writer.tokenizer)
+            for folder, source in zip(folders, config["sources"], strict=True)
+        ]
     table = writer.tokenizer.table.encode()
     manifest = {
         "format": FORMAT,
@@ -208,9 +214,7 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
             "sha256": sha256(table).hexdigest(),
         },
         "split_digest": found.digest,
-        "sources": [
-            {"folder": folder.name, "parts": [part.to_json() for part in complete_parts(folder)]} for folder in folders
-        ],
+        "sources": contents,
     }
     lines = (to_json(asdict(duplicate)) + "\n" for duplicate in found.duplicates)
     write_file(work / "duplicates.jsonl", "".join(lines).encode())
@@ -219,3 +223,16 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
     write_file(work / "card.md", card_text(card).encode())
     # last: its split_digest marks the folder as complete
     write_json(work / MANIFEST, {**manifest, "checksum": manifest_checksum(manifest)})
+
+
+def _content(folder: Path, limit: int | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write the index of a source, and describe its folder."""
+    parts = complete_parts(folder)
+    files = build(folder, parts, tokenizer.vocab_size, limit)
+    for name, content in files.items():
+        write_file(folder / name, content)
+    return {
+        "folder": folder.name,
+        "parts": [part.to_json() for part in parts],
+        "index": {name: {"size": len(each), "sha256": sha256(each).hexdigest()} for name, each in files.items()},
+    }
