@@ -20,7 +20,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.run.process import CellProcess, latest_checkpoint, lock_cell
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import share_of_machine
-from lightning_gpt.studies.run.starter import Fresh
+from lightning_gpt.studies.run.starter import FreshStarter
 from lightning_gpt.studies.spec.study import read_study
 from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
@@ -246,7 +246,7 @@ def test_progress_is_of_the_metrics_and_not_of_what_is_printed(tmp_path: Path, m
     lock = lock_cell(folder)
     assert lock is not None
     cell = made.cells[0]
-    process = CellProcess(cell, folder, lock, cell.config, {"OMP_NUM_THREADS": "1"}, tests=False, starter=Fresh())
+    process = CellProcess(cell, folder, lock, cell.config, {"OMP_NUM_THREADS": "1"}, tests=False, starter=FreshStarter())
     shown = []
     end = time.monotonic() + 300
     while not process.poll():

@@ -66,7 +66,7 @@ class Starter(Protocol):
         ...
 
 
-class Fresh:
+class FreshStarter:
     """Starts each process as a new interpreter."""
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class Fresh:
 
 
 class _Fork:
-    def __init__(self, pid: int, forks: "Forks") -> None:
+    def __init__(self, pid: int, forks: "ForkStarter") -> None:
         self.pid = pid
         self._forks = forks
 
@@ -100,7 +100,7 @@ class _Fork:
         return self._forks.status(self.pid)
 
 
-class Forks:
+class ForkStarter:
     """Starts each process as a fork of one that has imported what they need.
 
     Made while this process has one thread, since a fork has no other.
@@ -161,8 +161,8 @@ class Forks:
 
 
 def starter(environment: Mapping[str, str]) -> Starter:
-    """What starts processes on this system; see :class:`Forks`."""
-    return Forks(environment) if FORKS else Fresh()
+    """What starts processes on this system; see :class:`ForkStarter`."""
+    return ForkStarter(environment) if FORKS else FreshStarter()
 
 
 def _serve(calls: socket.socket, environment: Mapping[str, str]) -> NoReturn:
