@@ -48,6 +48,12 @@ MODES = {
 """The layouts, and of how many variants one is tried."""
 
 
+@functools.cache
+def mesh_of(layout: Layout) -> Mesh:
+    """The mesh of a layout, made once: each has groups of processes, whose threads wait busily."""
+    return Mesh(layout, "cpu")
+
+
 def whole(changes: dict[str, object]) -> GPT:
     """A model of this variant, every weight random, the same in every process."""
     return randomise(GPT(config(changes, vocab_size=19, checkpointing="block"))).double().train()
@@ -94,7 +100,7 @@ def variants() -> dict[str, dict[str, object]]:
     results: dict[str, dict[str, object]] = {}
     known = [changes for changes in CONFIGS if changes.get("memory", "none") == "none"]
     for mode, (layout, every) in MODES.items():
-        mesh, results[mode] = Mesh(layout, "cpu"), {}
+        mesh, results[mode] = mesh_of(layout), {}
         for changes in known[::every]:
             plain = {key: value for key, value in changes.items() if key != "memory"}
             try:
@@ -149,7 +155,7 @@ def drawing() -> dict[str, dict[str, float]]:
     for mode, layout in (("tensor", Layout(data=1, tensor=2)), ("sequence", Layout(data=1, tensor=2, sequence=True))):
         torch.manual_seed(0)
         model = GPT(config({"dropout": 0.5}, checkpointing="block")).double().train()
-        lay_out(model, Mesh(layout, "cpu"))
+        lay_out(model, mesh_of(layout))
         states: dict[str, Tensor] = {}
         block = model.block_views()[0]
         at = {
@@ -190,7 +196,7 @@ def _is_same(state: Tensor) -> bool:
 
 def norms(rank: int) -> dict[str, list[float]]:
     """A plain gradient, one divided over the tensor axis and one of which only the first process has a part."""
-    mesh = Mesh(Layout(data=1, tensor=2), "cpu").axis("tensor")
+    mesh = mesh_of(Layout(data=1, tensor=2)).axis("tensor")
     whole_ones = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (2, 5, 1)]
     spread = [whole_ones[0].clone(), *(distribute_tensor(each.clone(), mesh, [Shard(0)]) for each in whole_ones[1:])]
     expected = [nn.Parameter(torch.zeros_like(each)) for each in whole_ones]
