@@ -100,7 +100,6 @@ PROOFS: dict[str, Proof] = {
     "checkpointing block": Proof(model={"checkpointing": "block"}, layout={"reshard": False}),
     "checkpointing attention": Proof(model={"checkpointing": "attention"}),
     "mup": Proof(optimization={"mup": {"base_dim": 16, "base_head_dim": 8}}),
-    "four layers": Proof(model={"n_layer": 4}, trainer={"gradient_clip_val": 0.1}, marks=True),
     "bf16": Proof(bound=1e-3, of_weights=False, trainer={"precision": "bf16-mixed"}),
 }
 
@@ -123,19 +122,10 @@ class Case:
         """The layout."""
         return Layout(**{"data": 1, **self.layout, **PROOFS[self.proof].layout})
 
-    @property
-    def is_meant(self) -> bool:
-        """Whether model and proof go with the layout."""
-        has_experts = self.model == "mixture" or self.layout.get("expert", 1) == 1
-        # a pipeline cannot divide one row
-        divides = self.proof != "accumulated, by value" or self.made().data_size * self.made().pipeline < 4
-        return has_experts and divides and (self.proof != "mup" or self.model == "values")
-
     def described(self) -> str:
         """The case in words."""
         layout = self.made()
         more = " + sequence" if layout.sequence else ""
-        more += f", {layout.schedule}" if layout.schedule != "1f1b" else ""
         return f"{layout.described()}{more} | {self.model} | {self.proof}"
 
 
@@ -149,37 +139,7 @@ LAYOUTS: list[dict[str, Any]] = [
     {"shard": 2, "tensor": 2},
     {"shard": 2, "tensor": 2, "sequence": True},
     {"data": 2, "tensor": 2, "sequence": True},
-    {"pipeline": 2, "micro_batches": 2},
-    {"context": 2},
-    {"expert": 2},
-    {"pipeline": 2, "data": 2, "micro_batches": 2},
-    {"pipeline": 2, "shard": 2, "micro_batches": 2},
-    {"pipeline": 2, "context": 2, "micro_batches": 2},
-    {"pipeline": 2, "tensor": 2, "micro_batches": 2},
-    {"pipeline": 2, "tensor": 2, "sequence": True, "micro_batches": 2},
-    {"pipeline": 2, "expert": 2, "micro_batches": 2},
-    {"context": 4},
-    {"data": 2, "context": 2},
-    {"shard": 2, "context": 2},
-    {"context": 2, "tensor": 2},
-    {"context": 2, "tensor": 2, "sequence": True},
-    {"expert": 4},
-    {"data": 2, "expert": 2},
-    {"shard": 2, "expert": 2},
-    {"expert": 2, "context": 2},
-    {"expert": 2, "tensor": 2},
-    {"expert": 2, "tensor": 2, "sequence": True},
 ]
-DEEP: list[dict[str, Any]] = [
-    {"pipeline": 2, "schedule": "interleaved"},
-    {"pipeline": 2, "schedule": "zero_bubble"},
-    {"pipeline": 4},
-    {"pipeline": 4, "schedule": "zero_bubble"},
-    {"pipeline": 2, "shard": 2, "schedule": "interleaved", "micro_batches": 2},
-    {"pipeline": 2, "shard": 2, "schedule": "zero_bubble", "reshard": False, "micro_batches": 2},
-    {"pipeline": 2, "tensor": 2, "sequence": True, "schedule": "zero_bubble"},
-]
-"""Layouts with more stages than the models have layers otherwise."""
 SHORT: list[Case] = [
     Case({"data": 2, "shard": 2}, "gpt2", "clip, z-loss, documents"),
     Case({"shard": 4}, "values", "muon"),
@@ -188,25 +148,14 @@ SHORT: list[Case] = [
     Case({"shard": 2, "tensor": 2, "sequence": True}, "values", "muon"),
     Case({"data": 2, "tensor": 2, "sequence": True}, "gpt2", "checkpointing block"),
     Case({"shard": 2, "tensor": 2}, "gpt2", "bf16"),
-    Case({"pipeline": 2, "data": 2, "micro_batches": 2}, "gpt2", "clip, z-loss, documents"),
-    Case({"pipeline": 2, "tensor": 2, "sequence": True, "micro_batches": 2}, "values", "checkpointing block"),
-    Case({"pipeline": 2, "expert": 2, "micro_batches": 2}, "mixture", "clip, z-loss, documents"),
-    Case({"pipeline": 2, "shard": 2, "schedule": "interleaved", "micro_batches": 2}, "values", "four layers"),
-    Case({"pipeline": 2, "context": 2, "micro_batches": 2}, "llama", "bf16"),
-    Case({"shard": 2, "context": 2}, "llama", "clip, z-loss, documents"),
-    Case({"context": 2, "tensor": 2, "sequence": True}, "values", "clip, z-loss, documents"),
-    Case({"expert": 2, "tensor": 2}, "mixture", "clip, z-loss, documents"),
-    Case({"expert": 2, "context": 2}, "mixture", "accumulated, by value"),
 ]
 """The cases that the test suite runs; together they enter every part of the layouts."""
 
 
 def all_cases() -> list[Case]:
     """Every layout with every model and proof that goes with it."""
-    shallow = [name for name in PROOFS if name != "four layers"]
-    cases = [Case(*each) for each in itertools.product(LAYOUTS, MODELS, shallow)]
-    cases += [Case(layout, model, "four layers") for layout, model in itertools.product(DEEP, MODELS)]
-    return [case for case in cases if case.is_meant]
+    cases = [Case(*each) for each in itertools.product(LAYOUTS, MODELS, PROOFS)]
+    return [case for case in cases if case.proof != "mup" or case.model == "values"]
 
 
 @dataclass(frozen=True)
@@ -352,11 +301,11 @@ def _process(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timeout = datetime.timedelta(seconds=60)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)  # type: ignore[attr-defined]
     results = []
     for number, case in enumerate(cases):
         start, found, error = time.perf_counter(), None, ""
-        own = dist.PrefixStore(str(number), store)
+        own = dist.PrefixStore(str(number), store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
         try:
             trained = train(case.model, PROOFS[case.proof], steps, case.made())
