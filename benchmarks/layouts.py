@@ -13,7 +13,6 @@ The exit status is 1 if one is not.
 
 import argparse
 import datetime
-import itertools
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +34,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
+from benchmarks.layout_cases import MODELS, PROOFS, ROWS, SHORT, SIZES, TIME, VOCABULARY, LayoutCase, Proof, all_cases
 from lightning_gpt.data.share import data_place
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.layout import Layout
@@ -44,118 +44,6 @@ from lightning_gpt.training.mup import MuP
 from lightning_gpt.training.optim import Optimization
 
 _QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-ROWS, TIME, VOCABULARY = 8, 16, 61
-SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 32, "block_size": TIME, "vocab_size": VOCABULARY}
-
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {},
-    "llama": {
-        "norm": "rms",
-        "position": "rotary",
-        "ffn": "swiglu",
-        "bias": False,
-        "tie_embeddings": False,
-        "attention": {"kind": "grouped", "n_kv_head": 2},
-    },
-    # the balancing loss depends on which tokens are seen together, so it differs by design; the bias does not
-    "mixture": {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 2, "n_shared": 1, "balance": "bias", "z_loss": 0.0}},
-    "values": {"attention": "value_residual", "qk_norm": "rms", "position": "rotary", "norm": "rms"},
-}
-"""GPT-2's parts; Llama's, with grouped keys; a mixture of experts; a variant that remembers the first layer."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """How a case is trained, and what it has to keep to.
-
-    Args:
-        bound: The largest difference allowed.
-        of_weights: Whether weights are held to it, too. In half precision AdamW's first steps have the size of the
-            learning rate wherever rounding decides the sign.
-        model: Fields of the model that differ.
-        optimization: Options that differ.
-        trainer: Flags that differ.
-        layout: Fields of the layout that differ.
-        accumulate: Micro-batches of an optimizer step.
-        marks: Whether rows hold several documents, kept apart, and targets that do not count.
-    """
-
-    bound: float = 1e-10
-    of_weights: bool = True
-    model: Mapping[str, Any] = field(default_factory=dict)
-    optimization: Mapping[str, Any] = field(default_factory=dict)
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    accumulate: int = 1
-    marks: bool = False
-
-
-PROOFS: dict[str, Proof] = {
-    "adamw": Proof(),
-    "muon": Proof(optimization={"optimizer": "muon", "lr": 1e-3}, trainer={"gradient_clip_val": 0.1}),
-    "clip, z-loss, documents": Proof(trainer={"gradient_clip_val": 0.1}, optimization={"z_loss": 1e-2}, marks=True),
-    "accumulated, by value": Proof(
-        accumulate=2, trainer={"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
-    ),
-    "checkpointing block": Proof(model={"checkpointing": "block"}, layout={"reshard": False}),
-    "checkpointing attention": Proof(model={"checkpointing": "attention"}),
-    "mup": Proof(optimization={"mup": {"base_dim": 16, "base_head_dim": 8}}),
-    "bf16": Proof(bound=1e-3, of_weights=False, trainer={"precision": "bf16-mixed"}),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the table.
-
-    Args:
-        layout: Sizes of the axes and other fields of the layout.
-        model: One of :data:`MODELS`.
-        proof: One of :data:`PROOFS`.
-    """
-
-    layout: Mapping[str, Any]
-    model: str
-    proof: str
-
-    def made(self) -> Layout:
-        """The layout."""
-        return Layout(**{"data": 1, **self.layout, **PROOFS[self.proof].layout})
-
-    def described(self) -> str:
-        """The case in words."""
-        layout = self.made()
-        more = " + sequence" if layout.sequence else ""
-        return f"{layout.described()}{more} | {self.model} | {self.proof}"
-
-
-LAYOUTS: list[dict[str, Any]] = [
-    {"data": 2},
-    {"shard": 2},
-    {"tensor": 2},
-    {"tensor": 2, "sequence": True},
-    {"data": 2, "shard": 2},
-    {"shard": 4},
-    {"shard": 2, "tensor": 2},
-    {"shard": 2, "tensor": 2, "sequence": True},
-    {"data": 2, "tensor": 2, "sequence": True},
-]
-SHORT: list[Case] = [
-    Case({"data": 2, "shard": 2}, "gpt2", "clip, z-loss, documents"),
-    Case({"shard": 4}, "values", "muon"),
-    Case({"shard": 2, "tensor": 2}, "llama", "accumulated, by value"),
-    Case({"shard": 2, "tensor": 2, "sequence": True}, "mixture", "clip, z-loss, documents"),
-    Case({"shard": 2, "tensor": 2, "sequence": True}, "values", "muon"),
-    Case({"data": 2, "tensor": 2, "sequence": True}, "gpt2", "checkpointing block"),
-    Case({"shard": 2, "tensor": 2}, "gpt2", "bf16"),
-]
-"""The cases that the test suite runs; together they enter every part of the layouts."""
-
-
-def all_cases() -> list[Case]:
-    """Every layout with every model and proof that goes with it."""
-    cases = [Case(*each) for each in itertools.product(LAYOUTS, MODELS, PROOFS)]
-    return [case for case in cases if case.proof != "mup" or case.model == "values"]
 
 
 @dataclass(frozen=True)
@@ -264,7 +152,7 @@ def differences(ours: Trained, theirs: Trained) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Result:
+class LayoutResult:
     """The outcome of a case.
 
     Args:
@@ -274,7 +162,7 @@ class Result:
         seconds: How long it took.
     """
 
-    case: Case
+    case: LayoutCase
     differences: list[float] | None
     error: str
     seconds: float
@@ -294,18 +182,18 @@ class Result:
 
 
 def _process(
-    rank: int, port: int, cases: Sequence[Case], references: Mapping[Any, Trained], steps: int, out: str
+    rank: int, port: int, cases: Sequence[LayoutCase], references: Mapping[Any, Trained], steps: int, out: str
 ) -> None:
     """One of the processes of a launch, which trains all cases one after another."""
     size = cases[0].made().devices
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timeout = datetime.timedelta(seconds=60)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)  # type: ignore[attr-defined]
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)
     results = []
     for number, case in enumerate(cases):
         start, found, error = time.perf_counter(), None, ""
-        own = dist.PrefixStore(str(number), store)  # type: ignore[attr-defined]
+        own = dist.PrefixStore(str(number), store)
         dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
         try:
             trained = train(case.model, PROOFS[case.proof], steps, case.made())
@@ -315,7 +203,7 @@ def _process(
             error = f"{type(caught).__name__}: {str(caught).splitlines()[0][:200]}"
             if os.environ.get("LAYOUTS_TRACE"):
                 traceback.print_exc()
-        results.append(Result(case, found, error, time.perf_counter() - start))
+        results.append(LayoutResult(case, found, error, time.perf_counter() - start))
         if rank == 0:
             print(results[-1].described(), flush=True)
         if error:
@@ -333,7 +221,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(cases: Sequence[Case], steps: int) -> list[Result]:
+def run(cases: Sequence[LayoutCase], steps: int) -> list[LayoutResult]:
     """Train cases of one number of devices in one launch, again after one that failed; returns their results."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -345,7 +233,7 @@ def run(cases: Sequence[Case], steps: int) -> list[Result]:
             out = str(Path(folder, "results.pt"))
             given = (free_port(), left, references, steps, out)
             start_processes(_process, given, nprocs=left[0].made().devices, start_method="fork")  # type: ignore[no-untyped-call]
-            done: list[Result] = torch.load(out, weights_only=False)
+            done: list[LayoutResult] = torch.load(out, weights_only=False)
         results += done
         left = left[len(done) :]
     return results
@@ -366,7 +254,7 @@ def main(args: Sequence[str] | None = None) -> int:
     ]
     steps = options.steps or (3 if options.short else 10)
     print(f"layout | model | proof | losses | weights | validation (largest differences after {steps} steps)")
-    results: list[Result] = []
+    results: list[LayoutResult] = []
     for devices in options.devices:
         of_size = [case for case in cases if case.made().devices == devices]
         results += run(of_size, steps) if of_size else []

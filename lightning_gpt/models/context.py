@@ -98,6 +98,14 @@ class Context:
         looked_up = None if self.cache is None else self.cache.documents
         return self.documents if looked_up is None else looked_up
 
+    def of_run(self, run: slice, n_key: int) -> "Context":
+        """The context of a run of the pass's tokens, which look at the first ``n_key`` keys only."""
+        assert self.positions is not None
+        cache = Cache([])
+        cache.documents = None if self.key_documents is None else self.key_documents[:, :n_key]
+        documents = None if self.documents is None else self.documents[:, run]
+        return replace(self, positions=self.positions[..., run], documents=documents, cache=cache)
+
     def numbered(self, time: int, device: torch.device) -> Tensor:
         """The positions as a tensor, even if they are the default 0, 1, 2, ..."""
         return torch.arange(time, device=device) if self.positions is None else self.positions

@@ -4,6 +4,7 @@ A :class:`Cache` holds one state per layer; for softmax attention the state is i
 Rows of a batch may have different lengths: each token's position decides what it sees.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -147,6 +148,9 @@ class Cache:
 
     documents: Tensor | None = None
     """Each stored key's document, ``(batch, columns)``; None if documents are not kept apart, or are the pass's own."""
+    runs: Sequence[tuple[slice, int]] = ()
+    """Runs of the pass's tokens, each with the number of first keys among which all are that it can see; if empty, the
+    tokens are attended for together."""
 
     def __init__(self, layers: list[LayerState]) -> None:
         self.layers = layers

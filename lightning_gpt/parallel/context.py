@@ -1,8 +1,9 @@
 """Context parallel: processes divide the tokens of each row; attention gathers the keys and values of all of them.
 
-Of 2n equal pieces of a row, process r holds the pieces r and 2n − 1 − r, so that all processes see equally many earlier
-tokens ("zigzag"). Keys and values are gathered over the axis, and what a token sees of them is the attention's own rule
-on positions, so that every mask, bias and rotation works as in one process, and documents stay apart.
+Of 2n equal pieces of a row, process r holds the pieces r and 2n − 1 − r ("zigzag"). Keys and values are gathered over
+the axis, and each piece meets those up to its own end: 2n + 1 pieces of keys in every process, half of all pairs. What
+a token sees of them is the attention's own rule on positions, so that every mask, bias and rotation works as in one
+process, and documents stay apart.
 """
 
 from dataclasses import dataclass
@@ -106,12 +107,9 @@ class ContextParallel:
     def own(self, ids: Tensor, targets: Tensor, documents: Tensor | None) -> OwnTokens:
         """This process's tokens of whole rows ``(batch, time)``."""
         places = self.places(ids.shape[1], ids.device)
-        mine, everyone = places[self.group.rank()], places.flatten()
-        positions, of_keys = everyone, None
-        if documents is not None:
-            positions, of_keys = positions_within(documents)[:, everyone], documents[:, everyone]
-        own = slice(self.group.rank() * len(mine), (self.group.rank() + 1) * len(mine))  # among the gathered
-        others = _OthersTokens(self.group, self._n_layer, positions, own, of_keys)
+        mine = places[self.group.rank()]
+        positions = mine if documents is None else positions_within(documents)
+        others = _OthersTokens(self.group, self._n_layer, ids.shape[1], positions, documents, mine)
         counted = (targets[:, mine] != IGNORED).sum() * self.group.size()
         weight = counted.double() / (targets != IGNORED).sum().clamp(min=1)
         documents = None if documents is None else documents[:, mine]
@@ -161,18 +159,28 @@ class _OthersTokens(Cache):
     Args:
         group: The processes.
         n_layer: Number of layers.
-        positions: Positions of all tokens in the order of the processes, ``(time,)`` or ``(batch, time)``.
-        own: Where this process's tokens are among them.
-        documents: Their documents, ``(batch, time)``, if documents are kept apart.
+        time: Number of tokens of a row.
+        positions: Positions of this process's tokens, ``(own,)``; with documents, of all tokens, ``(batch, time)``.
+        documents: The documents of all tokens, ``(batch, time)``, if they are kept apart.
+        mine: This process's places in a row, ``(own,)``.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup, n_layer: int, positions: Tensor, own: slice, documents: Tensor | None
+        self,
+        group: dist.ProcessGroup,
+        n_layer: int,
+        time: int,
+        positions: Tensor,
+        documents: Tensor | None,
+        mine: Tensor,
     ) -> None:
-        super().__init__([cast(LayerState, _GatheredKeys(group, positions))] * n_layer)
+        of_keys = None if documents is None else positions
+        super().__init__([cast(LayerState, _GatheredKeys(group, of_keys))] * n_layer)
         self.documents = documents
-        self._own = positions[..., own]
-        self.length = positions.shape[-1] - self._own.shape[-1]  # the tokens of the others
+        self._own = positions if documents is None else positions[:, mine]
+        self.length = time - len(mine)  # the tokens of the others
+        piece, rank, size = len(mine) // 2, group.rank(), group.size()
+        self.runs = (slice(0, piece), (rank + 1) * piece), (slice(piece, None), (2 * size - rank) * piece)
 
     def positions(self, time: int, device: torch.device) -> Tensor:
         """Positions of this process's tokens."""
@@ -184,15 +192,22 @@ class _OthersTokens(Cache):
 
 @dataclass(frozen=True)
 class _GatheredKeys:
-    """The state of each layer: it gives the keys and values of all processes, with a gradient."""
+    """The state of each layer: it gives the keys and values of all processes in the order of the text.
+
+    Args:
+        group: The processes.
+        positions: Positions of all tokens, ``(batch, time)``; None for 0, 1, 2, ...
+    """
 
     group: dist.ProcessGroup
-    positions: Tensor
+    positions: Tensor | None
 
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and positions of all tokens, from those of this process, ``(batch, ..., own, width)``."""
         both = gathered(torch.cat([k, v], dim=-1), self.group, -2)  # in one exchange
-        k, v = torch.split(both, [k.shape[-1], v.shape[-1]], dim=-1)
+        pieces = torch.split(both, k.shape[-2] // 2, dim=-2)  # an early and a late one of each process
+        in_order = torch.cat([*pieces[::2], *reversed(pieces[1::2])], dim=-2)
+        k, v = torch.split(in_order, [k.shape[-1], v.shape[-1]], dim=-1)
         return k, v, self.positions

@@ -18,7 +18,7 @@ from lightning_gpt.parallel.tensor import divide, surround
 
 
 @dataclass(frozen=True)
-class Spread:
+class LaidOut:
     """A model that has been laid out.
 
     Args:
@@ -32,7 +32,7 @@ class Spread:
     pieces: Pieces
 
 
-def lay_out(model: LanguageModel, mesh: Mesh) -> Spread:
+def lay_out(model: LanguageModel, mesh: Mesh) -> LaidOut:
     """Spread a model over a mesh, in place.
 
     Args:
@@ -55,7 +55,7 @@ def lay_out(model: LanguageModel, mesh: Mesh) -> Spread:
             assert isinstance(model, GPT)
             surround(model, scope)
         shard(model, mesh, shard_units(model), experts)
-        return Spread((model,), None, pieces)
+        return LaidOut((model,), None, pieces)
     layout = mesh.layout
     assert isinstance(model, GPT)
     pipeline = Pipeline(model, mesh.group("pipeline"), layout.schedule, layout.pipeline_micro_batches, context)
@@ -65,7 +65,7 @@ def lay_out(model: LanguageModel, mesh: Mesh) -> Spread:
             inside = set(stage.modules())
             Scope([held for held in scope.held if held.module in inside]).around(stage)
         shard(stage, mesh, stage.blocks, _within(experts, stage))
-    return Spread(tuple(pipeline.stages), pipeline, pieces)
+    return LaidOut(tuple(pipeline.stages), pipeline, pieces)
 
 
 def _divided_experts(model: LanguageModel, mesh: Mesh) -> list[Experts]:

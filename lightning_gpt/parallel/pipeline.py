@@ -24,8 +24,8 @@ from lightning_gpt.parallel.drawing import draw_apart
 from lightning_gpt.parallel.layout import Schedule
 from lightning_gpt.parallel.stages import (
     STAGES_PER_PROCESS,
+    ModelStage,
     Run,
-    Stage,
     autocast_to,
     ends_of,
     layers_of_stages,
@@ -75,7 +75,7 @@ class Pipeline:
         self.copies = Copies([self._ends_of(rank) for rank in range(group.size())], group)
         layers = layers_of_stages(model.config.n_layer, self.n_stage)
         own = range(group.rank(), self.n_stage, group.size())
-        self.stages = [Stage(model, number, self.n_stage, layers[number], context) for number in own]
+        self.stages = [ModelStage(model, number, self.n_stage, layers[number], context) for number in own]
         """This process's stages."""
         take_out(model, self.stages)
         self.divides_by: Tensor | None = None
@@ -205,7 +205,7 @@ class Pipeline:
             work.wait()
         return scores
 
-    def _receive(self, stage: Stage, key: tuple[Any, ...], device: torch.device) -> list[Tensor]:
+    def _receive(self, stage: ModelStage, key: tuple[Any, ...], device: torch.device) -> list[Tensor]:
         """The stream and what was carried, from the stage before; their forms come along the first time."""
         source, key = dist.get_global_rank(self.group, (stage.number - 1) % self.group.size()), (stage.number - 1, *key)
         if key not in self._forms:
@@ -219,7 +219,7 @@ class Pipeline:
             dist.recv(tensor, source, self.group)
         return tensors
 
-    def _send(self, stage: Stage, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> list[Any]:
+    def _send(self, stage: ModelStage, key: tuple[Any, ...], tensors: Sequence[Tensor]) -> list[Any]:
         """Send the stream and what is carried to the next stage; returns what to wait for."""
         target, key = dist.get_global_rank(self.group, (stage.number + 1) % self.group.size()), (stage.number, *key)
         if key not in self._forms:

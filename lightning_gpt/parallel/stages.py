@@ -45,7 +45,7 @@ class Run:
     autocast: torch.dtype | None = None
 
 
-class Stage(nn.Module):
+class ModelStage(nn.Module):
     """A range of a GPT's layers, with the embedding if it is the first stage and the head if it is the last.
 
     Args:
@@ -231,7 +231,7 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
     return model
 
 
-def take_out(model: GPT, stages: Sequence[Stage]) -> None:
+def take_out(model: GPT, stages: Sequence[ModelStage]) -> None:
     """Leave the model with the parts that these stages need."""
     held = {layer for stage in stages for layer in stage.layers}
     needed = {part for stage in stages for part in stage.ends}

@@ -19,7 +19,7 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
-from lightning_gpt.parallel.laying_out import Spread, lay_out
+from lightning_gpt.parallel.laying_out import LaidOut, lay_out
 from lightning_gpt.parallel.layout import AXES, DATA_AXES, Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.norms import gradients, total_norm
@@ -89,7 +89,7 @@ class MeshStrategy(DDPStrategy):
         self._mesh: Mesh | None = None
         self._tokens: Group | None = None
         self._whole_optimizers: list[WholeOptimizer] = []
-        self._spread: Spread | None = None
+        self._spread: LaidOut | None = None
         self._names: list[str] = []  # of the weights that one process has
 
     def meet(self, devices: int) -> None:
@@ -134,6 +134,7 @@ class MeshStrategy(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Which rows a sampler of Lightning's gives this process."""
         return {"num_replicas": self.data_size, "rank": self.data_rank}
 
     def setup_environment(self) -> None:

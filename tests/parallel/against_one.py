@@ -83,7 +83,7 @@ class Outcome:
         assert other.nll is not None
         return {
             "losses": max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True)),
-            "norms": max(abs(a - b) for a, b in zip(self.norms, other.norms, strict=True)),
+            "norms": max((abs(a - b) for a, b in zip(self.norms, other.norms, strict=True)), default=0.0),
             "weights": max(float((w - other.weights[name]).abs().max()) for name, w in self.weights.items()),
             "nll": float((self.nll - other.nll).abs().max()),
             "learned": self.losses[0] - self.losses[-1],

@@ -11,8 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from lightning_gpt.parallel.context import ContextParallel
+from lightning_gpt.parallel.drawing import draw_apart, seed_part
 from lightning_gpt.parallel.experts import divide_experts
 from lightning_gpt.parallel.pipeline import Pipeline
+from lightning_gpt.parallel.stages import layers_of_stages
 from lightning_gpt.training.expert_balance import ExpertBalance
 from tests.parallel.against_one import (
     Outcome,
@@ -120,6 +122,55 @@ def experts(documents: bool = False, accumulated: int = 2, **more: Any) -> Any:
     return outcome.difference(one_process("moe", parts, documents, **more)) if world().rank() == 0 else None
 
 
+def dropout(micro: int = 4, **more: Any) -> Any:
+    """A pipeline with dropout against one process that draws from the seeds of the stages."""
+    model, whole = model_of("gpt2", dropout=0.2, **more), model_of("gpt2", dropout=0.2, **more)
+    piped = Pipeline(model, world(), "1f1b", micro)
+    model.divided = piped
+    outcome, alone, stages = Outcome(), Outcome(), layers_of_stages(4, piped.n_stage)
+    now: dict[int, int] = {}  # the seed that a layer begins with
+    for layers in stages:
+        whole.layers[layers[0]] = partial(_seeded, whole.layers[layers[0]], now, layers[0])
+    steppers = optimizer_of(model), optimizer_of(whole)
+    for number, rows in enumerate(steps()):
+        torch.manual_seed(number)
+        loss = model.loss(rows.ids, rows.targets)
+        loss.backward()
+        outcome.losses.append(float(loss.detach()))
+        torch.manual_seed(number)
+        seeds = torch.tensor(draw_apart(piped.n_stage * micro)).view(piped.n_stage, micro)
+        alone.losses.append(0.0)
+        for part in range(micro):
+            own = rows.part(part, micro)
+            now |= {layers[0]: int(seeds[stage, part]) for stage, layers in enumerate(stages)}
+            seed_part(now.pop(0), torch.device("cpu"))  # the first stage draws for the embedding before its layers
+            share = (own.targets >= 0).sum().double() / (rows.targets >= 0).sum()
+            loss = whole.loss(own.ids, own.targets) * share
+            loss.backward()
+            alone.losses[-1] += float(loss.detach())
+        for stepper in steppers:
+            stepper.step()
+            stepper.zero_grad()
+    finished(outcome, of_all_stages(model, world()), model, False)
+    return outcome.difference(finished(alone, whole.state_dict(), whole, False))
+
+
+def _seeded(run: Any, seeds: dict[int, int], layer: int, x: Tensor, context: Any) -> Tensor:
+    if layer in seeds:
+        seed_part(seeds[layer], x.device)
+    return run(x, context)  # type: ignore[no-any-return]
+
+
+def draws() -> list[float]:
+    """What processes that share rows, and were seeded alike, draw for their different tokens."""
+    context = ContextParallel(model_of("gpt2"), world())
+    torch.manual_seed(0)
+    context.seed_own(torch.device("cpu"))
+    found: list[Any] = [None] * world().size()
+    dist.all_gather_object(found, float(torch.rand(())))
+    return found
+
+
 CASES: dict[int, dict[str, Callable[[], Any]]] = {
     2: {
         **{f"pipeline {name}": partial(pipeline, name) for name in ("gpt2", "llama", "moe", "value_residual")},
@@ -127,13 +178,11 @@ CASES: dict[int, dict[str, Callable[[], Any]]] = {
         "pipeline moe zero_bubble": partial(pipeline, "moe", "zero_bubble"),
         "pipeline value_residual interleaved": partial(pipeline, "value_residual", "interleaved"),
         "pipeline t5 documents": partial(pipeline, "gpt2", position="t5", documents=True),
+        "pipeline dropout": dropout,
+        "pipeline dropout checkpointing": partial(dropout, checkpointing="block"),
         **{f"context {name}": partial(context, name) for name in ("gpt2", "llama", "value_residual")},
         "context moe accumulated": partial(context, "moe", accumulated=2),
         "context gpt2 documents": partial(context, "gpt2", documents=True, checkpointing="block"),
-        "context shaped documents": partial(context, "llama", attention="shaped", documents=True),
-        "context window alibi": partial(context, "gpt2", attention={"kind": "window", "window": 5}, position="alibi"),
-        "context latent": partial(context, "llama", attention={"kind": "latent", "kv_rank": 8}),
-        "context neutreno manual": partial(context, "gpt2", attention="neutreno", attention_backend="manual"),
         "experts": experts,
         "experts documents": partial(experts, documents=True, checkpointing="block", bias=False),
         "pipeline initial checkpointing": partial(pipeline, "gpt2", residual="initial", checkpointing="block"),
@@ -147,3 +196,5 @@ CASES: dict[int, dict[str, Callable[[], Any]]] = {
         "pipeline 4 value_residual zero_bubble": partial(pipeline, "value_residual", "zero_bubble"),
     },
 }
+DRAWN = "what is drawn"
+CASES[2][DRAWN] = draws

@@ -18,7 +18,7 @@ from tests.parallel import axes
 from tests.parallel.against_one import SIZES, model_of
 from tests.parallel.world import result
 
-TRAINED = [(size, name) for size, cases in axes.CASES.items() for name, case in cases.items()]
+TRAINED = [(size, name) for size, cases in axes.CASES.items() for name in cases if name != axes.DRAWN]
 
 
 @pytest.mark.parametrize(("processes", "case"), TRAINED)
@@ -26,6 +26,11 @@ def test_ten_steps_are_those_of_one_process(processes: int, case: str) -> None:
     found = result(axes.__name__, processes, case)
     assert found.pop("learned") > 0.5, "a model that does not learn shows nothing"
     assert max(found.values()) < 1e-10, found
+
+
+def test_processes_draw_differently_for_different_tokens_of_a_row() -> None:
+    drawn = result(axes.__name__, 2, axes.DRAWN)
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_the_losses_of_a_mixture_change_what_is_trained() -> None:

@@ -86,7 +86,16 @@ def test_checkpoints_are_those_of_one_process(one: Path, divided: Path, name: st
 def test_a_run_goes_on_in_another_layout(one: Path, divided: Path, tmp_path: Path) -> None:
     """From two divided processes to two that share weights, and from one to one: the next steps are the same."""
     further = ("--trainer.max_steps", "9")
-    shared = ("--parallel.tensor", "1", "--parallel.sequence", "false", "--parallel.shard", "2")
+    shared = (
+        "--parallel.pipeline",
+        "1",
+        "--parallel.tensor",
+        "1",
+        "--parallel.sequence",
+        "false",
+        "--parallel.shard",
+        "2",
+    )
     must_run("fit", "--ckpt_path", str(divided / LAST), *further, *shared, "--data.batch_size", "4", cwd=divided)
     must_run("fit", "--ckpt_path", str(one / LAST), *further, cwd=one)
     ours, theirs = figures(divided, 1), figures(one, 1)

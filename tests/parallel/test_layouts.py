@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.layouts import PROOFS, SHORT, Case, Result, Trained, all_cases, differences
+from benchmarks.layout_cases import PROOFS, SHORT, LayoutCase, all_cases
+from benchmarks.layouts import LayoutResult, Trained, differences
 from tests.processes import run_forked
 
 
@@ -17,8 +18,8 @@ def table() -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("case", SHORT, ids=Case.described)
-def test_a_layout_trains_as_one_process(table: list[str], case: Case) -> None:
+@pytest.mark.parametrize("case", SHORT, ids=LayoutCase.described)
+def test_a_layout_trains_as_one_process(table: list[str], case: LayoutCase) -> None:
     (line,) = (line for line in table if line.startswith(case.described()))
     assert "| holds |" in line
 
@@ -40,10 +41,10 @@ def test_a_difference_fails(wrong: str, holds: bool) -> None:
         ours.weights["a"] = torch.tensor([0.0, 1e-9], dtype=torch.float64)
     elif wrong == "validation":
         ours = Trained(ours.losses, ours.weights, 3.0 + 1e-9)
-    assert Result(SHORT[0], differences(ours, theirs), "", 0.0).holds is holds
-    assert not Result(SHORT[0], None, "it did not start", 0.0).holds
+    assert LayoutResult(SHORT[0], differences(ours, theirs), "", 0.0).holds is holds
+    assert not LayoutResult(SHORT[0], None, "it did not start", 0.0).holds
 
 
 def test_a_missing_weight_fails() -> None:
     theirs = Trained([1.0], {"a": torch.zeros(2)}, 3.0)
-    assert not Result(SHORT[0], differences(Trained([1.0], {}, 3.0), theirs), "", 0.0).holds
+    assert not LayoutResult(SHORT[0], differences(Trained([1.0], {}, 3.0), theirs), "", 0.0).holds

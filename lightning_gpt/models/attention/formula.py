@@ -5,7 +5,7 @@ mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Literal, cast
 
 import torch
@@ -74,7 +74,26 @@ class CausalAttention(Mixer):
         if context.state is not None:
             state = cast(KeyValues, context.state)  # made by new_state
             k, v, columns = state.append(k, v, columns, context.lengths)
+            if context.cache is not None and context.cache.runs:
+                return self.see("head_output", self._mix_runs(q, k, v, columns, context, context.cache.runs))
         return self.see("head_output", self.mix(q, k, v, columns, context))
+
+    def _mix_runs(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        columns: Tensor | None,
+        context: Context,
+        runs: Sequence[tuple[slice, int]],
+    ) -> Tensor:
+        """:meth:`mix` run by run, each with the keys up to its end only."""
+        mixed = []
+        for run, n_key in runs:
+            of_run = None if columns is None else columns[..., :n_key]
+            keys, values = k[..., :n_key, :], v[..., :n_key, :]
+            mixed.append(self.mix(q[..., run, :], keys, values, of_run, context.of_run(run, n_key)))
+        return torch.cat(mixed, dim=-2)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, columns: Tensor | None, context: Context) -> Tensor:
         """Mix the visible values, including cached ones.
