@@ -3,8 +3,8 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -15,7 +15,7 @@ class LocalCluster:
         from ray.cluster_utils import Cluster
 
         quiet = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet})
+        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **quiet}))
         self.address = str(self._cluster.address)
         self.machines: list[Any] = []
         while len(self.machines) < 2:
@@ -23,7 +23,7 @@ class LocalCluster:
 
     def add(self) -> None:
         """Add a machine."""
-        self.machines.append(self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20))
+        self.machines.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)))
 
     def kill_one(self) -> None:
         """SIGKILL to the process that stands for the last machine; its workers end with it."""
@@ -33,6 +33,14 @@ class LocalCluster:
     def shutdown(self) -> None:
         """End all processes."""
         self._cluster.shutdown()
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """What ``start`` returns; Ray gives its processes 30 seconds to start, which are too few on a busy machine."""
+    for _ in range(4):
+        with suppress(Exception):
+            return start()
+    return start()
 
 
 @contextmanager
