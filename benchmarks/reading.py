@@ -33,7 +33,7 @@ PACKING_NAMES: tuple[PackingName, ...] = ("concatenate", "best_fit", "lanes")
 
 
 @dataclass(frozen=True)
-class Cost:
+class Reading:
     """What a rank paid for its rows of some steps."""
 
     rows: int
@@ -66,7 +66,7 @@ def tokens_read() -> Iterator[list[int]]:
         DocumentIndex.tokens = tokens  # type: ignore[method-assign]
 
 
-def cost_of_a_rank(stream: Stream, ranks: int, rank: int, batch_size: int, steps: int) -> Cost:
+def cost_of_a_rank(stream: Stream, ranks: int, rank: int, batch_size: int, steps: int) -> Reading:
     """The cost of the batches of one rank.
 
     Args:
@@ -84,7 +84,7 @@ def cost_of_a_rank(stream: Stream, ranks: int, rank: int, batch_size: int, steps
         for _ in range(steps):
             next(batches)
         seconds = time.process_time() - start
-    return Cost(batch_size * steps, sum(read), seconds)
+    return Reading(batch_size * steps, sum(read), seconds)
 
 
 def stream_of(folder: Path, packing: PackingName, block_size: int = 1024, shuffle_window: int = 16384) -> Stream:

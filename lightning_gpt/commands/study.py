@@ -5,6 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
+from lightning_gpt.cluster import connected
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.options import Index, Processes
@@ -13,6 +14,7 @@ from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
+from lightning_gpt.studies.run.on_cluster import run_on_cluster
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
@@ -33,6 +35,7 @@ def study(
     cell: Index | None = None,
     slurm: bool = False,
     report_only: bool = False,
+    ray: str | None = None,
 ) -> None:
     """Run a study: each cell of its grid as a process of its own, then write tables, plots and a report.
 
@@ -47,12 +50,14 @@ def study(
         cell: Run only this cell, by its number from 0, and write no report; jobs of a SLURM array use this.
         slurm: Print a SLURM array script with one job per cell, and run nothing.
         report_only: Write results and report from the finished cells, and run nothing.
+        ray: Run the cells on the Ray cluster at this address: HOST:PORT of its head, or auto. Its machines must share
+            the study's folder and the working folder; jobs is then the number of cells at a time on each machine.
     """
     read = read_study(Path(config), preset)
     check_report(read)
     place = Path(folder) if folder is not None else Path("studies") / read.title
-    if sum((cell is not None, slurm, report_only)) > 1:
-        raise CallError("--cell, --slurm and --report_only cannot be combined")
+    if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
+        raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
     if cell is not None and not 0 <= cell < len(read.cells):
         raise CallError(f"cell is {cell}; this study has {len(read.cells)} (allowed: 0 to {len(read.cells) - 1})")
     if report_only:
@@ -85,7 +90,11 @@ def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
 
 def _run_all(runner: Runner, display: Display) -> None:
     try:
-        runner.run(display)
+        if ray is None:
+            runner.run(display)
+        else:
+            with connected(ray) as cluster:
+                run_on_cluster(runner, cluster, display)
     finally:
         results = collect(runner.study, runner.folder)
         if results.finished:

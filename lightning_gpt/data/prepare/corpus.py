@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lightning_gpt.cluster import Cluster
 from lightning_gpt.console import console
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.document_index import build
@@ -45,17 +46,19 @@ def prepare_corpus(
     remove_duplicates: bool,
     near_duplicate_threshold: float | None,
     progress: Progress,
+    on: Cluster | None = None,
 ) -> None:
     """Tokenise all documents of ``data`` into ``folder``, resuming what an earlier call left unfinished.
 
     Args:
         folder: The folder to make; it must not exist.
         data: The sources, the tokenizer (trained first if it has to be) and the split.
-        jobs: Number of worker processes; one per usable core when None.
+        jobs: Number of worker processes, or of tasks at a time on a cluster; one per usable core when None.
         remove_duplicates: Whether to remove training documents that duplicate a validation or test document, or an
             earlier training document.
         near_duplicate_threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
         progress: Receives the parts as they are written.
+        on: The cluster that tokenises; this machine when None.
 
     Raises:
         CallError: The unfinished folder was started with other settings or files, or no document has text.
@@ -84,7 +87,7 @@ def prepare_corpus(
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
             writer = PartWriter(_tokenizer(work, data), near_duplicate_threshold is not None)
             sources = list(zip(data.sources, data.splits, folders, limits, strict=True))
-            write_parts(sources, writer, jobs or cores(), progress)
+            write_parts(sources, writer, jobs or (cores() if on is None else on.cores), progress, on)
             changed = _changed_files(config, data.configured)
             if changed:
                 raise WorkError(f"{listed(changed)}: it changed while it was read; delete {work} and start over")
