@@ -18,7 +18,7 @@ from lightning_gpt.studies.run.on_cluster import run_on_cluster
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
-from lightning_gpt.studies.run.starter import FORKS, starter
+from lightning_gpt.studies.run.starter import FORKS, FreshStarter, starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
@@ -72,11 +72,12 @@ def study(
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(read, Path(config), place, trusted_options()), end="")
         return
-    with starter(share) as starts:  # it imports what cells need while they are checked
+    # it imports what cells need while they are checked; the machines of a cluster have none that could be forked
+    with starter(share) if ray is None else FreshStarter() as starts:
         display = Display(read.measure, _prepare(chosen, diagnostics, shared))
         runner = Runner(read, place, jobs, shared.run_config, starts, trusted_options())
         if cell is None:
-            _run_all(runner, display)
+            _run_all(runner, display, ray)
         else:
             _run_one(runner, chosen[0], display)
 
@@ -88,7 +89,7 @@ def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
         raise WorkError(f"cell {cell.number}, {cell.name}, failed: {result.error}")
 
 
-def _run_all(runner: Runner, display: Display) -> None:
+def _run_all(runner: Runner, display: Display, ray: str | None) -> None:
     try:
         if ray is None:
             runner.run(display)

@@ -246,7 +246,8 @@ def test_progress_is_of_the_metrics_and_not_of_what_is_printed(tmp_path: Path, m
     lock = lock_cell(folder)
     assert lock is not None
     cell = made.cells[0]
-    process = CellProcess(cell, folder, lock, cell.config, {"OMP_NUM_THREADS": "1"}, tests=False, starter=FreshStarter())
+    environment = {"OMP_NUM_THREADS": "1"}
+    process = CellProcess(cell, folder, lock, cell.config, environment, tests=False, starter=FreshStarter())
     shown = []
     end = time.monotonic() + 300
     while not process.poll():
