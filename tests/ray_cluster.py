@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 
@@ -26,13 +27,23 @@ class LocalCluster:
         self.machines.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)))
 
     def kill_one(self) -> None:
-        """SIGKILL to the process that stands for the last machine; its workers end with it."""
+        """SIGKILL to the process that stands for the last machine, its workers and what they have started."""
         (raylet,) = self.machines.pop().all_processes["raylet"]
-        os.kill(raylet.process.pid, signal.SIGKILL)
+        for process in [raylet.process.pid, *descendants(raylet.process.pid)]:
+            with suppress(ProcessLookupError):  # a worker ends by itself without its machine
+                os.kill(process, signal.SIGKILL)
 
     def shutdown(self) -> None:
         """End all processes."""
         self._cluster.shutdown()
+
+
+def descendants(process: int) -> list[int]:
+    """The processes that a process has started, and those that they have started."""
+    children = [
+        int(child) for file in Path(f"/proc/{process}/task").glob("*/children") for child in file.read_text().split()
+    ]
+    return [each for child in children for each in (child, *descendants(child))]
 
 
 def patiently(start: Callable[[], Any]) -> Any:

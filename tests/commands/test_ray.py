@@ -55,7 +55,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_study_on_a_cluster_gives_the_report_of_one_machine(cluster: LocalCluster, tmp_path: Path) -> None:
-    content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=30, val_check_interval=30)
+    content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=80, val_check_interval=80)
     content["checkpoints"] = {"every_n_steps": 2}
     write_config(tmp_path / "tiny.yaml", content)
     study = {

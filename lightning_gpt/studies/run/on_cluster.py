@@ -32,25 +32,25 @@ def run_on_cluster(runner: Runner, on: Cluster, display: Display) -> None:
     with shared(runner.folder), stop_flag() as stop:
         results = read_results(runner.study, runner.folder)
         display.begin(runner.study.title, results)
-        running: dict[Cell, ClusterTask] = {}
+        running: list[tuple[Cell, ClusterTask]] = []
         for cell in (result.cell for result in results if result.status != "finished"):
-            running[cell] = on.submit(_run_cell, there, cell, Path.cwd(), cores=cores, gpus=gpus)
+            running.append((cell, on.submit(_run_cell, there, cell, Path.cwd(), cores=cores, gpus=gpus)))
         try:
             while running and not stop.asked:
-                for cell, task in list(running.items()):
-                    if task.done():
-                        del running[cell]
-                        try:
-                            seconds = task.result()
-                        except WorkError as error:
-                            errors.append(f"cell {cell.number}, {cell.name}: {error}")
-                            display.say(errors[-1])
-                        else:
-                            display.ended(read_result(cell, cell_folder(runner.folder, cell)), seconds)
+                ended = [each for each in running if each[1].done()]
+                running = [each for each in running if each not in ended]
+                for cell, task in ended:
+                    try:
+                        seconds = task.result()
+                    except WorkError as error:
+                        errors.append(f"cell {cell.number}, {cell.name}: {error}")
+                        display.say(errors[-1])
+                    else:
+                        display.ended(read_result(cell, cell_folder(runner.folder, cell)), seconds)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
             display.end()
-            _cancel(list(running.values()), stop)
+            _cancel([task for _, task in running], stop)
     if stop.asked:
         done = sum(result.status == "finished" for result in read_results(runner.study, runner.folder))
         raise Stopped(f"stopped; {done} of {len(runner.study.cells)} cells are done; rerun the same command to resume")
