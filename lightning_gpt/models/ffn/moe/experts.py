@@ -34,6 +34,7 @@ class Experts(Layer):
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
         super().__init__()
         self.kind, self.n_expert, self.hidden = kind, n_expert, hidden
+        self.is_even = False  # planning, which has no tokens to route, gives each expert an equal share
         rows = len(kind.pieces) * hidden
         self.up = nn.Parameter(torch.empty(n_expert, rows, dim))
         self.up_bias = nn.Parameter(torch.empty(n_expert, rows)) if bias else None
@@ -83,7 +84,7 @@ class Experts(Layer):
             return self._grouped(x, counts)
         up, down = self.up.unbind(), self.down.unbind()
         outputs = []
-        for expert, rows in enumerate(torch.split(x, counts.tolist())):
+        for expert, rows in enumerate(torch.split(x, self._rows(len(x), counts))):
             if len(rows) == 0 and not torch.is_grad_enabled():
                 continue
             up_bias = None if self.up_bias is None else self.up_bias[expert]
@@ -91,6 +92,12 @@ class Experts(Layer):
             hidden = self.see(f"{expert}.hidden", self.kind.activate(F.linear(rows, up[expert], up_bias)))
             outputs.append(self.see(f"{expert}.output", F.linear(hidden, down[expert], down_bias)))
         return torch.cat(outputs) if outputs else x
+
+    def _rows(self, choices: int, counts: Tensor) -> list[int]:
+        """Number of rows of each expert."""
+        if not self.is_even:
+            return counts.tolist()  # type: ignore[no-any-return]
+        return [choices // self.n_expert + (expert < choices % self.n_expert) for expert in range(self.n_expert)]
 
     def _grouped(self, x: Tensor, counts: Tensor) -> Tensor:
         """The same, with one grouped product per matrix."""
