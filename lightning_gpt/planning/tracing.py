@@ -10,19 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.ffn.moe.experts import Experts
+from lightning_gpt.models.kv_cache import KeyValues
 from lightning_gpt.models.layer import all_matrices
+from lightning_gpt.models.norms import RMSNorm
 from lightning_gpt.models.part_losses import PartLosses
 
 Part = Literal["stream", "input", "inner", "choices", "weights", "gradients"]
@@ -102,13 +103,15 @@ def trace(
         device: ``cpu`` or ``cuda``, whose kernels keep other things. Neither has to be there.
         documents: Whether documents are kept apart.
     """
-    with FakeTensorMode(), _FusedNorm() if device == "cuda" else nullcontext():
+    with FakeTensorMode():
         with torch.device("cpu"), _default_dtype(weight_dtype(precision)):
             copy = type(model)(model.config).train()
             ids = torch.zeros(rows, time, dtype=torch.long)
         for part in copy.modules():
             if isinstance(part, Experts):
                 part.is_even = True
+            if isinstance(part, RMSNorm) and device == "cuda":
+                part.forward = partial(_fused_norm, part)  # type: ignore[method-assign]
         watch = _Watch(copy)
         with watch.running():
             with _autocast(precision):
@@ -116,6 +119,38 @@ def trace(
             watch.end_forward()
             hidden.backward(torch.ones_like(hidden))  # type: ignore[no-untyped-call]
     return watch.result(hidden.dtype)
+
+
+def cache_bytes(model: LanguageModel, rows: int, time: int, precision: str) -> float:
+    """Bytes that the cache keeps after ``rows`` texts of ``time`` tokens, in the precision of the products."""
+    with FakeTensorMode(), torch.no_grad():
+        copy, ids = _for_generation(model, rows, time, precision)
+        cache, allocations = copy.new_cache(time), _Allocations(lambda tensor: "inner")
+        for tensor in [*copy.parameters(), *copy.buffers()]:
+            allocations.ignore(tensor)
+        with allocations:
+            copy.hidden(ids, cache=cache)
+        return float(sum(allocations.alive.values()))
+
+
+def key_bytes(model: LanguageModel, precision: str) -> list[float]:
+    """Bytes of the keys and values of one token, by layer; 0 for a layer that keeps none."""
+    with FakeTensorMode(), torch.no_grad():
+        copy, ids = _for_generation(model, 1, 1, precision)
+        cache = copy.new_cache(2)
+        with _Allocations(lambda tensor: "inner"):
+            copy.hidden(ids, cache=cache)
+        return [
+            float(sum(part.shape[-1] * part.shape[1:-2].numel() * part.element_size() for part in (state.k, state.v)))
+            if isinstance(state, KeyValues) and state.k is not None
+            else 0.0
+            for state in cache.layers
+        ]
+
+
+def _for_generation(model: LanguageModel, rows: int, time: int, precision: str) -> tuple[LanguageModel, Tensor]:
+    with torch.device("cpu"), _default_dtype(product_dtype(precision)):
+        return type(model)(model.config).eval(), torch.zeros(rows, time, dtype=torch.long)
 
 
 @contextmanager
@@ -128,28 +163,24 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-class _FusedNorm(TorchFunctionMode):
+def _fused_norm(norm: RMSNorm, x: Tensor) -> Tensor:
     """RMSNorm as GPUs compute it, in one kernel that keeps its input; the CPU's keeps two products as well."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.rms_norm:
-            weight = args[2] if len(args) > 2 else (kwargs or {}).get("weight")
-            return _KeepsInput.apply(args[0], weight)  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+    assert norm.weight is not None
+    return _KeepsInput.apply(x, norm.weight.to(x.dtype))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _KeepsInput(torch.autograd.Function):
     """What a fused norm allocates: its output, its input kept, a number a row."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32), weight)
         return torch.empty_like(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, _, weight = ctx.saved_tensors
-        return torch.empty_like(x), None if weight is None else torch.empty_like(weight)
+        return torch.empty_like(x), torch.empty_like(weight)
 
 
 def _autocast(precision: str) -> AbstractContextManager[None]:
@@ -188,7 +219,9 @@ class _Allocations(TorchDispatchMode):
         self._most, self.most = sum(self.alive.values()), self.alive.copy()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:  # there is no data to read: a number that changes nothing
+        if (
+            func is torch.ops.aten._local_scalar_dense.default
+        ):  # there is no data to read: a number that changes nothing
             return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 0)
         result = func(*args, **(kwargs or {}))
         part = self._of_copy(args[0]) if func is torch.ops.aten._to_copy.default else None
@@ -262,7 +295,7 @@ class _Watch:
 
     def result(self, hidden_dtype: torch.dtype) -> Trace:
         """What was found."""
-        layers = [LayerTrace(dict(k), dict(f), dict(b)) for k, f, b in zip(self.kept, self.forward, self.backward)]
+        layers = [LayerTrace(*map(dict, found)) for found in zip(self.kept, self.forward, self.backward, strict=True)]
         return Trace(dict(self.embedding), tuple(layers), dict(self.ending), self.stream_dtype, hidden_dtype)
 
     def end_forward(self) -> None:
