@@ -85,6 +85,10 @@ class _Stage:
         self.in_flight = in_flight(layout, self.micro_batches, stage)
         self.layers = stage_layers(training.layers, layout.pipeline, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
+        self.by_layer: dict[int | None, float] = dict.fromkeys((None, *self.layers), 0.0)
+        for weight in self.held:
+            first = weight.layer  # a block that several layers share is in the first one's stage
+            self.by_layer[first] = self.by_layer.get(first, 0.0) + weight.on_rank(layout)
         self.itemsize = weight_dtype(training.precision).itemsize
 
     def memory(self) -> RankMemory:
@@ -95,16 +99,15 @@ class _Stage:
         gathered, kept, head = self._gathered(), self._kept(), self._head() if self.is_last else 0.0
         accumulates = self.micro_batches > 1
         peaks = [gradients + gathered + kept + head]  # at the loss, when the last step's gradients still exist
-        done = head_gradient = self._values([each for each in self.held if each.layer is None]) / self.layout.shard
+        done = self.by_layer[None] / self.layout.shard
         left = kept
         for layer in reversed(self.layers):
             traced = self.trace.layers[layer]
-            done += self._values([each for each in self.held if each.layer == layer]) / self.layout.shard
+            done += self.by_layer[layer] / self.layout.shard
             held = gradients if accumulates else done * self.itemsize
             peaks.append(held + gathered + left + self._divided(traced.backward, traced))
             peaks.append(gradients + gathered + left + self._excess(traced))
             left -= self._divided(traced.kept, traced)
-        assert head_gradient <= done
         peaks.append(gradients + self._optimizer_work())
         working = max(peaks) - gradients - gathered - kept - head
         host = 0.0
@@ -129,8 +132,7 @@ class _Stage:
         if self.layout.shard == 1:
             return 0.0
         rest = 1 - 1 / self.layout.shard
-        by_layer = [self._values([each for each in self.held if each.layer == layer]) for layer in self.layers]
-        ends = self._values([each for each in self.held if each.layer is None])
+        by_layer, ends = [self.by_layer[layer] for layer in self.layers], self.by_layer[None]
         largest = max(by_layer, default=0.0)
         blocks = sum(by_layer) if not self.layout.reshard else min(sum(by_layer), GATHERED_BLOCKS * largest)
         return (blocks + ends + max(largest, ends)) * self.itemsize * rest

@@ -7,9 +7,9 @@ Each allocation is filed under what it belongs to, because layouts divide these 
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,12 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.kv_cache import KeyValues
 from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.models.norms import RMSNorm
 from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.models.registry import at_layer
 
 Part = Literal["stream", "input", "inner", "choices", "weights", "gradients"]
 """What an allocation belongs to.
@@ -71,6 +74,24 @@ class Trace:
     stream_dtype: torch.dtype
     hidden_dtype: torch.dtype
 
+    def with_rows(self, one: "Trace", rows: int) -> "Trace":
+        """The trace of a pass over ``rows`` rows, if this is one over two rows and ``one`` is one over one row."""
+
+        def grown(of_two: Bytes, of_one: Bytes) -> Bytes:
+            return {p: of_two[p] + (rows - 2) * (of_two[p] - of_one.get(p, 0.0)) for p in of_two}
+
+        layers: dict[int, LayerTrace] = {}
+        for two, single in zip(self.layers, one.layers, strict=True):
+            if id(two) not in layers:  # layers of one kind share their trace
+                pairs = zip(vars(two).values(), vars(single).values(), strict=True)
+                layers[id(two)] = LayerTrace(*(grown(*pair) for pair in pairs))
+        return replace(
+            self,
+            embedding=grown(self.embedding, one.embedding),
+            layers=tuple(layers[id(two)] for two in self.layers),
+            ending=grown(self.ending, one.ending),
+        )
+
     @property
     def kept(self) -> float:
         """All bytes kept for the backward pass."""
@@ -103,9 +124,10 @@ def trace(
         device: ``cpu`` or ``cuda``, whose kernels keep other things. Neither has to be there.
         documents: Whether documents are kept apart.
     """
+    config, places = shallow(model.config)
     with FakeTensorMode():
         with torch.device("cpu"), _default_dtype(weight_dtype(precision)):
-            copy = type(model)(model.config).train()
+            copy = type(model)(config).train()
             ids = torch.zeros(rows, time, dtype=torch.long)
         for part in copy.modules():
             if isinstance(part, Experts):
@@ -118,7 +140,49 @@ def trace(
                 hidden = copy.hidden(ids, torch.zeros_like(ids) if documents else None, losses=PartLosses())
             watch.end_forward()
             hidden.backward(torch.ones_like(hidden))  # type: ignore[no-untyped-call]
-    return watch.result(hidden.dtype)
+    return watch.result(hidden.dtype, places or range(len(copy.block_views())))
+
+
+def shallow(config: Any) -> tuple[Any, list[int]]:
+    """The config of a less deep model whose layers are those of ``config``, and which of them each layer is.
+
+    Layers repeat with a period, because patterns of attention and feed-forward networks do. The first and the last
+    period are traced as they are, since what layers share is made in the first; one in between stands for all others.
+    The list is empty where every layer has to be traced.
+    """
+    if not isinstance(config, GPTConfig) or config.n_unique is not None:
+        return config, []
+    kinds, depth = layer_kinds(config), config.n_layer
+    period = next(p for p in range(1, depth + 1) if kinds[p:] == kinds[:-p] or p == depth)
+    ending = period + depth % period
+    traced = 2 * period + ending
+    if depth <= traced:
+        return config, []
+    places = [
+        layer if layer < period else traced - depth + layer if layer >= depth - ending else period + layer % period
+        for layer in range(depth)
+    ]
+    try:
+        smaller = replace(config, n_layer=traced)
+    except CallError:  # routers are in layers that are named, which the smaller model has not
+        return config, []
+    found = layer_kinds(smaller)
+    return (smaller, places) if [found[place] for place in places] == kinds else (config, [])
+
+
+def layer_kinds(config: Any) -> list[Any]:
+    """What tells the layers of a model apart; empty for a config that does not say."""
+    if not isinstance(config, GPTConfig):
+        return []
+    routing = config.routing()
+    return [
+        (
+            at_layer(config.attention, layer),
+            at_layer(config.ffn, layer),
+            routing is not None and layer in routing.layers,
+        )
+        for layer in range(config.n_layer)
+    ]
 
 
 def cache_bytes(model: LanguageModel, rows: int, time: int, precision: str) -> float:
@@ -293,10 +357,11 @@ class _Watch:
                 handle.remove()
         self._end_backward()
 
-    def result(self, hidden_dtype: torch.dtype) -> Trace:
-        """What was found."""
-        layers = [LayerTrace(*map(dict, found)) for found in zip(self.kept, self.forward, self.backward, strict=True)]
-        return Trace(dict(self.embedding), tuple(layers), dict(self.ending), self.stream_dtype, hidden_dtype)
+    def result(self, hidden_dtype: torch.dtype, places: Iterable[int]) -> Trace:
+        """What was found, with the traced layer at each place."""
+        traced = [LayerTrace(*map(dict, found)) for found in zip(self.kept, self.forward, self.backward, strict=True)]
+        layers = tuple(traced[place] for place in places)
+        return Trace(dict(self.embedding), layers, dict(self.ending), self.stream_dtype, hidden_dtype)
 
     def end_forward(self) -> None:
         """The forward pass is over: its last hidden states exist."""

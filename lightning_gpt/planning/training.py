@@ -8,10 +8,13 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
+from lightning_gpt.models.layer import Layer, all_matrices
+from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.parallel.layout import Layout
-from lightning_gpt.planning.flops import active_parameters
-from lightning_gpt.planning.tracing import Trace, cache_bytes, key_bytes, trace
+from lightning_gpt.planning.flops import active_parameters, training_flops_per_token
+from lightning_gpt.planning.tracing import Trace, cache_bytes, key_bytes, layer_kinds, trace
 from lightning_gpt.planning.weights import Weight, weights_of
 
 
@@ -63,9 +66,71 @@ class Training:
         return active_parameters(self.model)
 
     @cached_property
+    def views(self) -> list[BlockView]:
+        """The blocks in the order they run."""
+        return self.model.block_views()
+
+    @property
     def layers(self) -> int:
         """The number of executed layers."""
-        return len(self.model.block_views())
+        return len(self.views)
+
+    @cached_property
+    def dim(self) -> int:
+        """Width of the residual stream."""
+        return self.model.token_embedding.weight.shape[1]
+
+    @cached_property
+    def choices(self) -> dict[int, int]:
+        """How many experts a token goes through, by layer; layers without a mixture are left out."""
+        return {layer: mixture.top_k for layer, mixture in self._mixtures.items()}
+
+    @cached_property
+    def experts(self) -> set[int]:
+        """The numbers of experts that mixtures of the model have."""
+        return {mixture.n_expert for mixture in self._mixtures.values()}
+
+    @cached_property
+    def _mixtures(self) -> dict[int, MixtureOfExperts]:
+        return {layer: view.ffn for layer, view in enumerate(self.views) if isinstance(view.ffn, MixtureOfExperts)}
+
+    @cached_property
+    def cuts(self) -> list[tuple[str, float]]:
+        """What the tensor axis has to divide, and how many there are: heads of each piece, hidden units."""
+        found: dict[tuple[str, float], None] = {}
+        for view in self.views:
+            for matrix in all_matrices(view.mixer):
+                for name, rows in (matrix.pieces or {"": matrix.weight.shape[-2]}).items():
+                    if matrix.target == "heads":
+                        found[f"the heads of {name or 'the attention'}", rows / view.mixer.head_dim] = None
+            for matrix in () if view.ffn is None else all_matrices(view.ffn):
+                for rows in (matrix.pieces or {"": matrix.weight.shape[-2]}).values():
+                    if matrix.target == "hidden":
+                        found["the hidden units", rows] = None
+        return list(found)
+
+    @cached_property
+    def layer_flops(self) -> list[tuple[float, float]]:
+        """FLOPs of one token's forward pass through each layer, and those of its mixer."""
+        positions, found = torch.arange(self.time), []
+        of_kind: dict[Any, tuple[float, float]] = {}
+        kinds = layer_kinds(self.model.config) or range(self.layers)
+        for kind, view in zip(map(repr, kinds), self.views, strict=True):
+            if kind not in of_kind:
+                layer = sum(part.flops(positions) for part in view.parts if isinstance(part, Layer))
+                of_kind[kind] = layer, view.mixer.flops(positions)
+            found.append(of_kind[kind])
+        return found
+
+    @cached_property
+    def head_flops(self) -> float:
+        """FLOPs of one token's logits."""
+        return self.model.head.flops(torch.arange(self.time))
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs of one token's training, without what is recomputed."""
+        return training_flops_per_token(self.model, self.time)
 
     @property
     def is_tied(self) -> bool:
@@ -116,6 +181,8 @@ class Training:
 
     def trace(self, rows: int, time: int) -> Trace:
         """What one pass over ``rows`` of ``time`` tokens allocates."""
+        if rows > 2:  # all that depends on the rows grows with each by as much
+            return self.trace(2, time).with_rows(self.trace(1, time), rows)
         if (rows, time) not in self._traces:
             self._traces[rows, time] = trace(
                 self.model, rows, time, self.precision, device=self.device, documents=self.has_documents
