@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "stopping",
         "trust",
     },
-    "benchmarks": {*BELOW, "checkpoint_file", "training", "hardware", "json_text"},
+    "benchmarks": {*BELOW, "parallel", "checkpoint_file", "training", "hardware", "json_text"},
     "doctor": {"training", "hardware", "whole_file", "errors", "__init__"},
     "commands": {*BELOW, "parallel", "training", "whole_file", "safe_yaml", "stopping", "studies", "doctor", "trust"},
     "cli": {"commands", "errors", "system_error", "trust", "__init__"},

@@ -7,6 +7,7 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import ShareAboveZero
 from lightning_gpt.parallel.layout import Axis, Layout
+from lightning_gpt.parallel.suited import require_suited
 from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.memory import RankMemory, rank_memory
@@ -150,9 +151,11 @@ def plan(
 
 def refusals(training: Training, layout: Layout) -> Iterator[str]:
     """Why a model or a batch cannot be divided as a layout asks, a line each."""
-    t, stages, c, e = layout.tensor, layout.pipeline, layout.context, layout.expert
-    if t > 1:
-        yield from _not_cut(training, t)
+    stages, c, e = layout.pipeline, layout.context, layout.expert
+    try:
+        require_suited(training.model, layout)
+    except CallError as error:
+        yield str(error)
     if stages > training.layers:
         yield f"parallel.pipeline is {stages}, but the model has {training.layers} layers"
     if c > 1 and training.time % (2 * c):
@@ -166,10 +169,3 @@ def refusals(training: Training, layout: Layout) -> Iterator[str]:
         training.micro_batches(layout)
     except CallError as error:
         yield str(error)
-
-
-def _not_cut(training: Training, t: int) -> Iterator[str]:
-    """Matrices whose pieces do not divide by the tensor axis, whole heads of attention at a time."""
-    for what, number in training.cuts:
-        if number % t:
-            yield f"parallel.tensor is {t}; it must divide {what}, of which there are {number:g}"

@@ -9,7 +9,7 @@ import torch
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
-from lightning_gpt.models.layer import Layer, all_matrices
+from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.parallel.layout import Layout
@@ -93,21 +93,6 @@ class Training:
     @cached_property
     def _mixtures(self) -> dict[int, MixtureOfExperts]:
         return {layer: view.ffn for layer, view in enumerate(self.views) if isinstance(view.ffn, MixtureOfExperts)}
-
-    @cached_property
-    def cuts(self) -> list[tuple[str, float]]:
-        """What the tensor axis has to divide, and how many there are: heads of each piece, hidden units."""
-        found: dict[tuple[str, float], None] = {}
-        for view in self.views:
-            for matrix in all_matrices(view.mixer):
-                for name, rows in (matrix.pieces or {"": matrix.weight.shape[-2]}).items():
-                    if matrix.target == "heads":
-                        found[f"the heads of {name or 'the attention'}", rows / view.mixer.head_dim] = None
-            for matrix in () if view.ffn is None else all_matrices(view.ffn):
-                for rows in (matrix.pieces or {"": matrix.weight.shape[-2]}).values():
-                    if matrix.target == "hidden":
-                        found["the hidden units", rows] = None
-        return list(found)
 
     @cached_property
     def layer_flops(self) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.record import Watch, watching
+from lightning_gpt.parallel.norms import total_norm
 from lightning_gpt.training.callbacks.checkpoints import last_saved
 from lightning_gpt.training.checkpoint_io import first_non_finite
 from lightning_gpt.training.module import LanguageModule
@@ -118,7 +119,7 @@ class NonFinite(Callback):
             return  # another callback has left the step out
         finite = losses.isfinite().all()
         if trainer.precision != "16-mixed":
-            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite().to(finite.device)
+            finite = finite & total_norm(gradients).isfinite().to(finite.device)
         bad = (~finite).float()
         if trainer.world_size > 1:
             reduced = trainer.strategy.reduce(bad, reduce_op="sum")
