@@ -27,12 +27,16 @@ class TokensFirst(Chunks):
     def working_bytes(size: int, vocab_size: int, dim: int, dtype: torch.dtype, device: str) -> int:
         """What a chunk of ``size`` tokens takes.
 
-        Logits, those in fp32, the gradient of the weight in half precision, and that of the hidden states.
+        Logits, those in fp32, the gradient of the weight in half precision and the piece of it in fp32, and that of
+        the hidden states.
         """
         logits = size * (vocab_size + _spare(vocab_size, dtype, device)) + size * dim
         if dtype.itemsize >= 4:
             return logits * dtype.itemsize
-        return (logits + vocab_size * dim) * dtype.itemsize + 4 * _few(size, dtype, device) * vocab_size
+        converted = _few(size, dtype, device) * vocab_size + (
+            min(_ROWS_TO_ADD, vocab_size) * dim if device == "cpu" else 0
+        )
+        return (logits + vocab_size * dim) * dtype.itemsize + 4 * converted
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         torch.mm(hidden, self.weight.T, out=self._logits[: len(hidden)])
@@ -91,6 +95,6 @@ def _add(total: Tensor, half: Tensor) -> None:
     if total.device.type != "cpu":
         total += half
         return
-    piece = total.new_empty(_ROWS_TO_ADD, total.shape[1])
+    piece = total.new_empty(min(_ROWS_TO_ADD, len(total)), total.shape[1])
     for rows, halves in zip(torch.split(total, _ROWS_TO_ADD), torch.split(half, _ROWS_TO_ADD), strict=True):
         rows += piece[: len(rows)].copy_(halves)

@@ -99,13 +99,13 @@ class _Stage:
         gathered, kept, head = self._gathered(), self._kept(), self._head() if self.is_last else 0.0
         accumulates = self.micro_batches > 1
         peaks = [gradients + gathered + kept + head]  # at the loss, when the last step's gradients still exist
-        done = self.by_layer[None] / self.layout.shard
+        done = self.by_layer[None] * self.itemsize / self.layout.shard
         left = kept
         for layer in reversed(self.layers):
             traced = self.trace.layers[layer]
-            done += self.by_layer[layer] / self.layout.shard
-            held = gradients if accumulates else done * self.itemsize
+            held = gradients if accumulates else done + self._made(traced)
             peaks.append(held + gathered + left + self._divided(traced.backward, traced))
+            done += self.by_layer[layer] * self.itemsize / self.layout.shard
             peaks.append(gradients + gathered + left + self._excess(traced))
             left -= self._divided(traced.kept, traced)
         peaks.append(gradients + self._optimizer_work())
@@ -175,16 +175,20 @@ class _Stage:
         """Bytes on a device of what one device alone would hold."""
         t = self.layout.tensor
         shares = {"stream": 1 / t if self.layout.sequence else 1.0, "inner": 1 / t, "weights": 1 / t}
-        known = {part: value for part, value in part_bytes.items() if part != "gradients"}
+        known = {part: value for part, value in part_bytes.items() if part not in ("gradients", "of weights")}
         total = sum(value * shares.get(part, 1.0) for part, value in known.items())
         gradients = part_bytes.get("gradients", 0.0)
         if not gradients:
             return total
         # gradients of activations are as large as the activations, so they are divided as those are
         like = known if sum(known.values()) > 0 or layer is None else layer.kept
-        whole = sum(value for part, value in like.items() if part != "gradients")
-        part = sum(value * shares.get(name, 1.0) for name, value in like.items() if name != "gradients")
+        whole = sum(like.values())
+        part = sum(value * shares.get(name, 1.0) for name, value in like.items())
         return total + gradients * (part / whole if whole > 0 else 1.0)
+
+    def _made(self, layer: LayerTrace) -> float:
+        """Gradients of a layer's own weights at the moment of its peak; with FSDP2 they are among what is gathered."""
+        return layer.backward.get("of weights", 0.0) / self.layout.tensor if self.layout.shard == 1 else 0.0
 
     def _excess(self, layer: LayerTrace) -> float:
         """What the forward pass of a layer takes besides what it keeps."""

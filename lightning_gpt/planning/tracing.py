@@ -29,12 +29,13 @@ from lightning_gpt.models.norms import RMSNorm
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.registry import at_layer
 
-Part = Literal["stream", "input", "inner", "choices", "weights", "gradients"]
+Part = Literal["stream", "input", "inner", "choices", "weights", "gradients", "of weights"]
 """What an allocation belongs to.
 
 ``stream``: the residual stream and all else outside the branches; ``input``: what a branch reads, after its norm;
 ``inner``: between the first and the last product of a branch, as wide as its heads or hidden units; ``choices``: the
-tokens given to experts; ``weights``: weights in the precision of the products; ``gradients``: of activations.
+tokens given to experts; ``weights``: weights in the precision of the products; ``gradients``: of activations; ``of
+weights``: gradients of the weights.
 """
 
 Bytes = Mapping[Part, float]
@@ -126,12 +127,8 @@ def trace(
     """
     config, places = shallow(model.config)
     with FakeTensorMode():
-        with torch.device("cpu"), _default_dtype(weight_dtype(precision)):
-            copy = type(model)(config).train()
-            ids = torch.zeros(rows, time, dtype=torch.long)
+        copy, ids = _without_data(type(model), config, rows, time, weight_dtype(precision))
         for part in copy.modules():
-            if isinstance(part, Experts):
-                part.is_even = True
             if isinstance(part, RMSNorm) and device == "cuda":
                 part.forward = partial(_fused_norm, part)  # type: ignore[method-assign]
         watch = _Watch(copy)
@@ -188,22 +185,22 @@ def layer_kinds(config: Any) -> list[Any]:
 def cache_bytes(model: LanguageModel, rows: int, time: int, precision: str) -> float:
     """Bytes that the cache keeps after ``rows`` texts of ``time`` tokens, in the precision of the products."""
     with FakeTensorMode(), torch.no_grad():
-        copy, ids = _for_generation(model, rows, time, precision)
+        copy, ids = _without_data(type(model), model.config, rows, time, product_dtype(precision))
         cache, allocations = copy.new_cache(time), _Allocations(lambda tensor: "inner")
         for tensor in [*copy.parameters(), *copy.buffers()]:
             allocations.ignore(tensor)
         with allocations:
-            copy.hidden(ids, cache=cache)
+            copy.eval().hidden(ids, cache=cache)
         return float(sum(allocations.alive.values()))
 
 
 def key_bytes(model: LanguageModel, precision: str) -> list[float]:
     """Bytes of the keys and values of one token, by layer; 0 for a layer that keeps none."""
     with FakeTensorMode(), torch.no_grad():
-        copy, ids = _for_generation(model, 1, 1, precision)
+        copy, ids = _without_data(type(model), model.config, 1, 1, product_dtype(precision))
         cache = copy.new_cache(2)
         with _Allocations(lambda tensor: "inner"):
-            copy.hidden(ids, cache=cache)
+            copy.eval().hidden(ids, cache=cache)
         return [
             float(sum(part.shape[-1] * part.shape[1:-2].numel() * part.element_size() for part in (state.k, state.v)))
             if isinstance(state, KeyValues) and state.k is not None
@@ -212,9 +209,16 @@ def key_bytes(model: LanguageModel, precision: str) -> list[float]:
         ]
 
 
-def _for_generation(model: LanguageModel, rows: int, time: int, precision: str) -> tuple[LanguageModel, Tensor]:
-    with torch.device("cpu"), _default_dtype(product_dtype(precision)):
-        return type(model)(model.config).eval(), torch.zeros(rows, time, dtype=torch.long)
+def _without_data(
+    kind: type[LanguageModel], config: Any, rows: int, time: int, dtype: torch.dtype
+) -> tuple[LanguageModel, Tensor]:
+    """A model of fake tensors, in training, and ids for it."""
+    with torch.device("cpu"), _default_dtype(dtype):
+        model, ids = kind(config).train(), torch.zeros(rows, time, dtype=torch.long)
+    for part in model.modules():
+        if isinstance(part, Experts):
+            part.is_even = True
+    return model, ids
 
 
 @contextmanager
@@ -339,7 +343,7 @@ class _Watch:
         handles = []
         for parameter in self.model.parameters():
             self.allocations.ignore(parameter)
-            handles.append(parameter.register_post_accumulate_grad_hook(_drop_gradient))
+            handles.append(parameter.register_post_accumulate_grad_hook(self._file_gradient))
         for buffer in self.model.buffers():
             self.allocations.ignore(buffer)
         for module in {view.parts[0] for view in self.views}:
@@ -422,6 +426,6 @@ class _Watch:
     def _leave_branch(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.inside.pop()
 
-
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
+    def _file_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.allocations.file(parameter.grad, "of weights")

@@ -137,7 +137,7 @@ class Training:
             raise CallError(f"{self.model.name} has no checkpointing")
         with torch.device("meta"):
             model = type(self.model)(replace(self.model.config, checkpointing=checkpointing))
-        return replace(self, model=model)
+        return replace(self, model=model, _traces={})
 
     def step_rows(self, layout: Layout) -> int:
         """Rows of an optimizer step over all processes."""
