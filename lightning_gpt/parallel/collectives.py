@@ -37,7 +37,7 @@ def _own_part(x: Tensor, group: Group, dim: int) -> Tensor:
 def _own_part_of_total(x: Tensor, group: Group, dim: int) -> Tensor:
     parts = torch.cat(x.chunk(group.size(), dim), 0).contiguous()
     part = parts.new_empty(parts.shape[0] // group.size(), *parts.shape[1:])
-    dist.reduce_scatter_tensor(part, parts, group=group)
+    dist.reduce_scatter_single(part, parts, group=group)
     return part
 
 

@@ -1,6 +1,7 @@
 """The Lightning strategy of a layout: it makes the mesh, lays the model out, and says which rows a process reads."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -11,14 +12,14 @@ import torch.distributed as dist
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.parallel.collectives import Group
-from lightning_gpt.parallel.layout import Axis, Layout
+from lightning_gpt.parallel.layout import AXES, DATA_AXES, Axis, Layout
 from lightning_gpt.parallel.mesh import Mesh
 from lightning_gpt.parallel.packed import Pieces, keep_scalars_as_vectors
 from lightning_gpt.parallel.shard import reshard, send_from_first, shard
@@ -90,6 +91,8 @@ class MeshStrategy(DDPStrategy):
         self._mesh: Mesh | None = None
         self._tokens: Group | None = None
         self._whole_optimizers: list[WholeOptimizer] = []
+        self.is_laid_out = False
+        """Whether the model is spread over the processes already."""
         self.pieces: Pieces = {}
         """The pieces that fused parameters of the model were taken apart into, by their names in the model."""
 
@@ -128,6 +131,12 @@ class MeshStrategy(DDPStrategy):
         return self.layout.data_size
 
     @property
+    def is_first_of_share(self) -> bool:
+        """Whether this process is the first of those that read the same rows, so that it speaks for them."""
+        place = self.layout.coordinates(self.global_rank)
+        return not any(place[axis] for axis in AXES if axis not in DATA_AXES)
+
+    @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.data_size, "rank": self.data_rank}
 
@@ -143,6 +152,7 @@ class MeshStrategy(DDPStrategy):
         assert self.model is not None
         # gathering a matrix that two axes divide takes two exchanges, of which torch warns
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor.*")  # only read
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
         trains = trainer.state.fn == TrainerFn.FITTING
@@ -150,7 +160,7 @@ class MeshStrategy(DDPStrategy):
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
         send_from_first(self.language_model, self.mesh)
-        self.pieces = self.lay_out(self.language_model)
+        self.pieces, self.is_laid_out = self.lay_out(self.language_model), True
         self.model_to_device()
         for whole in self._whole_optimizers:
             whole.follow(self.model, self._pieces_of_module)
@@ -254,12 +264,23 @@ class MeshStrategy(DDPStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights as one process has them, in the first process; all must call it."""
         assert self.lightning_module is not None
-        return whole_state(self.lightning_module, self._pieces_of_module, keep=self.is_global_zero)
+        return self.whole_state_of(self.lightning_module)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Load weights as one process has them, before or after the model was laid out."""
         assert self.lightning_module is not None
-        load_whole(self.lightning_module, checkpoint["state_dict"], self._pieces_of_module, strict)
+        self.load_whole_into(self.lightning_module, checkpoint["state_dict"], strict)
+
+    def whole_state_of(self, module: nn.Module) -> dict[str, Tensor]:
+        """The state dict of a Lightning module, or of a copy of it in the same layout, as one process has it.
+
+        It is in the first process; others get an empty one, and all must call it.
+        """
+        return whole_state(module, self._pieces_of_module, keep=self.is_global_zero)
+
+    def load_whole_into(self, module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Load a state dict as one process has it into a Lightning module, or a copy of it in the same layout."""
+        load_whole(module, state, self._pieces_of_module, strict)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state as one process has it, in the first process; all must call it."""

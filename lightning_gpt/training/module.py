@@ -88,14 +88,20 @@ class LanguageModule(EvaluatedModule):
         with self._compiled_blocks():
             return self.rerun(batch, batch_idx)
 
-    def rerun(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What :meth:`training_step` returns, with the same random choices, without compiled blocks."""
+    def rerun(self, batch: Batch, batch_idx: int, model: LanguageModel | None = None) -> Tensor:
+        """What :meth:`training_step` returns, with the same random choices, without compiled blocks.
+
+        Args:
+            batch: As given to it.
+            batch_idx: As given to it.
+            model: A whole copy of the model to run instead, in one process alone.
+        """
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
         seed_generators(hash((seed, *place, data_place(self.trainer)[0])), self.device)
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
-            return self.model.loss(
+            return (model or self.model).loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
 

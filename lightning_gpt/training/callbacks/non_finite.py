@@ -14,6 +14,7 @@ from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.errors import WorkError
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.record import Watch, watching
 from lightning_gpt.parallel.norms import total_norm
 from lightning_gpt.training.callbacks.checkpoints import last_saved
@@ -182,8 +183,10 @@ class NonFinite(Callback):
         culprit = int(own_is_bad.argmax())  # the first process with such a loss; 0 if only gradients are not finite
         state, folder = trainer.strategy.lightning_module_state_dict(), trainer.log_dir or trainer.default_root_dir
         said = ""
+        spread = isinstance(pl_module, LanguageModule) and pl_module.is_spread
+        copy = pl_module.whole_model() if isinstance(pl_module, LanguageModule) and spread else None
         if trainer.global_rank == culprit:
-            where = _where(trainer, pl_module, step, gradients_are_its_own)
+            where = _where(trainer, pl_module, step, gradients_are_its_own and not spread, copy)
             path = Path(folder) / "non_finite" / f"step_{step.number}.ckpt"
             said = f"; first not finite: {where}" if where else ""
             said += f"; the batch is saved in {path}"
@@ -215,16 +218,26 @@ def _restore(trainer: L.Trainer, pl_module: L.LightningModule, path: Path) -> No
     trainer.strategy.load_optimizer_state_dict(content)
 
 
-def _where(trainer: L.Trainer, pl_module: L.LightningModule, step: _Step, gradients_are_its_own: bool) -> str | None:
-    """The first place where a value is not finite: a weight, an intermediate, or the gradient of a weight."""
-    weight = first_non_finite(dict(pl_module.named_parameters()))
+def _where(
+    trainer: L.Trainer,
+    pl_module: L.LightningModule,
+    step: _Step,
+    gradients_are_its_own: bool,
+    copy: LanguageModel | None,
+) -> str | None:
+    """The first place where a value is not finite: a weight, an intermediate, or the gradient of a weight.
+
+    Where each process has a part of the model only, ``copy`` is a whole one, and gradients are not looked at.
+    """
+    weight = first_non_finite(dict((copy or pl_module).named_parameters()))
     if weight is not None:
         return f"the weight {weight}"
     bad = [batch for batch, loss in zip(step.batches, step.losses.isfinite().tolist(), strict=True) if not loss]
     if bad and isinstance(pl_module, LanguageModule):
         watch = _FirstNonFinite()
-        with torch.no_grad(), trainer.precision_plugin.train_step_context(), watching(pl_module.model, watch):
-            pl_module.rerun(*bad[0])
+        model = pl_module.model if copy is None else copy.train()
+        with torch.no_grad(), trainer.precision_plugin.train_step_context(), watching(model, watch):
+            pl_module.rerun(*bad[0], model)
         return watch.found
     if not gradients_are_its_own:
         return None

@@ -10,14 +10,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.share import data_place
 from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.parallel.strategy import MeshStrategy
 
 
 class Predictions(Callback):
-    """Writes ``predictions.jsonl``, one file per process: each row's tokens, losses in nats and likeliest tokens.
+    """Writes ``predictions.jsonl``: each row's tokens, losses in nats and likeliest tokens.
 
-    A loss that is not finite is null.
+    Of several processes, each that reads rows of its own writes a file. A loss that is not finite is null.
     """
 
     def __init__(self) -> None:
@@ -26,8 +28,11 @@ class Predictions(Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
+        strategy, (rank, size) = trainer.strategy, data_place(trainer)
+        if isinstance(strategy, MeshStrategy) and not strategy.is_first_of_share:
+            return  # another process writes the same rows
         folder.mkdir(parents=True, exist_ok=True)
-        suffix = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        suffix = f"-{rank}" if size > 1 else ""
         self._path = folder / f"predictions{suffix}.jsonl"
         self._file = self._path.open("w", encoding="utf-8")
 
@@ -42,7 +47,8 @@ class Predictions(Callback):
     ) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TextData)
-        assert self._file is not None
+        if self._file is None:
+            return
         rows = zip(outputs["targets"].tolist(), outputs["nll"].tolist(), outputs["predicted"].tolist(), strict=True)
         for targets, losses, predicted in rows:
             kept = [position for position, target in enumerate(targets) if target != IGNORED]
@@ -59,7 +65,8 @@ class Predictions(Callback):
             self._file.write(to_json(row) + "\n")
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self._file is not None
+        if self._file is None:
+            return
         self._file.close()
         say(f"predictions: {self._path}")
         if self._not_finite:
