@@ -38,9 +38,7 @@ def training(n_layer: int, dim: int) -> Training:
     with torch.device("meta"):
         model = GPT(GPTConfig(**{**options, **sizes, "vocab_size": _VOCABULARY}))
     time = model.config.block_size
-    return Training(
-        model=model, precision="bf16-mixed", device="cuda", rows=1, time=time, global_rows=GLOBAL_ROWS
-    )
+    return Training(model=model, precision="bf16-mixed", device="cuda", rows=1, time=time, global_rows=GLOBAL_ROWS)
 
 
 def row(run: Training, n_layer: int, dim: int, devices: int) -> str:

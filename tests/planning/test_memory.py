@@ -211,7 +211,8 @@ def test_sharding_divides_all_that_is_kept_of_weights() -> None:
         whole.gradients / 4,
         whole.optimizer / 4,
     )
-    assert part.gathered > 0 and whole.gathered == 0
+    assert part.gathered > 0
+    assert whole.gathered == 0
     assert memory("llama", Layout(data=1, shard=4, reshard=False)).gathered > part.gathered
 
 
@@ -240,4 +241,5 @@ def test_stages_hold_their_layers_and_the_micro_batches_in_flight() -> None:
     held = [sum(weight.component == "token embedding" for weight in stage) for stage in ends]
     assert held == [1, 0, 1]  # the tied head is a copy of it
     first, last = (memory("gpt2", Layout(data=1, pipeline=3), stage, rows=6) for stage in (0, 2))
-    assert first.activations > last.activations and first.head == 0 < last.head
+    assert first.activations > last.activations
+    assert first.head == 0 < last.head
