@@ -152,17 +152,16 @@ class _Sizes:
     def branches(self) -> tuple[float, float]:
         """Tensor parallel (Shoeybi et al. 2019, 1909.08053, section 3), for each branch of each layer.
 
-        Two all-reduces of the stream, one forward and one backward, and the forward one once more where the branch is
-        recomputed. With sequence parallel each is a gather and a reduce-scatter, of the same size together. The
-        embedding takes one forward, the head one backward.
+        Two all-reduces of the stream, one forward and one backward; the embedding takes one forward, the head one
+        backward. With sequence parallel each is a gather and a reduce-scatter, but the embedding's sum is taken whole.
+        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed.
         """
-        views = self.training.views
-        number = 0.0
+        views, sequence = self.training.views, self.layout.sequence
+        number = self.is_last + self.is_first * (1.5 if sequence else 1.0)
         for layer in self.layers:
-            branches = [views[layer].mixer, *([] if views[layer].ffn is None else [views[layer].ffn])]
-            again = {"block": len(branches), "attention": 1}.get(self.training.checkpointing, 0)
-            number += 2 * len(branches) + again
-        number += self.is_first + self.is_last
+            branches = 1 if views[layer].ffn is None else 2
+            again = {"block": branches - 1, "attention": 0}.get(self.training.checkpointing)
+            number += 2 * branches + (0 if again is None else again + 0.5 * sequence)
         tokens = self.rows * self.time * self.training.dim
         size = 2 * ring(number * tokens * self.product_bytes, self.layout.tensor) * self.micro_batches
         return (size, 0.0) if self.layout.sequence else (0.0, size)

@@ -36,6 +36,8 @@ LAYOUTS: dict[str, tuple[Layout, str]] = {
     "tensor": (Layout(data=1, tensor=2), "none"),
     "tensor, recomputed": (Layout(data=1, tensor=2), "block"),
     "sequence": (Layout(data=1, tensor=2, sequence=True), "none"),
+    "sequence, recomputed": (Layout(data=1, tensor=2, sequence=True), "block"),
+    "sequence, attention recomputed": (Layout(data=1, tensor=2, sequence=True), "attention"),
 }
 """The layouts, each with a checkpointing."""
 
