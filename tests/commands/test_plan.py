@@ -79,7 +79,7 @@ def test_a_search_takes_the_devices_that_are_given_or_the_fewest(folder: Path) -
 
 
 def test_what_does_not_fit_is_said_with_what_would(folder: Path) -> None:
-    done = run_command(*PLAN, "tight.yaml", "--parallel.data", "4", cwd=folder)
+    done = run_command(*PLAN, "tight.yaml", "--parallel.data", "4", "--gpus", "4", cwd=folder)
     assert done.returncode == 1
     assert "data 4 does not fit: the fullest device lacks" in done.stderr
     assert done.stderr.rstrip().endswith("fits")
@@ -152,7 +152,7 @@ def test_the_script_resumes_from_the_newest_checkpoint_and_queues_itself_again(
         (("--device", "h100"), "no device is called 'h100'; did you mean H100-PCIe or H100-SXM?"),
         (("--gpus", "0"), "gpus is 0; it must be a whole number from 1"),
         (("--gpus", "3", "--parallel.tensor=2"), r"parallel (tensor 2) needs a multiple of 2 devices, but there are 3"),
-        (("--parallel.tensor=3",), "parallel.tensor 3 does not divide n_head"),
+        (("--gpus=3", "--parallel.tensor=3"), "parallel.tensor 3 does not divide n_head"),
         (("--gpus", "7"), "no layout of 7 devices divides this model and batch; set data.global_batch to a multiple"),
         (("--device", "V100", "--trainer.precision=bf16-mixed"), "V100 has no bf16 units for precision bf16-mixed"),
         (("--parallel.shard=2", "--trainer.precision=16-mixed"), "trainer.precision 16-mixed and parallel (shard 2)"),
