@@ -13,8 +13,9 @@ from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.planning.depth import layer_kinds
 from lightning_gpt.planning.flops import active_parameters, training_flops_per_token
-from lightning_gpt.planning.tracing import Trace, cache_bytes, key_bytes, layer_kinds, trace
+from lightning_gpt.planning.tracing import Trace, cache_bytes, key_bytes, trace
 from lightning_gpt.planning.weights import Weight, weights_of
 
 

@@ -15,8 +15,9 @@ from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadMod
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.planning.depth import shallow
 from lightning_gpt.planning.memory import in_flight, rank_memory
-from lightning_gpt.planning.tracing import cache_bytes, key_bytes, shallow, trace
+from lightning_gpt.planning.tracing import cache_bytes, key_bytes, trace
 from lightning_gpt.planning.training import Training
 from lightning_gpt.planning.weights import by_component, stage_layers, weights_of, weights_of_stage
 from lightning_gpt.training.optim import Optimization, optimizer
