@@ -30,7 +30,7 @@ RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One training of the grid.
 
     Args:
@@ -70,7 +70,7 @@ class Cell:
         )
 
 
-def planned(cell: Cell) -> float:
+def planned(cell: GridCell) -> float:
     """The peak that the plan gives, in bytes."""
     with torch.device("meta"):
         model = GPT(cell.config())
@@ -85,13 +85,13 @@ def planned(cell: Cell) -> float:
     return rank_memory(training, Layout(data=1)).total
 
 
-def measured(cell: Cell) -> int:
+def measured(cell: GridCell) -> int:
     """The peak of a process that trains the cell, in bytes; run it in a fresh process."""
-    _train(Cell(2, 64, "none", cell.kind, cell.precision, 2, 64))  # loads the libraries and starts the threads
+    _train(GridCell(2, 64, "none", cell.kind, cell.precision, 2, 64))  # loads the libraries and starts the threads
     return peak_bytes(lambda: _train(cell), "cpu")
 
 
-def _train(cell: Cell) -> None:
+def _train(cell: GridCell) -> None:
     model = GPT(cell.config()).train()
     optimizer = adamw(model)
     ids = torch.randint(cell.vocab_size, (cell.rows, cell.time + 1))
@@ -106,24 +106,24 @@ def _train(cell: Cell) -> None:
         optimizer.step()
 
 
-def in_fresh_process(cell: Cell) -> int:
+def in_fresh_process(cell: GridCell) -> int:
     """:func:`measured` in a process of its own."""
     call = [sys.executable, "-m", "benchmarks.plan_errors", "--cell", json.dumps(asdict(cell))]
     environment = {**os.environ, **RETURNS_MEMORY}
     return int(subprocess.run(call, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
-def grid() -> Iterator[Cell]:
+def grid() -> Iterator[GridCell]:
     """Depth, width and checkpointing for both kinds of model; accumulation and bf16 for some."""
     for kind in ("gpt2", "llama"):
         for n_layer, dim, checkpointing in itertools.product(
             (2, 4, 8), (128, 256, 512), ("none", "block", "attention")
         ):
-            yield Cell(n_layer, dim, checkpointing, kind)
+            yield GridCell(n_layer, dim, checkpointing, kind)
     for checkpointing in ("none", "block", "attention"):
-        yield Cell(4, 256, checkpointing, accumulate=3)
-        yield Cell(4, 256, checkpointing, precision="bf16-mixed")
-        yield Cell(4, 256, checkpointing, vocab_size=50257)
+        yield GridCell(4, 256, checkpointing, accumulate=3)
+        yield GridCell(4, 256, checkpointing, precision="bf16-mixed")
+        yield GridCell(4, 256, checkpointing, vocab_size=50257)
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--cell", help="measure one cell in this process, and print bytes")
     given = parser.parse_args().cell
     if given is not None:
-        print(measured(Cell(**json.loads(given))))
+        print(measured(GridCell(**json.loads(given))))
         return
     reason = missing("cpu")
     if reason is not None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lightning_gpt.models.head import loss_bytes
 from lightning_gpt.parallel.layout import Layout
-from lightning_gpt.planning.tracing import Bytes, LayerTrace, Trace, product_dtype, weight_dtype
+from lightning_gpt.planning.tracing import Bytes, LayerTrace, PassTrace, product_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
 from lightning_gpt.planning.weights import Weight, stage_layers, weights_of_stage
 
@@ -81,7 +81,7 @@ class _Stage:
         self.micro_batches = training.micro_batches(layout)
         self.rows = training.micro_rows(layout)
         self.time = -(-training.time // layout.context)
-        self.trace: Trace = training.trace(self.rows, self.time)
+        self.trace: PassTrace = training.trace(self.rows, self.time)
         self.in_flight = in_flight(layout, self.micro_batches, stage)
         self.layers = stage_layers(training.layers, layout.pipeline, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)

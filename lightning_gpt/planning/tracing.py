@@ -56,7 +56,7 @@ class LayerTrace:
 
 
 @dataclass(frozen=True)
-class Trace:
+class PassTrace:
     """A forward and a backward pass from token ids to the last hidden states.
 
     Args:
@@ -73,7 +73,7 @@ class Trace:
     stream_dtype: torch.dtype
     hidden_dtype: torch.dtype
 
-    def with_rows(self, one: "Trace", rows: int) -> "Trace":
+    def with_rows(self, one: "PassTrace", rows: int) -> "PassTrace":
         """The trace of a pass over ``rows`` rows, if this is one over two rows and ``one`` is one over one row."""
 
         def grown(of_two: Bytes, of_one: Bytes) -> Bytes:
@@ -112,7 +112,7 @@ def product_dtype(precision: str) -> torch.dtype:
 
 def trace(
     model: LanguageModel, rows: int, time: int, precision: str, *, device: str = "cpu", documents: bool = False
-) -> Trace:
+) -> PassTrace:
     """Run one training pass of ``model`` on tensors without data.
 
     Args:
@@ -317,11 +317,11 @@ class _Watch:
                 handle.remove()
         self._end_backward()
 
-    def result(self, hidden_dtype: torch.dtype, places: Iterable[int]) -> Trace:
+    def result(self, hidden_dtype: torch.dtype, places: Iterable[int]) -> PassTrace:
         """What was found, with the traced layer at each place."""
         traced = [LayerTrace(*map(dict, found)) for found in zip(self.kept, self.forward, self.backward, strict=True)]
         layers = tuple(traced[place] for place in places)
-        return Trace(dict(self.embedding), layers, dict(self.ending), self.stream_dtype, hidden_dtype)
+        return PassTrace(dict(self.embedding), layers, dict(self.ending), self.stream_dtype, hidden_dtype)
 
     def end_forward(self) -> None:
         """The forward pass is over: its last hidden states exist."""

@@ -15,7 +15,7 @@ from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.planning.depth import layer_kinds
 from lightning_gpt.planning.flops import active_parameters, training_flops_per_token
-from lightning_gpt.planning.tracing import Trace, cache_bytes, key_bytes, trace
+from lightning_gpt.planning.tracing import PassTrace, cache_bytes, key_bytes, trace
 from lightning_gpt.planning.weights import Weight, weights_of
 
 
@@ -49,7 +49,7 @@ class Training:
     optimizer: Literal["adamw", "muon"] = "adamw"
     is_averaged: bool = False
     has_documents: bool = False
-    _traces: dict[Any, Trace] = field(default_factory=dict, repr=False, compare=False)
+    _traces: dict[Any, PassTrace] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def weights(self) -> list[Weight]:
@@ -165,7 +165,7 @@ class Training:
         """Rows of a micro-batch in one process."""
         return self.step_rows(layout) // layout.data_size // self.micro_batches(layout)
 
-    def trace(self, rows: int, time: int) -> Trace:
+    def trace(self, rows: int, time: int) -> PassTrace:
         """What one pass over ``rows`` of ``time`` tokens allocates."""
         if rows > 2:  # all that depends on the rows grows with each by as much
             return self.trace(2, time).with_rows(self.trace(1, time), rows)

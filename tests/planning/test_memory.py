@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import missing
-from benchmarks.plan_errors import Cell, in_fresh_process, planned
+from benchmarks.plan_errors import GridCell, in_fresh_process, planned
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.memory.gpt import gpt_with
@@ -124,7 +124,7 @@ def test_precision_accumulation_and_muon(name: str, precision: str, accumulate: 
 @pytest.mark.parametrize("checkpointing", ["none", "block"])
 def test_the_peak_is_that_of_a_process(checkpointing: str) -> None:
     """The whole grid is ``python -m benchmarks.plan_errors``."""
-    cell = Cell(4, 256, checkpointing, "llama")
+    cell = GridCell(4, 256, checkpointing, "llama")
     assert planned(cell) == pytest.approx(in_fresh_process(cell), rel=0.15)
 
 
