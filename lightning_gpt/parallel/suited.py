@@ -39,6 +39,13 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
         require_stages(model, layout, compiles)
     if layout.context > 1:
         require_divisible_rows(model, layout.context)
+        own = model.config.block_size // layout.context
+        if layout.sequence and own % layout.tensor:
+            raise CallError(
+                f"parallel.sequence divides the {own} tokens of a row that parallel.context {layout.context} leaves a "
+                f"device over parallel.tensor {layout.tensor}, which does not divide them: leave sequence out, or "
+                f"choose a block_size that is a multiple of {2 * layout.context * layout.tensor}"
+            )
     if layout.expert > 1:
         require_experts(model, layout.expert)
 
