@@ -21,6 +21,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lightning_gpt.models import GPT
 from lightning_gpt.models.layer import Cut, Layer, Linear
 from lightning_gpt.parallel.collectives import Group, copied, gathered, joined, scattered, split, summed
+from lightning_gpt.parallel.drawing import draw_apart, seed_part
 from lightning_gpt.parallel.packed import Piece, Pieces, take_apart
 from lightning_gpt.parallel.scopes import Held, Joined, Scope, held_in
 from lightning_gpt.parallel.vocabulary import Vocabulary, share_embedding, share_head
@@ -92,6 +93,7 @@ class _Divider:
         self._joined: list[Joined] = []  # by scopes, for layers that need the whole
         self._fused: list[Joined] = []  # all of them
         self._done: set[nn.Module] = set()
+        self._blocks = {part for block in model.each_block() for part in (block, block.unwrapped)}
 
     def divide(self, apart: set[nn.Module]) -> tuple[Pieces, Scope]:
         model, blocks = self.model, list(dict.fromkeys(self.model.each_block()))
@@ -144,6 +146,8 @@ class _Divider:
             if sequence and module.sees_rows:
                 self._give_whole_rows(module)
                 sequence = False
+            if (cut is not None and cut.out is not None) or (sequence and module in self._blocks):
+                self._draw_apart(module)
         if cut is not None:
             self._cut(module, cut, sequence)
             return
@@ -151,6 +155,28 @@ class _Divider:
             self._hold(module, name, summed=sequence)
         for child in module.children():
             self._visit(child, sequence)
+
+    def _draw_apart(self, module: nn.Module) -> None:
+        """Let a module that computes with other units or tokens in each process draw other random numbers there.
+
+        Before and after it, all draw the same ones.
+        """
+        if self.model.config.dropout == 0:
+            return
+        rank, after = self.mesh.get_local_rank(), []
+
+        def enter(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if module.training:
+                inside, later = draw_apart(2)
+                after.append(later)
+                seed_part(inside + rank, given[0].device)
+
+        def leave(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+            if module.training:
+                seed_part(after.pop(), given[0].device)
+
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
 
     def _give_whole_rows(self, module: nn.Module) -> None:
         """Join the processes' tokens before a module, which then computes the same in all, and divide them after it."""

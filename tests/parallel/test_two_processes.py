@@ -36,6 +36,14 @@ def test_collectives_and_their_gradients(found: Any) -> None:
     assert max(found["collectives"].values()) == 0
 
 
+def test_what_two_processes_both_compute_draws_the_same(found: Any) -> None:
+    """Heads, and the parts of a divided stream, draw their own."""
+    same = {mode: {name: value == 1 for name, value in at.items()} for mode, at in found["drawing"].items()}
+    assert same["tensor"] == {"embedding": True, "attention": False, "block": True, "end": True, "gradients": False}
+    assert same["sequence"] == {"embedding": True, "attention": False, "block": False, "end": True, "gradients": False}
+    assert max(at["gradients"] for at in found["drawing"].values()) < 1e-15
+
+
 def test_the_norm_of_plain_and_divided_gradients(found: Any) -> None:
     for name, (ours, theirs) in found["norms"].items():
         assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12), name

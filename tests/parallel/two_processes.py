@@ -7,10 +7,13 @@ It writes to OUT, as JSON:
 - ``variants``: for each mode and each of ``tests.models.variants.CONFIGS`` tried in it, the line that refuses it or the
   largest differences of loss, gradients, ``token_nll`` and logits from the whole model, relative to the largest value.
 - ``collectives``: for each, the largest difference of value and gradient from what one process computes.
+- ``drawing``: for each mode, whether the generators' states are the same in both processes at a part of a pass with
+  dropout, and the largest difference between their gradients of what both hold.
 - ``norms``: the norm of a mixture of tensors, and the norm after clipping to 1, beside what one process computes.
 """
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -44,6 +47,12 @@ MODES = {
     "context": (Layout(data=1, context=2), 1),
 }
 """The layouts, and of how many variants one is tried."""
+
+
+@functools.cache
+def mesh_of(layout: Layout) -> Mesh:
+    """The mesh of a layout, made once: each has groups of processes, whose threads wait busily."""
+    return Mesh(layout, "cpu")
 
 
 def whole(changes: dict[str, object]) -> GPT:
@@ -94,7 +103,7 @@ def variants() -> dict[str, dict[str, object]]:
     results: dict[str, dict[str, object]] = {}
     known = [changes for changes in CONFIGS if changes.get("memory", "none") == "none"]
     for mode, (layout, every) in MODES.items():
-        mesh, results[mode] = Mesh(layout, "cpu"), {}
+        mesh, results[mode] = mesh_of(layout), {}
         for changes in known[::every]:
             plain = {key: value for key, value in changes.items() if key != "memory"}
             try:
@@ -143,9 +152,54 @@ def collective_pairs(rank: int) -> dict[str, float]:
     return found
 
 
+def drawing() -> dict[str, dict[str, float]]:
+    """Dropout in the layouts of the tensor axis, where some of a pass is computed in both processes."""
+    found = {}
+    for mode, layout in (("tensor", Layout(data=1, tensor=2)), ("sequence", Layout(data=1, tensor=2, sequence=True))):
+        torch.manual_seed(0)
+        model = GPT(config({"dropout": 0.5}, checkpointing="block")).double().train()
+        lay_out(model, mesh_of(layout))
+        states: dict[str, Tensor] = {}
+        block = model.block_views()[0]
+        at = {
+            "embedding": model.dropout,
+            "attention": block.mixer.w_o,
+            "block": block.parts[0].dropout,
+            "end": model.head,
+        }
+        for name, part in at.items():
+            keep = functools.partial(_keep_state, states, name)
+            part.register_forward_pre_hook(keep)
+        torch.manual_seed(1)
+        model.loss(random_ids(17, 2, 24), random_ids(17, 2, 24)).backward()
+        states["end"] = torch.default_generator.get_state()
+        found[mode] = {name: float(_is_same(state)) for name, state in states.items()}
+        found[mode]["gradients"] = max(
+            float((each - other).abs().max())
+            for weight in model.parameters()
+            if weight.grad is not None and all(place.is_replicate() for place in weight.grad.placements[-1:])
+            for each, other in [_both(weight.grad.to_local())]
+        )
+    return found
+
+
+def _keep_state(states: dict[str, Tensor], name: str, *_: object) -> None:
+    states.setdefault(name, torch.default_generator.get_state())
+
+
+def _both(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(2)]
+    dist.all_gather(parts, tensor.contiguous())
+    return parts
+
+
+def _is_same(state: Tensor) -> bool:
+    return torch.equal(*_both(state))
+
+
 def norms(rank: int) -> dict[str, list[float]]:
     """A plain gradient, one divided over the tensor axis and one of which only the first process has a part."""
-    mesh = Mesh(Layout(data=1, tensor=2), "cpu").axis("tensor")
+    mesh = mesh_of(Layout(data=1, tensor=2)).axis("tensor")
     whole_ones = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (2, 5, 1)]
     spread = [whole_ones[0].clone(), *(distribute_tensor(each.clone(), mesh, [Shard(0)]) for each in whole_ones[1:])]
     expected = [nn.Parameter(torch.zeros_like(each)) for each in whole_ones]
@@ -161,7 +215,12 @@ def norms(rank: int) -> dict[str, list[float]]:
 def _process(rank: int, port: int, out: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", address, datetime.timedelta(seconds=60), rank=rank, world_size=2)
-    results = {"collectives": collective_pairs(rank), "norms": norms(rank), "variants": variants()}
+    results = {
+        "collectives": collective_pairs(rank),
+        "norms": norms(rank),
+        "drawing": drawing(),
+        "variants": variants(),
+    }
     if rank == 1:  # the one that has less
         Path(out).write_text(json.dumps(results))
     dist.barrier()
