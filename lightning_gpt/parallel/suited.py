@@ -48,6 +48,11 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
             )
     if layout.expert > 1:
         require_experts(model, layout.expert)
+        if compiles:
+            raise CallError(
+                f"compile_blocks and parallel.expert {layout.expert} cannot be combined, as the number of exchanged "
+                f"tokens changes with each batch: leave one of them out"
+            )
 
 
 def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> None:

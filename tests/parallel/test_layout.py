@@ -156,6 +156,13 @@ def with_more() -> GPT:
             "multiple of 4",
         ),
         (
+            lambda: gpt(ffn="moe"),
+            Layout(data=1, expert=2),
+            True,
+            "compile_blocks and parallel.expert 2 cannot be combined, as the number of exchanged tokens changes with "
+            "each batch: leave one of them out",
+        ),
+        (
             lambda: gpt(),
             Layout(data=1, expert=2),
             False,
