@@ -1,7 +1,9 @@
 """Being asked to stop: by Ctrl-C, by SIGTERM, or by SIGHUP, which a terminal sends when it is closed."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +16,7 @@ from lightning_gpt.errors import Stopped
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_BETWEEN_LOOKS = 0.5
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def on_stop(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
@@ -66,6 +69,21 @@ def end_with_parent() -> None:
     assert parent is not None
     assert parent.pid is not None
     end_with(parent.pid)
+
+
+def end_on_stop() -> None:
+    """From now on this process ends without a word when it is asked to stop; what is ignored stays ignored."""
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def stop_with(parent: int) -> None:
+    """Ask Linux for a SIGTERM when ``parent`` ends, on which a run saves and stops; elsewhere this does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before the call
+            os._exit(1)
 
 
 def end_with(parent: int) -> None:

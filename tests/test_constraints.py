@@ -11,7 +11,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-NAMED = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["test"], *EXTRAS["dev"])]
+NAMED = [
+    Requirement(text) for text in (*PROJECT["dependencies"], *(each for extra in EXTRAS.values() for each in extra))
+]
 LOCKED = {
     canonicalize_name(line.partition("==")[0]): line for line in (ROOT / ".ci/constraints.txt").read_text().split()
 }

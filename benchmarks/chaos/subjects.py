@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +155,19 @@ class KilledPrepare(Victim):
 
 
 class KilledStudy(Victim):
-    """``study`` of two cells, one at a time, each a process of its own; tables and curves are equal."""
+    """``study`` of a few cells, one at a time, each a process of its own; tables and curves are equal."""
 
     name = "study"
     run_folders = ("out/cells/*/version_*",)
     inner_folders = ("checkpoints",)
+    depths: Sequence[int] = (1, 2)
+    """The number of layers of each cell."""
 
     def write_inputs(self) -> None:
         corpus = self.root / "corpus.jsonl"
         write_corpus(corpus, 60, (50, 200))
         config = fit_config(corpus) | {"diagnostics": {"enabled": False}, "samples": {"prompts": []}}
-        grid = {"model.init_args.n_layer": [1, 2]}
+        grid = {"model.init_args.n_layer": list(self.depths)}
         study = {"name": "tiny", "config": config, "grid": grid, "measure": ["val/loss", "cost/parameters"]}
         write_yaml(self.root / "study.yaml", study)
 
@@ -174,7 +176,7 @@ class KilledStudy(Victim):
 
     def moment(self, folder: Path) -> Moment:
         cells = list(folder.glob("out/cells/*/result.json"))
-        if len(cells) == 2:
+        if len(cells) == len(self.depths):
             return "exit"
         logged = [
             file for file in folder.glob(f"out/cells/*/version_*/{FILE_NAME}") if _last_trained(read_metrics(file))
@@ -191,7 +193,7 @@ class KilledStudy(Victim):
 
     def done(self, folder: Path) -> bool:
         reported = folder / "out/results.csv"
-        return reported.exists() and reported.read_text("utf-8").count("finished") == 2
+        return reported.exists() and reported.read_text("utf-8").count("finished") == len(self.depths)
 
     def differences(self, folder: Path, alone: Path) -> Iterator[str]:
         ours, theirs = ((place / "out/results.csv").read_text("utf-8") for place in (folder, alone))

@@ -5,6 +5,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
+from lightning_gpt.cluster import connected
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.options import Index, Processes
@@ -13,9 +14,11 @@ from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
+from lightning_gpt.studies.run.on_cluster import run_on_cluster
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
+from lightning_gpt.studies.run.starter import FORKS, FreshStarter, starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
@@ -32,6 +35,7 @@ def study(
     cell: Index | None = None,
     slurm: bool = False,
     report_only: bool = False,
+    ray: str | None = None,
 ) -> None:
     """Run a study: each cell of its grid as a process of its own, then write tables, plots and a report.
 
@@ -46,44 +50,62 @@ def study(
         cell: Run only this cell, by its number from 0, and write no report; jobs of a SLURM array use this.
         slurm: Print a SLURM array script with one job per cell, and run nothing.
         report_only: Write results and report from the finished cells, and run nothing.
+        ray: Run the cells on the Ray cluster at this address: HOST:PORT of its head, or auto. Its machines must share
+            the study's folder and the working folder; jobs is then the number of cells at a time on each machine.
     """
     read = read_study(Path(config), preset)
     check_report(read)
     place = Path(folder) if folder is not None else Path("studies") / read.title
-    if sum((cell is not None, slurm, report_only)) > 1:
-        raise CallError("--cell, --slurm and --report_only cannot be combined")
+    if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
+        raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
     if cell is not None and not 0 <= cell < len(read.cells):
         raise CallError(f"cell is {cell}; this study has {len(read.cells)} (allowed: 0 to {len(read.cells) - 1})")
     if report_only:
         _report(collect(read, place), place)
         return
-    share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
+    share = share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
     chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
-    sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
+        _prepare(chosen, diagnostics, shared)
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(read, Path(config), place, trusted_options()), end="")
         return
-    runner = Runner(read, place, jobs, shared.run_config, trusted_options())
-    display = Display(read.measure, sizes)
-    if cell is not None:
-        runner.run_one(chosen[0], display)
-        result = read_result(chosen[0], cell_folder(place, chosen[0]))
-        if result.status != "finished":
-            raise WorkError(f"cell {cell}, {chosen[0].name}, failed: {result.error}")
-        return
+    # it imports what cells need while they are checked; the machines of a cluster have none that could be forked
+    with starter(share) if ray is None else FreshStarter() as starts:
+        display = Display(read.measure, _prepare(chosen, diagnostics, shared))
+        runner = Runner(read, place, jobs, shared.run_config, starts, trusted_options())
+        if cell is None:
+            _run_all(runner, display, ray)
+        else:
+            _run_one(runner, chosen[0], display)
+
+
+def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
+    runner.run_one(cell, display)
+    result = read_result(cell, cell_folder(runner.folder, cell))
+    if result.status != "finished":
+        raise WorkError(f"cell {cell.number}, {cell.name}, failed: {result.error}")
+
+
+def _run_all(runner: Runner, display: Display, ray: str | None) -> None:
     try:
-        runner.run(display)
+        if ray is None:
+            runner.run(display)
+        else:
+            with connected(ray) as cluster:
+                run_on_cluster(runner, cluster, display)
     finally:
-        results = collect(read, place)
+        results = collect(runner.study, runner.folder)
         if results.finished:
-            _report(results, place)
+            _report(results, runner.folder)
     failed = [result.cell.name for result in results.results if result.status == "failed"]
     if failed:
         names = "; ".join(failed[:3]) + (" and others" if len(failed) > 3 else "")
-        raise WorkError(f"{len(failed)} of {len(read.cells)} cells failed ({names}); the report gives their errors")
+        raise WorkError(
+            f"{len(failed)} of {len(runner.study.cells)} cells failed ({names}); the report gives their errors"
+        )
 
 
 def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
@@ -93,7 +115,7 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     the cells train.
     """
     with unheard_by_children():
-        pool = ProcessPoolExecutor(1, get_context("spawn"), end_with_parent)
+        pool = ProcessPoolExecutor(1, get_context("fork" if FORKS else "spawn"), end_with_parent)
         checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
     with pool:
         try:

@@ -61,8 +61,8 @@ class TrainBatches(IterableDataset[Batch]):
 
     Each micro-batch is the next ``batch_size × world_size`` rows of the global sequence. Process r takes
     ``batch_size`` of them, starting with row ``r × batch_size``, and loader worker j of k makes every k-th micro-batch
-    starting with the j-th. Every worker walks the whole sequence, so the global batches are the same for any number of
-    processes and workers.
+    starting with the j-th. Every worker passes over the whole sequence, so the global batches are the same for any
+    number of processes and workers; of a prepared corpus it reads its own rows alone.
 
     Args:
         stream: Determines the rows.
@@ -135,15 +135,17 @@ class TrainBatches(IterableDataset[Batch]):
         worker = get_worker_info()
         first, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         sequence, left = self._sequence(), self._left_in_epoch()
-        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        total, begin = self.batch_size * self.world_size, self.rank * self.batch_size
         for number in count() if left is None else range(left):
-            rows = sequence.take(self.batch_size * self.world_size)
-            if number % workers == first:
-                batch = batch_of_rows(rows[mine], self._end_of_text)
-                if isinstance(self.stream, LaneStream):
-                    batch["starts"] = starts_of(rows[mine], self.stream.end_of_text)
-                batch["cursor"] = json.dumps(sequence.cursor())
-                yield batch
+            if number % workers != first:
+                sequence.skip(total)
+                continue
+            rows = sequence.take_share(total, begin, begin + self.batch_size)
+            batch = batch_of_rows(rows, self._end_of_text)
+            if isinstance(self.stream, LaneStream):
+                batch["starts"] = starts_of(rows, self.stream.end_of_text)
+            batch["cursor"] = json.dumps(sequence.cursor())
+            yield batch
 
 
 class SizedTrainBatches(TrainBatches):

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightning_gpt.data.indexed import IndexedWindows
 from lightning_gpt.data.packing import CONCATENATE, Packing
-from lightning_gpt.data.stream import Reader, Window, Windows
+from lightning_gpt.data.prepared import PreparedSource
+from lightning_gpt.data.stream import Reader, Windows, windows_of
+from lightning_gpt.data.window import Window
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,14 @@ class Count:
 
 
 def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_rows: int = 16384) -> Count:
-    """Read once what training uses of a source, packed into windows of ``most_rows`` rows of ``block_size + 1``."""
+    """What training uses of a source, packed into windows of ``most_rows`` rows of ``block_size + 1``.
+
+    A prepared source is not read: its index says it all.
+    """
+    if isinstance(reader.source, PreparedSource) and reader.part == "train":
+        index = reader.source.training
+        windows = windows_of(reader, packing, block_size + 1, most_rows)
+        return Count(index.documents, index.total, *_packed(windows), index.token_counts)
     documents, token_counts = 0, np.zeros(reader.tokenizer.vocab_size, dtype=np.int64)
 
     class Counted(Reader):
@@ -49,12 +59,17 @@ def count(reader: Reader, block_size: int, packing: Packing = CONCATENATE, most_
                 yield number, tokens
 
     counted = Counted(reader.source, reader.split, reader.part, reader.tokenizer)
-    windows = Windows(counted, packing, block_size + 1, most_rows)
+    rows = _packed(Windows(counted, packing, block_size + 1, most_rows))
+    return Count(documents, int(token_counts.sum()), *rows, token_counts)
+
+
+def _packed(windows: Windows | IndexedWindows) -> tuple[int, int, int]:
+    """Rows, dropped tokens and padding of a pass."""
     window: Window | None = Window()
     rows = dropped = padding = 0
     while window is not None:
         packed, window = windows.read(window)
-        rows += len(packed.rows)
+        rows += packed.count
         dropped += packed.dropped
         padding += packed.padding
-    return Count(documents, int(token_counts.sum()), rows, dropped, padding, token_counts)
+    return rows, dropped, padding

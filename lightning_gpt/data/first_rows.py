@@ -66,6 +66,14 @@ class FirstRows:
                 self._drawn = self._open.cursor()
         return np.concatenate(pieces)
 
+    def take_share(self, count: int, begin: int, end: int) -> np.ndarray:
+        """Pass over the next ``count`` rows; returns those from number ``begin`` to ``end - 1`` of them."""
+        return self.take(count)[begin:end]
+
+    def skip(self, count: int) -> None:
+        """Pass over the next ``count`` rows."""
+        self.take(count)
+
     def cursor(self) -> Cursor:
         """The position of the next row, as JSON values."""
         return {**self._drawn, "rows": self._taken}

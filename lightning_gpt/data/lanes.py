@@ -7,47 +7,57 @@ processes and micro-batches: micro-batch m of a step has the m-th ``batch_size Ã
 r-th ``batch_size`` of those. A model can therefore keep its memory of a document under the number of its lane.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from heapq import heapreplace
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_hexdigest
 
-from lightning_gpt.data.packing import WHOLE_DOCUMENTS, Packed, Position
-from lightning_gpt.data.stream import PADDING, Cursor, RowSequence, SourceRows, Stream, Windows
+from lightning_gpt.data.indexed import IndexedWindows
+from lightning_gpt.data.packing import (
+    PADDING,
+    WHOLE_DOCUMENTS,
+    Packed,
+    Position,
+    WholeDocument,
+    WindowRows,
+    whole_document,
+)
+from lightning_gpt.data.stream import Cursor, RowSequence, SourceRows, Stream, Windows
 from lightning_gpt.errors import WorkError
 
 
-@dataclass
 class Lane:
-    """The document that one row of every step reads."""
+    """The document that one row of every step reads.
 
-    source: int
-    """Index of its source."""
-    document: int
-    """Its number in the source."""
-    rows: np.ndarray
-    """All rows of the document, ``(rows, row_tokens)``."""
-    lengths: np.ndarray
-    """Tokens in each row that are not padding, ``(rows,)``."""
-    used: int = 0
-    """Rows already taken."""
+    Args:
+        source: Index of its source.
+        document: The document; its tokens are read when the first of its rows is.
+        step: Tokens per row that are targets.
+    """
 
-    def __post_init__(self) -> None:
-        self.tokens = int(self.lengths.sum()) - len(self.rows)
-        self.digest = xxh3_64_hexdigest(self.rows.reshape(-1).data)
+    def __init__(self, source: int, document: WholeDocument, step: int) -> None:
+        self.source = source
+        self.document = document
+        self.step = step
+        self.rows = -(-document.length // step)
 
-    @property
-    def left(self) -> int:
-        """Rows not yet taken."""
-        return len(self.rows) - self.used
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return self.document.read()
 
-    def state(self) -> list[Any] | None:
-        """Plain values from which the lane can be restored; None if no rows are left."""
-        return [self.source, self.document, self.tokens, self.used, self.digest] if self.left else None
+    def read(self, row: np.ndarray, number: int, end_of_text: int) -> None:
+        """Write row ``number`` of the document to the beginning of ``row``: one token more than a row has targets."""
+        begin = number * self.step
+        following = self._tokens[begin : begin + self.step]
+        row[0] = self._tokens[begin - 1] if number else end_of_text
+        row[1 : len(following) + 1] = following
+
+    def state(self, used: int) -> list[Any]:
+        """Plain values from which a lane is restored of which ``used`` rows are taken."""
+        return [self.source, self.document.number, self.document.length, used, self.document.digest]
 
 
 def _rows_of(tokens: np.ndarray, row_tokens: int, end_of_text: int) -> Packed:
@@ -69,57 +79,47 @@ class SourceDocuments(SourceRows):
 
     used_of_window = "documents_used_of_window"
 
-    def __init__(self, number: int, windows: Windows, seed: int, state: Cursor | None = None) -> None:
+    def __init__(self, number: int, windows: Windows | IndexedWindows, seed: int, state: Cursor | None = None) -> None:
         super().__init__(windows, seed, state)
         self.number = number
-        self._bounds = np.empty(
-            0, dtype=np.int64
-        )  # first row of each document of the open window, and the number of rows
 
-    def _parts(self, packed: Packed) -> int:
-        assert packed.documents is not None
-        begins = np.flatnonzero(np.diff(packed.documents, prepend=-1))
-        self._bounds = np.append(begins, len(packed.rows))
-        return len(begins)
+    def _parts(self, packed: WindowRows) -> int:
+        return packed.whole_documents
 
     def next_lane(self) -> Lane:
         """A lane with the next document."""
         packed = self._open_window()
-        assert packed.documents is not None
-        chosen = self._order[self.used]
-        place = slice(self._bounds[chosen], self._bounds[chosen + 1])
+        chosen = int(self._order[self.used])
         self.used += 1
-        rows = packed.rows[place].copy()  # a view would keep the whole window in memory while a long document is read
-        rows[0, 0] = self.windows.reader.tokenizer.end_of_text
-        return Lane(self.number, int(packed.documents[place.start]), rows, packed.lengths[place].copy())
+        return self._lane(packed.whole_document(chosen))
+
+    def _lane(self, document: WholeDocument) -> Lane:
+        return Lane(self.number, document, self.windows.row_tokens - 1)
 
     def reopened(self, states: Sequence[list[Any]]) -> list[Lane]:
-        """Restore the lanes that had these states, reading their documents again.
+        """Restore the lanes that had these states, finding their documents again.
 
         Raises:
             WorkError: A document is missing or has changed.
         """
-        wanted: dict[int, list[int]] = defaultdict(list)
-        for place, (_, document, *_) in enumerate(states):
-            wanted[document].append(place)
-        found: dict[int, Lane] = {}
-        reader = self.windows.reader
-        for document, tokens in reader.tokens(min(wanted)) if wanted else ():
-            for place in wanted.pop(document, ()):
-                found[place] = self._restored(states[place], tokens)
-            if not wanted:
-                break
-        if wanted:
-            raise self._changed(min(wanted))
-        return [found[place] for place in range(len(states))]
+        lengths = {document: length for _, document, length, *_ in states}
+        found = self._found(lengths)
+        for _, document, length, _, digest in states:
+            if document not in found or (found[document].length, found[document].digest) != (length, digest):
+                raise self._changed(document)
+        return [self._lane(found[state[1]]) for state in states]
 
-    def _restored(self, state: list[Any], tokens: np.ndarray) -> Lane:
-        _, document, length, used, digest = state
-        packed = _rows_of(tokens[:length], self.windows.row_tokens, self.windows.reader.tokenizer.end_of_text)
-        lane = Lane(self.number, document, packed.rows, packed.lengths, used)
-        if lane.digest != digest:
-            raise self._changed(document)
-        return lane
+    def _found(self, lengths: dict[int, int]) -> dict[int, WholeDocument]:
+        """The documents with these numbers, cut to these lengths; a prepared source has them in its index."""
+        if isinstance(self.windows, IndexedWindows):
+            return self.windows.whole_documents(lengths)
+        found: dict[int, WholeDocument] = {}
+        for number, tokens in self.windows.reader.tokens(min(lengths)) if lengths else ():
+            if number in lengths:
+                found[number] = whole_document(number, tokens[: lengths[number]])
+            if len(found) == len(lengths):
+                break
+        return found
 
     def _changed(self, document: int) -> WorkError:
         place = next((found.origin for found in self.source.documents(document)), "its end")
@@ -138,47 +138,76 @@ class LaneSequence(RowSequence):
     Args:
         sources: One :class:`SourceDocuments` per source.
         weights: Their relative shares.
+        end_of_text: The token before the first of each document.
         lanes: The content of each lane; None for a lane that takes its first document next.
+        used: Rows of each lane's document that are taken already.
         rows: Rows already taken, from a cursor.
     """
 
     sources: Sequence[SourceDocuments]
 
     def __init__(
-        self, sources: Sequence[SourceDocuments], weights: Sequence[float], lanes: list[Lane | None], rows: int = 0
+        self,
+        sources: Sequence[SourceDocuments],
+        weights: Sequence[float],
+        end_of_text: int,
+        lanes: list[Lane | None],
+        used: Sequence[int],
+        rows: int = 0,
     ) -> None:
         super().__init__(sources, weights, rows)
         self.lanes = lanes
+        self.end_of_text = end_of_text
+        self._used = np.array(used)
+        self._left = np.array([0 if lane is None else lane.rows for lane in lanes]) - self._used
+        self._source = np.array([0 if lane is None else lane.source for lane in lanes])
         self._assigned = [source.taken for source in sources]
-        for lane in lanes:
-            if lane is not None:
-                self._assigned[lane.source] += lane.left
+        for number, rows_left in enumerate(self._left.tolist()):
+            self._assigned[int(self._source[number])] += rows_left
 
-    def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, block_size + 1)`` int64, padded with :data:`PADDING`."""
-        rows = np.full((count, self.sources[0].windows.row_tokens), PADDING, dtype=np.int64)
-        for row in rows:
-            lane = self._lane(self.rows % len(self.lanes))
-            length = lane.lengths[lane.used]
-            row[:length] = lane.rows[lane.used, :length]
-            lane.used += 1
-            self.sources[lane.source].taken += 1
-            self.rows += 1
+    def take_share(self, count: int, begin: int, end: int) -> np.ndarray:
+        """Pass over the next ``count`` rows; returns those from number ``begin`` to ``end - 1`` of them.
+
+        Of prepared sources only these are read.
+        """
+        rows = np.full((end - begin, self.sources[0].windows.row_tokens), PADDING, dtype=np.int64)
+        done = 0
+        while done < count:
+            first = self.rows % len(self.lanes)
+            taken = slice(first, first + min(count - done, len(self.lanes) - first))
+            for number in np.flatnonzero(self._left[taken] == 0).tolist():
+                self._refill(first + number)
+            for row in range(max(begin - done, 0), min(end - done, taken.stop - first)):
+                lane = self.lanes[first + row]
+                assert lane is not None
+                lane.read(rows[done + row - begin], int(self._used[first + row]), self.end_of_text)
+            self._used[taken] += 1
+            self._left[taken] -= 1
+            for source, more in zip(self.sources, np.bincount(self._source[taken]).tolist(), strict=False):
+                source.taken += more
+            self.rows += taken.stop - first
+            done += taken.stop - first
         return rows
 
-    def _lane(self, number: int) -> Lane:
-        """The lane with this number; it takes a new document first if no rows are left."""
-        lane = self.lanes[number]
-        if lane is None or not lane.left:
-            lags = [(given + 1) / weight for given, weight in zip(self._assigned, self.weights, strict=True)]
-            lane = self.sources[lags.index(min(lags))].next_lane()
-            self._assigned[lane.source] += lane.left
-            self.lanes[number] = lane
-        return lane
+    def skip(self, count: int) -> None:
+        """Pass over the next ``count`` rows."""
+        self.take_share(count, 0, 0)
+
+    def _refill(self, number: int) -> None:
+        """Give a lane of which no row is left its next document."""
+        lags = [(given + 1) / weight for given, weight in zip(self._assigned, self.weights, strict=True)]
+        lane = self.sources[lags.index(min(lags))].next_lane()
+        self._assigned[lane.source] += lane.rows
+        self.lanes[number] = lane
+        self._used[number], self._left[number], self._source[number] = 0, lane.rows, lane.source
 
     def cursor(self) -> Cursor:
         """The position of the next row, as JSON values: about 50 bytes per lane."""
-        return {**super().cursor(), "lanes": [None if lane is None else lane.state() for lane in self.lanes]}
+        states = [
+            lane.state(used) if lane is not None and left else None
+            for lane, used, left in zip(self.lanes, self._used.tolist(), self._left.tolist(), strict=True)
+        ]
+        return {**super().cursor(), "lanes": states}
 
 
 @dataclass(frozen=True)
@@ -195,12 +224,13 @@ class LaneStream(Stream):
             for number, reader in enumerate(self.readers)
         ]
         lanes: list[Lane | None] = [None] * self.lanes
+        used = [0] * self.lanes
         states: list[list[Any] | None] = cursor["lanes"] if cursor else []
         for source in sources:
             held = {number: state for number, state in enumerate(states) if state and state[0] == source.number}
             for number, lane in zip(held, source.reopened(list(held.values())), strict=True):
-                lanes[number] = lane
-        return LaneSequence(sources, self.weights, lanes, cursor["rows"] if cursor else 0)
+                lanes[number], used[number] = lane, held[number][3]
+        return LaneSequence(sources, self.weights, self.end_of_text, lanes, used, cursor["rows"] if cursor else 0)
 
     def identity(self) -> dict[str, Any]:
         """Also the number of lanes, which decides which documents are read side by side."""

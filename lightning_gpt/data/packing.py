@@ -4,12 +4,18 @@ A packing reads tokenised documents from a position on and fills the rows of one
 stopped. The rows are a pure function of the documents and the position.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, Protocol
+from functools import cached_property, partial
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+
+from lightning_gpt.data.best_fit import BestFitRows
+from lightning_gpt.data.window import hash_of
+
+PADDING = -100
+"""Marks places in a row that hold no token. As a target, the loss ignores it."""
 
 PackingName = Literal["concatenate", "best_fit", "lanes"]
 
@@ -20,6 +26,58 @@ class Position:
 
     document: int = 0
     offset: int = 0
+
+
+class WholeDocument(NamedTuple):
+    """A document that lies in rows of its own."""
+
+    number: int
+    """Its number in the source."""
+    length: int
+    """Its tokens."""
+    digest: str
+    """The hash of them."""
+    read: Callable[[], np.ndarray]
+    """Returns them, ``(length,)``."""
+
+
+def whole_document(number: int, tokens: np.ndarray) -> WholeDocument:
+    """The document that consists of ``tokens``."""
+    return WholeDocument(number, len(tokens), f"{hash_of(tokens):016x}", partial(np.asarray, tokens))
+
+
+class WindowRows(Protocol):
+    """The rows of one window."""
+
+    @property
+    def after(self) -> Position | None:
+        """The start of the next window; None if the documents ended."""
+
+    @property
+    def count(self) -> int:
+        """Rows of the window."""
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that belong to the window but are not in any row."""
+
+    @property
+    def padding(self) -> int:
+        """Places in rows that hold no token."""
+
+    @property
+    def read(self) -> int:
+        """Tokens that the window stands for."""
+
+    @property
+    def whole_documents(self) -> int:
+        """Documents of the window, if no row holds two."""
+
+    def take(self, chosen: np.ndarray) -> np.ndarray:
+        """The rows with these numbers, ``(rows, row_tokens)`` int64, padded with :data:`PADDING`."""
+
+    def whole_document(self, place: int) -> WholeDocument:
+        """The document at this place among those of the window, if no row holds two."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +99,38 @@ class Packed:
     dropped: int
     repeated: int = 0
     documents: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows of the window."""
+        return len(self.rows)
+
+    def take(self, chosen: np.ndarray) -> np.ndarray:
+        """The rows with these numbers, ``(rows, row_tokens)`` int64, padded with :data:`PADDING`."""
+        rows: np.ndarray = self.rows[chosen].astype(np.int64)
+        if self.padding:
+            rows[np.arange(self.rows.shape[1]) >= self.lengths[chosen, np.newaxis]] = PADDING
+        return rows
+
+    @cached_property
+    def _bounds(self) -> np.ndarray:
+        """The first row of each document, and the number of rows."""
+        assert self.documents is not None
+        return np.append(np.flatnonzero(np.diff(self.documents, prepend=-1)), len(self.rows))
+
+    @property
+    def whole_documents(self) -> int:
+        """Documents of the window, if no row holds two."""
+        return len(self._bounds) - 1
+
+    def whole_document(self, place: int) -> WholeDocument:
+        """The document at this place among those of the window, if no row holds two."""
+        assert self.documents is not None
+        rows = slice(self._bounds[place], self._bounds[place + 1])
+        length = int(self.lengths[rows].sum()) - (rows.stop - rows.start)
+        # a copy: a view would keep the whole window in memory while a long document is read
+        tokens = self.rows[rows, 1:].reshape(-1)[:length].copy()
+        return whole_document(int(self.documents[rows.start]), tokens)
 
     @cached_property
     def padding(self) -> int:
@@ -115,41 +205,15 @@ class BestFit:
             if have >= wanted:
                 after = Position(number + 1, 0)
                 break
-        rows_of_pieces = best_fit([len(text) for text in texts], row_tokens)
-        rows = np.zeros((len(rows_of_pieces), row_tokens), dtype=_joined(texts[:1]).dtype)
-        lengths = np.zeros(len(rows_of_pieces), dtype=np.int64)
-        for row, pieces in enumerate(rows_of_pieces):
-            for document, begin, length in pieces:
+        fit = BestFitRows(np.array([len(text) for text in texts], dtype=np.int64), row_tokens)
+        rows = np.zeros((fit.count, row_tokens), dtype=_joined(texts[:1]).dtype)
+        lengths = np.zeros(fit.count, dtype=np.int64)
+        for row in range(fit.count):
+            for document, begin, length in fit.pieces(row):
                 place = lengths[row]
                 rows[row, place : place + length] = texts[document][begin : begin + length]
                 lengths[row] += length
         return Packed(rows, lengths, after, dropped=0)
-
-
-def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int]]]:
-    """The pieces ``(document, begin, length)`` of each row, for documents of these ``lengths``.
-
-    Longest first, each piece goes into the row with the least sufficient room, or else into a new row. Rows are indexed
-    by their remaining room, so the worst case is O(documents × capacity).
-    """
-    rows: list[list[tuple[int, int, int]]] = []
-    rests: list[tuple[int, int, int]] = []
-    for document, length in enumerate(lengths):
-        whole = length - length % capacity
-        rows.extend([(document, begin, capacity)] for begin in range(0, whole, capacity))
-        if length > whole:
-            rests.append((document, whole, length - whole))
-    rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
-    for piece in sorted(rests, key=lambda piece: -piece[2]):
-        room = next((room for room in range(piece[2], capacity) if rows_with_room[room]), None)
-        if room is None:
-            rows.append([piece])
-            row, room = len(rows) - 1, capacity
-        else:
-            row = rows_with_room[room].pop()
-            rows[row].append(piece)
-        rows_with_room[room - piece[2]].append(row)
-    return rows
 
 
 class WholeDocuments:

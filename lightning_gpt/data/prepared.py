@@ -8,12 +8,14 @@
     tokenizer/<name>.tiktoken
     <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens ending with <|endoftext|>
     <n>-<source>/part-00000.json   the part's range of documents, its counts and its SHA-256
+    <n>-<source>/train.index.npy   where each training document lies; train.counts.npy: how often each token occurs
 
 :mod:`~lightning_gpt.data.prepare.corpus` makes the folder; this module opens it.
 """
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
+from lightning_gpt.data.document_index import DocumentIndex
 from lightning_gpt.data.made_of import differences, listed
 from lightning_gpt.data.prepare.parts import Limits, PartFile, Quota, Tally, read_part
 from lightning_gpt.data.sources.base import Document, Source, SourceBase, describe_filters
@@ -32,7 +35,7 @@ from lightning_gpt.data.split import Split, SplitBy, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 
 
@@ -66,6 +69,7 @@ class PreparedSource(SourceBase):
         self.tokenizer = tokenizer
         self.limits = limits
         self.split = split
+        self._index: tuple[int | None, DocumentIndex] | None = None
 
     @property
     def filter_identity(self) -> str:
@@ -82,6 +86,16 @@ class PreparedSource(SourceBase):
                     f"{self.name!r}, but the configuration has {option} {'null' if wanted is None else wanted}; "
                     f"prepare the corpus again, or use the folder's value"
                 )
+
+    @property
+    def training(self) -> DocumentIndex:
+        """The index of the training documents, up to ``max_tokens``."""
+        if self._index is None or self._index[0] != self.max_tokens:
+            self._index = self.max_tokens, DocumentIndex(self.folder, self.parts, self.max_tokens)
+        return self._index[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_index": None}
 
     def accepts(self, text: str) -> bool:
         """Whether a document is in the folder; :meth:`documents` yields an empty text for one that is not."""
@@ -211,7 +225,7 @@ def open_prepared(folder: str | Path) -> PreparedCorpus:
     shares = Split(config["val_share"], config["test_share"])
     with console.status(f"checking the hashes of prepared folder {folder}"):
         sources = tuple(
-            _read_source(folder / source["folder"], source["parts"], tokenizer, described, shares)
+            _read_source(folder / source["folder"], source, tokenizer, described, shares)
             for source, described in zip(manifest["sources"], config["sources"], strict=True)
         )
     return PreparedCorpus(
@@ -266,14 +280,16 @@ def _read_tokenizer(folder: Path, described: Mapping[str, Any]) -> Tokenizer:
 
 def _read_source(
     folder: Path,
-    described_parts: Sequence[Mapping[str, Any]],
+    content: Mapping[str, Any],
     tokenizer: Tokenizer,
     described: Mapping[str, Any],
     shares: Split,
 ) -> PreparedSource:
-    parts = tuple(PartFile.from_json(part) for part in described_parts)
+    parts = tuple(PartFile.from_json(part) for part in content["parts"])
     for part in parts:
         _check(folder / part.file, part.size, part.sha256)
+    for name, index in content["index"].items():
+        _check(folder / name, index["size"], index["sha256"])
     arguments = described["arguments"]
     filters = describe_filters(arguments.get("min_characters", 0), arguments.get("keep"))
     limits = described["limits"] if Quota(described["limits"], parts).met else {}
@@ -282,12 +298,17 @@ def _read_source(
 
 
 def _check(file: Path, size: int, sha256: str) -> None:
-    """Raise a CallError if a file is missing or is not as it was written."""
+    """Raise a CallError if a file is missing or is not as it was written.
+
+    Of several processes on a machine the first reads the files whole; the others compare sizes.
+    """
     remedy = "prepare the corpus again, or restore the file"
     try:
         found = file.stat().st_size
         if found != size:
             raise CallError(f"{file} is damaged: it has {found:,} bytes instead of {size:,}; {remedy}")
+        if os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0":
+            return
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:

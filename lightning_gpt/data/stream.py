@@ -14,20 +14,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from xxhash import xxh3_64_hexdigest
 
+from lightning_gpt.data.dhondt import next_sources, rows_of_each
 from lightning_gpt.data.divide import texts_of
-from lightning_gpt.data.packing import PACKINGS, Packed, Packing, PackingName, Position
+from lightning_gpt.data.indexed import IndexedWindows
+from lightning_gpt.data.packing import PACKINGS, Packed, Packing, PackingName, Position, WindowRows
 from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.data.window import Window, digest_of, hash_of
 from lightning_gpt.errors import WorkError
 
 Cursor = dict[str, Any]
-
-PADDING = -100
-"""Marks places in a row that hold no token. As a target, the loss ignores it."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,6 @@ class Reader:
         return ((number, self.tokenizer.encode_document(text)) for number, text in texts)
 
 
-@dataclass
-class Window:
-    """The start of a window of rows in its source: ``offset`` tokens into document ``document``."""
-
-    index: int = 0
-    document: int = 0
-    offset: int = 0
-    tokens_before: int = 0
-    """Tokens of this pass that precede the window."""
-    digest: str = ""
-    """A hash of its packed rows (empty before they are packed), to detect that a source has changed."""
-
-
 class Windows:
     """Reads the windows of one source, in document order, starting from any window.
 
@@ -87,6 +73,7 @@ class Windows:
 
     def __init__(self, reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> None:
         self.reader = reader
+        self.source = reader.source
         self.packing = packing
         self.row_tokens = row_tokens
         self.most_rows = most_rows
@@ -99,9 +86,10 @@ class Windows:
             limit = self.reader.source.max_tokens
             left = None if limit is None else limit - window.tokens_before + window.offset
             self._feed = _Feed(self.reader.tokens(window.document, left))
+        self._feed.hashes.clear()
         start = Position(window.document, window.offset)
         packed = self.packing.pack(self._feed, start, self.row_tokens, self.most_rows)
-        window.digest = self._checked_digest(window, packed)
+        window.check(digest_of(np.array(self._feed.hashes, dtype=np.uint64)), self.source)
         if packed.after is None:
             self._feed = None
             return packed, None
@@ -111,22 +99,19 @@ class Windows:
         self._next = Window(window.index + 1, packed.after.document, packed.after.offset, before)
         return packed, replace(self._next)
 
-    def _checked_digest(self, window: Window, packed: Packed) -> str:
-        digest = xxh3_64_hexdigest(packed.rows.reshape(-1).data)
-        if window.digest not in ("", digest):
-            source = self.reader.source
-            place = next((document.origin for document in source.documents(window.document)), "its end")
-            raise WorkError(
-                f"source {source.name!r} has changed since the checkpoint was saved: its text differs from "
-                f"document {window.document} ({place}, token {window.offset}) onwards"
-            )
-        return digest
+
+def windows_of(reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> Windows | IndexedWindows:
+    """The windows of a source: found in its index if it is prepared and read for training, else by reading it."""
+    if isinstance(reader.source, PreparedSource) and reader.part == "train":
+        return IndexedWindows(reader.source, reader.source.training, packing, row_tokens, most_rows)
+    return Windows(reader, packing, row_tokens, most_rows)
 
 
 class _Feed(Iterator[tuple[int, np.ndarray]]):
-    """An iterator over documents that can repeat the last one."""
+    """An iterator over documents that can repeat the last one, and keeps the hashes of those that it yields."""
 
     def __init__(self, documents: Iterator[tuple[int, np.ndarray]]) -> None:
+        self.hashes: list[int] = []
         self._documents = documents
         self._item: tuple[int, np.ndarray] | None = None
         self._repeat = False
@@ -144,6 +129,8 @@ class _Feed(Iterator[tuple[int, np.ndarray]]):
         if not self._repeat or self._item is None:
             self._item = next(self._documents)
         self._repeat = False
+        if len(self._item[1]):  # a limit may leave none of a document
+            self.hashes.append(hash_of(self._item[1]))
         return self._item
 
 
@@ -151,28 +138,28 @@ class SourceRows:
     """The endless rows of one source, shuffled within each window.
 
     Args:
-        windows: Reads the windows of the source.
+        windows: Reads the windows of the source, or finds them in its index.
         seed: Seed of the order.
         state: Where to resume, from :meth:`state`; the start when omitted.
     """
 
     used_of_window = "rows_used_of_window"  # the key in the state for the position within a window's order
 
-    def __init__(self, windows: Windows, seed: int, state: Cursor | None = None) -> None:
+    def __init__(self, windows: Windows | IndexedWindows, seed: int, state: Cursor | None = None) -> None:
         self.windows = windows
         self.seed = seed
         self.pass_number = state["pass"] if state else 0
         self.window = Window(**state["window"]) if state else Window()
         self.used = state[self.used_of_window] if state else 0
         self.taken = state["rows_taken"] if state else 0
-        self._packed: Packed | None = None  # the open window
+        self._packed: WindowRows | None = None  # the open window
         self._order = np.empty(0, dtype=np.int64)  # the order in which training uses its parts
         self._after: Window | None = None
 
     @property
     def source(self) -> SourceBase:
         """The source of the rows."""
-        return self.windows.reader.source
+        return self.windows.source
 
     def state(self) -> Cursor:
         """The position of the next row, as plain values."""
@@ -184,39 +171,47 @@ class SourceRows:
         }
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, row_tokens)`` int64, padded with :data:`PADDING`.
+        """The next ``count`` rows, ``(count, row_tokens)`` int64, padded with ``PADDING``.
 
         Raises:
             WorkError: The source is shorter than a row, has reached its ``max_passes``, or has changed.
         """
         rows, filled = np.empty((count, self.windows.row_tokens), dtype=np.int64), 0
-        while filled < count:
-            packed = self._open_window()
-            chosen = self._order[self.used : self.used + count - filled]
-            taken = rows[filled : filled + len(chosen)]
-            taken[:] = packed.rows[chosen]
-            if packed.padding:
-                taken[np.arange(self.windows.row_tokens) >= packed.lengths[chosen, np.newaxis]] = PADDING
+        for packed, chosen in self._next(count):
+            rows[filled : filled + len(chosen)] = packed.take(chosen)
             filled += len(chosen)
-            self.used += len(chosen)
-            self.taken += len(chosen)
         return rows
 
-    def _parts(self, packed: Packed) -> int:
-        """The number of units to shuffle in a window: its rows."""
-        return len(packed.rows)
+    def skip(self, count: int) -> None:
+        """Pass over the next ``count`` rows. Of a prepared source nothing is read."""
+        for _ in self._next(count):
+            pass
 
-    def _open_window(self) -> Packed:
+    def _next(self, count: int) -> Iterator[tuple[WindowRows, np.ndarray]]:
+        """The next ``count`` rows: windows, and the numbers of the rows that are next in each."""
+        while count:
+            packed = self._open_window()
+            chosen = self._order[self.used : self.used + count]
+            self.used += len(chosen)
+            self.taken += len(chosen)
+            count -= len(chosen)
+            yield packed, chosen
+
+    def _parts(self, packed: WindowRows) -> int:
+        """The number of units to shuffle in a window: its rows."""
+        return packed.count
+
+    def _open_window(self) -> WindowRows:
         """The window that contains the next row."""
         packed = self._packed or self._read_window()
         while self.used >= len(self._order):
             packed = self._next_window(packed)
         return packed
 
-    def _next_window(self, this: Packed) -> Packed:
+    def _next_window(self, this: WindowRows) -> WindowRows:
         if self._after is not None:
             self.window = self._after
-        elif self.window.index == 0 and len(this.rows) == 0:
+        elif self.window.index == 0 and this.count == 0:
             raise WorkError(
                 f"source {self.source.name!r} has less than one block of training text "
                 f"({self.windows.row_tokens} tokens): add text, or lower block_size"
@@ -235,10 +230,11 @@ class SourceRows:
             )
         self.pass_number, self.window = number, Window()
 
-    def _read_window(self) -> Packed:
-        self._packed, self._after = self.windows.read(self.window)
-        self._order = self._shuffled(self._parts(self._packed))
-        return self._packed
+    def _read_window(self) -> WindowRows:
+        packed: WindowRows
+        packed, self._after = self.windows.read(self.window)
+        self._packed, self._order = packed, self._shuffled(self._parts(packed))
+        return packed
 
     def _shuffled(self, parts: int) -> np.ndarray:
         key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
@@ -250,9 +246,8 @@ class SourceRows:
 class RowSequence:
     """The endless rows of a mix of sources.
 
-    Each row comes from the source with the smallest ``(taken + 1) / weight`` (D'Hondt's rule). No source ever falls a
-    full row behind its share. If the weights are the sources' row counts, each run of that many rows is exactly one
-    pass over all sources.
+    :mod:`~lightning_gpt.data.dhondt` says which source gives which row. If the weights are the sources' row counts,
+    each run of that many rows is exactly one pass over all sources.
 
     Args:
         sources: One :class:`SourceRows` per source.
@@ -266,23 +261,33 @@ class RowSequence:
         self.rows = rows
 
     def take(self, count: int) -> np.ndarray:
-        """The next ``count`` rows, ``(count, block_size + 1)`` int64, padded with :data:`PADDING`."""
-        self.rows += count
-        if len(self.sources) == 1:
-            return self.sources[0].take(count)
-        of_source = self._next_sources(count)
-        rows = np.empty((count, self.sources[0].windows.row_tokens), dtype=np.int64)
+        """The next ``count`` rows, ``(count, block_size + 1)`` int64, padded with ``PADDING``."""
+        return self.take_share(count, 0, count)
+
+    def take_share(self, count: int, begin: int, end: int) -> np.ndarray:
+        """Pass over the next ``count`` rows; returns those from number ``begin`` to ``end - 1`` of them.
+
+        Of prepared sources only these are read.
+        """
+        self._skip(begin)
+        of_source = next_sources([source.taken for source in self.sources], self.weights, end - begin)
+        rows = np.empty((end - begin, self.sources[0].windows.row_tokens), dtype=np.int64)
         for number, source in enumerate(self.sources):
             places = np.flatnonzero(of_source == number)
             rows[places] = source.take(len(places))
+        self._skip(count - end)
+        self.rows += count
         return rows
 
-    def _next_sources(self, count: int) -> np.ndarray:
-        """The index of the source of each of the next ``count`` rows, ``(count,)``."""
-        taken = np.array([source.taken for source in self.sources])
-        lags = (taken[:, np.newaxis] + np.arange(1, count + 1)) / np.array(self.weights)[:, np.newaxis]
-        # a source's lags increase, so the smallest overall are those that one row at a time would choose, in that order
-        return np.argsort(lags, axis=None, kind="stable")[:count] // count
+    def skip(self, count: int) -> None:
+        """Pass over the next ``count`` rows."""
+        self._skip(count)
+        self.rows += count
+
+    def _skip(self, count: int) -> None:
+        taken = [source.taken for source in self.sources]
+        for source, rows in zip(self.sources, rows_of_each(taken, self.weights, count), strict=True):
+            source.skip(rows)
 
     def cursor(self) -> Cursor:
         """The position of the next row, as JSON values: a few hundred bytes per source."""
@@ -308,9 +313,9 @@ class Stream:
         """The id of ``<|endoftext|>``."""
         return self.readers[0].tokenizer.end_of_text
 
-    def windows(self, reader: Reader) -> Windows:
+    def windows(self, reader: Reader) -> Windows | IndexedWindows:
         """The windows of the reader's source."""
-        return Windows(reader, PACKINGS[self.packing], self.block_size + 1, self.shuffle_window)
+        return windows_of(reader, PACKINGS[self.packing], self.block_size + 1, self.shuffle_window)
 
     def open(self, cursor: Cursor | None = None) -> RowSequence:
         """The rows from ``cursor`` on; from the start when omitted."""

@@ -84,8 +84,14 @@ def test_prepare(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPath
     assert case.hits
 
 
+class OneCell(KilledStudy):
+    """The shortest study."""
+
+    depths = (1,)
+
+
 def test_study(folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> None:
-    left = left_alone(KilledStudy, tmp_path_factory.mktemp("study"), forks)
+    left = left_alone(OneCell, tmp_path_factory.mktemp("study"), forks)
     case = hit(left, [Ask(signal.SIGHUP)], "step", folder, tmp_path, forks)
     assert (case.problems, len(case.hits)) == ([], 1)
 

@@ -79,7 +79,7 @@ def test_growth_by_design_must_be_even() -> None:
 
 def test_a_fit_and_requests_are_watched(tmp_path: Path) -> None:
     """Short runs: what counts files and threads is flat; memory needs a longer one."""
-    for subject in (LongFit(tmp_path / "fit", 300), ManyRequests(tmp_path / "requests", 300)):
+    for subject in (LongFit(tmp_path / "fit", 200), ManyRequests(tmp_path / "requests", 200)):
         samples: list[Sample] = list(watch(subject))
         assert samples[-1]["at"] <= subject.total
         assert {"memory, KB", "open files", "threads", "files in TMPDIR"} <= samples[0].keys()

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.run.process import CellProcess, latest_checkpoint, lock_cell
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import share_of_machine
+from lightning_gpt.studies.run.starter import FreshStarter
 from lightning_gpt.studies.spec.study import read_study
 from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
@@ -107,21 +109,22 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
-def test_killed_or_stopped_study_goes_on(alone: Path, tmp_path: Path, how: signal.Signals) -> None:
+def test_stopped_and_killed_study_goes_on(alone: Path, tmp_path: Path) -> None:
+    """Stopped with Ctrl-C in its first cell, and killed in its second, it is the study that was left alone."""
     study = read_study(write_study(tmp_path), None)
     call = ("study", "--config", "tiny.yaml", "--folder", "out")
-    process = start_command(*call, cwd=tmp_path)
-    last = cell_folder(tmp_path / "out", study.cells[1])
-    wait_for_checkpoint(last)
-    process.send_signal(how)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
-    end = time.monotonic() + 60
-    while processes_of(last):
-        assert time.monotonic() < end, "the cell outlived its study"
-        time.sleep(0.1)
-    assert not (last / "result.json").exists()
+    for number, how in enumerate((signal.SIGINT, signal.SIGKILL)):
+        process = start_command(*call, cwd=tmp_path)
+        hit = cell_folder(tmp_path / "out", study.cells[number])
+        wait_for_checkpoint(hit)
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
+        end = time.monotonic() + 60
+        while processes_of(hit):
+            assert time.monotonic() < end, "the cell outlived its study"
+            time.sleep(0.1)
+        assert not (hit / "result.json").exists()
 
     done = must_run(*call, cwd=tmp_path, timeout=600)
     assert "2 cells, 1 already done" in done.stderr
@@ -130,6 +133,31 @@ def test_killed_or_stopped_study_goes_on(alone: Path, tmp_path: Path, how: signa
     for a, b in zip(ours, theirs, strict=True):
         assert a["curves"]["val/loss"] == b["curves"]["val/loss"]
         assert a["curves"]["train/loss"] == b["curves"]["train/loss"]
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cells are forks on Linux only")
+def test_the_process_that_starts_the_cells_is_killed(tmp_path: Path) -> None:
+    """Its cell saves its state, and the study ends with a line."""
+    study = read_study(write_study(tmp_path, grid={LAYERS: [1]}), None)
+    process = start_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path)
+    folder = cell_folder(tmp_path / "out", study.cells[0])
+    wait_for_checkpoint(folder)
+    (starter,) = (pid for pid in children_of(process.pid) if children_of(pid))
+    assert len(list(Path(f"/proc/{starter}/task").iterdir())) == 1, "a fork has no other thread than the one that forks"
+    os.kill(starter, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: the process that starts the cells has ended")
+    end = time.monotonic() + 60
+    while processes_of(folder):
+        assert time.monotonic() < end, "the cell outlived its study"
+        time.sleep(0.1)
+    assert "stopped" in (folder / "fit.log").read_text()
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -217,7 +245,9 @@ def test_progress_is_of_the_metrics_and_not_of_what_is_printed(tmp_path: Path, m
     folder = cell_folder(tmp_path / "out", made.cells[0])
     lock = lock_cell(folder)
     assert lock is not None
-    process = CellProcess(made.cells[0], folder, lock, made.cells[0].config, {"OMP_NUM_THREADS": "1"}, tests=False)
+    cell = made.cells[0]
+    environment = {"OMP_NUM_THREADS": "1"}
+    process = CellProcess(cell, folder, lock, cell.config, environment, tests=False, starter=FreshStarter())
     shown = []
     end = time.monotonic() + 300
     while not process.poll():

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import SizedTrainBatches
+from lightning_gpt.data.best_fit import BestFitRows
 from lightning_gpt.data.counting import count
-from lightning_gpt.data.packing import PACKINGS, BestFit, Concatenate, Packing, Position, best_fit
-from lightning_gpt.data.stream import PADDING, Reader, Stream
+from lightning_gpt.data.packing import PACKINGS, PADDING, BestFit, Concatenate, Packing, Position
+from lightning_gpt.data.stream import Reader, Stream
 from lightning_gpt.models.head import IGNORED
 from tests.data.helpers import BYTES, EVERYTHING, Listed, tokens_of
 
@@ -62,6 +63,35 @@ def test_best_fit_unpacks_to_the_documents(lengths: list[int], row_tokens: int, 
     assert Counter(token for piece in pieces for token in piece) == Counter(
         int(token) for _, tokens in documents for token in tokens
     )
+
+
+def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int]]]:
+    rows = BestFitRows(np.array(lengths, dtype=np.int64), capacity)
+    return [rows.pieces(row) for row in range(rows.count)]
+
+
+def plainly(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int]]]:
+    """The same by definition: of the rows with the least sufficient room, the one that came to it last."""
+    rows = [
+        [(n, begin, capacity)] for n, each in enumerate(lengths) for begin in range(0, each - capacity + 1, capacity)
+    ]
+    rests = [(n, each - each % capacity, each % capacity) for n, each in enumerate(lengths) if each % capacity]
+    rooms: list[tuple[int, int]] = []  # room and row, in the order in which rows came to their rooms
+    for piece in sorted(rests, key=lambda piece: -piece[2]):
+        fitting = [(room, -order) for order, (room, _) in enumerate(rooms) if room >= piece[2]]
+        if fitting:
+            room, row = rooms.pop(-min(fitting)[1])
+        else:
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(piece)
+        rooms.append((room - piece[2], row))
+    return rows
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=40), capacity=st.integers(1, 20))
+def test_best_fit_is_what_its_definition_gives(lengths: list[int], capacity: int) -> None:
+    assert best_fit(lengths, capacity) == plainly(lengths, capacity)
 
 
 @given(lengths=st.lists(st.integers(0, 50), max_size=40), capacity=st.integers(1, 20))

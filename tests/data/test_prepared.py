@@ -190,7 +190,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _flip_text(f / "manifest.json", '"end_document": ', '"end_document": 1'),
         r"manifest.json is damaged: its checksum is wrong",
     ),
-    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads format 3"),
+    "unknown format": (lambda f: _rewrite(f / "manifest.json", format=7), r"has format 7; this version reads format 4"),
     "half-written": (_unfinish, r"is unfinished: run the same prepare command again"),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.hostile.possible import skip_unless_possible
 from tests.processes import (
     environment,
     must_run,
@@ -76,17 +77,6 @@ def assert_same_run(run: Path, alone: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def may(*command: str) -> bool:
-    """Whether this user may run a command, which needs to be root."""
-    return shutil.which(command[0]) is not None and subprocess.run(command, check=False).returncode == 0
-
-
-def skip_unless_root(changes: str) -> None:
-    """Skip a test whose changes an ordinary user cannot make."""
-    if ("mount=" in changes and not may("unshare", "-m", "true")) or ("user=" in changes and os.geteuid() != 0):
-        pytest.skip("only root can do this")
-
-
 NOWHERE = "/nonexistent/folder"
 MACHINES: dict[str, tuple[str, list[str], Changes]] = {
     "one core": ("cores=1", [], {}),
@@ -110,7 +100,7 @@ MACHINES: dict[str, tuple[str, list[str], Changes]] = {
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_run_resumed_on_another_machine_is_the_same_to_the_bit(alone: Path, place: Path, machine: str) -> None:
     changes, args, env = MACHINES[machine]
-    skip_unless_root(changes)
+    skip_unless_possible(changes)
     if "user=" in changes:
         os.chown(place, ANOTHER_USER, ANOTHER_USER)
     done = surrounded(changes, "fit", "--ckpt_path", before_last(alone), *args, cwd=place, env=env)
@@ -119,7 +109,7 @@ def test_a_run_resumed_on_another_machine_is_the_same_to_the_bit(alone: Path, pl
 
 
 def test_read_only_home(alone: Path, place: Path) -> None:
-    skip_unless_root("mount=")
+    skip_unless_possible("mount=")
     (place / "home").mkdir()
     changes, env = f"mount=ro:{place / 'home'}", {"HOME": str(place / "home")}
     done = surrounded(changes, "fit", "--ckpt_path", before_last(alone), cwd=place, env=env)
@@ -245,7 +235,7 @@ REFUSED: dict[str, tuple[str, list[str], Changes, int, str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_work_ends_in_one_line(alone: Path, place: Path, case: str) -> None:
     changes, args, env, status, said = REFUSED[case]
-    skip_unless_root(changes)
+    skip_unless_possible(changes)
     names = {
         "config": alone / "tiny.yaml",
         "checkpoint": before_last(alone),

@@ -16,6 +16,7 @@ from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.cli import main
 from tests.hostile.calls import FIT, GROUPS, Call
+from tests.hostile.possible import skip_unless_possible
 from tests.processes import must_run, run_forked, tiny_config, tiny_corpus, write_config
 
 SECONDS = 60
@@ -121,8 +122,7 @@ def test_wrong_call(
     group: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     call = GROUPS[group][name]
-    if any(change.startswith("user=") for change in call.changes) and os.geteuid() != 0:
-        pytest.skip("only root can become another user")
+    skip_unless_possible(" ".join(call.changes))
     monkeypatch.chdir(folder)
     for file, content in call.files.items():
         Path(file).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -18,8 +18,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from lightning_gpt.cluster import Cluster
 from lightning_gpt.console import console
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.document_index import build
 from lightning_gpt.data.made_of import changed_files, listed, made_of
 from lightning_gpt.data.prepare.card import card_text, make_card
 from lightning_gpt.data.prepare.duplicates import search
@@ -44,17 +46,19 @@ def prepare_corpus(
     remove_duplicates: bool,
     near_duplicate_threshold: float | None,
     progress: Progress,
+    on: Cluster | None = None,
 ) -> None:
     """Tokenise all documents of ``data`` into ``folder``, resuming what an earlier call left unfinished.
 
     Args:
         folder: The folder to make; it must not exist.
         data: The sources, the tokenizer (trained first if it has to be) and the split.
-        jobs: Number of worker processes; one per usable core when None.
+        jobs: Number of worker processes, or of tasks at a time on a cluster; one per usable core when None.
         remove_duplicates: Whether to remove training documents that duplicate a validation or test document, or an
             earlier training document.
         near_duplicate_threshold: Lowest similarity of near duplicates; None to find exact duplicates only.
         progress: Receives the parts as they are written.
+        on: The cluster that tokenises; this machine when None.
 
     Raises:
         CallError: The unfinished folder was started with other settings or files, or no document has text.
@@ -83,7 +87,7 @@ def prepare_corpus(
             folders = [_source_folder(work, position, each.name) for position, each in enumerate(data.sources)]
             writer = PartWriter(_tokenizer(work, data), near_duplicate_threshold is not None)
             sources = list(zip(data.sources, data.splits, folders, limits, strict=True))
-            write_parts(sources, writer, jobs or cores(), progress)
+            write_parts(sources, writer, jobs or (cores() if on is None else on.cores), progress, on)
             changed = _changed_files(config, data.configured)
             if changed:
                 raise WorkError(f"{listed(changed)}: it changed while it was read; delete {work} and start over")
@@ -194,6 +198,11 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
         for (_, stem, part), removed in zip(written, found.removed, strict=True):
             if len(removed):
                 writer.drop(stem, part, removed)
+    with console.status("writing the index of the training documents"):
+        contents = [
+            _content(folder, source["limits"].get("train"), writer.tokenizer)
+            for folder, source in zip(folders, config["sources"], strict=True)
+        ]
     table = writer.tokenizer.table.encode()
     manifest = {
         "format": FORMAT,
@@ -208,9 +217,7 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
             "sha256": sha256(table).hexdigest(),
         },
         "split_digest": found.digest,
-        "sources": [
-            {"folder": folder.name, "parts": [part.to_json() for part in complete_parts(folder)]} for folder in folders
-        ],
+        "sources": contents,
     }
     lines = (to_json(asdict(duplicate)) + "\n" for duplicate in found.duplicates)
     write_file(work / "duplicates.jsonl", "".join(lines).encode())
@@ -219,3 +226,16 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
     write_file(work / "card.md", card_text(card).encode())
     # last: its split_digest marks the folder as complete
     write_json(work / MANIFEST, {**manifest, "checksum": manifest_checksum(manifest)})
+
+
+def _content(folder: Path, limit: int | None, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write the index of a source, and describe its folder."""
+    parts = complete_parts(folder)
+    files = build(folder, parts, tokenizer.vocab_size, limit)
+    for name, content in files.items():
+        write_file(folder / name, content)
+    return {
+        "folder": folder.name,
+        "parts": [part.to_json() for part in parts],
+        "index": {name: {"size": len(each), "sha256": sha256(each).hexdigest()} for name, each in files.items()},
+    }

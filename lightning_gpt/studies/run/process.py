@@ -1,12 +1,9 @@
 """One cell as a process: started or resumed, watched, stopped."""
 
-import ctypes
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,11 +12,9 @@ import yaml
 from lightning_gpt.studies.run.locks import try_lock
 from lightning_gpt.studies.run.progress import CellProgress, RunFollower
 from lightning_gpt.studies.run.result import TEST_FOLDER, fail, finish, run_folders
+from lightning_gpt.studies.run.starter import Started, Starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
-
-_COMMAND = (sys.executable, "-m", "lightning_gpt")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class CellProcess:
@@ -36,6 +31,7 @@ class CellProcess:
         config: The configuration to run: the cell's, with the study's own files put in.
         environment: Environment variables that set the process's threads and GPUs.
         tests: Whether to measure the test split after the training.
+        starter: What starts its processes.
         options: Added to the command line of both.
     """
 
@@ -47,13 +43,15 @@ class CellProcess:
         config: dict[str, object],
         environment: dict[str, str],
         tests: bool,
+        starter: Starter,
         options: Sequence[str] = (),
     ) -> None:
         self.cell = cell
         self.folder = folder
         self.resumed_from = latest_checkpoint(folder)
         self._lock = lock
-        self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        self._environment = {**environment, "PYTHONUNBUFFERED": "1"}
+        self._starter = starter
         self._tests = tests
         self._options = options
         self._started = time.monotonic()
@@ -64,18 +62,8 @@ class CellProcess:
         self._log = folder / "fit.log"
         self._process = self._start("fit", "--config", str(self._config), "--name", str(folder.resolve()), *checkpoint)
 
-    def _start(self, *args: str) -> subprocess.Popen[bytes]:
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [*_COMMAND, *args, *self._options],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                process_group=0,  # so that Ctrl-C reaches the study only, which then asks its cells to save and stop
-                pass_fds=(self._lock,),
-                preexec_fn=_stop_with(os.getpid()),
-            )
+    def _start(self, *args: str) -> Started:
+        return self._starter.start([*args, *self._options], self._environment, self._log, self._lock)
 
     @property
     def seconds(self) -> float:
@@ -137,20 +125,6 @@ def latest_checkpoint(folder: Path) -> Path | None:
     found = [run / "checkpoints/last.ckpt" for run in run_folders(folder)]
     found = [path for path in found if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns) if found else None
-
-
-def _stop_with(parent: int) -> Callable[[], None] | None:
-    """What a new process does first: ask Linux for a SIGTERM when ``parent`` ends, on which ``fit`` saves and stops."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def set_signal() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # the parent ended before the call
-            os._exit(1)
-
-    return set_signal
 
 
 def _tail(log: Path, size: int = 20_000) -> str:

@@ -19,11 +19,12 @@ from lightning_gpt.studies.run.environment import visible_gpus
 from lightning_gpt.studies.run.locks import try_lock
 from lightning_gpt.studies.run.process import CellProcess, lock_cell
 from lightning_gpt.studies.run.result import cell_folder, read_result, read_results
+from lightning_gpt.studies.run.starter import Starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study
 
-_SECONDS_BETWEEN_LOOKS = 0.2
-_SECONDS_TO_SAVE = 120.0
+SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_SAVE = 120.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Runner:
         folder: Its folder.
         jobs: Cells to run at a time.
         run_config: The configuration to run for a cell: its own, with the study's own files put in.
+        starter: What starts the processes of cells.
         options: Added to the command line of each cell.
     """
 
@@ -42,6 +44,7 @@ class Runner:
     folder: Path
     jobs: int
     run_config: Callable[[Cell], dict[str, Any]]
+    starter: Starter
     options: Sequence[str] = ()
 
     def run(self, display: Display) -> None:
@@ -51,7 +54,7 @@ class Runner:
             Stopped: On Ctrl-C, SIGTERM or SIGHUP, after the running cells have saved their state.
             WorkError: Another study runs in this folder.
         """
-        with exclusive(self.folder), _stop_flag() as stop:
+        with exclusive(self.folder), stop_flag() as stop:
             results = read_results(self.study, self.folder)
             display.begin(self.study.title, results)
             waiting = deque(result.cell for result in results if result.status != "finished")
@@ -64,7 +67,7 @@ class Runner:
                             del running[slot]
                             display.ended(read_result(process.cell, process.folder), process.seconds)
                     display.show(list(running.values()))
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
             finally:
                 display.end()
                 _stop(list(running.values()), stop)
@@ -74,13 +77,26 @@ class Runner:
                 f"stopped; {done} of {len(self.study.cells)} cells are done; rerun the same command to resume"
             )
 
-    def run_one(self, cell: Cell, display: Display) -> None:
-        """Run one cell, while other processes may run other cells in the same folder."""
-        with shared(self.folder), _stop_flag() as stop:
+    def run_one(self, cell: Cell, display: Display, waits: bool = False) -> None:
+        """Run one cell, while other processes may run other cells in the same folder.
+
+        Args:
+            cell: The cell.
+            display: Shows it.
+            waits: Whether to wait for a process that is still saving the cell's state.
+
+        Raises:
+            WorkError: Another process is running the cell.
+            Stopped: On Ctrl-C, SIGTERM or SIGHUP, after the cell has saved its state.
+        """
+        with shared(self.folder), stop_flag() as stop:
             result = read_result(cell, cell_folder(self.folder, cell))
             if result.status == "finished":
                 return
-            lock = lock_cell(cell_folder(self.folder, cell))
+            lock, end = lock_cell(cell_folder(self.folder, cell)), time.monotonic() + SECONDS_TO_SAVE
+            while lock is None and waits and not stop.asked and time.monotonic() < end:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                lock = lock_cell(cell_folder(self.folder, cell))
             if lock is None:
                 raise WorkError(f"another process is running cell {cell.number}, {cell.name}")
             process = self._process(cell, lock, 0)
@@ -90,7 +106,7 @@ class Runner:
                     if stop.asked:
                         _stop([process], stop)
                         raise Stopped(f"stopped; rerun the same command to resume cell {cell.number}")
-                    time.sleep(_SECONDS_BETWEEN_LOOKS)
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
             except BaseException:
                 process.signal(signal.SIGTERM)
                 raise
@@ -112,7 +128,7 @@ class Runner:
     def _process(self, cell: Cell, lock: int, slot: int) -> CellProcess:
         tests = any(tag.startswith("test/") for tag in self.study.measure)
         environment, folder = share_of_machine(slot, self.jobs), cell_folder(self.folder, cell)
-        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.options)
+        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.starter, self.options)
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
@@ -171,7 +187,7 @@ def _locked(folder: Path, *, shared: bool) -> Iterator[None]:
         os.close(lock)
 
 
-class _Stop:
+class Stop:
     """Whether the process was asked to stop, and whether by a second Ctrl-C."""
 
     asked = False
@@ -183,8 +199,9 @@ class _Stop:
 
 
 @contextmanager
-def _stop_flag() -> Iterator[_Stop]:
-    stop = _Stop()
+def stop_flag() -> Iterator[Stop]:
+    """Inside the context, being asked to stop raises nothing and is noted."""
+    stop = Stop()
     before = on_stop(stop.ask)
     try:
         yield stop
@@ -192,15 +209,15 @@ def _stop_flag() -> Iterator[_Stop]:
         restore(before)
 
 
-def _stop(running: list[CellProcess], stop: _Stop) -> None:
+def _stop(running: list[CellProcess], stop: Stop) -> None:
     """Let running cells save and stop; a second Ctrl-C, or a timeout, kills them."""
-    end = time.monotonic() + _SECONDS_TO_SAVE
+    end = time.monotonic() + SECONDS_TO_SAVE
     for process in running:
         process.signal(signal.SIGTERM)
     while any(process.alive for process in running):
         if stop.at_once or time.monotonic() > end:
             for process in running:
                 process.signal(signal.SIGKILL)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     for process in running:
         process.abandon()
