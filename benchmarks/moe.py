@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.planning import active_parameters
+from lightning_gpt.planning.flops import active_parameters
 from lightning_gpt.training.optim import adamw
 
 ROUNDS = 7

@@ -16,6 +16,7 @@ _COMMANDS = {
     "validate": ("train", "loss and perplexity of a checkpoint on the validation split"),
     "test": ("train", "loss and perplexity of a checkpoint on the test split"),
     "predict": ("train", "write a checkpoint's loss and likeliest token at every position of the test split"),
+    "plan": ("plan", "what a config costs on which devices, and the fastest layout that fits"),
     "prepare": ("prepare", "tokenise a config's documents into a folder that training maps into memory"),
     "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
     "generate": ("generate", "continue a prompt from a checkpoint"),

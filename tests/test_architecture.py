@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "inference": {"models", "data", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {*BELOW, "parallel", "checkpoint_file", "hardware", "whole_file", "json_text", "stopping", "trust"},
-    "planning": {"models", "errors"},
+    "planning": {"models", "parallel", "options", "safe_yaml", "errors"},
     "parallel": {"models", "options", "errors"},
     "studies": {
         *BELOW - {"planning"},

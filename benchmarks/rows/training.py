@@ -13,7 +13,7 @@ from benchmarks.result import Result, Skipped, Target
 from benchmarks.rounds import Spread, interleaved, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.models import GPT
-from lightning_gpt.planning import training_flops_per_token
+from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training.compiling import CompiledBlocks
 
 _AT_LEAST = {"nanoGPT": 1.8, "litgpt": 1.5}

@@ -66,6 +66,11 @@ class VocabularyFirst(Chunks):
         super().__init__(weight, size, terms)
         self._array = weight.new_empty(len(weight) * size)
 
+    @staticmethod
+    def working_bytes(size: int, vocab_size: int, dim: int, dtype: torch.dtype, device: str) -> int:
+        """What a chunk of ``size`` tokens takes: the logits, and the hidden states scaled."""
+        return (vocab_size + dim) * size * dtype.itemsize
+
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         n = len(hidden)
         z = self._array[: len(self.weight) * n].view(-1, n)  # (V, n)

@@ -73,6 +73,28 @@ class OutputHead(Layer):
         return 2.0 * self.weight.numel()
 
 
+def loss_bytes(
+    tokens: int, dim: int, vocab_size: int, hidden: torch.dtype, weight: torch.dtype, product: torch.dtype, device: str
+) -> int:
+    """The most that :func:`linear_cross_entropy` allocates in training, in bytes; ``weight`` needs a gradient.
+
+    Args:
+        tokens: Number of hidden states.
+        dim: Their width.
+        vocab_size: Rows of the unembedding.
+        hidden: The dtype of the hidden states.
+        weight: The dtype of the unembedding.
+        product: The dtype of the products, autocast's if it is enabled.
+        device: ``cpu`` or ``cuda``.
+    """
+    size = chunk_size(tokens, vocab_size, product, torch.device(device))
+    sums = torch.promote_types(weight, torch.float32).itemsize * vocab_size * dim
+    copies = (product != weight) * vocab_size * dim + (product != hidden) * tokens * dim
+    layout = layout_for(device, product)
+    chunk = layout.working_bytes(size, vocab_size, dim, product, device)
+    return sums + tokens * dim * hidden.itemsize + copies * product.itemsize + chunk
+
+
 def _require_one_target_each(hidden: Tensor, targets: Tensor) -> None:
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(
@@ -194,5 +216,9 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms, make:
 
 def chunks_for(weight: Tensor, size: int, terms: Terms) -> Chunks:
     """The faster layout for this weight's device and precision."""
-    first = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-    return (VocabularyFirst if first else TokensFirst)(weight, size, terms)
+    return layout_for(weight.device.type, weight.dtype)(weight, size, terms)
+
+
+def layout_for(device: str, dtype: torch.dtype) -> type[VocabularyFirst | TokensFirst]:
+    """The faster layout for products of ``dtype`` on a device."""
+    return VocabularyFirst if device == "cpu" and dtype in (torch.float32, torch.float64) else TokensFirst

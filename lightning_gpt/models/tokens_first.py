@@ -17,12 +17,26 @@ class TokensFirst(Chunks):
         super().__init__(weight, size, terms)
         exact = torch.promote_types(weight.dtype, torch.float32)
         self._rounds = exact != weight.dtype
-        spare = -len(weight) % _ALIGNED if self._rounds and weight.device.type != "cpu" else 0
+        spare = _spare(len(weight), weight.dtype, weight.device.type)
         self._logits = weight.new_empty(size, len(weight) + spare)[:, : len(weight)]
-        few = min(size, _TOKENS_IN_FP32) if weight.device.type == "cpu" else size
-        self._few = few if self._rounds else size
-        self._exact = weight.new_empty(few, len(weight), dtype=exact) if self._rounds else self._logits
+        self._few = _few(size, weight.dtype, weight.device.type)
+        self._exact = weight.new_empty(self._few, len(weight), dtype=exact) if self._rounds else self._logits
         self._product: Tensor | None = None
+
+    @staticmethod
+    def working_bytes(size: int, vocab_size: int, dim: int, dtype: torch.dtype, device: str) -> int:
+        """What a chunk of ``size`` tokens takes.
+
+        Logits, those in fp32, the gradient of the weight in half precision and the piece of it in fp32, and that of
+        the hidden states.
+        """
+        logits = size * (vocab_size + _spare(vocab_size, dtype, device)) + size * dim
+        if dtype.itemsize >= 4:
+            return logits * dtype.itemsize
+        converted = _few(size, dtype, device) * vocab_size + (
+            min(_ROWS_TO_ADD, vocab_size) * dim if device == "cpu" else 0
+        )
+        return (logits + vocab_size * dim) * dtype.itemsize + 4 * converted
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         torch.mm(hidden, self.weight.T, out=self._logits[: len(hidden)])
@@ -66,11 +80,21 @@ class TokensFirst(Chunks):
             _add(grad_weight, torch.mm(gradient.T, hidden, out=self._product))
 
 
+def _spare(vocab_size: int, dtype: torch.dtype, device: str) -> int:
+    """Values that fill up a row of half-precision logits on a GPU."""
+    return -vocab_size % _ALIGNED if dtype.itemsize < 4 and device != "cpu" else 0
+
+
+def _few(size: int, dtype: torch.dtype, device: str) -> int:
+    """Tokens whose logits are in fp32 at a time."""
+    return min(size, _TOKENS_IN_FP32) if dtype.itemsize < 4 and device == "cpu" else size
+
+
 def _add(total: Tensor, half: Tensor) -> None:
     """Add a half-precision matrix to an fp32 one; on CPU in pieces that fit in cache, three times as fast."""
     if total.device.type != "cpu":
         total += half
         return
-    piece = total.new_empty(_ROWS_TO_ADD, total.shape[1])
+    piece = total.new_empty(min(_ROWS_TO_ADD, len(total)), total.shape[1])
     for rows, halves in zip(torch.split(total, _ROWS_TO_ADD), torch.split(half, _ROWS_TO_ADD), strict=True):
         rows += piece[: len(rows)].copy_(halves)

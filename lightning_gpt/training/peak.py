@@ -4,24 +4,8 @@ import time
 
 import torch
 
+from lightning_gpt.planning.devices import matching
 from lightning_gpt.training.device_clock import synchronize
-
-_DENSE_TFLOPS = {
-    # NVIDIA's data sheets: dense (without sparsity) tensor-core rates with bf16 or fp16 inputs, in 10¹² FLOP/s
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "A10G": 70.0,
-    "V100": 125.0,
-    "T4": 65.0,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-}
-"""Published peaks of known GPUs, by a part of their name; a longer name comes before any name it contains."""
 
 _SIZE, _ROUNDS = 1024, 5
 
@@ -48,7 +32,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def published_peak(name: str) -> float | None:
     """The published dense half-precision FLOP/s of the GPU called ``name``; None if it is not in the table."""
-    return next((tera * 1e12 for part, tera in _DENSE_TFLOPS.items() if part in name), None)
+    kind = matching(name)
+    return None if kind is None else kind.rates.get("bf16", kind.rates.get("fp16"))
 
 
 def product_seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:

@@ -572,6 +572,10 @@ PATHS: dict[str, Call] = {
         ("bench", "--peer_dir", "corpus.jsonl"), "peer_dir is 'corpus.jsonl', which is not a folder"
     ),
     "bench workload": Call(("bench", "--workload", "[1]"), rf"workload is '\[1\]'; {MAPPING}"),
+    "plan of no device": Call(("plan", "--config", "tiny.yaml", "--device", "h100"), "did you mean H100-PCIe"),
+    "plan of wrong devices": Call(
+        ("plan", "--config", "tiny.yaml", "--devices_file", "list.yaml"), "devices file 'list.yaml'"
+    ),
     "run name of a long name": fit("--name", TOO_LONG, pattern="name|long"),
     "trusted file missing": fit("--trust", "nope.py", pattern="--trust nope.py: there is no such .py file"),
     "trusted nothing": fit("--trust", pattern="--trust is ''"),

@@ -26,6 +26,7 @@ from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.generate import generate
 from lightning_gpt.commands.inspect import inspect as inspect_command
 from lightning_gpt.commands.lightning_cli import MODELS, TrainCLI
+from lightning_gpt.commands.plan import plan_options
 from lightning_gpt.commands.prepare import prepare
 from lightning_gpt.commands.study import study
 from lightning_gpt.commands.tokenizer import tokenizer
@@ -155,6 +156,7 @@ COMMANDS = {
     "inspect": (inspect_command, ()),
     "study": (study, ("--config", "x")),
     "bench": (bench, ()),
+    "plan": (plan_options, ()),
 }
 
 

@@ -18,7 +18,7 @@ from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
-from lightning_gpt.planning import active_parameters
+from lightning_gpt.planning.flops import active_parameters
 from tests.models.collected_losses import CollectedLosses
 from tests.models.helpers import arrays, property_test, random_ids, randomise
 from tests.reference import experts as reference

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.planning import active_parameters
+from lightning_gpt.planning.flops import active_parameters
 from tests.models.variants import CONFIGS, fresh, name_of
 
 FOLDER = Path(__file__).parents[2] / "configs/model"

@@ -18,7 +18,7 @@ from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.from_trained.growth import deepen
 from lightning_gpt.models.wrappers.chosen_tokens import ChosenKeyValues
 from lightning_gpt.models.wrappers.token_routing import RoutedBlock
-from lightning_gpt.planning import flops_per_token, training_flops_per_token
+from lightning_gpt.planning.flops import flops_per_token, training_flops_per_token
 from lightning_gpt.training.mup import Factors, MuP, factors
 from lightning_gpt.training.optim import adamw
 from tests.models.collected_losses import CollectedLosses

@@ -7,7 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.planning import training_flops_per_token
+from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training import peak
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 

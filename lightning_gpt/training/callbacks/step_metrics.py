@@ -13,7 +13,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.share import data_place
 from lightning_gpt.parallel.strategy import gradient_norm
-from lightning_gpt.planning import training_flops_per_token
+from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.training.peak import peak_flops, precision_dtype
 
@@ -34,8 +34,8 @@ class StepMetrics(Callback):
     - ``train/grad_norm``: the norm of the logged step's gradient, before clipping.
     - ``train/tokens_per_second``: over all processes, without the time in validation.
     - ``train/mfu``: model FLOPs utilisation, Chowdhery et al. 2022 (2204.02311), section 4.1: the FLOPs of the matrix
-      products by formula (:func:`~lightning_gpt.planning.training_flops_per_token`) as a share of the devices' peak
-      (:func:`~lightning_gpt.training.peak.peak_flops`).
+      products by formula (:func:`~lightning_gpt.planning.flops.training_flops_per_token`) as a share of the devices'
+      peak (:func:`~lightning_gpt.training.peak.peak_flops`).
     - ``data/rows/<source>``: the rows drawn from each source so far.
     """
 

@@ -18,7 +18,7 @@ from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.registry import readable
-from lightning_gpt.planning import active_parameters
+from lightning_gpt.planning.flops import active_parameters
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.trust import trusted_options
 

@@ -55,6 +55,7 @@ class Experts(Layer):
     def __init__(self, kind: type[FeedForward], dim: int, hidden: int, n_expert: int, *, bias: bool) -> None:
         super().__init__()
         self.kind, self.n_expert, self.hidden = kind, n_expert, hidden
+        self.is_even = False  # planning, which has no tokens to route, gives each expert an equal share
         rows = len(kind.pieces) * hidden
         self.up = nn.Parameter(torch.empty(n_expert, rows, dim))
         self.up_bias = nn.Parameter(torch.empty(n_expert, rows)) if bias else None
@@ -120,7 +121,7 @@ class Experts(Layer):
             return self._grouped(x, counts, stacks)
         up, down = stacks.up.unbind(), stacks.down.unbind()
         outputs = []
-        for place, rows in enumerate(torch.split(x, counts.tolist())):
+        for place, rows in enumerate(torch.split(x, self._rows(len(x), counts))):
             if len(rows) == 0 and not torch.is_grad_enabled():
                 continue
             expert = first + place
@@ -133,6 +134,12 @@ class Experts(Layer):
     @property
     def _stacks(self) -> "_Stacks":
         return _Stacks(self.up, self.up_bias, self.down, self.down_bias)
+
+    def _rows(self, choices: int, counts: Tensor) -> list[int]:
+        """Number of rows of each expert."""
+        if not self.is_even:
+            return counts.tolist()  # type: ignore[no-any-return]
+        return [choices // len(counts) + (expert < choices % len(counts)) for expert in range(len(counts))]
 
     def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks | None" = None) -> Tensor:
         """The same, with one grouped product per matrix; ``stacks`` are all experts' if None."""

@@ -1,4 +1,4 @@
-"""What a model costs, computed from its parts without running it."""
+"""FLOPs and active parameters of a model, computed from what its layers say, without running it."""
 
 import torch
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.base import LanguageModel
-from lightning_gpt.planning import flops_per_token, training_flops_per_token
+from lightning_gpt.planning.flops import flops_per_token, training_flops_per_token
 
 BATCH, TIME = 2, 16
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "dim": 32, "block_size": TIME, "vocab_size": 101}

@@ -1,0 +1,91 @@
+"""The run that ``fit`` would start, read as ``fit`` reads it, for a plan."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_gpt.commands.study_check import ParsedOnly
+from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.strategy import strategy_for
+from lightning_gpt.planning.devices import DeviceKind, fitting_precisions
+from lightning_gpt.planning.training import Training
+
+
+class _Parsed(ParsedOnly):
+    """The CLI of ``fit`` up to where training would start; what is meant for other devices is set aside."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.config.subcommand]
+        trainer = config.trainer
+        self.asked = {name: trainer[name] for name in ("precision", "devices", "num_nodes", "strategy")}
+        self.layout = Layout(**vars(config.parallel))
+        for name, value in Layout().options().items():
+            config.parallel[name] = value
+        super().before_instantiate_classes()
+        trainer.num_nodes = 1
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """What a config says of a run.
+
+    Args:
+        training: What is trained.
+        layout: The layout that the config asks for; None if it asks for none.
+        devices: The number of devices that it asks for; None if it leaves that to the machine.
+        name: The name of the run.
+    """
+
+    training: Training
+    layout: Layout | None
+    devices: int | None
+    name: str
+
+    @classmethod
+    def read(cls, fit: list[str], device: DeviceKind) -> "PlannedRun":
+        """Read the options of ``fit``.
+
+        Args:
+            fit: Its command line after the command's name.
+            device: What is to be trained on, from which a precision follows that is not given.
+
+        Raises:
+            CallError: ``fit`` would refuse them, or the device has no units for the precision.
+        """
+        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is run
+        sys.argv[1:] = ["fit", *fit]
+        cli = _Parsed()
+        precision = str(cli.asked["precision"] or fitting_precisions(device)[0])
+        device.rate(precision)
+        asks = cli.layout.is_chosen or cli.layout.data != "auto"
+        if cli.layout.is_chosen:
+            strategy_for(cli.layout, cli.asked["strategy"], precision)
+        module, data, trainer = cli.model, cli.datamodule, cli.trainer
+        averaging = cli.config.fit.averaging.decay is not None
+        training = Training(
+            model=module.model,
+            precision=precision,
+            device=device.type,
+            rows=data.batch_size,
+            time=data.block_size,
+            accumulate=trainer.accumulate_grad_batches,
+            global_rows=data.global_batch,
+            steps=trainer.max_steps if trainer.max_steps >= 0 else None,
+            optimizer=module.optimization.optimizer,
+            is_averaged=averaging,
+            has_documents=data.separate_documents and device.type == "cpu",  # a GPU's kernel needs no mask for them
+        )
+        return cls(training, cli.layout if asks else None, _devices(cli.asked), str(cli.config.fit.name))
+
+
+def _devices(asked: dict[str, Any]) -> int | None:
+    """The number of devices that the Trainer's flags ask for, if they name one."""
+    devices = asked["devices"]
+    if isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        devices = len(devices)
+    if not isinstance(devices, int) or devices < 1:
+        return None
+    return devices * int(asked["num_nodes"])

@@ -1,0 +1,1 @@
+"""What a training costs before it starts: memory, communication and time, for any layout and device."""

@@ -1,0 +1,199 @@
+"""Bytes that each device sends in an optimizer step, by axis, and over which links."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning_gpt.parallel.layout import AXES, Axis, Layout
+from lightning_gpt.planning.devices import DeviceKind
+from lightning_gpt.planning.memory import CHUNKS
+from lightning_gpt.planning.tracing import product_dtype, weight_dtype
+from lightning_gpt.planning.training import Training
+from lightning_gpt.planning.weights import stage_layers, weights_of_stage
+
+LATENCY = {"node": 3e-6, "network": 10e-6}
+"""Seconds of one step of a ring, apart from its bytes: the order of magnitude of NCCL's."""
+
+Link = Literal["node", "network"]
+"""Between devices of one node, or between nodes."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a device sends along one axis in an optimizer step.
+
+    Args:
+        gathered: Bytes of all-gather and reduce-scatter.
+        reduced: Bytes of all-reduce.
+        exchanged: Bytes sent to single devices: between stages, or to experts.
+        steps: Steps of rings, one after another.
+        link: The slowest link that the axis crosses.
+        seconds: The time this takes on that link.
+    """
+
+    gathered: float
+    reduced: float
+    exchanged: float
+    steps: float
+    link: Link
+    seconds: float
+
+    @property
+    def sent(self) -> float:
+        """All bytes."""
+        return self.gathered + self.reduced + self.exchanged
+
+
+def ring(size: float, devices: int) -> float:
+    """Bytes that each device sends to gather, or to reduce and scatter, ``size`` bytes over a ring.
+
+    An all-reduce is both, so it sends twice as much (Patarasuk & Yuan 2009, section 3).
+    """
+    return size * (devices - 1) / devices
+
+
+def link_of(layout: Layout, axis: Axis, device: DeviceKind) -> tuple[Link, float]:
+    """The link that an axis crosses, and its bandwidth for each device in byte/s.
+
+    Ranks of the innermost axis are neighbours. Where an axis has several devices in each node, their networks work
+    together.
+    """
+    inner = 1
+    for each in AXES[AXES.index(axis) + 1 :]:
+        inner *= layout.size(each)
+    if inner * layout.size(axis) <= device.node:
+        return "node", device.link_gb_s * 1e9
+    within = max(1, device.node // inner)
+    return "network", min(device.link_gb_s, device.network_gb_s * within) * 1e9
+
+
+def traffic(training: Training, layout: Layout, device: DeviceKind, stage: int = 0) -> Mapping[Axis, Traffic]:
+    """What a device of a stage sends in an optimizer step, by axis; axes of size 1 are left out.
+
+    Raises:
+        CallError: The rows of an optimizer step do not divide as the layout asks.
+    """
+    sizes = _Sizes(training, layout, stage)
+    amounts = {
+        "shard": (sizes.weights_gathered(), 0.0, 0.0),
+        "data": (0.0, sizes.gradients_averaged(("data",)), 0.0),
+        "context": (sizes.keys_gathered(), sizes.gradients_averaged(("context",)), 0.0),
+        "tensor": (*sizes.branches(), 0.0),
+        "pipeline": (0.0, sizes.ends(), sizes.boundaries()),
+        "expert": (0.0, sizes.gradients_averaged(("expert",)), sizes.choices()),
+    }
+    found: dict[Axis, Traffic] = {}
+    for axis in AXES:
+        if layout.size(axis) > 1:
+            link, bandwidth = link_of(layout, axis, device)
+            amount, steps = amounts[axis], sizes.steps(axis)
+            found[axis] = Traffic(*amount, steps, link, sum(amount) / bandwidth + steps * LATENCY[link])
+    return found
+
+
+class _Sizes:
+    """The sizes of what a device of one stage sends."""
+
+    def __init__(self, training: Training, layout: Layout, stage: int) -> None:
+        self.training, self.layout = training, layout
+        self.is_first, self.is_last = stage == 0, stage == layout.pipeline - 1
+        self.micro_batches, self.rows = training.micro_batches(layout), training.micro_rows(layout)
+        self.time = -(-training.time // layout.context)
+        self.layers = stage_layers(training.layers, layout.pipeline, stage)
+        self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
+        self.weight_bytes = weight_dtype(training.precision).itemsize
+        self.product_bytes = product_dtype(training.precision).itemsize
+        self.runs_again = training.checkpointing != "none"
+
+    def steps(self, axis: Axis) -> float:
+        """Steps of the rings along an axis: collectives of a step, times the devices that each goes around."""
+        blocks, branches = len(self.layers), 2 * len(self.layers)
+        collectives = {
+            "shard": (2 if self.layout.reshard else 1) * blocks + 1 + blocks + 1,
+            "data": 2 * (blocks + 1),
+            "context": 2 * blocks + 2 * (blocks + 1),
+            "tensor": 4 * branches + 2,
+            "pipeline": 2,
+            "expert": 4 * blocks + 2 * (blocks + 1),
+        }
+        return self.micro_batches * collectives[axis] * (self.layout.size(axis) - 1 if axis != "pipeline" else 1)
+
+    def weights_gathered(self) -> float:
+        """FSDP2, for each micro-batch: each block's weights are gathered for the forward and for the backward pass.
+
+        What is outside the blocks is gathered once. The gradients are reduced and scattered once.
+        """
+        blocks = sum(each.on_rank(self.layout) for each in self.held if each.layer is not None)
+        ends = sum(each.on_rank(self.layout) for each in self.held if each.layer is None)
+        gathers = blocks * (2 if self.layout.reshard else 1) + ends
+        return self.micro_batches * ring((gathers + blocks + ends) * self.weight_bytes, self.layout.shard)
+
+    def gradients_averaged(self, axes: tuple[Axis, ...]) -> float:
+        """The share that ``axes`` have in averaging the gradients over all copies of the weights, per micro-batch.
+
+        Copies are those of the data, expert and context axes together; experts have copies along data and context.
+        """
+        total = 0.0
+        for of_experts in (False, True):
+            copies = {"data": self.layout.size("data"), "context": self.layout.context}
+            if not of_experts:
+                copies["expert"] = self.layout.expert
+            over = 1
+            for size in copies.values():
+                over *= size
+            values = sum(each.on_rank(self.layout) for each in self.held if each.is_of_experts == of_experts)
+            whole = 2 * ring(values * self.weight_bytes / self.layout.shard, over)
+            several = [axis for axis in copies if copies[axis] > 1]
+            # one ring goes over all of them: its slowest link, the outermost axis, carries it
+            if several and several[0] in axes:
+                total += whole
+        return self.micro_batches * total
+
+    def branches(self) -> tuple[float, float]:
+        """Tensor parallel (Shoeybi et al. 2019, 1909.08053, section 3), for each branch of each layer.
+
+        Two all-reduces of the stream, one forward and one backward; the embedding takes one forward, the head one
+        backward. With sequence parallel each is a gather and a reduce-scatter, but the embedding's sum is taken whole.
+        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed.
+        """
+        views, sequence = self.training.views, self.layout.sequence
+        number = self.is_last + self.is_first * (1.5 if sequence else 1.0)
+        for layer in self.layers:
+            branches = 1 if views[layer].ffn is None else 2
+            again = {"block": branches - 1, "attention": 0}.get(self.training.checkpointing)
+            number += 2 * branches + (0 if again is None else again + 0.5 * sequence)
+        tokens = self.rows * self.time * self.training.dim
+        size = 2 * ring(number * tokens * self.product_bytes, self.layout.tensor) * self.micro_batches
+        return (size, 0.0) if self.layout.sequence else (0.0, size)
+
+    def keys_gathered(self) -> float:
+        """Context parallel: keys and values are gathered, their gradients reduced and scattered."""
+        keys = sum(self.training.keys_of_token[layer] for layer in self.layers) / self.layout.tensor
+        passes = 3 if self.runs_again else 2
+        size = self.rows * self.training.time * keys * passes
+        return self.micro_batches * ring(size, self.layout.context)
+
+    def boundaries(self) -> float:
+        """Pipeline: the stream goes to the next stage, its gradient to the one before."""
+        values = self.rows * self.time * self.training.dim
+        size = values * self.training.trace(self.rows, self.time).stream_dtype.itemsize
+        size /= self.layout.tensor if self.layout.sequence else 1
+        if self.layout.schedule == "interleaved":
+            ends = 2 * CHUNKS - self.is_first - self.is_last
+        else:
+            ends = (not self.is_last) + (not self.is_first)
+        return self.micro_batches * size * ends
+
+    def ends(self) -> float:
+        """Pipeline: the gradient of a tied embedding is summed over the first and the last stage, once a step."""
+        if not (self.training.is_tied and (self.is_first or self.is_last)):
+            return 0.0
+        embedding = sum(each.on_rank(self.layout) for each in self.held if each.component == "token embedding")
+        return 2 * ring(embedding * self.weight_bytes / self.layout.shard, 2)
+
+    def choices(self) -> float:
+        """Experts: each chosen token goes to its expert and comes back, forward and backward."""
+        chosen = sum(number for layer, number in self.training.choices.items() if layer in self.layers)
+        exchanges = 4 + 2 * (self.training.checkpointing == "block")
+        size = exchanges * self.rows * self.time * chosen * self.training.dim * self.product_bytes
+        return self.micro_batches * ring(size, self.layout.expert)

@@ -1,0 +1,113 @@
+"""The parameters of a model by component, and how a layout divides each."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.layer import Matrix, all_matrices
+from lightning_gpt.parallel.layout import Layout
+
+_DIVIDED = ("heads", "hidden", "vocabulary")
+"""Spaces along which the tensor axis cuts a matrix."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter.
+
+    Args:
+        component: What it belongs to, as tables show it.
+        layer: The first executed layer that uses it; None outside the layers.
+        numel: Its number of values.
+        is_cut: Whether the tensor axis divides it.
+        is_of_experts: Whether the expert axis divides it.
+        is_hidden: Whether it maps hidden states to hidden states, so that Muon trains it.
+        is_end: Whether it is the head's, which the last stage of a pipeline holds.
+    """
+
+    component: str
+    layer: int | None
+    numel: int
+    is_cut: bool
+    is_of_experts: bool
+    is_hidden: bool
+    is_end: bool
+
+    def on_rank(self, layout: Layout) -> float:
+        """The number of its values on a device, before the shard axis divides them."""
+        cut = layout.tensor if self.is_cut else 1
+        return self.numel / cut / (layout.expert if self.is_of_experts else 1)
+
+
+def weights_of(model: LanguageModel) -> list[Weight]:
+    """Every parameter of a model once, in the model's order. No value is read."""
+    components: dict[object, tuple[str, int | None]] = {}
+    for layer, view in enumerate(model.block_views()):
+        branches = [("attention", view.mixer), ("feed-forward", view.ffn)]
+        for name, part in [*branches, *(("norms and residuals", part) for part in view.parts)]:
+            for parameter in () if part is None else part.parameters():
+                components.setdefault(parameter, (name, layer))
+    for parameter in model.token_embedding.parameters():
+        components.setdefault(parameter, ("token embedding", None))
+    for parameter in model.positions.parameters():
+        components.setdefault(parameter, ("positions", None))
+    for parameter in model.head.parameters():
+        components.setdefault(parameter, ("head", None))
+    matrices: dict[object, Matrix] = {}
+    biases: dict[object, Matrix] = {}
+    for matrix in all_matrices(model):
+        matrices[matrix.weight] = matrix
+        if matrix.bias is not None:
+            biases[matrix.bias] = matrix
+    found = []
+    for parameter in model.parameters():
+        component, layer = components.get(parameter, ("final norm and others", None))
+        matrix = matrices.get(parameter, biases.get(parameter))
+        is_bias = parameter in biases
+        spaces = () if matrix is None else (matrix.target,) if is_bias else (matrix.source, matrix.target)
+        is_of_experts = matrix is not None and matrix.weight.ndim > 2
+        found.append(
+            Weight(
+                "experts" if is_of_experts else component,
+                layer,
+                parameter.numel(),
+                any(space in _DIVIDED for space in spaces),
+                is_of_experts,
+                matrix is not None and not is_bias and matrix.is_hidden,
+                component in ("head", "final norm and others"),
+            )
+        )
+    return found
+
+
+def by_component(weights: Iterable[Weight]) -> Mapping[str, int]:
+    """The number of parameters of each component."""
+    found: dict[str, int] = {}
+    for weight in weights:
+        found[weight.component] = found.get(weight.component, 0) + weight.numel
+    return found
+
+
+def stage_layers(n_layer: int, stages: int, stage: int) -> range:
+    """The layers of a pipeline's stage; the first stages take one more where the layers do not divide evenly."""
+    least, more = divmod(n_layer, stages)
+    start = stage * least + min(stage, more)
+    return range(start, start + least + (stage < more))
+
+
+def weights_of_stage(
+    weights: Iterable[Weight], n_layer: int, layout: Layout, stage: int, is_tied: bool
+) -> list[Weight]:
+    """The parameters that a stage holds: its layers', and those of the ends for the first and the last."""
+    layers, last = stage_layers(n_layer, layout.pipeline, stage), stage == layout.pipeline - 1
+    held = []
+    for weight in weights:
+        if weight.layer is not None:
+            here = weight.layer in layers
+        elif weight.is_end:
+            here = last
+        else:
+            here = stage == 0 or (last and is_tied and weight.component == "token embedding")
+        if here:
+            held.append(weight)
+    return held
