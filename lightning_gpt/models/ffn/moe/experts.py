@@ -138,7 +138,7 @@ class Experts(Layer):
     def _rows(self, choices: int, counts: Tensor) -> list[int]:
         """Number of rows of each expert."""
         if not self.is_even:
-            return counts.tolist()  # type: ignore[no-any-return]
+            return counts.tolist()
         return [choices // len(counts) + (expert < choices % len(counts)) for expert in range(len(counts))]
 
     def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks | None" = None) -> Tensor:
