@@ -39,8 +39,20 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
         require_stages(model, layout, compiles)
     if layout.context > 1:
         require_divisible_rows(model, layout.context)
+        own = model.config.block_size // layout.context
+        if layout.sequence and own % layout.tensor:
+            raise CallError(
+                f"parallel.sequence divides the {own} tokens of a row that parallel.context {layout.context} leaves a "
+                f"device over parallel.tensor {layout.tensor}, which does not divide them: leave sequence out, or "
+                f"choose a block_size that is a multiple of {2 * layout.context * layout.tensor}"
+            )
     if layout.expert > 1:
         require_experts(model, layout.expert)
+        if compiles:
+            raise CallError(
+                f"compile_blocks and parallel.expert {layout.expert} cannot be combined, as the number of exchanged "
+                f"tokens changes with each batch: leave one of them out"
+            )
 
 
 def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> None:

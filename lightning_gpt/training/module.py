@@ -102,7 +102,7 @@ class LanguageModule(EvaluatedModule):
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
-        seed_generators(hash((seed, *place, data_place(self.trainer)[0])), self.device)
+        seed_generators(hash((seed, *place, data_place(self._trainer)[0])), self.device)  # also without a Trainer
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
             return (model or self.model).loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss

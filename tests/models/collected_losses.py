@@ -24,4 +24,4 @@ class CollectedLosses(PartLosses):
 
     def scaled(self, share: float) -> "CollectedLosses":
         """The same collection, for losses that count for ``share`` of what they do here."""
-        return CollectedLosses(self.share * share, self.of_pass, self.terms)
+        return CollectedLosses(self.share * share, self.of_pass, self.total, self.terms)

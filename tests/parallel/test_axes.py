@@ -87,7 +87,7 @@ class _Group:
         ({"attention": "linear"}, "blocks.0.attention (LinearAttention)"),
         ({"attention": ["full", "delta_net"], "position": "none"}, "blocks.1.attention (GatedDeltaNet)"),
         ({"diversity": 0.1}, "diversity (TokenDiversity)"),
-        ({"token_routing": {"kind": "mixture_of_depths", "capacity": 0.5}}, "blocks.1.router (TokenRouter)"),
+        ({"token_routing": {"kind": "mixture_of_depths", "capacity": 0.5}}, "blocks.1 (RoutedBlock)"),
         ({"ffn": {"kind": "moe", "capacity_factor": 1.5}}, "blocks.0.ffn (MixtureOfExperts)"),
         ({"layer_drop": {"kind": "constant", "rate": 0.1}}, "layer_drop cannot be combined"),
     ],

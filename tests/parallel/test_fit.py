@@ -121,6 +121,11 @@ def test_a_run_goes_on_in_another_layout(one: Path, divided: Path, tmp_path: Pat
             "error: trainer.strategy ddp and parallel (shard 2) cannot be combined: leave strategy out\n",
         ),
         (
+            ("--trainer.devices", "2", "--parallel.pipeline", "2", "--parallel.micro_batches", "3"),
+            "error: data.batch_size 8 cannot be divided into 3 micro-batches: set data.batch_size to a multiple of 3, "
+            "or parallel.micro_batches to 2 or 4 or 8\n",
+        ),
+        (
             ("--parallel.sequence", "true"),
             "error: parallel.sequence divides the stream over the tensor axis, but parallel.tensor is 1\n",
         ),
@@ -133,3 +138,13 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] + "\n" == line
     assert not list(tmp_path.glob("runs/tiny/version_*"))
+
+
+def test_predictions_need_whole_models(one: Path) -> None:
+    layers = ("--trainer.devices", "2", "--parallel.pipeline", "2")
+    done = run_command("predict", "--ckpt_path", str(one / LAST), *layers, cwd=one)
+    assert done.returncode == 2
+    line = (
+        "error: predict needs whole models, and with parallel.pipeline each device has some layers: leave pipeline out"
+    )
+    assert line in done.stderr.splitlines()

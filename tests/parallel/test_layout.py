@@ -134,6 +134,42 @@ def with_more() -> GPT:
             "parallel.tensor 2 divides a GPT, and this is a SingleHeadModel: use parallel.shard",
         ),
         (
+            lambda: gpt(n_layer=2),
+            Layout(data=1, pipeline=2, schedule="zero_bubble"),
+            True,
+            "compile_blocks and parallel.schedule zero_bubble cannot be combined, as it divides the backward pass: use "
+            "schedule 1f1b or interleaved",
+        ),
+        (
+            lambda: gpt(block_size=12),
+            Layout(data=1, context=2, tensor=4, sequence=True),
+            False,
+            "parallel.sequence divides the 6 tokens of a row that parallel.context 2 leaves a device over "
+            "parallel.tensor 4, which does not divide them: leave sequence out, or choose a block_size that is a "
+            "multiple of 16",
+        ),
+        (
+            lambda: gpt(block_size=10),
+            Layout(data=1, context=2),
+            False,
+            "rows of 10 tokens cannot be divided over 2 devices: parallel.context needs a block_size that is a "
+            "multiple of 4",
+        ),
+        (
+            lambda: gpt(ffn="moe"),
+            Layout(data=1, expert=2),
+            True,
+            "compile_blocks and parallel.expert 2 cannot be combined, as the number of exchanged tokens changes with "
+            "each batch: leave one of them out",
+        ),
+        (
+            lambda: gpt(),
+            Layout(data=1, expert=2),
+            False,
+            "parallel.expert 2 divides the experts of mixtures, and the model has none: use parallel.data or "
+            "parallel.shard, or ffn moe",
+        ),
+        (
             lambda: gpt_with({"kind": "segment", "length": 6}, GPTConfig(**SIZES, position="rotary")),
             Layout(data=1, shard=2),
             False,

@@ -109,10 +109,9 @@ class Experts(Layer):
             x: Rows sorted by expert.
             counts: Number of rows of each expert, ``(n_expert,)``.
         """
-        stacks = _Stacks(self.up, self.up_bias, self.down, self.down_bias)
         if self.divided is None:
-            return self._through(x, counts, stacks)
-        stacks = stacks.each(self.divided.own)
+            return self._through(x, counts, self._stacks)
+        stacks = self._stacks.each(self.divided.own)
         x, counts, take_back = self.divided.bring(x, counts)
         return take_back(self._through(x, counts, stacks, self.divided.first))
 
@@ -132,14 +131,19 @@ class Experts(Layer):
             outputs.append(self.see(f"{expert}.output", F.linear(hidden, down[place], down_bias)))
         return torch.cat(outputs) if outputs else x
 
+    @property
+    def _stacks(self) -> "_Stacks":
+        return _Stacks(self.up, self.up_bias, self.down, self.down_bias)
+
     def _rows(self, choices: int, counts: Tensor) -> list[int]:
         """Number of rows of each expert."""
         if not self.is_even:
-            return counts.tolist()  # type: ignore[no-any-return]
+            return counts.tolist()
         return [choices // len(counts) + (expert < choices % len(counts)) for expert in range(len(counts))]
 
-    def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks") -> Tensor:
-        """The same, with one grouped product per matrix."""
+    def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks | None" = None) -> Tensor:
+        """The same, with one grouped product per matrix; ``stacks`` are all experts' if None."""
+        stacks = self._stacks if stacks is None else stacks
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden = self.kind.activate(_grouped_linear(x, stacks.up, stacks.up_bias, counts, ends))
         return _grouped_linear(hidden, stacks.down, stacks.down_bias, counts, ends)
