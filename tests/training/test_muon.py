@@ -172,7 +172,8 @@ def test_sharded_matrices_are_refused_in_one_line(mesh: DeviceMesh) -> None:
     with pytest.raises(CallError) as refused:
         optimizer(model, Optimization(optimizer="muon"))
     assert str(refused.value) == (
-        "optimizer muon needs whole matrices and the strategy shards them; use strategy ddp, or optimizer adamw"
+        "optimizer muon needs whole matrices and this strategy shards them: divide the model by --parallel.shard "
+        "instead, or use strategy ddp, or optimizer adamw"
     )
     optimizer(model, Optimization(optimizer="adamw"))
 
