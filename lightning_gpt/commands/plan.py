@@ -165,7 +165,7 @@ def _peaks(planned: "PlannedRun", made: "Plan") -> Mapping[str, float]:
     found = {}
     for mode in ("none", "attention", "block"):
         try:
-            training = planned.training.with_checkpointing(mode)  # type: ignore[arg-type]
+            training = planned.training.with_checkpointing(mode)
         except CallError:
             return {}
         found[mode] = max(rank_memory(training, made.layout, stage).total for stage in {0, made.layout.pipeline - 1})

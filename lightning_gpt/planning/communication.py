@@ -176,7 +176,7 @@ class _Sizes:
     def boundaries(self) -> float:
         """Pipeline: the stream goes to the next stage, its gradient to the one before."""
         values = self.rows * self.time * self.training.dim
-        size = values * self.training.trace(self.rows, self.time).stream_dtype.itemsize
+        size: float = values * self.training.trace(self.rows, self.time).stream_dtype.itemsize
         size /= self.layout.tensor if self.layout.sequence else 1
         if self.layout.schedule == "interleaved":
             ends = 2 * CHUNKS - self.is_first - self.is_last

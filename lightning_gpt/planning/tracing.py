@@ -213,11 +213,11 @@ def _autocast(precision: str) -> AbstractContextManager[None]:
     return torch.autocast("cpu", dtype=product_dtype(precision))
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes alive, by what they belong to."""
 
     def __init__(self, owner: Callable[[Tensor], Part]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive: Counter[Part] = Counter()
         self.most: Counter[Part] = Counter()
         self._most = 0
@@ -243,9 +243,8 @@ class _Allocations(TorchDispatchMode):
         self._most, self.most = sum(self.alive.values()), self.alive.copy()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (
-            func is torch.ops.aten._local_scalar_dense.default
-        ):  # there is no data to read: a number that changes nothing
+        if func is torch.ops.aten._local_scalar_dense.default:
+            # there is no data to read: a number that changes nothing
             return args[0].dtype == torch.bool or (1.0 if args[0].is_floating_point() else 0)
         result = func(*args, **(kwargs or {}))
         part = self._of_copy(args[0]) if func is torch.ops.aten._to_copy.default else None
@@ -265,10 +264,10 @@ class _Allocations(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        entry = [part or self._owner(tensor), storage.nbytes()]
-        self._known[storage] = entry
+        part, size = part or self._owner(tensor), storage.nbytes()
+        entry = self._known[storage] = [part, size]
         weakref.finalize(storage, self._free, entry)
-        self.alive[entry[0]] += entry[1]
+        self.alive[part] += size
         if sum(self.alive.values()) > self._most:
             self.restart_most()
 
@@ -299,7 +298,7 @@ class _Watch:
         handles = []
         for parameter in self.model.parameters():
             self.allocations.ignore(parameter)
-            handles.append(parameter.register_post_accumulate_grad_hook(self._file_gradient))
+            handles.append(parameter.register_post_accumulate_grad_hook(self._file_gradient))  # type: ignore[no-untyped-call]
         for buffer in self.model.buffers():
             self.allocations.ignore(buffer)
         for module in {view.parts[0] for view in self.views}:
@@ -361,7 +360,7 @@ class _Watch:
         most = {part: self.allocations.most[part] - self.start[part] for part in self.allocations.most}
         self.forward[layer] |= Counter(most)
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._begin_backward(layer))
+            output.register_hook(lambda gradient: self._begin_backward(layer))  # type: ignore[no-untyped-call]
 
     def _begin_backward(self, layer: int) -> None:
         self._end_backward()

@@ -42,11 +42,11 @@ class Weight:
 def weights_of(model: LanguageModel) -> list[Weight]:
     """Every parameter of a model once, in the model's order. No value is read."""
     components: dict[object, tuple[str, int | None]] = {}
-    for layer, view in enumerate(model.block_views()):
+    for number, view in enumerate(model.block_views()):
         branches = [("attention", view.mixer), ("feed-forward", view.ffn)]
         for name, part in [*branches, *(("norms and residuals", part) for part in view.parts)]:
             for parameter in () if part is None else part.parameters():
-                components.setdefault(parameter, (name, layer))
+                components.setdefault(parameter, (name, number))
     for parameter in model.token_embedding.parameters():
         components.setdefault(parameter, ("token embedding", None))
     for parameter in model.positions.parameters():
@@ -55,10 +55,10 @@ def weights_of(model: LanguageModel) -> list[Weight]:
         components.setdefault(parameter, ("head", None))
     matrices: dict[object, Matrix] = {}
     biases: dict[object, Matrix] = {}
-    for matrix in all_matrices(model):
-        matrices[matrix.weight] = matrix
-        if matrix.bias is not None:
-            biases[matrix.bias] = matrix
+    for each in all_matrices(model):
+        matrices[each.weight] = each
+        if each.bias is not None:
+            biases[each.bias] = each
     found = []
     for parameter in model.parameters():
         component, layer = components.get(parameter, ("final norm and others", None))
