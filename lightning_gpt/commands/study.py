@@ -67,14 +67,14 @@ def study(
     chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
+    sizes = _prepare(chosen, diagnostics, shared)
     if slurm:
-        _prepare(chosen, diagnostics, shared)
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(read, Path(config), place, trusted_options()), end="")
         return
-    # it imports what cells need while they are checked; the machines of a cluster have none that could be forked
+    # the machines of a cluster have no process that could be forked
     with starter(share) if ray is None else FreshStarter() as starts:
-        display = Display(read.measure, _prepare(chosen, diagnostics, shared))
+        display = Display(read.measure, sizes)
         runner = Runner(read, place, jobs, shared.run_config, starts, trusted_options())
         if cell is None:
             _run_all(runner, display, ray)

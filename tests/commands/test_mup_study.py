@@ -7,7 +7,7 @@ import yaml
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 
 STUDY = Path(__file__).parents[2] / "configs/studies/mup.yaml"
-WIDTHS = (8, 16)
+WIDTHS = (8, 16, 32)
 
 
 def test_the_coordinate_check_runs_and_reports_slopes(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_the_coordinate_check_runs_and_reports_slopes(tmp_path: Path) -> None:
     call = ("study", "--config", "mup.yaml", "--preset", "tiny", "--folder", "out", "--jobs", "2")
     must_run(*call, cwd=tmp_path, timeout=900)
     report = (tmp_path / "out/report.md").read_text()
-    assert "| parametrisation, layer | width 8 | width 16 | slope | slope before training |" in report
+    assert "| parametrisation, layer | width 8 | width 16 | width 32 | slope | slope before training |" in report
     for row in ("standard, embedding", "standard, layer 1", "μP, base 8, layer 1"):
         assert f"| {row} |" in report
     assert (tmp_path / "out/plots/coordinates_rms.png").is_file()

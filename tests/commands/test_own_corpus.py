@@ -58,7 +58,7 @@ def test_they_train(paths: str, files: list[str], tmp_path: Path) -> None:
             200,
             r"source 'files' has \d+ training tokens, .* block_size 256 needs 257, .* 8 rows 2,056; add text",
         ),
-        (1500, r"the corpus has \d training rows, but one optimizer step takes 8 .*: lower batch_size .* or add text"),
+        (1500, r"the corpus has \d training rows, but one optimizer step takes 8 .*: lower batch_size, .* or add text"),
     ],
     ids=["an empty file", "200 bytes", "less than a step"],
 )

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config(tiny_corpus(folder / "corpus.jsonl"))
     config["data"]["global_batch"] = 64
     write_config(folder / "tiny.yaml", config)
-    for name, memory in (("plenty", 40), ("tight", 0.004), ("none", 0.0005)):
+    for name, memory in (("plenty", 40), ("tight", 0.0014), ("none", 0.0005)):
         (folder / f"{name}.yaml").write_text(SMALL_DEVICE.replace("MEMORY", str(memory)))
     return folder
 
@@ -127,6 +127,7 @@ def test_the_script_resumes_from_the_newest_checkpoint_and_queues_itself_again(
         checkpoint = folder / "runs/tiny" / version / "checkpoints/last.ckpt"
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
+    os.utime(folder / "runs/tiny/version_0/checkpoints/last.ckpt", (1, 1))
     (tmp_path / "job.sh").write_text(script)
     env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "x"}
     job = subprocess.Popen(["bash", str(tmp_path / "job.sh")], env=env, cwd=tmp_path)

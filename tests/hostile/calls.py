@@ -316,12 +316,12 @@ TRAINER: dict[str, Call] = {
     }.items()
     for value in values
 } | {
-    "clipping in a file": config("trainer: {gradient_clip_val: -1}", "trainer.gradient_clip_val is -1; it must be"),
+    "clipping in a file": config("trainer: {gradient_clip_val: -1}", "trainer.gradient_clip_val is -1(\\.0)?; it must be"),
     "accumulation in a file": config("trainer: {accumulate_grad_batches: 0}", "accumulate_grad_batches is 0; it must"),
-    "clipping as a section": fit("--trainer", "{gradient_clip_val: -1}", pattern="gradient_clip_val is -1; it must be"),
+    "clipping as a section": fit("--trainer", "{gradient_clip_val: -1}", pattern="gradient_clip_val is -1(\\.0)?; it must be"),
     "clipping in validate": Call(
         ("validate", "--config", "tiny.yaml", "--trainer.gradient_clip_val", "-1"),
-        "gradient_clip_val is -1; it must be",
+        "gradient_clip_val is -1(\\.0)?; it must be",
     ),
     "unknown accelerator": fit("--trainer.accelerator", "abacus", pattern="trainer: .*abacus"),
     "unknown strategy": fit("--trainer.strategy", "nope", pattern="trainer: .*nope"),

@@ -5,6 +5,7 @@ the imports take, and cells that run at a time share their memory. Elsewhere, wh
 libraries, each cell is a fresh interpreter.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -15,7 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from io import TextIOWrapper
@@ -103,8 +106,6 @@ class _Fork:
 class ForkStarter:
     """Starts each process as a fork of one that has imported what they need.
 
-    Made while this process has one thread, since a fork has no other.
-
     Args:
         environment: Changes of the environment that the imports need, such as the number of threads.
     """
@@ -115,11 +116,12 @@ class ForkStarter:
         study = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
-        if os.fork() == 0:  # it ends by SystemExit, so nothing of the study may be in a finally around this
+        if os.fork() == 0:
             self._calls.close()
             os.setpgid(0, 0)
             stop_with(study)
-            _serve(theirs, environment)
+            atexit._clear()
+            _end_with(partial(_serve, theirs, environment))
         theirs.close()
 
     def __enter__(self) -> Self:
@@ -161,11 +163,30 @@ class ForkStarter:
 
 
 def starter(environment: Mapping[str, str]) -> Starter:
-    """What starts processes on this system; see :class:`ForkStarter`."""
-    return ForkStarter(environment) if FORKS else FreshStarter()
+    """What starts processes on this system, and in this process: a fork would have no other thread of it."""
+    return ForkStarter(environment) if FORKS and threading.active_count() == 1 else FreshStarter()
 
 
-def _serve(calls: socket.socket, environment: Mapping[str, str]) -> NoReturn:
+def _end_with(work: Callable[[], None]) -> NoReturn:
+    """Do the work of a fork and end as the interpreter does; nothing of what it was forked from goes on in it."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # a full disk
+                stream.flush()
+        os._exit(status)
+
+
+def _serve(calls: socket.socket, environment: Mapping[str, str]) -> None:
     """Import what cells need, then fork for each call until the other side is closed."""
     end_on_stop()
     os.environ.update(environment)
@@ -186,7 +207,7 @@ def _serve(calls: socket.socket, environment: Mapping[str, str]) -> NoReturn:
         if calls.fileno() in ready:
             message, descriptors, _, _ = socket.recv_fds(calls, _LARGEST_MESSAGE, 2)
             if not message:
-                sys.exit()
+                return
             server = os.getpid()
             pid = os.fork()
             if pid == 0:
@@ -195,7 +216,7 @@ def _serve(calls: socket.socket, environment: Mapping[str, str]) -> NoReturn:
                 for unused in (calls.detach(), woken, wake):
                     os.close(unused)
                 stop_with(server)
-                _become(**json.loads(message), output=descriptors[0])
+                _end_with(partial(_become, **json.loads(message), output=descriptors[0]))
             with suppress(OSError):  # it has ended already
                 os.setpgid(pid, pid)  # here too, so that the group is there when its number is known
             for descriptor in descriptors:
@@ -212,7 +233,7 @@ def _ended_children() -> Iterator[tuple[int, int]]:
             yield pid, os.waitstatus_to_exitcode(status)
 
 
-def _become(args: list[str], environment: Mapping[str, str], output: int) -> NoReturn:
+def _become(args: list[str], environment: Mapping[str, str], output: int) -> None:
     """Turn this process into ``python -m lightning_gpt args``."""
     os.setpgid(0, 0)  # so that Ctrl-C reaches the study only, which then asks its cells to save and stop
     os.environ.update(environment)
@@ -228,4 +249,3 @@ def _become(args: list[str], environment: Mapping[str, str], output: int) -> NoR
         sys.path.insert(0, os.getcwd())  # as the interpreter does; the package takes it away again
     sys.argv[1:] = args
     runpy.run_module("lightning_gpt", run_name="__main__", alter_sys=True)
-    sys.exit()
