@@ -132,4 +132,6 @@ def check_trainer(options: Mapping[str, Any]) -> None:
     for name, allowed in TRAINER_RANGES.items():
         value = options.get(name)
         if value is not None and not allowed.holds(value):
-            raise CallError(f"trainer.{name} is {shown(value)}; it must be {allowed.words}")
+            # whether the parser makes -1 or -1.0 of -1 depends on which of int | float and float | int was seen first
+            given = int(value) if isinstance(value, float) and value.is_integer() else value
+            raise CallError(f"trainer.{name} is {shown(given)}; it must be {allowed.words}")

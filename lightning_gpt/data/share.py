@@ -10,19 +10,11 @@ from lightning_gpt.errors import CallError
 def data_place(trainer: L.Trainer | None) -> tuple[int, int]:
     """Which share of the rows this process reads, and how many shares there are: ``(rank, size)``.
 
-    Processes that hold parts of one copy of a model read the same rows, so there may be fewer shares than processes.
-    The strategy knows: by ``data_rank`` and ``data_size`` if it has them, else by Lightning's
-    ``distributed_sampler_kwargs``. Without either, each process reads rows of its own.
+    The strategy knows: processes that hold parts of one copy of a model read the same rows, so there may be fewer
+    shares than processes.
     """
-    if trainer is None:
-        return 0, 1
-    strategy = trainer.strategy
-    if hasattr(strategy, "data_rank") and hasattr(strategy, "data_size"):
-        return int(strategy.data_rank), int(strategy.data_size)
-    sampler = trainer.distributed_sampler_kwargs
-    if sampler is not None:
-        return int(sampler["rank"]), int(sampler["num_replicas"])
-    return trainer.global_rank, trainer.world_size
+    sampler = None if trainer is None else trainer.distributed_sampler_kwargs
+    return (0, 1) if sampler is None else (int(sampler["rank"]), int(sampler["num_replicas"]))
 
 
 @dataclass(frozen=True)

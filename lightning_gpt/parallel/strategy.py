@@ -117,16 +117,6 @@ class MeshStrategy(DDPStrategy):
         return model
 
     @property
-    def data_rank(self) -> int:
-        """Which share of the rows this process reads."""
-        return self.layout.data_rank(self.global_rank)
-
-    @property
-    def data_size(self) -> int:
-        """How many shares of the rows there are."""
-        return self.layout.data_size
-
-    @property
     def is_first_of_share(self) -> bool:
         """Whether this process is the first of those that read the same rows, so that it speaks for them."""
         place = self.layout.coordinates(self.global_rank)
@@ -134,8 +124,8 @@ class MeshStrategy(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Which rows a sampler of Lightning's gives this process."""
-        return {"num_replicas": self.data_size, "rank": self.data_rank}
+        """Which share of the rows this process reads, and how many shares there are."""
+        return {"num_replicas": self.layout.data_size, "rank": self.layout.data_rank(self.global_rank)}
 
     def setup_environment(self) -> None:
         """Let the processes meet, and make the mesh."""

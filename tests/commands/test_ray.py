@@ -44,7 +44,7 @@ def test_a_corpus_prepared_on_a_cluster_is_the_same_to_the_bit(cluster: LocalClu
 def results(folder: Path) -> list[dict[str, Any]]:
     """The cells of a study without what names the machine and measures its time."""
     cells = json.loads((folder / "results.json").read_text())["cells"]
-    timed = ("cost/", "train/tokens_per_second", "train/mfu", "layers/share_of_time")
+    timed = ("cost/", "wall_seconds", "train/tokens_per_second", "train/mfu", "layers/share_of_time")
     return [
         {
             **{key: cell[key] for key in ("cell", "settings", "digest", "status")},

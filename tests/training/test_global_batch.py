@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 
 class SameRows(DDPStrategy):
-    data_rank, data_size = 0, 1
+    distributed_sampler_kwargs = {"rank": 0, "num_replicas": 1}
 """
 """Two processes that read the same rows, as those do that share one copy of a model."""
 
