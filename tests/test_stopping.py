@@ -147,15 +147,30 @@ def test_a_deleted_run_folder_ends_the_run(config: Path, tmp_path: Path) -> None
     assert not (tmp_path / "runs/tiny/version_0/metrics.jsonl").exists()
 
 
+SLOW_NORM = """
+import pathlib
+import time
+
+from lightning_gpt.models.norms import LayerNorm, norms
+
+
+@norms.register("slow")
+class SlowNorm(LayerNorm):
+    def __init__(self, dim: int, bias: bool) -> None:
+        pathlib.Path("checking").touch()
+        time.sleep(600)
+"""
+"""A variant that is checked for a long time, and tells that the check is there."""
+
+
 def test_ctrl_c_does_not_reach_the_process_that_checks_a_study(config: Path, tmp_path: Path) -> None:
     """A terminal sends it to all of them; only the study answers, and ends the other."""
     content = tiny_config(config.with_name("corpus.jsonl"), max_steps=4)
     del content["name"], content["seed_everything"]
+    content["model"]["init_args"]["norm"] = "slow"
     study = {"name": "tiny", "config": content, "grid": {"model.init_args.n_layer": [1]}, "measure": ["val/loss"]}
     write_config(tmp_path / "study.yaml", study)
-    # the check imports the module too, and tells that it is there
-    code = "import multiprocessing, pathlib, time\nif multiprocessing.parent_process():\n"
-    (tmp_path / "slow.py").write_text(f"{code}    pathlib.Path('checking').touch()\n    time.sleep(600)\n")
+    (tmp_path / "slow.py").write_text(SLOW_NORM)
     command = ["study", "--config", "study.yaml", "--folder", "out", "--trust", "slow.py"]
     process = start_command(*command, cwd=tmp_path, process_group=0)
     while not (tmp_path / "checking").exists():

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
 
 
 RUN_KEYS = (
-    *("averaging", "checkpoints", "ckpt_path", "data", "diagnostics", "grow", "model", "name", "non_finite"),
+    *(
+        "averaging",
+        "checkpoints",
+        "ckpt_path",
+        "data",
+        "diagnostics",
+        "grow",
+        "model",
+        "name",
+        "non_finite",
+        "parallel",
+    ),
     *("samples", "seed_everything", "spikes", "trainer", "upcycle", "weights_only"),
 )
 """The keys of a run's config, as ``fit`` allows them."""

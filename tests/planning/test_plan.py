@@ -223,9 +223,12 @@ def test_the_fewest_devices_that_are_enough() -> None:
     ("layout", "said"),
     [
         (Layout(data=1, tensor=3), "does not divide n_head 8"),
-        (Layout(data=1, pipeline=16), "parallel.pipeline is 16, but the model has 8 layers"),
-        (Layout(data=1, context=3), "parallel.context 3 needs a block_size that is a multiple of 6; it is 256"),
-        (Layout(data=1, expert=2), "parallel.expert is 2, but the model has no mixture of experts"),
+        (
+            Layout(data=1, pipeline=16),
+            "parallel.pipeline 16 with schedule 1f1b has 16 stages, but the model has 8 layers",
+        ),
+        (Layout(data=1, context=3), "parallel.context needs a block_size that is a multiple of 6"),
+        (Layout(data=1, expert=2), "parallel.expert 2 divides the experts of mixtures, and the model has none"),
         (Layout(data=3), "64 rows of an optimizer step do not divide over 3 processes"),
         (Layout(data=1, pipeline=2, micro_batches=7), "64 rows of a process do not divide into 7 micro-batches"),
     ],
