@@ -274,6 +274,7 @@ def quieten() -> None:
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the cursor makes it so
         "You requested to overfit but enabled .* dataloader shuffling.*",  # nothing shuffles these loaders
         ".*The dirpath has changed from.*",
+        ".*could not find the monitored key in the returned metrics.*",  # a run without validation has no best model
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):

@@ -1,0 +1,36 @@
+"""The examples run as they stand, with fewer steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.processes import must_run
+
+MANY_DEVICES = Path(__file__).parents[1] / "examples/many_devices"
+STEPS = 3
+
+
+def losses(folder: Path, layout: str | None) -> list[float]:
+    """The losses of the example's training in a layout."""
+    chosen = () if layout is None else ("--config", str(MANY_DEVICES / f"{layout}.yaml"))
+    short = ("--trainer.max_steps", str(STEPS), "--trainer.log_every_n_steps", "1", "--name", layout or "one")
+    must_run("fit", "--config", str(MANY_DEVICES / "training.yaml"), *chosen, *short, cwd=folder)
+    lines = (folder / f"runs/{layout or 'one'}/version_0/metrics.jsonl").read_text().splitlines()
+    return [line["train/loss"] for line in map(json.loads, lines) if "train/loss" in line]
+
+
+def test_a_layout_changes_no_loss(tmp_path: Path) -> None:
+    alone = losses(tmp_path, None)
+    assert len(alone) == STEPS
+    for layout in ("fsdp", "pipeline_data"):
+        assert losses(tmp_path, layout) == pytest.approx(alone, rel=1e-5)
+
+
+def test_each_layout_is_one_line_and_in_the_table() -> None:
+    page = (MANY_DEVICES / "README.md").read_text()
+    layouts = sorted(file for file in MANY_DEVICES.glob("*.yaml") if file.stem != "training")
+    assert len(layouts) == 3
+    for file in layouts:
+        assert len(file.read_text().splitlines()) == 1
+        assert f"| `{file.name}` |" in page
