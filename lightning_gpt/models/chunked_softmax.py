@@ -91,14 +91,23 @@ class VocabularyFirst(Chunks):
         if terms.z_loss:
             gradient *= 1 + 2 * terms.z_loss * self._log_z
         if terms.label_smoothing:
-            gradient -= total * (terms.label_smoothing / len(gradient))
-        gradient[labels, torch.arange(len(labels))] -= total * (1 - terms.label_smoothing)
+            gradient -= total * (terms.label_smoothing / self.vocab_size)
+        self.subtract_at_targets(gradient, labels, total * (1 - terms.label_smoothing))
         scale = (counts / total)[:, None]
         if grad_hidden is not None:
             torch.mm(gradient.T, self.weight, out=grad_hidden)
             grad_hidden *= scale
         if grad_weight is not None:
             grad_weight.addmm_(gradient, hidden * scale)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens in the vocabulary."""
+        return len(self.weight)
+
+    def subtract_at_targets(self, gradient: Tensor, labels: Tensor, amount: Tensor) -> None:
+        """Subtract ``amount`` ``(tokens,)`` from each token's column of the gradient, in the row of its target."""
+        gradient[labels, torch.arange(len(labels))] -= amount
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -141,25 +141,17 @@ class SharedVocabularyFirst(VocabularyFirst):
         self._powers = z.sub_(largest).exp2_()
         self._sum, target, *logits = self.vocabulary.sums(self._powers.sum(dim=0), own_target, *own_logits)
         self._log_z = (self._sum.log2() + largest) / _LOG2_E
-        mean = logits[0] / self.vocabulary.size / _LOG2_E if smooths else None
+        mean = logits[0] / self.vocab_size / _LOG2_E if smooths else None
         return self.terms.loss(self._log_z, target / _LOG2_E, mean)
 
-    def gradients(
-        self, hidden: Tensor, labels: Tensor, counts: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None
-    ) -> None:
-        gradient, total, terms = self._powers, self._sum, self.terms
-        if terms.z_loss:
-            gradient *= 1 + 2 * terms.z_loss * self._log_z
-        if terms.label_smoothing:
-            gradient -= total * (terms.label_smoothing / self.vocabulary.size)
-        at_target = torch.where(self._mine, total * (1 - terms.label_smoothing), 0)
-        gradient[self._rows, torch.arange(len(labels))] -= at_target
-        scale = (counts / total)[:, None]
-        if grad_hidden is not None:
-            torch.mm(gradient.T, self.weight, out=grad_hidden)
-            grad_hidden *= scale
-        if grad_weight is not None:
-            grad_weight.addmm_(gradient, hidden * scale)
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens in the vocabulary of all processes."""
+        return self.vocabulary.size
+
+    def subtract_at_targets(self, gradient: Tensor, labels: Tensor, amount: Tensor) -> None:
+        """The same for the targets whose rows are held here."""
+        gradient[self._rows, torch.arange(len(labels))] -= torch.where(self._mine, amount, 0)
 
 
 class SharedTokensFirst(TokensFirst):
