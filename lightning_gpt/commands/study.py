@@ -18,7 +18,7 @@ from lightning_gpt.studies.run.on_cluster import run_on_cluster
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
-from lightning_gpt.studies.run.starter import FORKS, FreshStarter, starter
+from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
@@ -115,7 +115,7 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     the cells train.
     """
     with unheard_by_children():
-        pool = ProcessPoolExecutor(1, get_context("fork" if FORKS else "spawn"), end_with_parent)
+        pool = ProcessPoolExecutor(1, get_context("fork" if may_fork() else "spawn"), end_with_parent)
         checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
     with pool:
         try:

@@ -28,8 +28,6 @@ from typing import NoReturn, Protocol, Self
 from lightning_gpt.errors import WorkError
 from lightning_gpt.stopping import end_on_stop, stop_with
 
-FORKS = sys.platform == "linux"
-"""Whether a process may be forked here."""
 _NEEDED_BY_EACH = ("lightning_gpt.commands.train", "lightning_gpt.commands.lightning_cli")
 _LARGEST_MESSAGE = 1 << 20
 
@@ -121,7 +119,7 @@ class ForkStarter:
             os.setpgid(0, 0)
             stop_with(study)
             atexit._clear()
-            _end_with(partial(_serve, theirs, environment))
+            _run_to_its_end(partial(_serve, theirs, environment))
         theirs.close()
 
     def __enter__(self) -> Self:
@@ -140,6 +138,7 @@ class ForkStarter:
         while True:
             answer = self._receive()
             if "started" in answer:
+                self._statuses.pop(answer["started"], None)  # of an earlier process of the same number
                 return _Fork(answer["started"], self)
 
     def status(self, pid: int) -> int | None:
@@ -162,12 +161,17 @@ class ForkStarter:
         return WorkError("the process that starts the cells has ended (was it killed, or out of memory?)")
 
 
+def may_fork() -> bool:
+    """Whether this process may be forked: on Linux, while it has one thread, because a fork would have no other."""
+    return sys.platform == "linux" and threading.active_count() == 1
+
+
 def starter(environment: Mapping[str, str]) -> Starter:
-    """What starts processes on this system, and in this process: a fork would have no other thread of it."""
-    return ForkStarter(environment) if FORKS and threading.active_count() == 1 else FreshStarter()
+    """What starts processes from this process."""
+    return ForkStarter(environment) if may_fork() else FreshStarter()
 
 
-def _end_with(work: Callable[[], None]) -> NoReturn:
+def _run_to_its_end(work: Callable[[], None]) -> NoReturn:
     """Do the work of a fork and end as the interpreter does; nothing of what it was forked from goes on in it."""
     status = 1
     try:
@@ -216,7 +220,7 @@ def _serve(calls: socket.socket, environment: Mapping[str, str]) -> None:
                 for unused in (calls.detach(), woken, wake):
                     os.close(unused)
                 stop_with(server)
-                _end_with(partial(_become, **json.loads(message), output=descriptors[0]))
+                _run_to_its_end(partial(_become, **json.loads(message), output=descriptors[0]))
             with suppress(OSError):  # it has ended already
                 os.setpgid(pid, pid)  # here too, so that the group is there when its number is known
             for descriptor in descriptors:
