@@ -45,8 +45,7 @@ class Share:
 
     def described(self) -> str:
         """What the rows of a step are made of, in words."""
-        processes = f"{self.size} process{'es' * (self.size > 1)}"
-        return f"batch_size {self.batch_size} × {processes} × {self.accumulated} accumulated"
+        return f"{_micro_batch(self.batch_size, self.size)} × {self.accumulated} accumulated"
 
 
 def share_of(trainer: L.Trainer | None, batch_size: int, global_batch: int | None = None) -> Share:
@@ -82,9 +81,14 @@ def micro_batches(global_batch: int, batch_size: int, size: int) -> int:
         own = global_batch // size
         works.append(f"batch_size {next(each for each in range(min(own, batch_size), 0, -1) if own % each == 0)}")
     raise CallError(
-        f"data.global_batch is {global_batch} rows, but a micro-batch has {rows} (batch_size {batch_size} × {size} "
-        f"process{'es' * (size > 1)}), which does not divide it: use {', or '.join(works)}"
+        f"data.global_batch is {global_batch} rows, but a micro-batch has {rows} ({_micro_batch(batch_size, size)}), "
+        f"which does not divide it: use {', or '.join(works)}"
     )
+
+
+def _micro_batch(batch_size: int, size: int) -> str:
+    """What the rows of a micro-batch are made of, in words."""
+    return f"batch_size {batch_size} × {size} process{'es' * (size > 1)}"
 
 
 def hold_global_batch(trainer: L.Trainer, share: Share, global_batch: int) -> None:

@@ -95,7 +95,7 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor], pieces: Pieces, s
 
 
 class WholeOptimizer:
-    """An optimizer, made for a model that is whole, that goes on with the parameters that the model is laid out in.
+    """Hands an optimizer that was made for a whole model the parameters of the model once it is laid out.
 
     Its groups and their options stay, and with them what the whole model alone can say: which weights decay, their
     rates, and which matrices Muon takes. Its state is read and written as the whole model's.

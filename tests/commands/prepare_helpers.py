@@ -14,7 +14,7 @@ import pytest
 
 from lightning_gpt import cli
 from lightning_gpt.commands import prepare as command
-from lightning_gpt.data.prepare import workers
+from lightning_gpt.data.prepare import parts, workers
 from lightning_gpt.data.prepare.parts import PartWriter
 from tests.processes import write_config
 
@@ -41,6 +41,14 @@ def prepare_here(*args: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "ProcessPoolExecutor", InThisProcess)
         command.run(list(args))
+
+
+def prepare_in_short_parts(folder: Path, data: dict[str, Any]) -> None:
+    """Prepare a data section into ``folder/corpus``, in parts of 16 documents."""
+    write_config(folder / "config.yaml", {"data": data})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_DOCUMENTS", 16)
+        prepare_here("--config", str(folder / "config.yaml"), "--output", str(folder / "corpus"))
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -16,18 +16,16 @@ from lightning_gpt.data.counting import count
 from lightning_gpt.data.dhondt import next_sources, rows_of_each
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
-from lightning_gpt.data.prepare import parts
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
 from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split
 from lightning_gpt.data.stream import Reader, Stream
 from lightning_gpt.errors import CallError, WorkError
-from tests.commands.prepare_helpers import prepare_here, words, write_texts
+from tests.commands.prepare_helpers import prepare_in_short_parts, words, write_texts
 from tests.data.helpers import batches
 from tests.data.order import CASES, digest, stream_of
 from tests.models.helpers import property_test
-from tests.processes import write_config
 
 SHARES = Split(val=0.1, test=0.1)
 NAMES = ("a", "b", "c")
@@ -66,10 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"class_path": "Files", "init_args": {"paths": str(folder / f"{name}.jsonl"), "name": name}} for name in NAMES
     ]
     shares = {"val_share": SHARES.val, "test_share": SHARES.test, "split_by": "documents"}
-    write_config(folder / "config.yaml", {"data": {"sources": described, "tokenizer": 300, **shares}})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "PART_DOCUMENTS", 16)
-        prepare_here("--config", str(folder / "config.yaml"), "--output", str(folder / "corpus"))
+    prepare_in_short_parts(folder, {"sources": described, "tokenizer": 300, **shares})
     return folder
 
 

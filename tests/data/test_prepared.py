@@ -13,7 +13,6 @@ import datasets
 import numpy as np
 import pytest
 
-from lightning_gpt.data.prepare import parts
 from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
 from lightning_gpt.data.sources.base import Source
 from lightning_gpt.data.sources.files import Files
@@ -21,8 +20,7 @@ from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
-from tests.commands.prepare_helpers import prepare_here
-from tests.processes import write_config
+from tests.commands.prepare_helpers import prepare_in_short_parts
 
 SHARES = Split(val=0.2, test=0.1)
 
@@ -48,10 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"class_path": "Files", "init_args": {"paths": str(folder / "b.jsonl"), "name": "the/b"}},
     ]
     data = {"sources": described, "tokenizer": 300, "val_share": SHARES.val, "test_share": SHARES.test}
-    write_config(folder / "config.yaml", {"data": data})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parts, "PART_DOCUMENTS", 16)
-        prepare_here("--config", str(folder / "config.yaml"), "--output", str(folder / "corpus"))
+    prepare_in_short_parts(folder, data)
     return folder
 
 
