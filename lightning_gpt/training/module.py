@@ -20,6 +20,7 @@ from lightning_gpt.data.share import data_place
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.graph import GRAPH_DEVICES
 from lightning_gpt.models.materialise import outline
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.one_pass import has_triton
@@ -242,7 +243,7 @@ class LanguageModule(EvaluatedModule):
 
     def _speed_up(self) -> None:
         """Compile blocks and capture steps where that is asked for, or known to be faster."""
-        on_cuda, alone = self.device.type == "cuda", self.trainer.world_size == 1 and not self.is_spread
+        on_cuda, alone = self.device.type in GRAPH_DEVICES, self.trainer.world_size == 1 and not self.is_spread
         if self._compile_blocks is None and on_cuda and has_triton() and not self.is_spread:
             self._compiled = CompiledBlocks(self.model) if isinstance(self.model, GPT) and self._lanes is None else None
         obstacle = (

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gpt.models import graph
 from lightning_gpt.models.base import LanguageModel
 
 GRAPHED_TOKENS = 16_384
 """Micro-batches of more tokens keep a device busy by themselves, and their graph would hold their activations."""
-_PASSES_BEFORE = 3
 
 
 class StepGraph:
     """Computes a model's training loss by replaying a graph of its forward and backward pass.
 
-    The first micro-batch of each shape is run :data:`_PASSES_BEFORE` times, which compiles what is to be compiled, and
-    captured. Random numbers follow the generators' seeds in a replay as they do outside of one.
+    The first micro-batch of each shape is captured. Random numbers follow the generator's seed in a replay as they do
+    outside of one.
 
     Args:
         model: The model, on its device; weights are changed in place only.
@@ -51,22 +51,7 @@ class _Captured:
         self._model, self._z_loss = model, z_loss
         self._inputs = [tensor.clone() for tensor in inputs]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        device = inputs[0].device
-        seeds = torch.cuda.get_rng_state(device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_PASSES_BEFORE):
-                self._run()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        # half-precision copies of the weights that autocast keeps must be made in each replay
-        torch.clear_autocast_cache()
-        self.graph = torch.cuda.CUDAGraph()
-        # other threads, such as the one that pins batches, may go on using the device
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.loss, self.gradients = self._run()
-        torch.clear_autocast_cache()
-        torch.cuda.set_rng_state(seeds, device)
+        self.replay, (self.loss, self.gradients) = graph.capture(self._run, inputs[0].device)
 
     def take(self, inputs: list[Tensor]) -> None:
         """Put a micro-batch where the graph reads it."""
@@ -85,7 +70,7 @@ class _Replayed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, captured: _Captured, *parameters: Tensor) -> Tensor:
-        captured.graph.replay()
+        captured.replay()
         ctx.captured = captured
         return captured.loss.clone()
 

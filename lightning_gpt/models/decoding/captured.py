@@ -10,11 +10,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from lightning_gpt.models import graph
 from lightning_gpt.models.kv_cache import Cache, KeyValues
 
-GRAPH_DEVICES = ("cuda",)
-"""Devices with graphs."""
-_PASSES_BEFORE = 2
 FEWEST_TOKENS = 16
 """Fewer new tokens are not worth a capture."""
 
@@ -73,7 +71,7 @@ class Reads(Protocol):
 def can_be_captured(model: Reads, cache: Cache, tokens: int, device: torch.device) -> bool:
     """Whether reading ``tokens`` more tokens a row is to be captured, and can be."""
     return (
-        device.type in GRAPH_DEVICES
+        device.type in graph.GRAPH_DEVICES
         and tokens >= FEWEST_TOKENS
         and model.can_be_graphed
         and all(layer.can_be_fixed for layer in cache.layers)
@@ -93,22 +91,13 @@ class CapturedReading:
     def __init__(self, model: Reads, cache: Cache, rows: int, device: torch.device) -> None:
         self._model, self._cache = model, FixedCache(cache, rows, device)
         self._tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_PASSES_BEFORE):
-                # what this writes, the first token read overwrites: it has the same position
-                self._run()
-                self._cache.lengths.sub_(1)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = self._run()
+        # what a run before the capture writes, the first token read overwrites: it has the same position
+        self._replay, self._logits = graph.capture(self._run, device, lambda: self._cache.lengths.sub_(1))
 
     def next_logits(self, tokens: Tensor) -> Tensor:
         """Logits ``(batch, vocab_size)`` after one more token a row, ``(batch,)``; overwritten by the next call."""
         self._tokens.copy_(tokens[:, None])
-        self._graph.replay()
+        self._replay()
         return self._logits
 
     def _run(self) -> Tensor:
