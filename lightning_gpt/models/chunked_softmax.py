@@ -123,8 +123,7 @@ def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.d
     On a GPU it is a power of two, 4,096 for 50,257 token ids, or half of the tokens: never all logits of a step.
     """
     if device.type != "cpu":
-        return max(
-            1, min(max(64, -(-tokens // 2)), max(64, 2 ** (_GPU_VALUES // vocab_size).bit_length() // 2), tokens)
-        )
+        most = 1 << (_GPU_VALUES // vocab_size).bit_length() - 1 if vocab_size <= _GPU_VALUES else 1
+        return max(1, min(tokens, max(64, -(-tokens // 2)), max(64, most)))
     values = 13 * 2**20 if dtype.itemsize >= 4 else 26 * 2**20  # 55 MB either way
     return max(1, min(tokens, max(64, values // vocab_size // 64 * 64)))

@@ -13,7 +13,7 @@ _PASSES_BEFORE = 3
 
 
 def capture(
-    run: Callable[[], T], device: torch.device, undo: Callable[[], None] | None = None
+    run: Callable[[], T], device: torch.device, undo: Callable[[], object] | None = None
 ) -> tuple[Callable[[], object], T]:
     """Capture what ``run`` does on ``device``.
 
@@ -29,7 +29,7 @@ def capture(
         What replays the work, and the result of ``run``, whose tensors each replay overwrites.
     """
     seeds = torch.cuda.get_rng_state(device)
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(_PASSES_BEFORE):

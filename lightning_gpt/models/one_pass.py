@@ -71,7 +71,8 @@ class OnePass(Chunks):
         logits = self._logits[: len(hidden)]
         torch.mm(hidden, self._filled.T, out=logits)
         of_ids = logits[:, : len(self.weight)]
-        return softmax_gradient(of_ids, labels, self.terms.label_smoothing, self.terms.z_loss)
+        losses: Tensor = softmax_gradient(of_ids, labels, self.terms.label_smoothing, self.terms.z_loss)
+        return losses
 
     def gradients(
         self, hidden: Tensor, labels: Tensor, counts: Tensor, grad_hidden: Tensor | None, grad_weight: Tensor | None

@@ -9,8 +9,8 @@ from torch import Tensor
 from lightning_gpt.models import graph
 from lightning_gpt.models.base import LanguageModel
 
-GRAPHED_TOKENS = 16_384
-"""Micro-batches of more tokens keep a device busy by themselves, and their graph would hold their activations."""
+GRAPHED_TOKENS = 65_536
+"""Micro-batches of more tokens keep a device busy by themselves; the graph holds the activations of its pass."""
 
 
 class StepGraph:

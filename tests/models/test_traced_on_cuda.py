@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
-from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel, head
-from lightning_gpt.models.attention import formula
+from lightning_gpt.models import GPTConfig, LanguageModel, head
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.memory.gpt import gpt_with
 from tests.models.variants import CONFIGS, SIZES

@@ -1,8 +1,7 @@
 """Reading one token more as one CUDA graph, over a cache whose tensors keep their shape and their place.
 
-Launching the kernels of a small model takes several times as long as running them. A graph is launched once a token.
-For that, what changes from token to token has to be in tensors: the token, its position, and what each slot of the cache
-holds.
+Launching the kernels of a small model takes several times as long as running them; a graph is launched once a token.
+For that, what changes from token to token has to be in tensors: the token, its position, what each slot holds.
 """
 
 from typing import Protocol, cast
@@ -32,7 +31,8 @@ class FixedKeyValues(KeyValues):
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store one new token a row, at ``positions`` ``(batch, 1)``; returns all slots and their positions."""
-        assert positions is not None and self.k is not None
+        assert positions is not None
+        assert self.k is not None
         self.scatter(k, v, positions)
         return self.k, self.v, self.places
 
