@@ -5,6 +5,7 @@ import signal
 
 import hypothesis
 import pytest
+import torch
 
 # the tests run a process a core, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,18 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # a busy machine is no failure
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the tests of models on a device."""
+    parser.addoption("--device", default="cpu", help="default device of tensors: cpu, cuda or mps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make tensors on the chosen device unless a test says otherwise."""
+    device = config.getoption("--device")
+    if device != "cpu":  # as a default it would cost every call of torch a little
+        torch.set_default_device(device)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

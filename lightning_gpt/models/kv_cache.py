@@ -18,6 +18,8 @@ class LayerState(Protocol):
     """The state that one layer keeps."""
 
     can_truncate: bool
+    can_be_fixed: bool
+    """Whether it can go on in tensors that keep their shape, one token a row at a time."""
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""
@@ -36,6 +38,7 @@ class KeyValues:
     """
 
     can_truncate = True
+    can_be_fixed = True
 
     def __init__(self, capacity: int, pinned: int = 0) -> None:
         self.capacity, self.pinned, self.ring = capacity, pinned, capacity - pinned
@@ -121,6 +124,15 @@ class KeyValues:
             self.k[row][..., slots, :], self.v[row][..., slots, :] = k[row][..., kept, :], v[row][..., kept, :]
             self.places[row, slots] = at[kept]
 
+    def scatter(self, k: Tensor, v: Tensor, at: Tensor) -> None:
+        """Write tokens at positions ``at`` ``(batch, time)``, no two of a row in one slot."""
+        assert self.k is not None
+        slots = self._slots(at)
+        index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
+        for kept, new in ((self.k, k), (self.v, v)):
+            kept.scatter_(-2, index.expand_as(new), new)
+        self.places.scatter_(1, slots, at)
+
     def _append_apart(self, k: Tensor, v: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Append to rows that have different positions, ``(batch, time)``."""
         assert self.k is not None
@@ -128,11 +140,7 @@ class KeyValues:
         crowded = at.shape[1] > LOOKAHEAD and self.seen > self.capacity  # could overwrite what is seen
         old_k, old_v, old = (self.k.clone(), self.v.clone(), self.places.clone()) if crowded else (k, v, at)
         for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # distinct slots
-            slots = self._slots(at[:, piece])
-            index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
-            for kept, new in ((self.k, k[..., piece, :]), (self.v, v[..., piece, :])):
-                kept.scatter_(-2, index.expand_as(new), new)
-            self.places.scatter_(1, slots, at[:, piece])
+            self.scatter(k[..., piece, :], v[..., piece, :], at[:, piece])
         if crowded:
             return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at], -1)
         used = min(self.seen, self.capacity)
