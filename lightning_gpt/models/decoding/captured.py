@@ -16,16 +16,40 @@ FEWEST_TOKENS = 16
 """Fewer new tokens are not worth a capture."""
 
 
+class _Slots:
+    """Where layers with equally many slots keep the tokens of a pass: worked out once, for all of them.
+
+    Args:
+        of: What one of these layers keeps of the prompt.
+    """
+
+    def __init__(self, of: KeyValues) -> None:
+        self._of, self.places = of, of.places
+        self._now: Tensor | None = None
+
+    def take(self, positions: Tensor) -> Tensor:
+        """The slots of new tokens at ``positions`` ``(batch, 1)``, which then hold these positions."""
+        if self._now is None:
+            self._now = self._of.slots(positions)
+            self.places.scatter_(1, self._now, positions)
+        return self._now
+
+    def end(self) -> None:
+        """The pass is over."""
+        self._now = None
+
+
 class FixedKeyValues(KeyValues):
     """Keys and values of one layer, all slots of which are returned for every token, the empty ones marked as such.
 
     Args:
         grown: What the layer keeps of the prompt; its tensors are used further.
+        where: The slots of this layer and of those like it.
     """
 
-    def __init__(self, grown: KeyValues) -> None:
+    def __init__(self, grown: KeyValues, where: _Slots) -> None:
         super().__init__(grown.capacity, grown.pinned)
-        self.k, self.v, self.places = grown.k, grown.v, grown.places
+        self.k, self.v, self._where = grown.k, grown.v, where
 
     def append(
         self, k: Tensor, v: Tensor, positions: Tensor | None, lengths: Tensor | None
@@ -33,8 +57,8 @@ class FixedKeyValues(KeyValues):
         """Store one new token a row, at ``positions`` ``(batch, 1)``; returns all slots and their positions."""
         assert positions is not None
         assert self.k is not None
-        self.scatter(k, v, positions)
-        return self.k, self.v, self.places
+        self.scatter(k, v, self._where.take(positions))
+        return self.k, self.v, self._where.places
 
 
 class FixedCache(Cache):
@@ -47,14 +71,23 @@ class FixedCache(Cache):
     """
 
     def __init__(self, grown: Cache, rows: int, device: torch.device) -> None:
-        super().__init__([FixedKeyValues(cast(KeyValues, layer)) for layer in grown.layers])
+        self._slots: dict[tuple[int, int], _Slots] = {}
+        super().__init__([self._fixed(cast(KeyValues, layer)) for layer in grown.layers])
         self.length = grown.length
         lengths = torch.full((rows,), grown.length, device=device) if grown.lengths is None else grown.lengths
         self.lengths: Tensor = lengths.clone()
 
+    def _fixed(self, grown: KeyValues) -> FixedKeyValues:
+        alike = grown.capacity, grown.pinned
+        if alike not in self._slots:
+            self._slots[alike] = _Slots(grown)
+        return FixedKeyValues(grown, self._slots[alike])
+
     def advance(self, time: int, lengths: Tensor | None) -> None:
         """Count ``time`` more tokens in each row as read."""
         self.lengths.add_(time)
+        for slots in self._slots.values():
+            slots.end()
 
 
 class Reads(Protocol):
