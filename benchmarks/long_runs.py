@@ -18,11 +18,11 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -247,12 +247,13 @@ class LongStudy(Watched):
 SUBJECTS: tuple[type[Watched], ...] = (LongFit, ManyRequests, LongStudy)
 
 
-def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
+def watch(subject: Watched, seconds: float = 0.05, start: Callable[..., Any] = subprocess.Popen) -> Iterator[Sample]:
     """Start a subject's process and sample it, about 400 times, until it has ended.
 
     Args:
         subject: What to watch.
         seconds: The shortest time between two samples.
+        start: What starts the process, called as ``subprocess.Popen`` is.
 
     Raises:
         RuntimeError: It failed.
@@ -262,7 +263,7 @@ def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
     command = subject.command()
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     with (subject.folder / "output").open("wb") as output:
-        process = subprocess.Popen(command, cwd=subject.folder, env=environment, stdout=output, stderr=output)
+        process = start(command, cwd=subject.folder, env=environment, stdout=output, stderr=output)
     try:
         step, due = max(1, subject.total // _SAMPLES), 1
         while process.poll() is None:
