@@ -31,10 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that train or run the command come first: they are the long ones, and the short fill up the end."""
-    items.sort(key=lambda item: not _runs_commands(item))
+    """Modules that start processes come first: they are the long ones, and the short fill up the end."""
+    items.sort(key=lambda item: not _starts_processes(item))
 
 
-def _runs_commands(item: pytest.Item) -> bool:
+_STARTERS = ("tests.processes", "tests.parallel.world", "benchmarks.chaos.case", "benchmarks.plan_errors")
+
+
+def _starts_processes(item: pytest.Item) -> bool:
     names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
-    return any(getattr(value, "__module__", None) == "tests.processes" for value in names)
+    return any(getattr(value, "__module__", None) in _STARTERS for value in names)
