@@ -3,15 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
 from lightning_gpt.studies.report.html import to_html
 from lightning_gpt.studies.report.markdown import to_markdown
 from lightning_gpt.studies.report.plots import files_of
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.report.tested import written
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
+
+_ANSWERS = 5
+"""So many sections answer the study's question: a study lists first those that do."""
 
 
 def check_report(study: Study) -> None:
@@ -39,15 +43,16 @@ def write_report(results: StudyResults, folder: Path) -> str:
     return f"{folder}: report.html, report.md, results.csv, results.json and plots of {done}"
 
 
-def report_blocks(results: StudyResults) -> list[Block]:
-    """The report in order: question, missing cells, findings, sections, how it was made."""
+def report_blocks(results: StudyResults) -> list[Written]:
+    """The report in order: question and answer, missing cells, findings, sections, how it was made."""
     study = results.study
-    blocks = [block for name, options in study.report for block in make_section(name, options).blocks(results)]
-    findings = [sentence for block in blocks if isinstance(block, Findings) for sentence in block.sentences]
+    blocks = written([block for name, options in study.report for block in make_section(name, options).blocks(results)])
+    stated = [block for block in blocks if isinstance(block, Findings) and block.sentences]
+    findings = [block.answer or block.sentences[0] for block in stated]
     content = [block for block in blocks if not isinstance(block, Findings) or block.sentences]
-    found: list[Block] = [Heading("What was found"), Findings(findings)] if findings else []
+    found: list[Written] = [Heading("What was found"), Findings(findings)] if findings else []
     return [
-        *([Text(study.question)] if study.question else []),
+        *_answer(results, blocks),
         *_missing(results),
         *found,
         *content,
@@ -55,7 +60,15 @@ def report_blocks(results: StudyResults) -> list[Block]:
     ]
 
 
-def _missing(results: StudyResults) -> list[Block]:
+def _answer(results: StudyResults, blocks: list[Written]) -> list[Written]:
+    """The answer to the study's question, from the first sections that have one, and the question."""
+    answers = list(dict.fromkeys(block.answer for block in blocks if isinstance(block, Findings) and block.answer))
+    question = results.study.question
+    asked: list[Written] = [Text(f"The question: {question}")] if question else []
+    return [*([Lead(" ".join(answers[:_ANSWERS]))] if answers else []), *asked]
+
+
+def _missing(results: StudyResults) -> list[Written]:
     """Which cells have no figures, and why."""
     others = [result for result in results.results if result.status != "finished"]
     absent = [
@@ -64,7 +77,7 @@ def _missing(results: StudyResults) -> list[Block]:
         for tag in results.study.measure
         if result.value(tag) is None
     ]
-    blocks: list[Block] = []
+    blocks: list[Written] = []
     if others:
         done = f"{len(results.finished)} of {len(results.results)}"
         blocks.append(Text(f"This report is partial: {done} cells are finished. The figures below cover only those."))
@@ -76,17 +89,17 @@ def _missing(results: StudyResults) -> list[Block]:
     return blocks
 
 
-def _how(results: StudyResults) -> list[Block]:
+def _how(results: StudyResults) -> list[Written]:
     """The environments that the cells ran in, and the figures of every cell."""
     study = results.study
-    blocks: list[Block] = [Heading("How it was made")]
+    blocks: list[Written] = [Heading("How it was made")]
     blocks += [Text(_environment_text(environment)) for environment in results.environments()]
     measures = [measure(tag) for tag in study.measure]
     rows = [
         [result.cell.name, result.status, *(each.text(result.value(each.tag)) for each in measures)]
         for result in results.results
     ]
-    header = ["cell", "status", *(each.title for each in measures)]
+    header = ["cell", "status", *(each.title + results.mark(each.tag) for each in measures)]
     caption = "Every cell. results.csv has the same figures in full precision, results.json each cell's configuration."
     return [*blocks, Table(header, rows, caption)]
 

@@ -10,6 +10,7 @@ from typing import Any
 from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
 from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
 
@@ -25,6 +26,23 @@ class StudyResults:
     def finished(self) -> list[CellResult]:
         """The results of the finished cells."""
         return [result for result in self.results if result.status == "finished"]
+
+    def mark(self, tag: str) -> str:
+        """``†`` for a time that some of its cells measured while others ran beside them; empty elsewhere."""
+        return " †" if measure(tag).is_time and any(result.neighbours != 0 for result in self.finished) else ""
+
+    def warning(self, tag: str) -> str:
+        """What :meth:`mark` means, as a sentence with a space before it; empty where there is no mark."""
+        if not self.mark(tag):
+            return ""
+        counts = [result.neighbours for result in self.finished]
+        known = [count for count in counts if count is not None]
+        most = max(known, default=0)
+        beside = (
+            f"beside up to {most} other{'s' if most > 1 else ''}" if most else "where others may have run beside them"
+        )
+        shared = sum(count != 0 for count in counts)
+        return f" † {shared} of {len(counts)} cells ran {beside}: their times are not those of a cell alone."
 
     def environments(self) -> list[dict[str, Any]]:
         """The distinct environments in which the finished cells ran."""
