@@ -7,7 +7,7 @@ from typing import Any
 from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.spec.cells import VARIANT, setting_text
+from lightning_gpt.studies.spec.cells import VARIANT, setting_id, setting_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def groups(results: StudyResults) -> list[Group]:
     """All settings of a study, in order."""
     found: dict[str, list[CellResult]] = {}
     for result in results.results:
-        found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
+        found.setdefault(setting_id(result.cell.settings), []).append(result)
     made = []
     for members in found.values():
         settings = members[0].cell.settings

@@ -10,6 +10,7 @@ from lightning_gpt.studies.report.plots import files_of
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.report.tested import written
+from lightning_gpt.studies.report.tuning_table import tuning_blocks
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
@@ -47,9 +48,10 @@ def report_blocks(results: StudyResults) -> list[Written]:
     """The report in order: question and answer, missing cells, findings, sections, how it was made."""
     study = results.study
     blocks = written([block for name, options in study.report for block in make_section(name, options).blocks(results)])
-    stated = [block for block in blocks if isinstance(block, Findings) and block.sentences]
+    tuning = tuning_blocks(results)
+    stated = [block for block in [*blocks, *tuning] if isinstance(block, Findings) and block.sentences]
     findings = [block.answer or block.sentences[0] for block in stated]
-    content = [block for block in blocks if not isinstance(block, Findings) or block.sentences]
+    content = [block for block in [*blocks, *tuning] if not isinstance(block, Findings) or block.sentences]
     found: list[Written] = [Heading("What was found"), Findings(findings)] if findings else []
     return [
         *_answer(results, blocks),

@@ -2,14 +2,16 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
-from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.run.tuning import TunedChoice, choices, tuning_folder
+from lightning_gpt.studies.spec.cells import setting_text, value_at
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
@@ -17,10 +19,17 @@ from lightning_gpt.whole_file import write_file
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The results of all cells of a study, finished or not, in the order of the cells."""
+    """The results of all cells of a study, finished or not, in the order of the cells.
+
+    Args:
+        study: The study.
+        results: What each cell left.
+        choices: What the study's first stage has chosen, by setting.
+    """
 
     study: Study
     results: list[CellResult]
+    choices: Mapping[str, TunedChoice] = field(default_factory=dict)
 
     @cached_property
     def finished(self) -> list[CellResult]:
@@ -56,10 +65,12 @@ class StudyResults:
         """One row per cell: settings, seed, status and measures; a field without a figure is empty."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        axes = self.study.axes
-        table.writerow(["cell", *axes.values(), "seed", "status", *self.study.measure])
+        axes, tune = self.study.axes, self.study.tune
+        tuned = [] if tune is None else [tune]
+        table.writerow(["cell", *axes.values(), *(each.name for each in tuned), "seed", "status", *self.study.measure])
         for result in self.results:
             settings = [setting_text(result.cell.settings[key]) for key in axes]
+            settings += [setting_text(value_at(result.cell.config, each.key)) for each in tuned]
             values = [result.value(tag) for tag in self.study.measure]
             row = ["" if value is None else repr(value) for value in values]
             table.writerow([result.cell.name, *settings, result.cell.seed, result.status, *row])
@@ -79,8 +90,16 @@ class StudyResults:
 
 
 def collect(study: Study, folder: Path) -> StudyResults:
-    """The results so far of the study in ``folder``."""
-    return StudyResults(study, read_results(study, folder))
+    """The results so far of the study in ``folder``.
+
+    Raises:
+        WorkError: Its first stage is not done, or has found no value to choose.
+    """
+    if study.tune is None:
+        return StudyResults(study, read_results(study, folder))
+    found = choices(study.tune, read_results(study.trials, tuning_folder(folder)))
+    chosen = study.with_choice({setting: choice.best for setting, choice in found.items()})
+    return StudyResults(chosen, read_results(chosen, folder), found)
 
 
 def write_results(results: StudyResults, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
-from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, short_names
+from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
 from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.tune import MEASURE, Tune
 
-_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds")
+_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
 _MOST_CELLS = 10_000
 _SEED_KEY = "seed_everything"
@@ -50,6 +51,9 @@ class Study:
         report: The sections of the report, each a name and its options.
         reference: Published figures to compare with.
         preset: The chosen preset; empty where the study has none.
+        tune: Its first stage, which chooses an option for each setting; None without one.
+        chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
+        stage_of: The first stage of which this is the study of trials; None for other studies.
     """
 
     name: str
@@ -62,6 +66,9 @@ class Study:
     report: list[tuple[str, dict[str, Any]]]
     reference: Reference | None = None
     preset: str = ""
+    tune: Tune | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    stage_of: Tune | None = None
 
     @property
     def title(self) -> str:
@@ -71,7 +78,34 @@ class Study:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells of the study, in order."""
-        return make_cells(self.config, self.grid, self.variants, self.seeds)
+        return make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
+
+    def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        if self.stage_of is not None:
+            return self.stage_of.overrides(config)
+        setting = setting_id(settings)
+        return {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+
+    @property
+    def trials(self) -> "Study":
+        """The first stage as a study of its own: each setting with each value that is tried."""
+        assert self.tune is not None
+        grid = {**self.grid, self.tune.key: self.tune.values}
+        study = replace(
+            self, name=f"{self.name}-tuning", grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[]
+        )
+        return replace(study, reference=None, tune=None, stage_of=self.tune)
+
+    def with_choice(self, values: Mapping[str, Any]) -> "Study":
+        """The study whose settings have the values that its first stage has chosen for them."""
+        return replace(self, chosen=values)
+
+    @property
+    def provisional(self) -> "Study":
+        """The study as it is checked before its first stage: with the first of the values that will be tried."""
+        if self.tune is None:
+            return self
+        return self.with_choice({setting_id(cell.settings): self.tune.values[0] for cell in self.cells})
 
     @cached_property
     def axes(self) -> dict[str, str]:
@@ -152,7 +186,7 @@ class _Reader:
         variants = over.mapping("variants") or self.mapping("variants")
         seeds = over.sequence("seeds", self.sequence("seeds", [0]))
         measures = self.sequence("measure", ["val/loss", "val/perplexity"])
-        grid = {key: self._axis(key, values) for key, values in axes.items() if values is not None}
+        grid = {key: self.axis(key, values, "grid") for key, values in axes.items() if values is not None}
         self._check_count(len(seeds) * len(variants or [""]) * math.prod(map(len, grid.values())))
         study = Study(
             name=name,
@@ -160,11 +194,12 @@ class _Reader:
             config=config,
             grid=grid,
             variants={str(key): self._variant(str(key), values) for key, values in variants.items()},
-            seeds=self._seeds(seeds),
+            seeds=self.seed_values(seeds),
             measure=[measure(str(tag)).tag for tag in measures],
             report=[self._section(entry) for entry in self.sequence("report", ["table"])],
             reference=self._reference(grid),
             preset=preset or "",
+            tune=over.tune() or self.tune(),
         )
         self._check_overlaps(study)
         return study
@@ -185,20 +220,21 @@ class _Reader:
             raise self.error(f"base holds {name!r}; it must be a list of paths to config files")
         return read_yaml(self.file.parent / name, f"study {str(self.file)!r}: {self.where}base")
 
-    def _axis(self, key: str, values: Any) -> list[Any]:
+    def axis(self, key: str, values: Any, where: str) -> list[Any]:
+        """The values of an axis, or those that are tried for an option."""
         if key == _SEED_KEY:
-            raise self.error(f"grid: {key} cannot be an axis; list the seeds under seeds")
+            raise self.error(f"{where}: {key} cannot be an axis; list the seeds under seeds")
         if not isinstance(values, list):
-            raise self.error(f"grid: {key} is {values!r}; it must be a list of values")
+            raise self.error(f"{where}: {key} is {values!r}; it must be a list of values")
         if not values:
-            raise self.error(f"grid: {key} is an empty axis; give it at least one value, or remove it")
+            raise self.error(f"{where}: {key} is an empty axis; give it at least one value, or remove it")
         for value in values:
             if not isinstance(value, str | int | float | bool | None):
                 raise self.error(
-                    f"grid: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
+                    f"{where}: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
                 )
         if len(set(map(repr, values))) < len(values):
-            raise self.error(f"grid: {key} holds a value twice: {values}")
+            raise self.error(f"{where}: {key} holds a value twice: {values}")
         return values
 
     def _variant(self, name: str, values: Any) -> dict[str, Any]:
@@ -209,7 +245,8 @@ class _Reader:
             raise self.error(f"variant {name}: list the seeds under seeds")
         return values or {}
 
-    def _seeds(self, seeds: list[Any]) -> list[int]:
+    def seed_values(self, seeds: list[Any]) -> list[int]:
+        """The seeds, checked."""
         if not seeds:
             raise self.error("seeds is empty; give at least one")
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
@@ -217,6 +254,22 @@ class _Reader:
         if len(set(seeds)) < len(seeds):
             raise self.error(f"seeds holds a seed twice: {seeds}")
         return seeds
+
+    def tune(self) -> Tune | None:
+        """The first stage; None without one."""
+        given = self.mapping("tune")
+        if not given:
+            return None
+        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds"), f"{self.where}tune: ")
+        key, budget = given.get("key"), given.get("budget")
+        if not isinstance(key, str) or not key:
+            raise reader.error(f"key is {key!r}; it must be the dotted key of an option")
+        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+            raise reader.error(f"budget is {budget!r}; it must be a number of optimizer steps of at least 1")
+        values = reader.axis(key, given.get("values"), "values")
+        if len(values) < 2:
+            raise reader.error(f"values is {values}; there must be two or more to choose from")
+        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])))
 
     def _section(self, entry: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(entry, str):
@@ -246,6 +299,12 @@ class _Reader:
         return Reference(str(given.get("name", "reference")), axis, values)
 
     def _check_overlaps(self, study: Study) -> None:
+        tuned = None if study.tune is None else study.tune.key
+        if tuned in study.grid:
+            raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
+        for name, values in study.variants.items():
+            if tuned in values:
+                raise self.error(f"variant {name} sets {tuned}, which tune chooses")
         for name, values in study.variants.items():
             for key in values:
                 if key in study.grid:

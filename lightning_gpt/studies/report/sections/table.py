@@ -7,7 +7,7 @@ from lightning_gpt.studies.report.estimates import LEVEL
 from lightning_gpt.studies.report.groups import groups
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
-from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.cells import setting_id, setting_text
 from lightning_gpt.studies.spec.measures import measure
 
 
@@ -18,7 +18,8 @@ class SettingsTable(Section):
     def blocks(self, results: StudyResults) -> list[Block]:
         study, reference = results.study, results.study.reference
         measures = [measure(tag) for tag in study.measure]
-        header, theirs = [*study.axes.values(), "n"], set()
+        tuned = [] if study.tune is None else [study.tune]
+        header, theirs = [*study.axes.values(), *(f"{each.name}, tuned" for each in tuned), "n"], set()
         for each in measures:
             header.append(each.title + results.mark(each.tag))
             if reference is not None and each.tag in reference.values:
@@ -26,7 +27,9 @@ class SettingsTable(Section):
                 header.append(f"{reference.name}: {each.title}")
         rows = []
         for group in groups(results):
-            row = [*(setting_text(group.settings[key]) for key in study.axes), f"{len(group.results)}/{group.planned}"]
+            row = [setting_text(group.settings[key]) for key in study.axes]
+            row += [setting_text(study.chosen.get(setting_id(group.settings))) for _ in tuned]
+            row.append(f"{len(group.results)}/{group.planned}")
             for each in measures:
                 found = group.spread(each.tag)
                 row.append("–" if found is None else each.text(found.mean, found.half_width))
