@@ -20,7 +20,7 @@ from lightning_gpt.studies.run.result import cell_folder, read_result, read_resu
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
-from lightning_gpt.studies.run.tuning import tuning_folder
+from lightning_gpt.studies.run.tuning import costs_folder, tuning_folder
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
@@ -125,6 +125,12 @@ def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
 def _run_all(runner: Runner, read: Study, display: Display, ray: str | None) -> None:
     try:
         _run(runner, display, ray)
+        if read.alone is not None and ray is None:  # the machines of a cluster are others' too
+            with starter(share_of_machine(0, 1)) as starts:  # threads are those that were set before the imports
+                costs = replace(
+                    runner, study=runner.study.costs, folder=costs_folder(runner.folder), jobs=1, starter=starts
+                )
+                costs.run(Display(costs.study.measure, {}))
     finally:
         results = collect(read, runner.folder)
         if results.finished:

@@ -89,3 +89,26 @@ def test_a_wrong_call_is_refused_before_any_trial(
     with pytest.raises(CallError, match=message):
         command.run(["--config", "tuned.yaml", "--folder", "out", *args])
     assert not (tmp_path / "out/tuning").exists()
+
+
+def test_times_are_measured_alone_after_cells_that_ran_beside_others(tmp_path: Path) -> None:
+    measures = ["val/loss", "cost/step_seconds", "cost/tokens_per_second", "wall_seconds"]
+    steps = {"trainer.max_steps": 60, "trainer.val_check_interval": 60}  # the cells run for long enough to overlap
+    study = {"grid": {LAYERS: [1, 2]}, "variants": {"a": steps}, "measure": measures, "report": ["table"]}
+    write_study(tmp_path, tune={}, alone={"steps": 4}, **study)
+    must_run(*CALL, "--jobs", "2", cwd=tmp_path, timeout=600)
+    timed = json.loads((tmp_path / "out/costs/cells").joinpath(done_cells(tmp_path / "out/costs")[1]).read_text())
+    assert timed["config"]["trainer"]["max_steps"] == 4
+    assert timed["neighbours"] == 0
+    for cell in json.loads((tmp_path / "out/results.json").read_text())["cells"]:
+        assert cell["neighbours"] == 1
+        assert cell["alone"] == ["cost/step_seconds", "cost/tokens_per_second"]
+        assert [step for step, _ in cell["curves"]["val/loss"]] == [60]
+    assert (
+        json.loads((tmp_path / "out/results.json").read_text())["cells"][1]["values"]["cost/step_seconds"]
+        == (timed["values"]["cost/step_seconds"])
+    )
+    report = (tmp_path / "out/report.md").read_text()
+    assert "of each cell alone on the machine, after all cells, for 4 steps" in report
+    assert "step time (ms) |" in report
+    assert "wall time (s) †" in report

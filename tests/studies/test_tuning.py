@@ -151,3 +151,18 @@ def test_a_preset_may_have_its_own(tmp_path: Path) -> None:
     made = study(tmp_path, preset="paper", tune=TUNE, presets={"cpu": {"tune": {**TUNE, "budget": 3}}, "paper": {}})
     assert made.tune is not None
     assert made.tune.budget == 30
+
+
+def test_times_are_measured_in_rounds_of_all_settings(tmp_path: Path) -> None:
+    made = study(tmp_path, alone={"steps": 40}, tune=TUNE).provisional
+    costs = made.costs.cells
+    assert [(cell.number, cell.seed, cell.settings[LAYERS]) for cell in costs] == [
+        *[(number, 0, depth) for number, depth in enumerate([1, 2, 4])],
+        *[(number + 3, 1, depth) for number, depth in enumerate([1, 2, 4])],
+    ]
+    assert {cell.name for cell in costs} == {cell.name for cell in made.cells}
+    assert {value_at(cell.config, "trainer.max_steps") for cell in costs} == {40}
+    assert {value_at(cell.config, RATE) for cell in costs} == {0.001}
+    assert study(tmp_path).alone is None
+    with pytest.raises(CallError, match="alone: steps is 0; it must be a number of optimizer steps of at least 1"):
+        study(tmp_path, alone={"steps": 0})

@@ -3,17 +3,18 @@
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
-from lightning_gpt.studies.run.tuning import TunedChoice, choices, tuning_folder
+from lightning_gpt.studies.run.tuning import TunedChoice, choices, costs_folder, tuning_folder
 from lightning_gpt.studies.spec.cells import setting_text, value_at
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.studies.spec.tune import TIMES
 from lightning_gpt.whole_file import write_file
 
 
@@ -38,20 +39,26 @@ class StudyResults:
 
     def mark(self, tag: str) -> str:
         """``†`` for a time that some of its cells measured while others ran beside them; empty elsewhere."""
-        return " †" if measure(tag).is_time and any(result.neighbours != 0 for result in self.finished) else ""
+        return " †" if self._shared(tag) else ""
+
+    def _shared(self, tag: str) -> list[CellResult]:
+        """The cells whose figure of a time is not, or may not be, that of a cell alone."""
+        beside = [result for result in self.finished if result.neighbours != 0 and tag not in result.alone]
+        return beside if measure(tag).is_time else []
 
     def warning(self, tag: str) -> str:
         """What :meth:`mark` means, as a sentence with a space before it; empty where there is no mark."""
         if not self.mark(tag):
             return ""
-        counts = [result.neighbours for result in self.finished]
+        counts = [result.neighbours for result in self._shared(tag)]
         known = [count for count in counts if count is not None]
         most = max(known, default=0)
         beside = (
             f"beside up to {most} other{'s' if most > 1 else ''}" if most else "where others may have run beside them"
         )
-        shared = sum(count != 0 for count in counts)
-        return f" † {shared} of {len(counts)} cells ran {beside}: their times are not those of a cell alone."
+        return (
+            f" † {len(counts)} of {len(self.finished)} cells ran {beside}: their times are not those of a cell alone."
+        )
 
     def environments(self) -> list[dict[str, Any]]:
         """The distinct environments in which the finished cells ran."""
@@ -95,11 +102,23 @@ def collect(study: Study, folder: Path) -> StudyResults:
     Raises:
         WorkError: Its first stage is not done, or has found no value to choose.
     """
-    if study.tune is None:
-        return StudyResults(study, read_results(study, folder))
-    found = choices(study.tune, read_results(study.trials, tuning_folder(folder)))
-    chosen = study.with_choice({setting: choice.best for setting, choice in found.items()})
-    return StudyResults(chosen, read_results(chosen, folder), found)
+    found = {}
+    if study.tune is not None:
+        found = choices(study.tune, read_results(study.trials, tuning_folder(folder)))
+        study = study.with_choice({setting: choice.best for setting, choice in found.items()})
+    results = read_results(study, folder)
+    if study.alone is not None:
+        measured = {each.cell.name: each for each in read_results(study.costs, costs_folder(folder))}
+        results = [_timed(result, measured[result.cell.name]) for result in results]
+    return StudyResults(study, results, found)
+
+
+def _timed(result: CellResult, alone: CellResult) -> CellResult:
+    """The result with the times of the cell alone, where both have ended."""
+    times = {tag: alone.values[tag] for tag in TIMES if tag in alone.values}
+    if result.status != "finished" or alone.neighbours != 0 or not times:
+        return result
+    return replace(result, values={**result.values, **times}, alone=tuple(times))
 
 
 def write_results(results: StudyResults, folder: Path) -> None:

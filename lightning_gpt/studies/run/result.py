@@ -38,6 +38,7 @@ class CellResult:
         environment: The code, packages and machine that it was made with.
         error: The last line that a failed cell printed.
         neighbours: The most cells that ran on the machine at the same time; None where that is not known.
+        alone: The measures that are those of a run of its own, with nothing beside it.
     """
 
     cell: Cell
@@ -48,6 +49,7 @@ class CellResult:
     environment: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     neighbours: int | None = 0
+    alone: tuple[str, ...] = ()
 
     def value(self, tag: str) -> float | None:
         """The last value of a measure; None where the run has none."""
@@ -67,6 +69,7 @@ class CellResult:
             "layers": self.layers,
             "curves": self.curves,
             "neighbours": self.neighbours,
+            "alone": list(self.alone),
             "environment": self.environment,
             "config": cell.config,
         }

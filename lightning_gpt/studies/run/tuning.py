@@ -17,6 +17,11 @@ def tuning_folder(folder: Path) -> Path:
     return folder / "tuning"
 
 
+def costs_folder(folder: Path) -> Path:
+    """Where the times of the cells of the study in ``folder`` are measured alone."""
+    return folder / "costs"
+
+
 @dataclass(frozen=True)
 class TunedChoice:
     """The trials of one setting, and the best value among them.

@@ -13,9 +13,9 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
 from lightning_gpt.studies.spec.measures import measure
-from lightning_gpt.studies.spec.tune import MEASURE, Tune
+from lightning_gpt.studies.spec.tune import MEASURE, TIMES, Tune, shortened
 
-_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune")
+_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune", "alone")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
 _MOST_CELLS = 10_000
 _SEED_KEY = "seed_everything"
@@ -53,7 +53,10 @@ class Study:
         preset: The chosen preset; empty where the study has none.
         tune: Its first stage, which chooses an option for each setting; None without one.
         chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
-        stage_of: The first stage of which this is the study of trials; None for other studies.
+        alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
+        steps: Optimizer steps of the cells of a stage; None for those of their configurations.
+        in_rounds: Whether all settings are run with one seed before any is with the next, so that what changes on the
+            machine in the meantime meets all settings alike.
     """
 
     name: str
@@ -68,7 +71,9 @@ class Study:
     preset: str = ""
     tune: Tune | None = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    stage_of: Tune | None = None
+    alone: int | None = None
+    steps: int | None = None
+    in_rounds: bool = False
 
     @property
     def title(self) -> str:
@@ -78,13 +83,16 @@ class Study:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells of the study, in order."""
-        return make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
+        cells = make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
+        if not self.in_rounds:
+            return cells
+        rounds = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
+        return [replace(cell, number=number) for number, cell in enumerate(rounds)]
 
     def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-        if self.stage_of is not None:
-            return self.stage_of.overrides(config)
         setting = setting_id(settings)
-        return {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+        tuned = {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+        return tuned if self.steps is None else {**tuned, **shortened(config, self.steps)}
 
     @property
     def trials(self) -> "Study":
@@ -94,7 +102,13 @@ class Study:
         study = replace(
             self, name=f"{self.name}-tuning", grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[]
         )
-        return replace(study, reference=None, tune=None, stage_of=self.tune)
+        return replace(study, reference=None, tune=None, alone=None, steps=self.tune.budget)
+
+    @property
+    def costs(self) -> "Study":
+        """The measurement of times as a study of its own: each cell for a few steps."""
+        study = replace(self, name=f"{self.name}-costs", measure=list(TIMES), report=[], reference=None)
+        return replace(study, steps=self.alone, in_rounds=True)
 
     def with_choice(self, values: Mapping[str, Any]) -> "Study":
         """The study whose settings have the values that its first stage has chosen for them."""
@@ -200,6 +214,7 @@ class _Reader:
             reference=self._reference(grid),
             preset=preset or "",
             tune=over.tune() or self.tune(),
+            alone=over.alone() or self.alone(),
         )
         self._check_overlaps(study)
         return study
@@ -255,17 +270,30 @@ class _Reader:
             raise self.error(f"seeds holds a seed twice: {seeds}")
         return seeds
 
+    def alone(self) -> int | None:
+        """The steps in which times are measured alone; None for not at all."""
+        given = self.mapping("alone")
+        if not given:
+            return None
+        reader = _Reader(self.file, given, ("steps",), f"{self.where}alone: ")
+        return reader.steps("steps")
+
+    def steps(self, key: str) -> int:
+        """A number of optimizer steps."""
+        value = self.content.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(f"{key} is {value!r}; it must be a number of optimizer steps of at least 1")
+        return value
+
     def tune(self) -> Tune | None:
         """The first stage; None without one."""
         given = self.mapping("tune")
         if not given:
             return None
         reader = _Reader(self.file, given, ("key", "values", "budget", "seeds"), f"{self.where}tune: ")
-        key, budget = given.get("key"), given.get("budget")
+        key, budget = given.get("key"), reader.steps("budget")
         if not isinstance(key, str) or not key:
             raise reader.error(f"key is {key!r}; it must be the dotted key of an option")
-        if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-            raise reader.error(f"budget is {budget!r}; it must be a number of optimizer steps of at least 1")
         values = reader.axis(key, given.get("values"), "values")
         if len(values) < 2:
             raise reader.error(f"values is {values}; there must be two or more to choose from")

@@ -1,4 +1,4 @@
-"""The first stage of a study that chooses one option, such as the learning rate, for each setting."""
+"""The stages of a study that run short: trials, which choose an option for each setting, and measurements of cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from lightning_gpt.studies.spec.cells import value_at
 
 MEASURE = "val/loss"
 """What is lowest at the best value."""
+
+TIMES = ("cost/step_seconds", "cost/tokens_per_second")
+"""What a measurement of cost measures."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,12 @@ class Tune:
         """The option's own name."""
         return self.key.rpartition(".")[2]
 
-    def overrides(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial changes in its setting's configuration: it is shorter, and is measured at its end alone."""
+
+def shortened(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The keys that make of a configuration one of ``steps`` optimizer steps, validated at its end alone."""
+    changes: dict[str, Any] = {"trainer.max_steps": steps, "trainer.max_epochs": -1, "diagnostics.enabled": False}
+    changes |= {"trainer.check_val_every_n_epoch": None}
+    if value_at(config, "data.global_batch") is None:  # otherwise the micro-batches of a step are not known here
         each = value_at(config, "trainer.accumulate_grad_batches") or 1
-        changes: dict[str, Any] = {
-            "trainer.max_steps": self.budget,
-            "trainer.max_epochs": -1,
-            "diagnostics.enabled": False,
-        }
-        changes |= {"trainer.check_val_every_n_epoch": None}
-        if value_at(config, "data.global_batch") is None:  # otherwise the micro-batches of a step are not known here
-            changes["trainer.val_check_interval"] = self.budget * each
-        return changes
+        changes["trainer.val_check_interval"] = steps * each
+    return changes

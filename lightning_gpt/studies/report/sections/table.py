@@ -41,6 +41,11 @@ class SettingsTable(Section):
             f"t); n: finished seeds / planned seeds."
         )
         caption += next((warning for each in measures if (warning := results.warning(each.tag))), "")
+        if study.alone is not None and any(result.alone for result in results.finished):
+            caption += (
+                f" Step times and speed: of each cell alone on the machine, after all cells, for {study.alone:,} "
+                f"steps, in rounds of all settings."
+            )
         if theirs and reference is not None:
             caption += f" Figures of {reference.name} are their own, from other data, sizes and machines."
         return [Heading("All settings"), Table(header, rows, caption, frozenset(theirs))]
