@@ -64,7 +64,7 @@ def test_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     for picture in pictures:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / picture).with_suffix(".svg").read_bytes()
-    for text in ("What was found", "the papers: validation perplexity", "38.50"):
+    for text in ("What else was found", "the papers: validation perplexity", "38.50"):
         assert text in html
         assert text in markdown
 

@@ -97,6 +97,7 @@ def test_cells_use_what_was_chosen_and_the_report_says_how(tmp_path: Path) -> No
         "The best lr lies at the lowest edge of what was tried, so a lower one may be better, for: n_layer 4 (0.001)."
     )
     assert text.count(lowest) == 2, "in its section and at the top"
+    assert text.index(lowest) < text.index("## All settings")
     assert "highest edge of what was tried, so a higher one may be better, for: n_layer 2 (0.004)." in text
     assert "Not told apart from the best by these seeds: n_layer 4: 0.002." in text
     assert "lr 0.004 was left out for n_layer 4: the loss is not finite." in text

@@ -48,26 +48,23 @@ def report_blocks(results: StudyResults) -> list[Written]:
     """The report in order: question and answer, missing cells, findings, sections, how it was made."""
     study = results.study
     blocks = written([block for name, options in study.report for block in make_section(name, options).blocks(results)])
-    tuning = tuning_blocks(results)
-    stated = [block for block in [*blocks, *tuning] if isinstance(block, Findings) and block.sentences]
-    findings = [block.answer or block.sentences[0] for block in stated]
-    content = [block for block in [*blocks, *tuning] if not isinstance(block, Findings) or block.sentences]
-    found: list[Written] = [Heading("What was found"), Findings(findings)] if findings else []
+    blocks = [
+        block for block in [*blocks, *tuning_blocks(results)] if not isinstance(block, Findings) or block.sentences
+    ]
+    stated = dict.fromkeys(block.answer or block.sentences[0] for block in blocks if isinstance(block, Findings))
+    answers = [block.answer for block in blocks if isinstance(block, Findings) and block.answer]
+    lead = list(dict.fromkeys(answers))[:_ANSWERS]
+    others = [sentence for sentence in stated if sentence not in lead]
+    title = "What else was found" if lead else "What was found"
+    more: list[Written] = [Heading(title), Findings(others)] if others else []
     return [
-        *_answer(results, blocks),
+        *([Lead(" ".join(lead))] if lead else []),
+        *([Text(f"The question: {study.question}")] if study.question else []),
         *_missing(results),
-        *found,
-        *content,
+        *more,
+        *blocks,
         *_how(results),
     ]
-
-
-def _answer(results: StudyResults, blocks: list[Written]) -> list[Written]:
-    """The answer to the study's question, from the first sections that have one, and the question."""
-    answers = list(dict.fromkeys(block.answer for block in blocks if isinstance(block, Findings) and block.answer))
-    question = results.study.question
-    asked: list[Written] = [Text(f"The question: {question}")] if question else []
-    return [*([Lead(" ".join(answers[:_ANSWERS]))] if answers else []), *asked]
 
 
 def _missing(results: StudyResults) -> list[Written]:

@@ -115,7 +115,7 @@ class Compare(Section):
     def _answer(self, lower: list[str], higher: list[str], tested: int) -> str:
         label = measure(self.measure).label
         if not lower and not higher:
-            return f"None of {tested} settings is shown to differ from {self.beside} in {label}."
+            return f"No setting is shown to differ from {self.beside} in {label}, of {tested} tested."
         parts = []
         for way, labels in (("lower", lower), ("higher", higher)):
             more = f" and {len(labels) - _NAMED} more" if labels[_NAMED:] else ""
