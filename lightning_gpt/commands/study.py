@@ -1,10 +1,12 @@
 """``lightning-gpt study``: runs a grid of training runs and reports their results."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lightning_gpt.cluster import connected
 from lightning_gpt.commands.call import parse_function_call
@@ -26,6 +28,7 @@ from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
 
+_Result = TypeVar("_Result")
 _FLAGS = ("--slurm", "--report_only", "--tuning")
 
 
@@ -62,6 +65,8 @@ def study(
     place = Path(folder) if folder is not None else Path("studies") / read.title
     if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
         raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
+    if read.equal:
+        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)]))
     if tuning and (read.tune is None or (cell is None and not slurm)):
         raise CallError("--tuning is for --cell or --slurm, of a study that has a first stage (tune)")
     chosen = read.trials if tuning else read.provisional
@@ -77,7 +82,7 @@ def study(
     cells = chosen.cells if cell is None else [chosen.cells[cell]]
     trials = read.trials.cells if read.tune is not None and cell is None and not tuning else []
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
-    sizes = _prepare([*trials, *cells], diagnostics, shared)
+    sizes = _elsewhere(_prepare, [*trials, *cells], diagnostics, shared)
     if slurm:
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(chosen, Path(config), place, trusted_options(), tuning=tuning), end="")
@@ -143,18 +148,17 @@ def _run_all(runner: Runner, read: Study, display: Display, ray: str | None) -> 
         )
 
 
-def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> list[int]:
-    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters.
+def _elsewhere(work: Callable[..., _Result], *args: Any) -> _Result:
+    """What ``work`` returns in a process of its own.
 
-    This is done in a process of its own, because it imports Lightning, and the study's process should stay small while
-    the cells train.
+    It imports Lightning, and the study's process should stay small while the cells train.
     """
     with unheard_by_children():
         pool = ProcessPoolExecutor(1, get_context("fork" if may_fork() else "spawn"), end_with_parent)
-        checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
+        done = pool.submit(work, *args, trusted_modules())
     with pool:
         try:
-            return checked.result()
+            return done.result()
         except BrokenProcessPool:
             raise WorkError("the process that checks the cells died (was it killed, or out of memory?)") from None
         except Stopped:
@@ -163,9 +167,8 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
             raise
 
 
-def _prepare_here(
-    cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]
-) -> list[int]:
+def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]) -> list[int]:
+    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters."""
     from lightning_gpt.commands.study_check import check_cells, train_vocabulary
 
     trust(modules)
@@ -175,6 +178,14 @@ def _prepare_here(
     for place, config in shared.to_train(cells).items():
         train_vocabulary(config, place)
     return sizes
+
+
+def _step_work(cells: list[Cell], modules: list[str]) -> list[dict[str, float]]:
+    """Tokens and FLOPs of a step of each cell."""
+    from lightning_gpt.commands.study_check import step_work
+
+    trust(modules)
+    return step_work(cells)
 
 
 def _report(results: StudyResults, folder: Path) -> None:

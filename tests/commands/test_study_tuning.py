@@ -91,19 +91,26 @@ def test_a_wrong_call_is_refused_before_any_trial(
     assert not (tmp_path / "out/tuning").exists()
 
 
-def test_times_are_measured_alone_after_cells_that_ran_beside_others(tmp_path: Path) -> None:
+def test_times_are_measured_alone_after_cells_of_equal_flops_that_ran_beside_others(tmp_path: Path) -> None:
     measures = ["val/loss", "cost/step_seconds", "cost/tokens_per_second", "wall_seconds"]
     steps = {"trainer.max_steps": 60, "trainer.val_check_interval": 60}  # the cells run for long enough to overlap
     study = {"grid": {LAYERS: [1, 2]}, "variants": {"a": steps}, "measure": measures, "report": ["table"]}
-    write_study(tmp_path, tune={}, alone={"steps": 4}, **study)
+    write_study(tmp_path, tune={}, alone={"steps": 4}, equal="flops", **study)
     must_run(*CALL, "--jobs", "2", cwd=tmp_path, timeout=600)
     timed = json.loads((tmp_path / "out/costs/cells").joinpath(done_cells(tmp_path / "out/costs")[1]).read_text())
     assert timed["config"]["trainer"]["max_steps"] == 4
     assert timed["neighbours"] == 0
-    for cell in json.loads((tmp_path / "out/results.json").read_text())["cells"]:
+    # a token's products: 2 for each weight of the blocks and the head, and 4 · dim · block_size for attention
+    model = timed["config"]["model"]["init_args"]
+    dim, vocabulary = model["dim"], timed["config"]["data"]["tokenizer"]
+    block = 24 * dim**2 + 4 * dim * model["block_size"]
+    steps = round(60 * (block + 2 * dim * vocabulary) / (2 * block + 2 * dim * vocabulary))
+    assert steps < 60
+    cells = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    for cell, taken in zip(cells, (60, steps), strict=True):
         assert cell["neighbours"] == 1
         assert cell["alone"] == ["cost/step_seconds", "cost/tokens_per_second"]
-        assert [step for step, _ in cell["curves"]["val/loss"]] == [60]
+        assert [step for step, _ in cell["curves"]["val/loss"]] == [taken]
     assert (
         json.loads((tmp_path / "out/results.json").read_text())["cells"][1]["values"]["cost/step_seconds"]
         == (timed["values"]["cost/step_seconds"])
@@ -112,3 +119,6 @@ def test_times_are_measured_alone_after_cells_that_ran_beside_others(tmp_path: P
     assert "of each cell alone on the machine, after all cells, for 4 steps" in report
     assert "step time (ms) |" in report
     assert "wall time (s) †" in report
+    assert f"as many FLOPs as the first. Optimizer steps: a, n_layer 1: 60, a, n_layer 2: {steps}." in (
+        report.replace("\\", "")
+    )

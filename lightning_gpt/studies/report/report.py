@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
+from lightning_gpt.studies.report.groups import label_of
 from lightning_gpt.studies.report.html import to_html
 from lightning_gpt.studies.report.markdown import to_markdown
 from lightning_gpt.studies.report.plots import files_of
@@ -11,6 +12,7 @@ from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.report.tested import written
 from lightning_gpt.studies.report.tuning_table import tuning_blocks
+from lightning_gpt.studies.spec.equal import AMOUNTS
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
@@ -92,6 +94,11 @@ def _how(results: StudyResults) -> list[Written]:
     """The environments that the cells ran in, and the figures of every cell."""
     study = results.study
     blocks: list[Written] = [Heading("How it was made")]
+    if study.work:
+        steps = {label_of(cell.settings, study.axes): cell.config["trainer"]["max_steps"] for cell in study.cells}
+        each = ", ".join(f"{label}: {number:,}" for label, number in steps.items())
+        alike = f"All settings were trained with as many {AMOUNTS[study.equal]} as the first"
+        blocks.append(Text(f"{alike}. Optimizer steps: {each}."))
     blocks += [Text(_environment_text(environment)) for environment in results.environments()]
     measures = [measure(tag) for tag in study.measure]
     rows = [

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -12,10 +12,11 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
+from lightning_gpt.studies.spec.equal import AMOUNTS, StepWork, amount_of, steps_for
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.tune import MEASURE, TIMES, Tune, shortened
 
-_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune", "alone")
+_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune", "alone", "equal")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
 _MOST_CELLS = 10_000
 _SEED_KEY = "seed_everything"
@@ -55,6 +56,8 @@ class Study:
         chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
         steps: Optimizer steps of the cells of a stage; None for those of their configurations.
+        equal: What all settings train with as much of as the first: ``tokens`` or ``flops``; empty for their own steps.
+        work: That of an optimizer step of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         in_rounds: Whether all settings are run with one seed before any is with the next, so that what changes on the
             machine in the meantime meets all settings alike.
     """
@@ -73,6 +76,8 @@ class Study:
     chosen: Mapping[str, Any] = field(default_factory=dict)
     alone: int | None = None
     steps: int | None = None
+    equal: str = ""
+    work: Mapping[str, StepWork] = field(default_factory=dict)
     in_rounds: bool = False
 
     @property
@@ -92,7 +97,17 @@ class Study:
     def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         setting = setting_id(settings)
         tuned = {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
-        return tuned if self.steps is None else {**tuned, **shortened(config, self.steps)}
+        if self.steps is not None:
+            return {**tuned, **shortened(config, self.steps)}
+        if not self.work:
+            return tuned
+        return {**tuned, **steps_for(config, self.work[setting], self.equal, self._amount)}
+
+    @cached_property
+    def _amount(self) -> float:
+        """What the first setting takes."""
+        first = make_cells(self.config, self.grid, self.variants, self.seeds[:1])[0]
+        return amount_of(first.config, self.work[setting_id(first.settings)], self.equal)
 
     @property
     def trials(self) -> "Study":
@@ -109,6 +124,11 @@ class Study:
         """The measurement of times as a study of its own: each cell for a few steps."""
         study = replace(self, name=f"{self.name}-costs", measure=list(TIMES), report=[], reference=None)
         return replace(study, steps=self.alone, in_rounds=True)
+
+    def with_work(self, work: Sequence[StepWork]) -> "Study":
+        """The study whose settings, in order, take so much for a step."""
+        settings = dict.fromkeys(setting_id(cell.settings) for cell in self.cells)
+        return replace(self, work=dict(zip(settings, work, strict=True)))
 
     def with_choice(self, values: Mapping[str, Any]) -> "Study":
         """The study whose settings have the values that its first stage has chosen for them."""
@@ -215,6 +235,7 @@ class _Reader:
             preset=preset or "",
             tune=over.tune() or self.tune(),
             alone=over.alone() or self.alone(),
+            equal=over.equal() or self.equal(),
         )
         self._check_overlaps(study)
         return study
@@ -269,6 +290,13 @@ class _Reader:
         if len(set(seeds)) < len(seeds):
             raise self.error(f"seeds holds a seed twice: {seeds}")
         return seeds
+
+    def equal(self) -> str:
+        """What all settings train with as much of; empty for their own steps."""
+        value = self.content.get("equal", "")
+        if value != "" and value not in AMOUNTS:
+            raise self.error(f"equal is {value!r}; it must be {' or '.join(AMOUNTS)}")
+        return str(value)
 
     def alone(self) -> int | None:
         """The steps in which times are measured alone; None for not at all."""
