@@ -268,6 +268,11 @@ def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
         "Gradient norm vanishes towards the first block with n_layer 4: there it is 0.001000 times the last block's, a "
         "factor of 0.1000 per block.",
     ]
+    (answer,) = (block.answer for block in blocks if isinstance(block, Findings))
+    assert answer == (
+        "Gradient norm keeps its size along the blocks with n_layer 2, and vanishes towards the first block with "
+        "n_layer 4."
+    )
     wide = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.1 + each.cell.seed, 1.0]}]) for each in found]
     said = sentences(StudyResults(made, wide), "flow", diagnostic="grad_norm")
     assert (

@@ -17,7 +17,7 @@ ul.findings { border-left: 4px solid #0072b2; padding: .4rem 1rem .4rem 2rem; ba
 ul.findings li { margin: .35rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-caption { caption-side: top; text-align: left; color: #444; padding-bottom: .4rem; }
+p.caption { color: #444; font-size: .9rem; margin: 1.4rem 0 .3rem; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -76,8 +76,8 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(f"<td{_mark(table, i, text)}>{escape(text)}</td>" for i, text in enumerate(row)) + "</tr>"
         for row in table.rows
     )
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    caption = f'<p class="caption">{escape(table.caption)}</p>\n' if table.caption else ""
+    return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _mark(table: Table, column: int, text: str = "") -> str:

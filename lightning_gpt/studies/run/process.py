@@ -103,7 +103,10 @@ class CellProcess:
             self._process = self._start("test", "--config", str(self._config), "--ckpt_path", checkpoint, *logger)
             return False
         if status == 0:
-            finish(self.cell, self.folder, self._follower.run, self._most_beside if self._is_watched else None)
+            run = self._follower.run
+            if run is None and self.resumed_from is not None:  # it was stopped after its last step: nothing was left
+                run = self.resumed_from.parents[1]
+            finish(self.cell, self.folder, run, self._most_beside if self._is_watched else None)
         else:
             fail(self.folder, self._reason(status))
         os.close(self._lock)

@@ -15,6 +15,7 @@ from lightning_gpt.studies.report.sections.base import Section, capital, file_na
 from lightning_gpt.studies.spec.measures import measure, number_text
 from lightning_gpt.studies.spec.study import Study
 
+_FEW = 4
 _EVEN = 10.0
 """The largest factor between first and last block that counts as the same size."""
 
@@ -68,7 +69,7 @@ class Flow(Section):
         words = {"even": "keeps its size along the blocks", "vanishes": "vanishes towards the first block"}
         words |= {"grows": "grows towards the first block", "open": "may or may not keep its size"}
         found = {verdict: [way.group.label for way in shown if way.verdict == verdict] for verdict in words}
-        parts = [f"{words[verdict]} with {'; '.join(labels)}" for verdict, labels in found.items() if labels]
+        parts = [f"{words[verdict]} {_named(labels, len(shown))}" for verdict, labels in found.items() if labels]
         return f"{capital(diagnostic(self.diagnostic).title)} {', and '.join(parts)}."
 
     def _sentences(self, shown: Sequence["_Way"]) -> list[str]:
@@ -105,6 +106,11 @@ class Flow(Section):
             f"ratio and factor: geometric means over the seeds. A ratio counts where its whole interval does."
         )
         return Table(header, rows, caption)
+
+
+def _named(labels: Sequence[str], of: int) -> str:
+    """Settings by name where they are few, otherwise their number."""
+    return f"with {'; '.join(labels)}" if len(labels) <= _FEW else f"in {len(labels)} of {of} settings"
 
 
 class _Way:
