@@ -116,7 +116,7 @@ def test_times_are_measured_alone_after_cells_of_equal_flops_that_ran_beside_oth
         == (timed["values"]["cost/step_seconds"])
     )
     report = (tmp_path / "out/report.md").read_text()
-    assert "of each cell alone on the machine, after all cells, for 4 steps" in report
+    assert "of each cell with no other beside it, after all cells, for 4 steps" in report
     assert "step time (ms) |" in report
     assert "wall time (s) †" in report
     assert f"as many FLOPs as the first. Optimizer steps: a, n_layer 1: 60, a, n_layer 2: {steps}." in (

@@ -9,7 +9,7 @@ from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.studies.report.report import write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.run.tuning import choices, tuning_folder
+from lightning_gpt.studies.run.tuning import choices, costs_folder, tuning_folder
 from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.study import Study
 from tests.studies.helpers import LAYERS, finished, keep, study
@@ -167,3 +167,21 @@ def test_times_are_measured_in_rounds_of_all_settings(tmp_path: Path) -> None:
     assert study(tmp_path).alone is None
     with pytest.raises(CallError, match="alone: steps is 0; it must be a number of optimizer steps of at least 1"):
         study(tmp_path, alone={"steps": 0})
+
+
+def test_times_alone_are_reported_when_all_cells_have_them(tmp_path: Path) -> None:
+    made = study(tmp_path, alone={"steps": 40})
+    for cell in made.cells:
+        keep(finished(cell, neighbours=1), tmp_path)
+    times = {"cost/step_seconds": 0.5, "cost/tokens_per_second": 7.0}
+    costs = made.costs.cells
+    for cell in costs[:-1]:
+        keep(finished(cell, values=times), costs_folder(tmp_path))
+    partly = collect(made, tmp_path)
+    assert partly.mark("cost/step_seconds") == " †"
+    assert {result.alone for result in partly.results} == {()}
+    keep(finished(costs[-1], values=times), costs_folder(tmp_path))
+    whole = collect(made, tmp_path)
+    assert {result.values["cost/step_seconds"] for result in whole.results} == {0.5}
+    assert {result.values["cost/parameters"] for result in whole.results} == {1000.0, 2000.0, 4000.0}
+    assert (whole.mark("cost/step_seconds"), whole.mark("wall_seconds")) == ("", " †")

@@ -109,16 +109,20 @@ def collect(study: Study, folder: Path) -> StudyResults:
     results = read_results(study, folder)
     if study.alone is not None:
         measured = {each.cell.name: each for each in read_results(study.costs, costs_folder(folder))}
-        results = [_timed(result, measured[result.cell.name]) for result in results]
+        results = _timed(results, measured)
     return StudyResults(study, results, found)
 
 
-def _timed(result: CellResult, alone: CellResult) -> CellResult:
-    """The result with the times of the cell alone, where both have ended."""
-    times = {tag: alone.values[tag] for tag in TIMES if tag in alone.values}
-    if result.status != "finished" or alone.neighbours != 0 or not times:
-        return result
-    return replace(result, values={**result.values, **times}, alone=tuple(times))
+def _timed(results: list[CellResult], alone: Mapping[str, CellResult]) -> list[CellResult]:
+    """The results with the times of each cell alone, by name; as they are until every finished cell has them."""
+    finished = [alone[result.cell.name] for result in results if result.status == "finished"]
+    if any(each.neighbours != 0 or not all(tag in each.values for tag in TIMES) for each in finished):
+        return results
+    done = []
+    for result in results:
+        times = {tag: alone[result.cell.name].values[tag] for tag in TIMES if result.status == "finished"}
+        done.append(replace(result, values={**result.values, **times}, alone=tuple(times)))
+    return done
 
 
 def write_results(results: StudyResults, folder: Path) -> None:

@@ -128,11 +128,12 @@ class Fit(Section):
         x = Quantity(self.x)
         name = x.label if len(x.factors) == 1 and " " not in x.label else f"({x.label})"
         if form.kind == "linear":
-            return f"{_number(form.a)} + {_number(form.b)} · {name}"
-        law = f"{_number(form.b)} · {name}^{form.p:.4f}"
+            return f"{_number(form.a)} {_signed(form.b)} · {name}"
         if form.kind == "power":
-            return law
-        return f"{_number(form.a)} + {law}" + (f", which levels off at {_number(form.a)}" if form.p < 0 else "")
+            return f"{_number(form.b)} · {name}^{form.p:.4f}"
+        return f"{_number(form.a)} {_signed(form.b)} · {name}^{form.p:.4f}" + (
+            f", which levels off at {_number(form.a)}" if form.p < 0 else ""
+        )
 
     def _table(self, forms: list[Form], n: int) -> Table:
         best, rows = forms[0].aicc, []
@@ -154,6 +155,10 @@ class Fit(Section):
 def _number(value: float) -> str:
     """A fitted number, without what rounding leaves of it."""
     return number_text(float(f"{value:.8g}"))
+
+
+def _signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+'} {_number(abs(value))}"
 
 
 def _residuals(error: float) -> str:

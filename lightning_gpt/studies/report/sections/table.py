@@ -43,7 +43,7 @@ class SettingsTable(Section):
         caption += next((warning for each in measures if (warning := results.warning(each.tag))), "")
         if study.alone is not None and any(result.alone for result in results.finished):
             caption += (
-                f" Step times and speed: of each cell alone on the machine, after all cells, for {study.alone:,} "
+                f" Step times and speed: of each cell with no other beside it, after all cells, for {study.alone:,} "
                 f"steps, in rounds of all settings."
             )
         if theirs and reference is not None:
