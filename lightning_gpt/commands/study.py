@@ -1,9 +1,12 @@
 """``lightning-gpt study``: runs a grid of training runs and reports their results."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 from lightning_gpt.cluster import connected
 from lightning_gpt.commands.call import parse_function_call
@@ -15,16 +18,18 @@ from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
 from lightning_gpt.studies.run.on_cluster import run_on_cluster
-from lightning_gpt.studies.run.result import cell_folder, read_result
+from lightning_gpt.studies.run.result import cell_folder, read_result, read_results
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
+from lightning_gpt.studies.run.tuning import costs_folder, tuning_folder
 from lightning_gpt.studies.spec.cells import Cell
-from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
 
-_FLAGS = ("--slurm", "--report_only")
+_Result = TypeVar("_Result")
+_FLAGS = ("--slurm", "--report_only", "--tuning")
 
 
 def study(
@@ -36,6 +41,7 @@ def study(
     slurm: bool = False,
     report_only: bool = False,
     ray: str | None = None,
+    tuning: bool = False,
 ) -> None:
     """Run a study: each cell of its grid as a process of its own, then write tables, plots and a report.
 
@@ -52,34 +58,66 @@ def study(
         report_only: Write results and report from the finished cells, and run nothing.
         ray: Run the cells on the Ray cluster at this address: HOST:PORT of its head, or auto. Its machines must share
             the study's folder and the working folder; jobs is then the number of cells at a time on each machine.
+        tuning: With --cell or --slurm: of the study's first stage, which chooses an option for each setting.
     """
     read = read_study(Path(config), preset)
     check_report(read)
     place = Path(folder) if folder is not None else Path("studies") / read.title
     if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
         raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
-    if cell is not None and not 0 <= cell < len(read.cells):
-        raise CallError(f"cell is {cell}; this study has {len(read.cells)} (allowed: 0 to {len(read.cells) - 1})")
+    if read.equal:
+        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)]))
+    if tuning and (read.tune is None or (cell is None and not slurm)):
+        raise CallError("--tuning is for --cell or --slurm, of a study that has a first stage (tune)")
+    chosen = read.trials if tuning else read.provisional
+    if cell is not None and not 0 <= cell < len(chosen.cells):
+        raise CallError(f"cell is {cell}; this study has {len(chosen.cells)} (allowed: 0 to {len(chosen.cells) - 1})")
     if report_only:
         _report(collect(read, place), place)
         return
     share = share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
-    chosen = read.cells if cell is None else [read.cells[cell]]
     shared = SharedVocabularies(place)
+    if cell is not None and not tuning:
+        chosen = collect(read, place).study  # with what its first stage has chosen
+    cells = chosen.cells if cell is None else [chosen.cells[cell]]
+    trials = read.trials.cells if read.tune is not None and cell is None and not tuning else []
     diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
-    sizes = _prepare(chosen, diagnostics, shared)
+    sizes = _elsewhere(_prepare, [*trials, *cells], diagnostics, shared)
     if slurm:
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
-        print(array_script(read, Path(config), place, trusted_options()), end="")
+        print(array_script(chosen, Path(config), place, trusted_options(), tuning=tuning), end="")
         return
     # the machines of a cluster have no process that could be forked
     with starter(share) if ray is None else FreshStarter() as starts:
-        display = Display(read.measure, sizes)
-        runner = Runner(read, place, jobs, shared.run_config, starts, trusted_options())
-        if cell is None:
-            _run_all(runner, display, ray)
-        else:
-            _run_one(runner, chosen[0], display)
+        at = tuning_folder(place) if tuning else place
+        runner = Runner(chosen, at, jobs, shared.run_config, starts, trusted_options())
+        work = {each.number: size for each, size in zip(cells, sizes[len(trials) :], strict=True)}
+        if cell is not None:
+            _run_one(runner, cells[0], Display(chosen.measure, work))
+            return
+        if read.tune is not None:
+            trial_work = {each.number: size for each, size in zip(trials, sizes, strict=False)}
+            _run_trials(replace(runner, study=read.trials, folder=tuning_folder(place)), trial_work, ray)
+            runner = replace(runner, study=collect(read, place).study)
+        _run_all(runner, read, Display(read.measure, work), ray)
+
+
+def _run_trials(runner: Runner, work: dict[int, int], ray: str | None) -> None:
+    """Run the first stage; a trial that fails is none to choose, and stops nothing."""
+    try:
+        _run(runner, Display(runner.study.measure, work), ray)
+    finally:
+        results = StudyResults(runner.study, read_results(runner.study, runner.folder))
+        if results.finished:
+            write_results(results, runner.folder)
+
+
+def _run(runner: Runner, display: Display, ray: str | None) -> None:
+    if ray is None:
+        runner.run(display)
+        return
+    with connected(ray) as cluster:
+        run_on_cluster(runner, cluster, display)
 
 
 def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
@@ -89,15 +127,17 @@ def _run_one(runner: Runner, cell: Cell, display: Display) -> None:
         raise WorkError(f"cell {cell.number}, {cell.name}, failed: {result.error}")
 
 
-def _run_all(runner: Runner, display: Display, ray: str | None) -> None:
+def _run_all(runner: Runner, read: Study, display: Display, ray: str | None) -> None:
     try:
-        if ray is None:
-            runner.run(display)
-        else:
-            with connected(ray) as cluster:
-                run_on_cluster(runner, cluster, display)
+        _run(runner, display, ray)
+        if read.alone is not None and ray is None:  # the machines of a cluster are others' too
+            with starter(share_of_machine(0, 1)) as starts:  # threads are those that were set before the imports
+                costs = replace(
+                    runner, study=runner.study.costs, folder=costs_folder(runner.folder), jobs=1, starter=starts
+                )
+                costs.run(Display(costs.study.measure, {}))
     finally:
-        results = collect(runner.study, runner.folder)
+        results = collect(read, runner.folder)
         if results.finished:
             _report(results, runner.folder)
     failed = [result.cell.name for result in results.results if result.status == "failed"]
@@ -108,18 +148,17 @@ def _run_all(runner: Runner, display: Display, ray: str | None) -> None:
         )
 
 
-def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies) -> dict[int, int]:
-    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters.
+def _elsewhere(work: Callable[..., _Result], *args: Any) -> _Result:
+    """What ``work`` returns in a process of its own.
 
-    This is done in a process of its own, because it imports Lightning, and the study's process should stay small while
-    the cells train.
+    It imports Lightning, and the study's process should stay small while the cells train.
     """
     with unheard_by_children():
         pool = ProcessPoolExecutor(1, get_context("fork" if may_fork() else "spawn"), end_with_parent)
-        checked = pool.submit(_prepare_here, cells, diagnostics, shared, trusted_modules())
+        done = pool.submit(work, *args, trusted_modules())
     with pool:
         try:
-            return checked.result()
+            return done.result()
         except BrokenProcessPool:
             raise WorkError("the process that checks the cells died (was it killed, or out of memory?)") from None
         except Stopped:
@@ -128,9 +167,8 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
             raise
 
 
-def _prepare_here(
-    cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]
-) -> dict[int, int]:
+def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]) -> list[int]:
+    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters."""
     from lightning_gpt.commands.study_check import check_cells, train_vocabulary
 
     trust(modules)
@@ -140,6 +178,14 @@ def _prepare_here(
     for place, config in shared.to_train(cells).items():
         train_vocabulary(config, place)
     return sizes
+
+
+def _step_work(cells: list[Cell], modules: list[str]) -> list[dict[str, float]]:
+    """Tokens and FLOPs of a step of each cell."""
+    from lightning_gpt.commands.study_check import step_work
+
+    trust(modules)
+    return step_work(cells)
 
 
 def _report(results: StudyResults, folder: Path) -> None:

@@ -1,13 +1,14 @@
 """What a study does once before its cells run: check them, and train the vocabularies that they share."""
 
 import io
+import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -15,8 +16,11 @@ import yaml
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.studies.spec.cells import Cell
 from lightning_gpt.whole_file import write_file
+
+_Figure = TypeVar("_Figure")
 
 
 class ParsedOnly(TrainCLI):
@@ -46,20 +50,40 @@ class ParsedOnly(TrainCLI):
         self.instantiate_classes()
 
 
-def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
-    """Build each setting of a study as ``fit`` would; returns the number of parameters of each cell's model, by cell.
+def check_cells(cells: Sequence[Cell]) -> list[int]:
+    """Build each setting of a study as ``fit`` would; returns the number of parameters of each cell's model.
 
     Raises:
         CallError: ``fit`` would refuse a cell; the message names the cell and the reason.
     """
+    return _of_each_built(cells, lambda cli: sum(parameter.numel() for parameter in cli.model.parameters()))
+
+
+def step_work(cells: Sequence[Cell]) -> list[dict[str, float]]:
+    """Tokens and FLOPs of an optimizer step of each cell, on one device.
+
+    Raises:
+        CallError: ``fit`` would refuse a cell.
+    """
+    return _of_each_built(cells, _step_work)
+
+
+def _step_work(cli: ParsedOnly) -> dict[str, float]:
+    data, model = cli.datamodule, cli.model.model
+    tokens = data.batch_size * cli.trainer.accumulate_grad_batches * model.config.block_size
+    return {"tokens": tokens, "flops": tokens * training_flops_per_token(model, model.config.block_size)}
+
+
+def _of_each_built(cells: Sequence[Cell], figure: Callable[[ParsedOnly], _Figure]) -> list[_Figure]:
+    """A figure of what ``fit`` would build for each cell; cells that differ in their seeds alone are built once."""
     cli: ParsedOnly | None = None
-    sizes: dict[str, int] = {}
+    found: dict[str, _Figure] = {}
     _quieten()
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         file = Path(folder) / "cell.yaml"
         for cell in cells:
-            setting = repr(sorted(cell.settings.items(), key=str))  # settings repeat over the seeds
-            if setting in sizes:
+            setting = _without_seed(cell)
+            if setting in found:
                 continue
             file.write_text(yaml.safe_dump(cell.config), encoding="utf-8")
             sys.argv = ["lightning-gpt", "fit", "--config", str(file)]
@@ -75,8 +99,13 @@ def check_cells(cells: Sequence[Cell]) -> dict[int, int]:
                 said = " ".join(str(reason or f"{type(error).__name__}: {error}").split())
                 said = said.removeprefix(f"config file {str(file)!r}: ")  # a temporary file of ours
                 raise CallError(f"cell {cell.number}, {cell.name}: {said}") from None
-            sizes[setting] = sum(parameter.numel() for parameter in cli.model.parameters())
-    return {cell.number: sizes[repr(sorted(cell.settings.items(), key=str))] for cell in cells}
+            found[setting] = figure(cli)
+    return [found[_without_seed(cell)] for cell in cells]
+
+
+def _without_seed(cell: Cell) -> str:
+    """What tells a cell's configuration from those that are not the same but for the seed."""
+    return json.dumps({**cell.config, "seed_everything": 0}, sort_keys=True)
 
 
 def train_vocabulary(config: dict[str, Any], folder: Path) -> None:

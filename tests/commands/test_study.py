@@ -80,6 +80,19 @@ def test_a_finished_study_runs_nothing_again(alone: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_cell_that_was_stopped_after_its_last_step_has_its_figures(alone: Path) -> None:
+    """Resumed, it has nothing left to train, and starts no run."""
+    before = cells(alone / "out")[0]
+    (result,) = (alone / "out/cells").glob("n_layer=1*/result.json")
+    result.unlink()
+    done = must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=alone)
+    assert "cell 0 n_layer=1,seed=0: resumed from" in done.stderr
+    assert "nothing to train" in result.with_name("fit.log").read_text()
+    after = cells(alone / "out")[0]
+    assert after["values"] == before["values"]
+    assert after["curves"] == before["curves"]
+
+
 def test_report_only(alone: Path) -> None:
     (alone / "out/report.md").unlink()
     must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone, fresh=True)

@@ -16,6 +16,7 @@ from lightning_gpt.studies.report.document import Findings, Table
 from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.report.tested import written
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.trust import trust
@@ -39,7 +40,7 @@ SECTIONS = [
 
 
 def sentences(found: StudyResults, name: str, **options: str) -> str:
-    blocks = make_section(name, options).blocks(found)
+    blocks = written(make_section(name, options).blocks(found))
     return " ".join(sentence for block in blocks if isinstance(block, Findings) for sentence in block.sentences)
 
 
@@ -63,9 +64,15 @@ def test_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     for picture in pictures:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / picture).with_suffix(".svg").read_bytes()
-    for text in ("What was found", "the papers: validation perplexity", "38.50"):
+    for text in ("What else was found", "the papers: validation perplexity", "38.50"):
         assert text in html
         assert text in markdown
+
+
+def interval(numbers: list[float]) -> float:
+    """Half the 95 % interval of a mean of two numbers: Student's t with one degree of freedom is 12.706."""
+    assert len(numbers) == 2
+    return 12.7062047 * statistics.stdev(numbers) / 2**0.5
 
 
 def test_figures_of_the_table_are_those_of_results_csv(tmp_path: Path) -> None:
@@ -80,10 +87,10 @@ def test_figures_of_the_table_are_those_of_results_csv(tmp_path: Path) -> None:
         for tag in found.study.measure:
             numbers = [float(each[tag]) for each in ours]
             shown = row[settings.header.index(measure(tag).title)]
-            assert shown == measure(tag).text(statistics.mean(numbers), statistics.stdev(numbers))
-    for row, written in zip(cells.rows, rows, strict=True):
-        assert row[0] == written["cell"]
-        assert row[2:] == [measure(tag).text(float(written[tag])) for tag in found.study.measure]
+            assert shown == measure(tag).text(statistics.mean(numbers), interval(numbers))
+    for row, line in zip(cells.rows, rows, strict=True):
+        assert row[0] == line["cell"]
+        assert row[2:] == [measure(tag).text(float(line[tag])) for tag in found.study.measure]
     theirs = settings.header.index("the papers: validation perplexity")
     assert theirs in settings.theirs
     assert [row[theirs] for row in settings.rows] == ["–", "38.50", "29.40"]
@@ -102,32 +109,96 @@ def test_linear_time_is_said_to_be_linear_and_other_time_not(tmp_path: Path) -> 
     found = results(tmp_path)
     options = {"x": "n_layer", "y": "cost/step_seconds", "claim": "the papers say so"}
     said = sentences(found, "fit", **options)
-    assert re.search(r"Step time \(ms\) = 10(\.00)? \+ 20(\.00)? · n_layer", said)
-    assert "R² = 1.0000 over 6 cells: linear" in said
-    assert "Agreeing: the papers say so." in said
-    said = sentences(changed(found, "cost/step_seconds", lambda depth, _: 0.01 * 4.0**depth), "fit", **options)
-    assert ": not linear" in said
-    assert "Not agreeing: the papers say so." in said
+    assert re.search(r"Step time against n_layer is best described by a line, 10(\.00)? \+ 20(\.00)? · n_layer", said)
+    assert "(exact, 6 cells); ruled out: a power law." in said
+    assert "Agreeing: the papers say so. A line is exact." in said
+    said = sentences(changed(found, "cost/step_seconds", lambda depth, _: 0.01 * depth**1.3), "fit", **options)
+    assert "is best described by a power law, 10 · n_layer^1.3000 (exact, 6 cells); ruled out: a line." in said
+    assert "As a power law its exponent is 1.3000 [1.3000, 1.3000]." in said
+    assert re.search(
+        r"Not agreeing: the papers say so. A line is ruled out; it is up to \d+.\d\d% off the means.", said
+    )
+    one = StudyResults(found.study, found.results[::2])
+    assert "3 cells are too few to rule out a power law" in sentences(one, "fit", **options)
+    assert "Open, for want of cells: the papers say so." in sentences(one, "fit", **options)
+    noisy = changed(found, "cost/step_seconds", lambda depth, seed: 0.01 * depth * (1 + 0.4 * (seed - 0.5)))
+    assert "Possible, as is a power law: the papers say so." in sentences(noisy, "fit", **options)
 
 
 def test_power_law(tmp_path: Path) -> None:
-    said = sentences(results(tmp_path), "fit", x="cost/parameters", y="val/loss", kind="power")
-    assert re.search(
-        r"Validation loss \(nats\) = 3(\.000)? · \(parameters\)\^-0.0500, R² = 1.0000 of the logarithms", said
-    )
+    found = results(tmp_path)
+    said = sentences(found, "fit", x="cost/parameters", y="val/loss", kind="power")
+    assert re.search(r"is best described by a power law, 3(\.000)? · parameters\^-0.0500 \(exact, 6 cells\)", said)
+    nothing = changed(found, "val/loss", lambda depth, seed: 0.0)
+    assert "a fit with relative errors needs figures above 0" in sentences(nothing, "fit", x="n_layer", y="val/loss")
 
 
-def test_trend_is_held_against_the_reference(tmp_path: Path) -> None:
+def test_trend_is_tested_and_held_against_the_reference(tmp_path: Path) -> None:
     found = results(tmp_path, reference=REFERENCE)
     said = sentences(found, "trend", x="n_layer", y="val/perplexity")
-    assert "falls at every step with n_layer" in said
-    assert "beyond the noise of the seeds" in said
-    assert "This agrees with the papers in direction" in said
-    rising = changed(found, "val/perplexity", lambda depth, seed: 30.0 + depth + 10 * seed)
+    assert "Validation perplexity falls at every step of n_layer from 1 to 4 (-12.00, p < 0.001)" in said
+    assert "This agrees with the papers in direction: from 2 to 4 their validation perplexity falls too" in said
+    rising = changed(found, "val/perplexity", lambda depth, seed: 30.0 + depth + 0.001 * seed * depth)
     said = sentences(rising, "trend", x="n_layer", y="val/perplexity")
-    assert "rises at every step with n_layer" in said
-    assert "within the noise of the seeds" in said
-    assert "This differs from the papers" in said
+    assert "rises at every step of n_layer" in said
+    assert "This differs from the papers: from 2 to 4 their validation perplexity falls, ours rises" in said
+
+
+def test_a_trend_that_the_seeds_do_not_show_is_none(tmp_path: Path) -> None:
+    found = results(tmp_path, reference=REFERENCE, seeds=[0, 1, 2])
+    luck = {1: [0, 1, 3], 2: [2, 0, 1], 4: [1, 2, 0]}
+    loose = changed(found, "val/perplexity", lambda depth, seed: 30.0 - depth / 4 + luck[depth][seed])
+    said = sentences(loose, "trend", x="n_layer", y="val/perplexity")
+    assert "is not shown to change from n_layer 1 to 4" in said
+    assert "no single step is shown" in said
+    assert re.search(r"With 3 seeds and 3 tests in this report, a difference of [\d.]+ would be found in 80% of", said)
+    assert "Whether this agrees with the papers is open" in said
+    steps = changed(
+        found, "val/perplexity", lambda depth, seed: {1: 9.0, 2: 5.0, 4: 5.0}[depth] + luck[depth][seed] / 99
+    )
+    said = sentences(steps, "trend", x="n_layer", y="val/perplexity")
+    assert "falls from n_layer 1 to 4" in said
+    assert "of single steps are shown 1 to 2 (falls)" in said
+    one = StudyResults(found.study, [result for result in found.results if result.cell.seed == 0])
+    said = sentences(one, "trend", x="n_layer", y="val/perplexity")
+    assert "was measured at 3 values of n_layer" in said
+    assert "With one seed each, the spread between seeds is unknown" in said
+
+
+def test_two_points_are_no_trend(tmp_path: Path) -> None:
+    found = results(tmp_path, grid={LAYERS: [2, 4]}, reference=REFERENCE)
+    said = sentences(found, "trend", x="n_layer", y="val/perplexity")
+    assert "Validation perplexity is lower at n_layer 4 than at 2 (-8.000, p < 0.001)." in said
+    assert "step" not in said
+    same = changed(found, "val/perplexity", lambda depth, seed: 30.0 + depth * seed)
+    assert "is not shown to differ between n_layer 2 and 4" in sentences(same, "trend", x="n_layer", y="val/perplexity")
+
+
+def test_the_first_paragraph_answers_the_question(tmp_path: Path) -> None:
+    sections = ["table", {"trend": {"x": "n_layer", "y": "val/perplexity"}}, {"layers": {"diagnostic": "token_cosine"}}]
+    write_report(results(tmp_path, report=sections), tmp_path)
+    first, second = (tmp_path / "report.md").read_text().replace("\\", "").split("\n\n")[1:3]
+    assert first.startswith(
+        "Validation perplexity falls at every step of n_layer from 1 to 4 (-12.00, p < 0.001). Token"
+    )
+    assert "rises in 6 of 6 runs from the embedding to the last layer. In the last layer it is higher with 4" in first
+    assert second == "The question: What does depth do?"
+
+
+def test_times_of_cells_that_ran_beside_others_are_marked(tmp_path: Path) -> None:
+    found = results(tmp_path, report=["table", {"trend": {"x": "n_layer", "y": "cost/step_seconds"}}])
+    write_report(found, tmp_path)
+    assert "†" not in (tmp_path / "report.html").read_text()
+    beside = [dataclasses.replace(result, neighbours=result.cell.seed) for result in found.results]
+    for others, word in ((beside, "beside up to 1 other:"), (beside[:5], "beside up to 1 other:")):
+        write_report(StudyResults(found.study, others), tmp_path)
+        text = (tmp_path / "report.md").read_text()
+        assert "step time (ms) †" in text
+        assert "parameters †" not in text
+        assert f"cells ran {word} their times are not those of a cell alone" in text
+    unknown = [dataclasses.replace(result, neighbours=None) for result in found.results]
+    write_report(StudyResults(found.study, unknown), tmp_path)
+    assert "6 of 6 cells ran where others may have run beside them" in (tmp_path / "report.md").read_text()
 
 
 def test_layers_say_which_way_they_go(tmp_path: Path) -> None:
@@ -156,19 +227,23 @@ def test_layers_before_training_and_changes_of_a_hundredth(tmp_path: Path) -> No
 
 
 def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
-    found = changed(results(tmp_path), "val/loss", lambda depth, seed: {1: 5.0, 2: 5.2, 4: 4.0}[depth] + 0.2 * seed)
-    said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")  # sd of 0 and 0.2: 0.141
-    assert "Validation loss is lowest with n_layer 4" in said
-    assert "Validation loss is lower than that of n_layer 1 with: n_layer 4." in said
-    assert "higher than" not in said
+    figures = {1: [5.0, 5.2], 2: [5.1, 5.4], 4: [4.0, 4.2001]}
+    found = changed(results(tmp_path), "val/loss", lambda depth, seed: figures[depth][seed])
+    said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")
+    assert "The lowest mean of validation loss is that of n_layer 4" in said
     assert (
-        "1 of 2 settings differ from n_layer 1 by less than twice the standard deviation between seeds, which is"
+        "Beside n_layer 1, validation loss is lower with n_layer 4 (-1.0000 nats [-1.0006, -0.9993], p < 0.001)."
         in said
     )
-    assert "0.1414 nats" in said
-    assert "higher than that of n_layer 4 with: n_layer 2; n_layer 1." in sentences(
-        found, "compare", measure="val/loss", beside="n_layer 4"
+    assert "is higher" not in said
+    assert "1 of 2 settings are not shown to differ from n_layer 1 in validation loss." in said
+    assert re.search(
+        r"With 2 seeds and 2 tests in this report, a difference of [\d.]+ nats would be found in 80%", said
     )
+    said = sentences(found, "compare", measure="val/loss", beside="n_layer 4")
+    assert "Beside n_layer 4, validation loss is higher with n_layer 2 (" in said
+    one = StudyResults(found.study, found.results[::2])
+    assert "nothing can be said to differ" in sentences(one, "compare", measure="val/loss", beside="n_layer 1")
     with pytest.raises(
         CallError, match="beside is 'GPT'; it must be one of the settings n_layer 1; n_layer 2; n_layer 4"
     ):
@@ -183,7 +258,7 @@ def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
         for cell in made.cells
         if (depth := cell.settings[LAYERS])
     ]
-    blocks = make_section("flow", {"diagnostic": "grad_norm"}).blocks(StudyResults(made, found))
+    blocks = written(make_section("flow", {"diagnostic": "grad_norm"}).blocks(StudyResults(made, found)))
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert [row[0] for row in table.rows] == ["n_layer 2", "n_layer 4"]  # one block has no way to go
     assert [row[-2:] for row in table.rows] == [["0.5000", "0.5000"], ["0.001000", "0.1000"]]
@@ -193,6 +268,17 @@ def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
         "Gradient norm vanishes towards the first block with n_layer 4: there it is 0.001000 times the last block's, a "
         "factor of 0.1000 per block.",
     ]
+    (answer,) = (block.answer for block in blocks if isinstance(block, Findings))
+    assert answer == (
+        "Gradient norm keeps its size along the blocks with n_layer 2, and vanishes towards the first block with "
+        "n_layer 4."
+    )
+    wide = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.1 + each.cell.seed, 1.0]}]) for each in found]
+    said = sentences(StudyResults(made, wide), "flow", diagnostic="grad_norm")
+    assert (
+        "Whether gradient norm keeps its size towards the first block with n_layer 2 is open: there it is 0.3317"
+        in said
+    )
     gone = [dataclasses.replace(each, layers=[{"step": 9, "grad_norm": [0.0, 1.0]}]) for each in found[2:]]
     said = sentences(StudyResults(made, [*found[:2], *gone]), "flow", diagnostic="grad_norm")
     assert said == ""
@@ -221,6 +307,10 @@ def smoothing_results(folder: Path, bare: float, positive: bool) -> StudyResults
 
 def test_accounts_follow_the_figures(tmp_path: Path) -> None:
     said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), ACCOUNTS)
+    assert "before training, 0.0111 times [0.0111, 0.0111]; after training, 0.0111 times" in said
+    assert (
+        "growth of token cosine across a block: 1.00 (24 blocks of 6 runs), p < 0.001 corrected for the 1 test" in said
+    )
     assert "2103.03404): supported." in said
     assert "2401.04301): supported." in said
     assert "2312.06182): not tested." in said

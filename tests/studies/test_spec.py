@@ -52,7 +52,7 @@ WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
         {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
         "'depth' is neither a measure, nor an axis",
     ),
-    "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear or power"),
+    "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear, power, saturating"),
 }
 
 

@@ -1,5 +1,6 @@
 """The blocks of a report, independent of its format."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from matplotlib.figure import Figure
@@ -13,6 +14,13 @@ class Heading:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The paragraph that answers the study's question."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Text:
     """A paragraph."""
 
@@ -21,9 +29,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Findings:
-    """Sentences that state what was found; the report repeats them at its top."""
+    """Sentences that state what was found; the report repeats the most important one at its top.
+
+    Args:
+        sentences: What was found.
+        answer: The most important of it in short, for the report's first paragraph too; empty where it answers nothing.
+    """
 
     sentences: list[str]
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,4 +72,20 @@ class Picture:
     caption: str
 
 
-Block = Heading | Text | Findings | Table | Picture
+Written = Heading | Lead | Text | Findings | Table | Picture
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Blocks that state the outcome of tests: they are written when all tests of the report are known.
+
+    Args:
+        p: The tests' p-values.
+        write: Makes the blocks from the p-values as corrected over the whole report, and the number of its tests.
+    """
+
+    p: list[float]
+    write: Callable[[list[float], int], list[Written]]
+
+
+Block = Written | Tested

@@ -1,40 +1,13 @@
 """The results of one setting over its seeds."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.spec.cells import VARIANT, setting_text
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """Mean, sample standard deviation (None for one value) and number of values."""
-
-    mean: float
-    deviation: float | None
-    n: int
-
-
-def spread(values: Iterable[float | None]) -> SeedSpread | None:
-    """The spread of the values that are not None; None where all are."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
-        return SeedSpread(mean, None, 1)
-    return SeedSpread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1)), len(known))
-
-
-def pooled_deviation(spreads: Iterable[SeedSpread]) -> float | None:
-    """The standard deviation between seeds, pooled over all settings that have one."""
-    squares = [(each.deviation**2, each.n - 1) for each in spreads if each.deviation is not None]
-    weight = sum(n for _, n in squares)
-    return math.sqrt(sum(square * n for square, n in squares) / weight) if weight else None
+from lightning_gpt.studies.spec.cells import VARIANT, setting_id, setting_text
 
 
 @dataclass(frozen=True)
@@ -57,6 +30,11 @@ class Group:
         """The spread of a measure over the seeds."""
         return spread(result.value(tag) for result in self.results)
 
+    def by_seed(self, tag: str) -> dict[int, float]:
+        """A measure by seed, of the seeds that have it."""
+        values = ((result.cell.seed, result.value(tag)) for result in self.results)
+        return {seed: value for seed, value in values if value is not None}
+
     def layers(self, diagnostic: str, *, first: bool = False) -> list[SeedSpread]:
         """A diagnostic by layer, over the seeds, as last (or first) measured; empty where it was not measured."""
         series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
@@ -74,7 +52,7 @@ def groups(results: StudyResults) -> list[Group]:
     """All settings of a study, in order."""
     found: dict[str, list[CellResult]] = {}
     for result in results.results:
-        found.setdefault(repr(list(result.cell.settings.items())), []).append(result)
+        found.setdefault(setting_id(result.cell.settings), []).append(result)
     made = []
     for members in found.values():
         settings = members[0].cell.settings

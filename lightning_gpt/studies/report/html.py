@@ -4,19 +4,20 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
 
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.55 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
   padding: 0 1.2rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin-bottom: .3rem; }
+p.lead { font-size: 1.12rem; line-height: 1.6; margin: 1.1rem 0; }
 h2 { font-size: 1.3rem; margin-top: 2.6rem; border-bottom: 1px solid #ccc; padding-bottom: .25rem; }
 ul.findings { border-left: 4px solid #0072b2; padding: .4rem 1rem .4rem 2rem; background: #f3f8fc; }
 ul.findings li { margin: .35rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-caption { caption-side: top; text-align: left; color: #444; padding-bottom: .4rem; }
+p.caption { color: #444; font-size: .9rem; margin: 1.4rem 0 .3rem; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -27,10 +28,10 @@ figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; }
 figcaption { color: #444; font-size: .9rem; }
 """
-_LONG = 24
+_LONG = 40
 
 
-def to_html(title: str, blocks: Sequence[Block], svgs: Mapping[str, bytes]) -> str:
+def to_html(title: str, blocks: Sequence[Written], svgs: Mapping[str, bytes]) -> str:
     """The page; ``svgs`` holds the pictures by name, which are embedded."""
     body = "\n".join(_block(block, svgs) for block in blocks)
     return f"""\
@@ -50,10 +51,12 @@ def to_html(title: str, blocks: Sequence[Block], svgs: Mapping[str, bytes]) -> s
 """
 
 
-def _block(block: Block, svgs: Mapping[str, bytes]) -> str:
+def _block(block: Written, svgs: Mapping[str, bytes]) -> str:
     match block:
         case Heading(text):
             return f"<h2>{escape(text)}</h2>"
+        case Lead(text):
+            return f'<p class="lead">{escape(text)}</p>'
         case Text(text):
             return f"<p>{escape(text)}</p>"
         case Findings(sentences):
@@ -73,8 +76,8 @@ def _table(table: Table) -> str:
         "<tr>" + "".join(f"<td{_mark(table, i, text)}>{escape(text)}</td>" for i, text in enumerate(row)) + "</tr>"
         for row in table.rows
     )
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+    caption = f'<p class="caption">{escape(table.caption)}</p>\n' if table.caption else ""
+    return f'{caption}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _mark(table: Table, column: int, text: str = "") -> str:

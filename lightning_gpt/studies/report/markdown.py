@@ -3,19 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
 
 
-def to_markdown(title: str, blocks: Sequence[Block], files: Mapping[str, str]) -> str:
+def to_markdown(title: str, blocks: Sequence[Written], files: Mapping[str, str]) -> str:
     """The text; ``files`` holds the pictures' paths by name, relative to the Markdown file."""
     return "\n\n".join([f"# {_plain(title)}", *(_block(block, files) for block in blocks)]) + "\n"
 
 
-def _block(block: Block, files: Mapping[str, str]) -> str:
+def _block(block: Written, files: Mapping[str, str]) -> str:
     match block:
         case Heading(text):
             return f"## {_plain(text)}"
-        case Text(text):
+        case Lead(text) | Text(text):
             return _plain(text)
         case Findings(sentences):
             return "\n".join(f"- {_plain(sentence)}" for sentence in sentences)

@@ -11,13 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lightning_gpt.studies.report.groups import Group, SeedSpread
+from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
+from lightning_gpt.studies.report.groups import Group
 
 # Okabe & Ito 2008, without its yellow, which is hard to see on white
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX*<>"
 _DASHES = ("-", "--", ":", "-.")
 _HALF_A_DECADE = 10**0.5
+_FEW_SEEDS = 5
+"""Up to so many seeds are drawn one by one: an interval of fewer says more about Student's t than about them."""
 THEIRS = "#8A6D3B"
 """The colour of published figures of others."""
 
@@ -74,21 +77,44 @@ def new_figure(columns: int = 1, height: float = 3.9, width: float = 6.4) -> tup
 
 
 def draw_spreads(ax: Axes, x: Sequence[float], spreads: Sequence[SeedSpread], look: Look, label: str) -> None:
-    """A line through the means, with error bars of one standard deviation over the seeds."""
+    """A line through the means, with one dot per seed where they are few, and the means' intervals elsewhere."""
     means = [each.mean for each in spreads]
-    deviations = [each.deviation or 0.0 for each in spreads]
     style = {"color": look.color, "marker": look.marker, "linestyle": look.dash, "markersize": 5, "linewidth": 1.7}
-    ax.errorbar(x, means, yerr=deviations, capsize=3, label=label, **style)  # type: ignore[arg-type]
+    if _few(spreads):
+        for place, each in zip(x, spreads, strict=True):
+            seeds = {"marker": "o", "linestyle": "", "markersize": 4, "alpha": 0.45, "markeredgewidth": 0}
+            ax.plot([place] * each.n, each.values, color=look.color, **seeds)  # type: ignore[arg-type]
+        ax.plot(x, means, label=label, **{**style, "marker": "_", "markersize": 13, "markeredgewidth": 2})  # type: ignore[arg-type]
+        return
+    widths = [each.half_width or 0.0 for each in spreads]
+    ax.errorbar(x, means, yerr=widths, capsize=3, label=label, **style)  # type: ignore[arg-type]
 
 
 def draw_band(ax: Axes, x: Sequence[float], spreads: Sequence[SeedSpread], look: Look, label: str) -> None:
-    """A line through the means, with a band of one standard deviation over the seeds; for many points."""
+    """A line through the means, with a band from the lowest to the highest seed where they are few, and of the means'
+    intervals elsewhere; for many points."""
     means = [each.mean for each in spreads]
-    low = [each.mean - (each.deviation or 0.0) for each in spreads]
-    high = [each.mean + (each.deviation or 0.0) for each in spreads]
+    if _few(spreads):
+        low, high = [min(each.values) for each in spreads], [max(each.values) for each in spreads]
+    else:
+        low = [each.mean - (each.half_width or 0.0) for each in spreads]
+        high = [each.mean + (each.half_width or 0.0) for each in spreads]
     ax.fill_between(x, low, high, color=look.color, alpha=0.18, linewidth=0)
     style = {"marker": look.marker, "linestyle": look.dash, "markersize": 4, "linewidth": 1.7}
     ax.plot(x, means, color=look.color, label=label, **style)  # type: ignore[arg-type]
+
+
+def seeds_text(spreads: Iterable[SeedSpread], few: str) -> str:
+    """What a caption says of the seeds: of one, none; of few, as ``few`` has it; of many, their intervals."""
+    shown = list(spreads)
+    most = max((each.n for each in shown), default=1)
+    if most == 1:
+        return "one seed"
+    return f"mean, and {few if _few(shown) else f'its {1 - LEVEL:.0%} confidence interval'}"
+
+
+def _few(spreads: Sequence[SeedSpread]) -> bool:
+    return max((each.n for each in spreads), default=1) <= _FEW_SEEDS
 
 
 def new_dot_rows(rows: Mapping[str, Sequence[float]]) -> tuple[Figure, Axes]:

@@ -3,15 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Text
+from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
+from lightning_gpt.studies.report.groups import label_of
 from lightning_gpt.studies.report.html import to_html
 from lightning_gpt.studies.report.markdown import to_markdown
 from lightning_gpt.studies.report.plots import files_of
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
+from lightning_gpt.studies.report.tested import written
+from lightning_gpt.studies.report.tuning_table import tuning_blocks
+from lightning_gpt.studies.spec.equal import AMOUNTS
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
+
+_ANSWERS = 5
+"""So many sections answer the study's question: a study lists first those that do."""
 
 
 def check_report(study: Study) -> None:
@@ -39,23 +46,30 @@ def write_report(results: StudyResults, folder: Path) -> str:
     return f"{folder}: report.html, report.md, results.csv, results.json and plots of {done}"
 
 
-def report_blocks(results: StudyResults) -> list[Block]:
-    """The report in order: question, missing cells, findings, sections, how it was made."""
+def report_blocks(results: StudyResults) -> list[Written]:
+    """The report in order: question and answer, missing cells, findings, sections, how it was made."""
     study = results.study
-    blocks = [block for name, options in study.report for block in make_section(name, options).blocks(results)]
-    findings = [sentence for block in blocks if isinstance(block, Findings) for sentence in block.sentences]
-    content = [block for block in blocks if not isinstance(block, Findings) or block.sentences]
-    found: list[Block] = [Heading("What was found"), Findings(findings)] if findings else []
+    blocks = written([block for name, options in study.report for block in make_section(name, options).blocks(results)])
+    blocks = [
+        block for block in [*blocks, *tuning_blocks(results)] if not isinstance(block, Findings) or block.sentences
+    ]
+    stated = dict.fromkeys(block.answer or block.sentences[0] for block in blocks if isinstance(block, Findings))
+    answers = [block.answer for block in blocks if isinstance(block, Findings) and block.answer]
+    lead = list(dict.fromkeys(answers))[:_ANSWERS]
+    others = [sentence for sentence in stated if sentence not in lead]
+    title = "What else was found" if lead else "What was found"
+    more: list[Written] = [Heading(title), Findings(others)] if others else []
     return [
-        *([Text(study.question)] if study.question else []),
+        *([Lead(" ".join(lead))] if lead else []),
+        *([Text(f"The question: {study.question}")] if study.question else []),
         *_missing(results),
-        *found,
-        *content,
+        *more,
+        *blocks,
         *_how(results),
     ]
 
 
-def _missing(results: StudyResults) -> list[Block]:
+def _missing(results: StudyResults) -> list[Written]:
     """Which cells have no figures, and why."""
     others = [result for result in results.results if result.status != "finished"]
     absent = [
@@ -64,7 +78,7 @@ def _missing(results: StudyResults) -> list[Block]:
         for tag in results.study.measure
         if result.value(tag) is None
     ]
-    blocks: list[Block] = []
+    blocks: list[Written] = []
     if others:
         done = f"{len(results.finished)} of {len(results.results)}"
         blocks.append(Text(f"This report is partial: {done} cells are finished. The figures below cover only those."))
@@ -76,17 +90,22 @@ def _missing(results: StudyResults) -> list[Block]:
     return blocks
 
 
-def _how(results: StudyResults) -> list[Block]:
+def _how(results: StudyResults) -> list[Written]:
     """The environments that the cells ran in, and the figures of every cell."""
     study = results.study
-    blocks: list[Block] = [Heading("How it was made")]
+    blocks: list[Written] = [Heading("How it was made")]
+    if study.work:
+        steps = {label_of(cell.settings, study.axes): cell.config["trainer"]["max_steps"] for cell in study.cells}
+        each = ", ".join(f"{label}: {number:,}" for label, number in steps.items())
+        alike = f"All settings were trained with as many {AMOUNTS[study.equal]} as the first"
+        blocks.append(Text(f"{alike}. Optimizer steps: {each}."))
     blocks += [Text(_environment_text(environment)) for environment in results.environments()]
     measures = [measure(tag) for tag in study.measure]
     rows = [
         [result.cell.name, result.status, *(each.text(result.value(each.tag)) for each in measures)]
         for result in results.results
     ]
-    header = ["cell", "status", *(each.title for each in measures)]
+    header = ["cell", "status", *(each.title + results.mark(each.tag) for each in measures)]
     caption = "Every cell. results.csv has the same figures in full precision, results.json each cell's configuration."
     return [*blocks, Table(header, rows, caption)]
 

@@ -2,29 +2,63 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
-from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.run.tuning import TunedChoice, choices, costs_folder, tuning_folder
+from lightning_gpt.studies.spec.cells import setting_text, value_at
+from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.studies.spec.tune import TIMES
 from lightning_gpt.whole_file import write_file
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """The results of all cells of a study, finished or not, in the order of the cells."""
+    """The results of all cells of a study, finished or not, in the order of the cells.
+
+    Args:
+        study: The study.
+        results: What each cell left.
+        choices: What the study's first stage has chosen, by setting.
+    """
 
     study: Study
     results: list[CellResult]
+    choices: Mapping[str, TunedChoice] = field(default_factory=dict)
 
     @cached_property
     def finished(self) -> list[CellResult]:
         """The results of the finished cells."""
         return [result for result in self.results if result.status == "finished"]
+
+    def mark(self, tag: str) -> str:
+        """``†`` for a time that some of its cells measured while others ran beside them; empty elsewhere."""
+        return " †" if self._shared(tag) else ""
+
+    def _shared(self, tag: str) -> list[CellResult]:
+        """The cells whose figure of a time is not, or may not be, that of a cell alone."""
+        beside = [result for result in self.finished if result.neighbours != 0 and tag not in result.alone]
+        return beside if measure(tag).is_time else []
+
+    def warning(self, tag: str) -> str:
+        """What :meth:`mark` means, as a sentence with a space before it; empty where there is no mark."""
+        if not self.mark(tag):
+            return ""
+        counts = [result.neighbours for result in self._shared(tag)]
+        known = [count for count in counts if count is not None]
+        most = max(known, default=0)
+        beside = (
+            f"beside up to {most} other{'s' if most > 1 else ''}" if most else "where others may have run beside them"
+        )
+        return (
+            f" † {len(counts)} of {len(self.finished)} cells ran {beside}: their times are not those of a cell alone."
+        )
 
     def environments(self) -> list[dict[str, Any]]:
         """The distinct environments in which the finished cells ran."""
@@ -38,10 +72,12 @@ class StudyResults:
         """One row per cell: settings, seed, status and measures; a field without a figure is empty."""
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
-        axes = self.study.axes
-        table.writerow(["cell", *axes.values(), "seed", "status", *self.study.measure])
+        axes, tune = self.study.axes, self.study.tune
+        tuned = [] if tune is None else [tune]
+        table.writerow(["cell", *axes.values(), *(each.name for each in tuned), "seed", "status", *self.study.measure])
         for result in self.results:
             settings = [setting_text(result.cell.settings[key]) for key in axes]
+            settings += [setting_text(value_at(result.cell.config, each.key)) for each in tuned]
             values = [result.value(tag) for tag in self.study.measure]
             row = ["" if value is None else repr(value) for value in values]
             table.writerow([result.cell.name, *settings, result.cell.seed, result.status, *row])
@@ -61,8 +97,32 @@ class StudyResults:
 
 
 def collect(study: Study, folder: Path) -> StudyResults:
-    """The results so far of the study in ``folder``."""
-    return StudyResults(study, read_results(study, folder))
+    """The results so far of the study in ``folder``.
+
+    Raises:
+        WorkError: Its first stage is not done, or has found no value to choose.
+    """
+    found = {}
+    if study.tune is not None:
+        found = choices(study.tune, read_results(study.trials, tuning_folder(folder)))
+        study = study.with_choice({setting: choice.best for setting, choice in found.items()})
+    results = read_results(study, folder)
+    if study.alone is not None:
+        measured = {each.cell.name: each for each in read_results(study.costs, costs_folder(folder))}
+        results = _timed(results, measured)
+    return StudyResults(study, results, found)
+
+
+def _timed(results: list[CellResult], alone: Mapping[str, CellResult]) -> list[CellResult]:
+    """The results with the times of each cell alone, by name; as they are until every finished cell has them."""
+    finished = [alone[result.cell.name] for result in results if result.status == "finished"]
+    if any(each.neighbours != 0 or not all(tag in each.values for tag in TIMES) for each in finished):
+        return results
+    done = []
+    for result in results:
+        times = {tag: alone[result.cell.name].values[tag] for tag in TIMES if result.status == "finished"}
+        done.append(replace(result, values={**result.values, **times}, alone=tuple(times)))
+    return done
 
 
 def write_results(results: StudyResults, folder: Path) -> None:

@@ -33,6 +33,7 @@ class CellProcess:
         tests: Whether to measure the test split after the training.
         starter: What starts its processes.
         options: Added to the command line of both.
+        watched: Whether its starter knows what runs beside it, and says so with :meth:`beside`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CellProcess:
         tests: bool,
         starter: Starter,
         options: Sequence[str] = (),
+        watched: bool = True,
     ) -> None:
         self.cell = cell
         self.folder = folder
@@ -56,6 +58,8 @@ class CellProcess:
         self._options = options
         self._started = time.monotonic()
         self._follower = RunFollower(folder)
+        self._neighbours = folder / "neighbours"
+        self._is_watched = watched
         self._config = folder / "config.yaml"
         write_file(self._config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         checkpoint = () if self.resumed_from is None else ("--ckpt_path", str(self.resumed_from))
@@ -74,6 +78,18 @@ class CellProcess:
         """How far the training is."""
         return self._follower.progress()
 
+    def beside(self, others: int) -> None:
+        """Note that ``others`` cells run beside it; the most of all its attempts are kept."""
+        if others > self._most_beside:
+            write_file(self._neighbours, str(others))
+
+    @property
+    def _most_beside(self) -> int:
+        try:
+            return int(self._neighbours.read_text())
+        except (OSError, ValueError):
+            return 0
+
     def poll(self) -> bool:
         """Whether the cell has ended, with its result or its failure written; starts the test after the training."""
         status = self._process.poll()
@@ -87,7 +103,10 @@ class CellProcess:
             self._process = self._start("test", "--config", str(self._config), "--ckpt_path", checkpoint, *logger)
             return False
         if status == 0:
-            finish(self.cell, self.folder, self._follower.run)
+            run = self._follower.run
+            if run is None and self.resumed_from is not None:  # it was stopped after its last step: nothing was left
+                run = self.resumed_from.parents[1]
+            finish(self.cell, self.folder, run, self._most_beside if self._is_watched else None)
         else:
             fail(self.folder, self._reason(status))
         os.close(self._lock)

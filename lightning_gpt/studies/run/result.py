@@ -37,6 +37,8 @@ class CellResult:
         layers: The layer diagnostics at each validation, by step: see :mod:`~lightning_gpt.studies.run.layers`.
         environment: The code, packages and machine that it was made with.
         error: The last line that a failed cell printed.
+        neighbours: The most cells that ran on the machine at the same time; None where that is not known.
+        alone: The measures that are those of a run of its own, with nothing beside it.
     """
 
     cell: Cell
@@ -46,6 +48,8 @@ class CellResult:
     layers: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    neighbours: int | None = 0
+    alone: tuple[str, ...] = ()
 
     def value(self, tag: str) -> float | None:
         """The last value of a measure; None where the run has none."""
@@ -64,6 +68,8 @@ class CellResult:
             "values": self.values,
             "layers": self.layers,
             "curves": self.curves,
+            "neighbours": self.neighbours,
+            "alone": list(self.alone),
             "environment": self.environment,
             "config": cell.config,
         }
@@ -80,7 +86,7 @@ def run_folders(folder: Path) -> list[Path]:
     return sorted(runs, key=lambda path: int(path.name.removeprefix("version_")))
 
 
-def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
+def finish(cell: Cell, folder: Path, run: Path | None, neighbours: int | None = 0) -> CellResult:
     """Read what a cell's processes wrote, and keep it in ``result.json``, whose presence means that the cell is done.
 
     Args:
@@ -88,6 +94,7 @@ def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
         folder: Its folder.
         run: The folder of the run that ended, whose files also cover the runs that it resumed; None for a
             configuration that keeps no run.
+        neighbours: The most cells that ran beside it; None where that is not known.
     """
     lines = [] if run is None else read_metrics(run / FILE_NAME)
     series: dict[str, dict[int, float]] = {}
@@ -105,6 +112,7 @@ def finish(cell: Cell, folder: Path, run: Path | None) -> CellResult:
         {tag: _thinned(by_step) for tag, by_step in series.items() if not tag.startswith("layers/")},
         [] if run is None else read_layers(run),
         environment(),
+        neighbours=neighbours,
     )
     write_file(folder / _RESULT, to_json(result.to_json()))
     (folder / _FAILURE).unlink(missing_ok=True)
@@ -128,7 +136,8 @@ def read_result(cell: Cell, folder: Path) -> CellResult:
     kept = _json(folder / _RESULT)
     if kept is not None and kept.get("digest") == cell.digest:
         curves = {tag: [(int(step), value) for step, value in points] for tag, points in kept["curves"].items()}
-        return CellResult(cell, "finished", kept["values"], curves, kept["layers"], kept["environment"])
+        known = (kept["values"], curves, kept["layers"], kept["environment"])
+        return CellResult(cell, "finished", *known, neighbours=kept.get("neighbours"))
     failure = _json(folder / _FAILURE)
     if failure is not None:
         return CellResult(cell, "failed", error=str(failure.get("error", "")))

@@ -62,6 +62,8 @@ class Runner:
             try:
                 while (waiting or running) and not stop.asked:
                     self._start(waiting, running, display)
+                    for process in running.values():
+                        process.beside(len(running) - 1)
                     for slot, process in list(running.items()):
                         if process.poll():
                             del running[slot]
@@ -99,7 +101,7 @@ class Runner:
                 lock = lock_cell(cell_folder(self.folder, cell))
             if lock is None:
                 raise WorkError(f"another process is running cell {cell.number}, {cell.name}")
-            process = self._process(cell, lock, 0)
+            process = self._process(cell, lock, 0, watched=False)  # other processes may run other cells here
             display.started(process)
             try:
                 while not process.poll():
@@ -125,10 +127,11 @@ class Runner:
                 display.started(running[slot])
                 break
 
-    def _process(self, cell: Cell, lock: int, slot: int) -> CellProcess:
+    def _process(self, cell: Cell, lock: int, slot: int, *, watched: bool = True) -> CellProcess:
         tests = any(tag.startswith("test/") for tag in self.study.measure)
         environment, folder = share_of_machine(slot, self.jobs), cell_folder(self.folder, cell)
-        return CellProcess(cell, folder, lock, self.run_config(cell), environment, tests, self.starter, self.options)
+        config, starter = self.run_config(cell), self.starter
+        return CellProcess(cell, folder, lock, config, environment, tests, starter, self.options, watched)
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:

@@ -10,10 +10,12 @@ from lightning_gpt.studies.spec.study import Study
 _SECONDS_TO_SAVE = 120
 
 
-def array_script(study: Study, study_file: Path, folder: Path, options: Sequence[str] = ()) -> str:
+def array_script(
+    study: Study, study_file: Path, folder: Path, options: Sequence[str] = (), *, tuning: bool = False
+) -> str:
     """The text of a batch script whose jobs run one cell each, in this working directory and with this Python.
 
-    ``options`` are added to the command line of each job.
+    ``options`` are added to the command line of each job. With ``tuning``, the cells are the trials of a first stage.
 
     Options that depend on the cluster, such as ``--time``, ``--partition`` and ``--gres``, are passed to ``sbatch``.
     """
@@ -21,12 +23,14 @@ def array_script(study: Study, study_file: Path, folder: Path, options: Sequence
     call = [sys.executable, "-P", "-m", "lightning_gpt", "study", "--config", str(study_file.resolve())]
     call += ["--preset", study.preset] if study.preset else []
     call += ["--folder", str(folder.resolve()), *options]
+    then = shlex.join([*call, "--slurm" if tuning else "--report_only", "true"])
+    call += ["--tuning", "true"] if tuning else []
     return f"""\
 #!/bin/bash
 # {len(study.cells)} cells of the study {study.title}. Submit it with the options that your cluster needs, for example:
 #   sbatch --time=04:00:00 --cpus-per-task=4 --gres=gpu:1 THIS_FILE
 # A job that is stopped saves its state, and resumes when it is queued again. When all jobs are done, run:
-#   {shlex.join([*call, "--report_only", "true"])}
+#   {then}
 #SBATCH --job-name={study.title}
 #SBATCH --array=0-{len(study.cells) - 1}
 #SBATCH --output={folder.resolve()}/slurm-%a.log

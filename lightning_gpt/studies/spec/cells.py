@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -90,13 +90,22 @@ def setting_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
 
 
+def setting_id(settings: Mapping[str, Any]) -> str:
+    """What tells a setting from the others of its study."""
+    return repr(list(settings.items()))
+
+
 def make_cells(
     config: Mapping[str, Any],
     grid: Mapping[str, Sequence[Any]],
     variants: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
+    last: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = lambda settings, config: {},
 ) -> list[Cell]:
-    """All cells, ordered by setting and then by seed; axes override variants, and variants override ``config``."""
+    """All cells, ordered by setting and then by seed; axes override variants, and variants override ``config``.
+
+    ``last`` gives the dotted keys that are set after them, from a setting and its configuration.
+    """
     cells: list[Cell] = []
     names = short_names([*([VARIANT] if variants else []), *grid])
     for settings in _settings(grid, variants):
@@ -106,6 +115,7 @@ def make_cells(
             parts = [f"{names[key]}={setting_text(value)}" for key, value in settings.items()]
             name = ",".join([*parts, f"seed={seed}"])
             whole = with_keys(config, {**overrides, "seed_everything": seed})
+            whole = with_keys(whole, last(settings, whole))
             cells.append(Cell(len(cells), name, settings, seed, whole))
     return cells
 

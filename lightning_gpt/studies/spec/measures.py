@@ -37,15 +37,27 @@ class Measure:
         """The unit as it follows a figure, with the space before it."""
         return f" {self.unit}" if self.unit else ""
 
-    def text(self, value: float | None, deviation: float | None = None) -> str:
-        """``value`` to four significant digits, with ± ``deviation`` where there is one; a dash for None."""
+    @property
+    def is_time(self) -> bool:
+        """Whether it depends on what else the machine was doing."""
+        return self.tag in _TIMES
+
+    def text(self, value: float | None, half_width: float | None = None) -> str:
+        """``value`` to four significant digits, with ± ``half_width`` where there is one; a dash for None."""
         if value is None:
             return "–"
         shown = value * self.scale
-        if not deviation:
+        if not half_width:
             return number_text(shown)
         decimals = _decimals(shown)
-        return f"{shown:,.{decimals}f} ± {deviation * self.scale:,.{decimals}f}"
+        return f"{shown:,.{decimals}f} ± {half_width * self.scale:,.{decimals}f}"
+
+    def change_text(self, difference: float, half_width: float) -> str:
+        """A difference as displayed, with its sign, unit and interval: ``+0.12 nats [0.05, 0.19]``."""
+        shown, half = difference * self.scale, half_width * self.scale
+        decimals = _decimals(shown) if shown else _decimals(half)
+        ends = "" if half == 0 else f" [{shown - half:,.{decimals}f}, {shown + half:,.{decimals}f}]"
+        return f"{shown:+,.{decimals}f}{self.suffix}{ends}"
 
 
 def number_text(value: float) -> str:
@@ -91,6 +103,7 @@ _MEASURES = {
 KNOWN = tuple(_MEASURES)
 """The measures that every run has; those of ``test/`` are measured by a second process, where asked for."""
 
+_TIMES = ("cost/step_seconds", "cost/tokens_per_second", "train/tokens_per_second", "wall_seconds")
 _DEPTH = re.compile(r"layers/(\w+)/layer_\d\d")
 
 

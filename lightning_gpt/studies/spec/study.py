@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
-from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, short_names
+from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
+from lightning_gpt.studies.spec.equal import AMOUNTS, StepWork, amount_of, steps_for
 from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.tune import MEASURE, TIMES, Tune, shortened
 
-_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds")
+_PRESET_KEYS = ("base", "config", "grid", "variants", "seeds", "tune", "alone", "equal")
 _KEYS = ("name", "question", *_PRESET_KEYS, "measure", "reference", "report", "presets")
 _MOST_CELLS = 10_000
 _SEED_KEY = "seed_everything"
@@ -50,6 +52,14 @@ class Study:
         report: The sections of the report, each a name and its options.
         reference: Published figures to compare with.
         preset: The chosen preset; empty where the study has none.
+        tune: Its first stage, which chooses an option for each setting; None without one.
+        chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
+        alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
+        steps: Optimizer steps of the cells of a stage; None for those of their configurations.
+        equal: What all settings train with as much of as the first: ``tokens`` or ``flops``; empty for their own steps.
+        work: That of an optimizer step of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
+        in_rounds: Whether all settings are run with one seed before any is with the next, so that what changes on the
+            machine in the meantime meets all settings alike.
     """
 
     name: str
@@ -62,6 +72,13 @@ class Study:
     report: list[tuple[str, dict[str, Any]]]
     reference: Reference | None = None
     preset: str = ""
+    tune: Tune | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    alone: int | None = None
+    steps: int | None = None
+    equal: str = ""
+    work: Mapping[str, StepWork] = field(default_factory=dict)
+    in_rounds: bool = False
 
     @property
     def title(self) -> str:
@@ -71,7 +88,58 @@ class Study:
     @cached_property
     def cells(self) -> list[Cell]:
         """All cells of the study, in order."""
-        return make_cells(self.config, self.grid, self.variants, self.seeds)
+        cells = make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
+        if not self.in_rounds:
+            return cells
+        rounds = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
+        return [replace(cell, number=number) for number, cell in enumerate(rounds)]
+
+    def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        setting = setting_id(settings)
+        tuned = {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+        if self.steps is not None:
+            return {**tuned, **shortened(config, self.steps)}
+        if not self.work:
+            return tuned
+        return {**tuned, **steps_for(config, self.work[setting], self.equal, self._amount)}
+
+    @cached_property
+    def _amount(self) -> float:
+        """What the first setting takes."""
+        first = make_cells(self.config, self.grid, self.variants, self.seeds[:1])[0]
+        return amount_of(first.config, self.work[setting_id(first.settings)], self.equal)
+
+    @property
+    def trials(self) -> "Study":
+        """The first stage as a study of its own: each setting with each value that is tried."""
+        assert self.tune is not None
+        grid = {**self.grid, self.tune.key: self.tune.values}
+        study = replace(
+            self, name=f"{self.name}-tuning", grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[]
+        )
+        return replace(study, reference=None, tune=None, alone=None, steps=self.tune.budget)
+
+    @property
+    def costs(self) -> "Study":
+        """The measurement of times as a study of its own: each cell for a few steps."""
+        study = replace(self, name=f"{self.name}-costs", measure=list(TIMES), report=[], reference=None)
+        return replace(study, steps=self.alone, in_rounds=True)
+
+    def with_work(self, work: Sequence[StepWork]) -> "Study":
+        """The study whose settings, in order, take so much for a step."""
+        settings = dict.fromkeys(setting_id(cell.settings) for cell in self.cells)
+        return replace(self, work=dict(zip(settings, work, strict=True)))
+
+    def with_choice(self, values: Mapping[str, Any]) -> "Study":
+        """The study whose settings have the values that its first stage has chosen for them."""
+        return replace(self, chosen=values)
+
+    @property
+    def provisional(self) -> "Study":
+        """The study as it is checked before its first stage: with the first of the values that will be tried."""
+        if self.tune is None:
+            return self
+        return self.with_choice({setting_id(cell.settings): self.tune.values[0] for cell in self.cells})
 
     @cached_property
     def axes(self) -> dict[str, str]:
@@ -152,7 +220,7 @@ class _Reader:
         variants = over.mapping("variants") or self.mapping("variants")
         seeds = over.sequence("seeds", self.sequence("seeds", [0]))
         measures = self.sequence("measure", ["val/loss", "val/perplexity"])
-        grid = {key: self._axis(key, values) for key, values in axes.items() if values is not None}
+        grid = {key: self.axis(key, values, "grid") for key, values in axes.items() if values is not None}
         self._check_count(len(seeds) * len(variants or [""]) * math.prod(map(len, grid.values())))
         study = Study(
             name=name,
@@ -160,11 +228,14 @@ class _Reader:
             config=config,
             grid=grid,
             variants={str(key): self._variant(str(key), values) for key, values in variants.items()},
-            seeds=self._seeds(seeds),
+            seeds=self.seed_values(seeds),
             measure=[measure(str(tag)).tag for tag in measures],
             report=[self._section(entry) for entry in self.sequence("report", ["table"])],
             reference=self._reference(grid),
             preset=preset or "",
+            tune=over.tune() or self.tune(),
+            alone=over.alone() or self.alone(),
+            equal=over.equal() or self.equal(),
         )
         self._check_overlaps(study)
         return study
@@ -185,20 +256,21 @@ class _Reader:
             raise self.error(f"base holds {name!r}; it must be a list of paths to config files")
         return read_yaml(self.file.parent / name, f"study {str(self.file)!r}: {self.where}base")
 
-    def _axis(self, key: str, values: Any) -> list[Any]:
+    def axis(self, key: str, values: Any, where: str) -> list[Any]:
+        """The values of an axis, or those that are tried for an option."""
         if key == _SEED_KEY:
-            raise self.error(f"grid: {key} cannot be an axis; list the seeds under seeds")
+            raise self.error(f"{where}: {key} cannot be an axis; list the seeds under seeds")
         if not isinstance(values, list):
-            raise self.error(f"grid: {key} is {values!r}; it must be a list of values")
+            raise self.error(f"{where}: {key} is {values!r}; it must be a list of values")
         if not values:
-            raise self.error(f"grid: {key} is an empty axis; give it at least one value, or remove it")
+            raise self.error(f"{where}: {key} is an empty axis; give it at least one value, or remove it")
         for value in values:
             if not isinstance(value, str | int | float | bool | None):
                 raise self.error(
-                    f"grid: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
+                    f"{where}: {key} holds {value!r}; an axis holds numbers and words; use variants for anything else"
                 )
         if len(set(map(repr, values))) < len(values):
-            raise self.error(f"grid: {key} holds a value twice: {values}")
+            raise self.error(f"{where}: {key} holds a value twice: {values}")
         return values
 
     def _variant(self, name: str, values: Any) -> dict[str, Any]:
@@ -209,7 +281,8 @@ class _Reader:
             raise self.error(f"variant {name}: list the seeds under seeds")
         return values or {}
 
-    def _seeds(self, seeds: list[Any]) -> list[int]:
+    def seed_values(self, seeds: list[Any]) -> list[int]:
+        """The seeds, checked."""
         if not seeds:
             raise self.error("seeds is empty; give at least one")
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
@@ -217,6 +290,42 @@ class _Reader:
         if len(set(seeds)) < len(seeds):
             raise self.error(f"seeds holds a seed twice: {seeds}")
         return seeds
+
+    def equal(self) -> str:
+        """What all settings train with as much of; empty for their own steps."""
+        value = self.content.get("equal", "")
+        if value != "" and value not in AMOUNTS:
+            raise self.error(f"equal is {value!r}; it must be {' or '.join(AMOUNTS)}")
+        return str(value)
+
+    def alone(self) -> int | None:
+        """The steps in which times are measured alone; None for not at all."""
+        given = self.mapping("alone")
+        if not given:
+            return None
+        reader = _Reader(self.file, given, ("steps",), f"{self.where}alone: ")
+        return reader.steps("steps")
+
+    def steps(self, key: str) -> int:
+        """A number of optimizer steps."""
+        value = self.content.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(f"{key} is {value!r}; it must be a number of optimizer steps of at least 1")
+        return value
+
+    def tune(self) -> Tune | None:
+        """The first stage; None without one."""
+        given = self.mapping("tune")
+        if not given:
+            return None
+        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds"), f"{self.where}tune: ")
+        key, budget = given.get("key"), reader.steps("budget")
+        if not isinstance(key, str) or not key:
+            raise reader.error(f"key is {key!r}; it must be the dotted key of an option")
+        values = reader.axis(key, given.get("values"), "values")
+        if len(values) < 2:
+            raise reader.error(f"values is {values}; there must be two or more to choose from")
+        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])))
 
     def _section(self, entry: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(entry, str):
@@ -246,6 +355,12 @@ class _Reader:
         return Reference(str(given.get("name", "reference")), axis, values)
 
     def _check_overlaps(self, study: Study) -> None:
+        tuned = None if study.tune is None else study.tune.key
+        if tuned in study.grid:
+            raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
+        for name, values in study.variants.items():
+            if tuned in values:
+                raise self.error(f"variant {name} sets {tuned}, which tune chooses")
         for name, values in study.variants.items():
             for key in values:
                 if key in study.grid:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.report.groups import Group, groups, layer_values, spread
+from lightning_gpt.studies.report.estimates import LEVEL, spread
+from lightning_gpt.studies.report.groups import Group, groups, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
 from lightning_gpt.studies.run.result import CellResult
@@ -35,15 +36,16 @@ class Initialisation(Section):
             if uniform is None:
                 continue
             excess = loss.mean / uniform.mean - 1
-            near += abs(excess) <= _LIKE_UNIFORM
-            loss_text = figures.text(loss.mean, loss.deviation)
+            near += all(abs(value / uniform.mean - 1) <= _LIKE_UNIFORM for value in loss.values)
+            loss_text = figures.text(loss.mean, loss.half_width)
             rows.append([group.label, loss_text, f"{uniform.mean:.4f}", f"{excess:+.2%}"])
         sentence = (
-            f"At step 0 the loss is within {_LIKE_UNIFORM:.0%} of ln|V| in {near} of {len(rows)} settings: there the "
-            f"untrained model is near uniform."
+            f"The loss at step 0 is within {_LIKE_UNIFORM:.0%} of ln|V| in {near} of {len(rows)} settings, in all "
+            f"their seeds: there the untrained model is near uniform."
         )
         header = ["setting", "loss at step 0 (nats)", "ln|V|", "difference"]
-        return [Findings([sentence]), Table(header, rows, "Mean ± sd over the seeds.")]
+        caption = f"Mean ± half its {1 - LEVEL:.0%} confidence interval over the seeds."
+        return [Findings([sentence], sentence), Table(header, rows, caption)]
 
     def _attention(self, shown: list[Group]) -> list[Block]:
         measured = [group for group in shown if any(_entropy_shares(result) for result in group.results)]
@@ -56,7 +58,7 @@ class Initialisation(Section):
             shares = [share for result in group.results for share in _entropy_shares(result)]
             mean = spread(shares)
             assert mean is not None
-            near += mean.mean >= 1 - _LIKE_UNIFORM
+            near += min(shares) >= 1 - _LIKE_UNIFORM
             ax.plot(shares, [row] * len(shares), "o", color="#0072B2", alpha=0.5, markersize=5)
             ax.plot([mean.mean], [row], "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
         ax.axvline(1.0, color="#444444", linewidth=1, linestyle="--")
@@ -66,10 +68,11 @@ class Initialisation(Section):
         ax.set_xlabel("attention entropy / entropy of uniform causal attention")
         sentence = (
             f"At step 0 the entropy of attention is at least {1 - _LIKE_UNIFORM:.0%} of that of uniform attention in "
-            f"{near} of {len(measured)} settings: there each token attends almost equally to all tokens before it."
+            f"every layer and seed of {near} of {len(measured)} settings: there each token attends almost equally to "
+            f"all tokens before it."
         )
         caption = "One dot per layer and seed; bar: mean; dashed: uniform attention."
-        return [Findings([sentence]), Picture("initial_attention", figure, caption)]
+        return [Findings([sentence], sentence), Picture("initial_attention", figure, caption)]
 
 
 def _entropy_shares(result: CellResult) -> list[float]:

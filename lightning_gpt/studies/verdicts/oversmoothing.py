@@ -3,30 +3,46 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Table, Text
-from lightning_gpt.studies.report.fits import rank_correlation
-from lightning_gpt.studies.report.groups import layer_values, spread
+from lightning_gpt.studies.report.comparisons import compare
+from lightning_gpt.studies.report.correlations import correlation_within
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Table, Tested, Text, Written
+from lightning_gpt.studies.report.estimates import SeedSpread, spread
+from lightning_gpt.studies.report.groups import layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.report.sections.differences import shown
+from lightning_gpt.studies.report.tested import p_text
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.measures import measure
 
-_CHANCE = 0.01
 _COSINE, _RESIDUAL = "token_cosine", "rank_residual"
 _SUPPORTED, _AGAINST, _OPEN, _UNTESTED = "supported", "not supported", "undecided", "not tested"
+_COLLAPSED = 0.1
+"""Below this share of the residual with skip connections, that without them has collapsed."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs show about one account."""
+    """What the runs show about one account.
+
+    Args:
+        account: Whose it is.
+        claim: What it says.
+        measured: What was measured to test it.
+        verdict: What the measurement says, unless it is a test's.
+        p: The p-value of the test that decides, where there is one; ``verdict`` is then what a small one means.
+    """
 
     account: str
     claim: str
     measured: str
     verdict: str
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,15 +54,32 @@ class Accounts(Section):
         if not runs:
             return []
         verdicts = [_rank_collapse(runs), _spectral_gap(runs), _norm(runs), _eigenspectrum(runs)]
-        sentences = [f"{each.account}: {each.verdict}. {each.measured}" for each in verdicts]
-        rows = [[each.account, each.claim, each.measured, each.verdict] for each in verdicts]
         note = (
             "Each account is reduced to one test on these runs, so a verdict is about that test at this size, not "
-            "about the account as a whole. Correlations are over the layers of all runs, which are not independent; "
-            "they do not show causes."
+            "about the account as a whole. Correlations are over the blocks inside each run, ranked and permuted "
+            "within the run; neighbouring blocks are not independent, and a correlation does not show a cause."
         )
-        table = Table(["account", "claim", "measured", "verdict"], rows)
-        return [Heading("Accounts of over-smoothing"), Findings(sentences), Text(note), table]
+        p = [each.p for each in verdicts if each.p is not None]
+        return [Heading("Accounts of over-smoothing"), Tested(p, partial(_written, verdicts)), Text(note)]
+
+
+def _written(verdicts: list[Verdict], corrected: list[float], count: int) -> list[Written]:
+    """The accounts, where those that rest on a test are undecided unless its corrected p-value counts."""
+    left, rows = iter(corrected), []
+    for each in verdicts:
+        verdict, measured = each.verdict, each.measured
+        if each.p is not None:
+            p = next(left)
+            verdict = each.verdict if shown(p) else _OPEN
+            measured = (
+                f"{measured}, {p_text(p)} corrected for the {count} {'tests' if count > 1 else 'test'} of this report."
+            )
+        rows.append([each.account, each.claim, measured, verdict])
+    sentences = [f"{account}: {verdict}. {measured}" for account, _, measured, verdict in rows]
+    by_verdict = {verdict: [row[0] for row in rows if row[3] == verdict] for verdict in (_SUPPORTED, _AGAINST, _OPEN)}
+    parts = [f"{verdict}: {'; '.join(accounts)}" for verdict, accounts in by_verdict.items() if accounts]
+    answer = f"Of the accounts in the literature, {'. '.join(parts)}." if parts else ""
+    return [Findings(sentences, answer), Table(["account", "claim", "measured", "verdict"], rows)]
 
 
 def _option(result: CellResult, name: str, default: str) -> Any:
@@ -59,11 +92,6 @@ def _last(result: CellResult, name: str, *, first: bool = False) -> float | None
     return values[-1] if values else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = spread(values)
-    return None if found is None else found.mean
-
-
 def _rank_collapse(runs: Sequence[CellResult]) -> Verdict:
     """Dong et al.: the residual vanishes with depth without skip connections, and does not with them."""
     account = "Rank collapse without skip connections (Dong et al. 2021, 2103.03404)"
@@ -73,19 +101,42 @@ def _rank_collapse(runs: Sequence[CellResult]) -> Verdict:
     )
     without = [run for run in runs if _option(run, "residual", "pre") == "none"]
     beside = [run for run in runs if _option(run, "residual", "pre") == "pre" and _like_one_of(run, without)]
-    texts, lower = [], []
+    texts, verdicts = [], []
     for first, when in ((True, "before training"), (False, "after training")):
-        bare = _mean([_last(run, _RESIDUAL, first=first) for run in without])
-        skip = _mean([_last(run, _RESIDUAL, first=first) for run in beside])
-        if bare is None or skip is None:
+        ratios = _ratios(without, beside, first=first)
+        if ratios is None:
             continue
-        texts.append(f"{when}, {bare:.3g} without and {skip:.3g} with skip connections")
-        lower.append(bare < 0.1 * skip)
+        half = ratios.half_width
+        share = f"{math.exp(ratios.mean):.3g} times"
+        if half is None:
+            texts.append(f"{when}, {share} (one pair)")
+            verdicts.append(_OPEN)
+            continue
+        low, high = math.exp(ratios.mean - half), math.exp(ratios.mean + half)
+        texts.append(f"{when}, {share} [{low:.3g}, {high:.3g}]")
+        verdicts.append(_SUPPORTED if high < _COLLAPSED else _AGAINST if low > _COLLAPSED else _OPEN)
     if not texts:
         return Verdict(account, claim, "There is no pair of runs with and without skip connections.", _UNTESTED)
-    measured = f"Rank residual of the last layer, with the FFN: {'; '.join(texts)}.{_acceleration(without)}"
-    verdict = _SUPPORTED if all(lower) else _OPEN if any(lower) else _AGAINST
+    measured = (
+        f"Rank residual of the last layer without skip connections over that with them, by seed, with the FFN: "
+        f"{'; '.join(texts)}; collapsed means less than {_COLLAPSED}.{_acceleration(without)}"
+    )
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else _OPEN
     return Verdict(account, claim, measured, verdict)
+
+
+def _ratios(without: Sequence[CellResult], beside: Sequence[CellResult], *, first: bool) -> SeedSpread | None:
+    """The logarithms of the last residual without skip connections over that with them, by seed (geometric means)."""
+
+    def by_seed(runs: Sequence[CellResult]) -> dict[int, float]:
+        found: dict[int, list[float]] = {}
+        for run in runs:
+            if last := _last(run, _RESIDUAL, first=first):
+                found.setdefault(run.cell.seed, []).append(math.log(last))
+        return {seed: sum(logarithms) / len(logarithms) for seed, logarithms in found.items()}
+
+    bare, skip = by_seed(without), by_seed(beside)
+    return spread(bare[seed] - skip[seed] for seed in sorted(bare.keys() & skip.keys()))
 
 
 def _like_one_of(run: CellResult, others: Sequence[CellResult]) -> bool:
@@ -114,13 +165,11 @@ def _acceleration(without: Sequence[CellResult]) -> str:
     )
 
 
-def _growths(runs: Sequence[CellResult], of_blocks: str) -> tuple[list[float], list[float]]:
-    """Each block's figure, and the growth of token cosine across that block, over all trained runs."""
+def _growths(run: CellResult, of_blocks: str) -> tuple[list[float], list[float]]:
+    """Each block's figure, and the growth of token cosine across that block, in a trained run."""
     xs, ys = [], []
-    for run in runs:
-        cosines, figures = layer_values(run, _COSINE), layer_values(run, of_blocks)
-        if len(cosines) != len(figures) + 1:
-            continue
+    cosines, figures = layer_values(run, _COSINE), layer_values(run, of_blocks)
+    if len(cosines) == len(figures) + 1:
         for block, x in enumerate(figures):
             before, after = cosines[block], cosines[block + 1]
             if x is not None and before is not None and after is not None:
@@ -129,35 +178,36 @@ def _growths(runs: Sequence[CellResult], of_blocks: str) -> tuple[list[float], l
     return xs, ys
 
 
-def _correlation(runs: Sequence[CellResult], figure: str, what: str) -> tuple[str, str]:
-    """Measurement and verdict for an account by which token cosine grows more where a block's figure is larger."""
-    xs, ys = _growths(runs, figure)
-    found = rank_correlation(xs, ys)
+def _correlation(runs: Sequence[CellResult], figure: str, what: str) -> tuple[str, str, float | None]:
+    """Measurement, verdict and p-value of an account: token cosine grows more where a block's figure is larger."""
+    found = correlation_within([_growths(run, figure) for run in runs])
     if found is None:
-        return "The runs lack the diagnostics.", _UNTESTED
-    measured = f"Spearman's ρ of {what} and the growth of token cosine across a block: {found.rho:.2f}"
-    measured += f" (p = {found.p:.2g}, {found.n} blocks of {len(runs)} runs)."
-    return measured, _OPEN if found.p >= _CHANCE else _SUPPORTED if found.rho > 0 else _AGAINST
+        return "The runs lack the diagnostics.", _UNTESTED, None
+    measured = f"Spearman's ρ within runs of {what} and the growth of token cosine across a block: {found.rho:.2f}"
+    measured += f" ({found.n} blocks of {found.runs} runs)"
+    return measured, _SUPPORTED if found.rho > 0 else _AGAINST, found.p
 
 
 def _spectral_gap(runs: Sequence[CellResult]) -> Verdict:
-    measured, verdict = _correlation(runs, "spectral_gap", "attention's spectral gap")
+    measured, verdict, p = _correlation(runs, "spectral_gap", "attention's spectral gap")
     return Verdict(
         "Spectral gap of attention (2312.06182)",
         "Tokens become alike because attention has one leading eigenvalue and a gap below it: the wider, the faster",
         measured,
         verdict,
+        p,
     )
 
 
 def _eigenspectrum(runs: Sequence[CellResult]) -> Verdict:
-    measured, verdict = _correlation(runs, "value_positive_share", "the positive share of W_V W_O's spectrum")
+    measured, verdict, p = _correlation(runs, "value_positive_share", "the positive share of W_V W_O's spectrum")
     return Verdict(
         "Eigenspectrum of the value projection (2401.04301)",
         "Over-smoothing is not inevitable: whether attention smooths or sharpens depends on the sign of W_V W_O's "
         "eigenvalues",
         measured,
         verdict,
+        p,
     )
 
 
@@ -165,22 +215,28 @@ def _norm(runs: Sequence[CellResult]) -> Verdict:
     """Wu et al.: LayerNorm can keep tokens apart, even under a causal mask: pairs that differ only in the norm."""
     account = "Masks and LayerNorm (2405.18781)"
     claim = "Under a causal mask tokens still collapse, but more slowly; LayerNorm can keep the rank above one"
-    higher, total, pairs = 0, 0, []
+    bare: dict[int, float] = {}
+    normed: dict[int, float] = {}
     for run in runs:
         if _option(run, "norm", "layer") != "none":
             continue
         for other in runs:
             same = all(_option(run, name, "") == _option(other, name, "") for name in ("residual", "n_layer"))
             if same and _option(other, "norm", "layer") == "layer" and run.cell.seed == other.cell.seed:
-                bare, normed = _last(run, _RESIDUAL, first=True), _last(other, _RESIDUAL, first=True)
-                if bare is not None and normed is not None:
-                    total, higher = total + 1, higher + (normed > bare)
-                    pairs.append((bare, normed))
-    if not total:
+                without, beside = _last(run, _RESIDUAL, first=True), _last(other, _RESIDUAL, first=True)
+                if without is not None and beside is not None:
+                    bare[len(bare)], normed[len(normed)] = without, beside
+    if not bare:
         return Verdict(account, claim, "There is no pair of runs with and without LayerNorm.", _UNTESTED)
-    bare_mean, normed_mean = (sum(side) / total for side in zip(*pairs, strict=True))
+    total, test = len(bare), compare(normed, bare)
+    bare_mean, normed_mean = (sum(side.values()) / total for side in (bare, normed))
+    higher = sum(normed[pair] > bare[pair] for pair in bare)
     measured = (
         f"Rank residual of the last layer before training: {normed_mean:.3g} with LayerNorm, {bare_mean:.3g} without; "
-        f"higher with it in {higher} of {total} pairs that differ only in the norm."
+        f"higher with it in {higher} of {total} pairs that differ only in the norm"
     )
-    return Verdict(account, claim, measured, _SUPPORTED if higher == total else _AGAINST if not higher else _OPEN)
+    if test is None:
+        return Verdict(account, claim, f"{measured}.", _OPEN)
+    change = measure("scalar:any").change_text(test.difference, test.half_width)
+    verdict = _SUPPORTED if test.difference > 0 else _AGAINST
+    return Verdict(account, claim, f"{measured} (difference {change})", verdict, test.p)

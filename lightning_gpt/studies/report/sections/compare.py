@@ -1,15 +1,27 @@
 """A measure of all settings side by side, for variants, which have no numeric axis."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, label_of, pooled_deviation
+from lightning_gpt.studies.report.comparisons import Comparison, compare_with
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Tested, Written
+from lightning_gpt.studies.report.estimates import SeedSpread
+from lightning_gpt.studies.report.groups import Group, groups, label_of
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.spec.measures import measure, number_text
+from lightning_gpt.studies.report.sections.differences import (
+    ONE_SEED,
+    change_text,
+    difference_table,
+    findable_text,
+    shown,
+)
+from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
+
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -18,8 +30,8 @@ class Compare(Section):
 
     Args:
         measure: What to compare.
-        beside: The setting to compare the others with, by its name in the report; none when empty. A difference
-            counts from twice the standard deviation between seeds.
+        beside: The setting to compare the others with, by its name in the report; none when empty. Each of the others
+            is tested against it.
     """
 
     measure: str
@@ -35,51 +47,79 @@ class Compare(Section):
 
     def blocks(self, results: StudyResults) -> list[Block]:
         what = measure(self.measure)
-        shown = [(group, found) for group in groups(results) if (found := group.spread(self.measure))]
-        if not shown:
+        found = {group.label: (group, each) for group in groups(results) if (each := group.spread(self.measure))}
+        if not found:
             return []
-        figure, ax = plots.new_dot_rows({group.label: self._shown_values(group) for group, _ in shown})
-        means = [found.mean * what.scale for _, found in shown]
+        spreads = {label: each.scaled(what.scale) for label, (_, each) in found.items()}
+        figure, ax = plots.new_dot_rows({label: each.values for label, each in spreads.items()})
+        means = [each.mean for each in spreads.values()]
         ax.plot(means, range(len(means)), "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
-        ax.set_xlabel(what.title)
-        best, worst = min(shown, key=lambda pair: pair[1].mean), max(shown, key=lambda pair: pair[1].mean)
-        sentences = []
-        if len(shown) > 1:
-            low, high = (what.text(pair[1].mean, pair[1].deviation) for pair in (best, worst))
-            sentences = [
-                f"{capital(what.label)} is lowest with {best[0].label} ({low}{what.suffix}) and highest with "
-                f"{worst[0].label} ({high}{what.suffix})."
-            ]
-            sentences += self._differences({group.label: found for group, found in shown})
-        counts = sorted({found.n for _, found in shown})
+        if self.beside in spreads:
+            ax.axvline(spreads[self.beside].mean, color="#888888", linewidth=1, linestyle="--", zorder=0)
+        ax.set_xlabel(what.title + results.mark(self.measure))
+        counts = sorted({each.n for each in spreads.values()})
         seeds = "–".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
         caption = f"{capital(what.label)}: one dot per seed (n = {seeds}); bar: mean."
+        if self.beside in spreads:
+            caption += f" Dashed: the mean of {self.beside}."
+        caption += results.warning(self.measure)
+        tests = self._comparisons({label: group for label, (group, _) in found.items()})
+        ends = self._ends({label: each for label, (_, each) in found.items()})
         return [
             Heading(f"{capital(what.label)} by setting"),
-            Findings(sentences),
+            Tested([each.p for each in tests.values()], partial(self._written, ends, tests, len(found) - 1)),
             Picture(file_name("compare", self.measure), figure, caption),
         ]
 
-    def _shown_values(self, group: Group) -> list[float]:
-        values = (result.value(self.measure) for result in group.results)
-        return [value * measure(self.measure).scale for value in values if value is not None]
-
-    def _differences(self, found: dict[str, SeedSpread]) -> list[str]:
-        base, noise = found.get(self.beside), pooled_deviation(found.values())
-        if base is None or not noise:
+    def _ends(self, found: dict[str, SeedSpread]) -> list[str]:
+        if len(found) < 2:
             return []
         what = measure(self.measure)
-        others = {label: each.mean - base.mean for label, each in found.items() if label != self.beside}
-        below = sorted((label for label, change in others.items() if change <= -2 * noise), key=others.__getitem__)
-        above = sorted((label for label, change in others.items() if change >= 2 * noise), key=others.__getitem__)
-        said = [
-            f"{capital(what.label)} is {way} than that of {self.beside} with: {'; '.join(labels)}."
-            for way, labels in (("lower", below), ("higher", above[::-1]))
-            if labels
-        ]
+        best, worst = min(found, key=lambda label: found[label].mean), max(found, key=lambda label: found[label].mean)
+        low, high = (what.text(found[label].mean, found[label].half_width) for label in (best, worst))
         return [
-            *said,
-            f"{len(others) - len(below) - len(above)} of {len(others)} settings differ from {self.beside} by less than "
-            f"twice the standard deviation between seeds, which is {number_text(noise * what.scale)}{what.suffix} over "
-            f"all settings.",
+            f"The lowest mean of {what.label} is that of {best} ({low}{what.suffix}), the highest that of {worst} "
+            f"({high}{what.suffix})."
         ]
+
+    def _comparisons(self, found: dict[str, Group]) -> dict[str, Comparison]:
+        """Each setting against ``beside``, by its name; those that cannot be tested are left out."""
+        if self.beside not in found:
+            return {}
+        return compare_with(self.beside, {label: group.by_seed(self.measure) for label, group in found.items()})
+
+    def _written(
+        self, ends: list[str], tests: dict[str, Comparison], others: int, corrected: list[float], count: int
+    ) -> list[Written]:
+        if not self.beside or not others:
+            return [Findings(ends)] if ends else []
+        if not tests:
+            return [Findings([*ends, ONE_SEED])]
+        what, p_of = measure(self.measure), dict(zip(tests, corrected, strict=True))
+        order = sorted(tests, key=lambda label: tests[label].difference)
+        lower = [label for label in order if shown(p_of[label]) and tests[label].difference < 0]
+        higher = [label for label in order[::-1] if shown(p_of[label]) and tests[label].difference > 0]
+        sides = []
+        for way, labels in (("lower", lower), ("higher", higher)):
+            if labels:
+                each = [f"{label} ({change_text(what, tests[label], p_of[label])})" for label in labels]
+                more = f"; and {len(each) - _NAMED} more, see the table" if len(each) > _NAMED else ""
+                sides.append(f"Beside {self.beside}, {what.label} is {way} with {'; '.join(each[:_NAMED])}{more}.")
+        left = len(tests) - len(lower) - len(higher)
+        least = findable_text(what, list(tests.values()), count)
+        rest = [f"{left} of {len(tests)} settings are not shown to differ from {self.beside} in {what.label}. " + least]
+        caption = f"{capital(what.label)} of each setting minus that of {self.beside}."
+        table = difference_table(what, tests, corrected, count, "setting", caption)
+        return [Findings([*ends, *sides, *rest], self._answer(lower, higher, len(tests))), table]
+
+    def _answer(self, lower: list[str], higher: list[str], tested: int) -> str:
+        label = measure(self.measure).label
+        if not lower and not higher:
+            return f"No setting is shown to differ from {self.beside} in {label}, of {tested} tested."
+        parts = []
+        for way, labels in (("lower", lower), ("higher", higher)):
+            more = f" and {len(labels) - _NAMED} more" if labels[_NAMED:] else ""
+            parts += [f"{way} with {', '.join(labels[:_NAMED])}{more}"] if labels else []
+        left = tested - len(lower) - len(higher)
+        rest = f"; {left} of {tested} settings are not shown to differ" if left else ""
+        return f"Beside {self.beside}, {label} is {' and '.join(parts)}{rest}."

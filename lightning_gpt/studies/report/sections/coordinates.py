@@ -7,8 +7,9 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread, spread
 from lightning_gpt.studies.report.fits import PowerLaw, fit_power
-from lightning_gpt.studies.report.groups import SeedSpread, layer_values, spread
+from lightning_gpt.studies.report.groups import layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.run.result import CellResult
@@ -75,10 +76,12 @@ class Coordinates(Section):
         for ax in axes:
             ax.set_ylim(min(limits), max(limits))
         plots.legend(figure, axes, max(map(len, sizes.values())))
-        caption = f"{capital(what.title)} ({what.meaning}) after training against the width: mean ± sd over the seeds."
+        every = [each for layers in sizes.values() for points in layers.values() for each in points.values()]
+        seeds = plots.seeds_text(every, "one dot per seed")
+        caption = f"{capital(what.title)} ({what.meaning}) after training against the width: {seeds}."
         return [
             Heading(f"{capital(what.title)} against the width"),
-            Findings([sentence for name in found for sentence in self._sentences(name, laws[name])]),
+            self._findings([sentence for name in found for sentence in self._sentences(name, laws[name])]),
             Picture(file_name("coordinates", self.diagnostic), figure, caption),
             self._table(sizes, laws, starts),
         ]
@@ -104,19 +107,31 @@ class Coordinates(Section):
                         points.setdefault(layer, []).append((width, value))
         return {layer: fit_power(*zip(*pairs, strict=True)) for layer, pairs in sorted(points.items())}
 
+    def _findings(self, sentences: list[str]) -> Findings:
+        return Findings(sentences, " ".join(sentences))
+
     def _sentences(self, name: str, laws: Mapping[int, PowerLaw | None]) -> list[str]:
-        slopes = {layer: law.exponent for layer, law in laws.items() if law is not None}
-        if not slopes:
+        known = {layer: law for layer, law in laws.items() if law is not None}
+        if not known:
             return []
         what = diagnostic(self.diagnostic)
-        most = max(slopes, key=lambda layer: abs(slopes[layer]))
-        furthest = f"steepest slope: {slopes[most]:+.2f}, {_layer_name(most, what.of)}"
-        if abs(slopes[most]) <= _FLAT:
+        # an interval for each layer that together hold all slopes at the report's level (Bonferroni)
+        ends = {layer: _interval(law, LEVEL / len(known)) for layer, law in known.items()}
+        most = max(known, key=lambda layer: abs(known[layer].exponent))
+        low, high = ends[most]
+        furthest = (
+            f"steepest slope: {known[most].exponent:+.2f} [{low:+.2f}, {high:+.2f}], {_layer_name(most, what.of)}"
+        )
+        moving = [layer for layer, (low, high) in ends.items() if low > _FLAT or high < -_FLAT]
+        if all(low >= -_FLAT and high <= _FLAT for low, high in ends.values()):
             verdict = f"does not depend on the width in any layer ({furthest}; up to ±{_FLAT} counts as flat)"
+        elif moving:
+            ups = {known[layer].exponent > 0 for layer in moving}
+            way = "grows" if ups == {True} else "shrinks" if ups == {False} else "grows or shrinks"
+            verdict = f"{way} with the width ({furthest}; beyond ±{_FLAT} in {len(moving)} of {len(known)} layers)"
         else:
-            way = "grows" if slopes[most] > 0 else "shrinks"
-            moving = sum(abs(slope) > _FLAT for slope in slopes.values())
-            verdict = f"{way} with the width ({furthest}; beyond ±{_FLAT} in {moving} of {len(slopes)} layers)"
+            whether = f"Whether {what.title} after training ({name}) depends on the width is open"
+            return [f"{whether}: these seeds and widths cannot tell ({furthest}; up to ±{_FLAT} counts as flat)."]
         return [f"{capital(what.title)} after training ({name}) {verdict}."]
 
     def _table(
@@ -134,7 +149,10 @@ class Coordinates(Section):
                 slopes = [_slope(each[name].get(layer)) for each in (laws, starts)]
                 rows.append([f"{name}, {_layer_name(layer, what.of)}", *values, *slopes])
         header = ["parametrisation, layer", *(f"width {width:,}" for width in widths), "slope", "slope before training"]
-        caption = f"{capital(what.title)} after training, mean over the seeds; slope: exponent of the width."
+        caption = (
+            f"{capital(what.title)} after training, mean over the seeds; slope: exponent of the width, with its "
+            f"{1 - LEVEL:.0%} interval."
+        )
         return Table(header, rows, caption)
 
 
@@ -150,4 +168,11 @@ def _layer_name(layer: int, of: str) -> str:
 
 
 def _slope(law: PowerLaw | None) -> str:
-    return "–" if law is None else f"{law.exponent:+.3f}"
+    if law is None:
+        return "–"
+    return f"{round(law.exponent, 3) + 0.0:+.3f}{f' ± {law.half_width:.3f}' if law.half_width > 5e-4 else ''}"
+
+
+def _interval(law: PowerLaw, level: float) -> tuple[float, float]:
+    half = law.half_width_at(level)
+    return law.exponent - half, law.exponent + half

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.document import Block, Heading, Picture
-from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, spread
+from lightning_gpt.studies.report.estimates import SeedSpread, spread
+from lightning_gpt.studies.report.groups import Group, groups
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
 from lightning_gpt.studies.spec.measures import measure
@@ -35,7 +36,10 @@ class Curves(Section):
         what = measure(self.measure)
         ax.set(xlabel="optimizer step", ylabel=what.title)
         plots.legend(figure, [ax], len(shown))
-        caption = f"{capital(what.label)} over the optimizer steps: mean ± sd over the seeds."
+        seeds = plots.seeds_text(
+            [each for _, points in shown for each in points.values()], "from lowest to highest seed"
+        )
+        caption = f"{capital(what.label)} over the optimizer steps: {seeds}."
         return [
             Heading(f"{capital(what.label)} during training"),
             Picture(file_name("curve", self.measure), figure, caption),

@@ -1,15 +1,16 @@
-"""A line or a power law fitted to all cells."""
+"""The forms that describe one quantity against another over all cells: a line, a power law, a saturating law."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import cast
 
 import numpy as np
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture
-from lightning_gpt.studies.report.fits import Line, PowerLaw, fit_line, fit_power
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.estimates import LEVEL
+from lightning_gpt.studies.report.fits import POINTS_TO_TELL, Form, Kind, fit_forms, ruled_out
 from lightning_gpt.studies.report.groups import groups
 from lightning_gpt.studies.report.quantity import Quantity
 from lightning_gpt.studies.report.results import StudyResults
@@ -17,29 +18,32 @@ from lightning_gpt.studies.report.sections.base import Section, capital, file_na
 from lightning_gpt.studies.spec.measures import number_text
 from lightning_gpt.studies.spec.study import Study
 
-_FITS_FROM = 0.99
 _FEW = 100
+_EXACT = 1e-9
+"""Relative distances below this are rounding."""
+_NAMES: dict[Kind, str] = {"linear": "a line", "power": "a power law", "saturating": "a power law with an offset"}
+_DASHES: dict[Kind, str] = {"linear": "--", "power": "-", "saturating": ":"}
 
 
 @dataclass(frozen=True)
 class Fit(Section):
-    """One point per finished cell, and the least-squares fit.
+    """One point per finished cell, and each form by least squares on the logarithms; the forms are compared by AICc.
 
     Args:
         x: A measure, an axis, a model or data option, or a product of these: ``n_layer * block_size * dim``.
         y: The same, for the vertical axis.
-        kind: ``linear``, or ``power`` for a power law: a line in the logarithms.
-        claim: A published claim; the report states whether the fit agrees with it (R² of at least 0.99).
+        kind: The form in question: ``linear``, ``power``, or ``saturating``, a power law with an offset.
+        claim: A published claim that has this form; the report states whether the cells agree with it.
     """
 
     x: str
     y: str
-    kind: Literal["linear", "power"] = "linear"
+    kind: str = "linear"
     claim: str = ""
 
     def check(self, study: Study) -> None:
-        if self.kind not in ("linear", "power"):
-            raise CallError(f"report: fit of {self.y} has kind {self.kind!r}; it must be linear or power")
+        if self.kind not in _NAMES:
+            raise CallError(f"report: fit of {self.y} has kind {self.kind!r}; it must be {', '.join(_NAMES)}")
         for text in (self.x, self.y):
             Quantity(text).check(study)
 
@@ -58,41 +62,112 @@ class Fit(Section):
         if not every:
             return []
         xs, ys = [a for a, _ in every], [b for _, b in every]
-        found = fit_line(xs, ys) if self.kind == "linear" else fit_power(xs, ys)
-        if found is not None:
-            grid = np.geomspace(min(xs), max(xs), 100) if self.kind == "power" else np.linspace(min(xs), max(xs), 2)
-            ax.plot(grid, [found.at(value) for value in grid], color="#444444", linewidth=1.2, zorder=0)
-        if self.kind == "power":
+        forms = fit_forms(xs, ys)
+        for form in forms[:2]:
+            grid = np.geomspace(min(xs), max(xs), 100)
+            style = {"color": "#444444" if form is forms[0] else "#aaaaaa", "linestyle": _DASHES[form.kind]}
+            ax.plot(grid, [form.at(value) for value in grid], linewidth=1.2, zorder=0, **style)  # type: ignore[arg-type]
+        if self.kind != "linear":
             plots.log_where_far(ax, xs, ys)
         elif max(xs) <= _FEW and all(value == int(value) for value in xs):
             plots.whole_numbers(ax)
         plots.readable_numbers(ax)
-        ax.set(xlabel=x.title, ylabel=y.title)
+        ax.set(xlabel=x.title, ylabel=y.title + results.mark(self.y))
         plots.legend(figure, [ax], len(shown))
-        caption = f"{capital(y.label)} against {x.label}: one point per cell (n = {len(every)}), and the fit."
-        return [
-            Heading(f"{capital(y.label)} against {x.label}: {'a line' if self.kind == 'linear' else 'a power law'}"),
-            Findings([self._sentence(found, xs)]),
-            Picture(file_name("fit", self.y, self.x), figure, caption),
-        ]
+        caption = f"{capital(y.label)} against {x.label}: one point per cell (n = {len(every)})"
+        caption += f"; dark: {_NAMES[forms[0].kind]}, pale: {_NAMES[forms[1].kind]}." if forms else "."
+        caption += results.warning(self.y)
+        blocks: list[Block] = [Heading(f"{capital(y.label)} against {x.label}: which form")]
+        blocks.append(self._findings(forms, xs) if forms else Findings([self._not_fitted(xs, ys)]))
+        blocks.append(Picture(file_name("fit", self.y, self.x), figure, caption))
+        return [*blocks, self._table(forms, len(every))] if forms else blocks
 
-    def _sentence(self, found: Line | PowerLaw | None, xs: Sequence[float]) -> str:
-        x, y = Quantity(self.x), Quantity(self.y)
-        if found is None:
-            return (
-                f"{capital(y.label)} against {x.label}: not fitted, because a fit needs finished cells at three "
-                f"different values (there are {len(set(xs))})."
-            )
-        law = isinstance(found, PowerLaw)
-        shape, not_shape = ("a power law", "not a power law") if law else ("linear", "not linear")
-        fits = found.r2 >= _FITS_FROM
-        verdict = f"{shape} (R² is at least {_FITS_FROM})" if fits else f"{not_shape} (R² is below {_FITS_FROM})"
-        r2 = f"R² = {found.r2:.4f}{' of the logarithms' if law else ''} over {found.n} cells"
-        if isinstance(found, PowerLaw):
-            sentence = f"{y.title} = {number_text(found.factor)} · ({x.label})^{found.exponent:.4f}, {r2}: {verdict}."
+    def _not_fitted(self, xs: Sequence[float], ys: Sequence[float]) -> str:
+        why = f"a fit needs finished cells at three different values (there are {len(set(xs))})"
+        if min([*xs, *ys]) <= 0:
+            why = "a fit with relative errors needs figures above 0"
+        return f"{capital(Quantity(self.y).label)} against {Quantity(self.x).label}: not fitted, because {why}."
+
+    def _findings(self, forms: list[Form], xs: Sequence[float]) -> Findings:
+        y, x, n = Quantity(self.y), Quantity(self.x), len(xs)
+        best = forms[0]
+        said = f"{capital(y.label)} against {x.label} is best described by {_NAMES[best.kind]}, {self._formula(best)}"
+        said += f" ({_residuals(best.error)}, {n} cells)"
+        others = {form.kind: ruled_out(form, forms, n) for form in forms if form is not best}
+        excluded = [_NAMES[kind] for kind, out in others.items() if out]
+        allowed = [_NAMES[kind] for kind, out in others.items() if not out]
+        if n < POINTS_TO_TELL:
+            said += f"; {n} cells are too few to rule out {' or '.join(allowed)}"
         else:
-            formula = f"{number_text(found.intercept)} + {number_text(found.slope)} · {x.label}"
-            sentence = f"{y.title} = {formula} (intercept and slope), {r2}: {verdict}."
+            said += f"; ruled out: {', '.join(excluded)}" if excluded else ""
+            said += f"; not ruled out: {', '.join(allowed)}" if allowed else ""
+        power = next(form for form in forms if form.kind == "power")
+        sentences = [f"{said}. As a power law its exponent is {_exponent(power)}."]
         if self.claim:
-            sentence += f" {'Agreeing' if fits else 'Not agreeing'}: {self.claim}."
-        return capital(sentence)
+            sentences.append(self._on_claim(forms, n))
+            return Findings(sentences, sentences[-1])
+        kind = _NAMES[best.kind]
+        return Findings(sentences, f"{capital(y.label)} against {x.label} is best described by {kind}.")
+
+    def _on_claim(self, forms: list[Form], n: int) -> str:
+        claimed = next((form for form in forms if form.kind == self.kind), None)
+        if claimed is None or n < POINTS_TO_TELL:
+            return f"Open, for want of cells: {self.claim}."
+        name, off = _NAMES[cast(Kind, self.kind)], "exact"
+        if claimed.furthest > _EXACT:
+            off = f"up to {claimed.furthest:.2%} off the means"
+        if ruled_out(claimed, forms, n):
+            return f"Not agreeing: {self.claim}. {capital(name)} is ruled out; it is {off}."
+        others = [form for form in forms if form is not claimed and form.kind != "saturating"]
+        if all(ruled_out(form, forms, n) for form in others):
+            return f"Agreeing: {self.claim}. {capital(name)} is {off}."
+        rest = " and ".join(_NAMES[form.kind] for form in others if not ruled_out(form, forms, n))
+        return f"Possible, as is {rest}: {self.claim}. {capital(name)} is {off}."
+
+    def _formula(self, form: Form) -> str:
+        x = Quantity(self.x)
+        name = x.label if len(x.factors) == 1 and " " not in x.label else f"({x.label})"
+        if form.kind == "linear":
+            return f"{_number(form.a)} {_signed(form.b)} · {name}"
+        if form.kind == "power":
+            return f"{_number(form.b)} · {name}^{form.p:.4f}"
+        return f"{_number(form.a)} {_signed(form.b)} · {name}^{form.p:.4f}" + (
+            f", which levels off at {_number(form.a)}" if form.p < 0 else ""
+        )
+
+    def _table(self, forms: list[Form], n: int) -> Table:
+        best, rows = forms[0].aicc, []
+        weights = np.exp([(best - form.aicc) / 2 for form in forms])
+        for form, weight in zip(forms, weights / weights.sum(), strict=True):
+            verdict = "best" if form is forms[0] else "ruled out" if ruled_out(form, forms, n) else "possible"
+            exponent = "1" if form.kind == "linear" else _exponent(form)
+            figures = [_share(form.error), _share(form.furthest), f"{form.aicc - best:.1f}", f"{weight:.3f}", verdict]
+            rows.append([_NAMES[form.kind], self._formula(form), exponent, *figures])
+        header = ["form", Quantity(self.y).title, f"exponent, {1 - LEVEL:.0%} interval", "residuals", "furthest mean"]
+        caption = (
+            "Least squares on the logarithms; residuals: root mean square, relative; furthest mean: largest relative "
+            "distance from the mean at one value; ΔAICc: Akaike's criterion above the best form's; weight: Akaike's. "
+            "A form is ruled out where it is less than a twentieth as likely as the best one."
+        )
+        return Table([*header, "ΔAICc", "weight", "verdict"], rows, caption)
+
+
+def _number(value: float) -> str:
+    """A fitted number, without what rounding leaves of it."""
+    return number_text(float(f"{value:.8g}"))
+
+
+def _signed(value: float) -> str:
+    return f"{'-' if value < 0 else '+'} {_number(abs(value))}"
+
+
+def _residuals(error: float) -> str:
+    return "exact" if error < _EXACT else f"residuals {_share(error)}"
+
+
+def _share(value: float) -> str:
+    return "0" if value < _EXACT else f"{value:.2g}" if value < 1e-4 else f"{value:.2%}"
+
+
+def _exponent(form: Form) -> str:
+    return f"{form.p:.4f} [{form.p - form.half_width:.4f}, {form.p + form.half_width:.4f}]"

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.comparisons import Comparison, compare
 from lightning_gpt.studies.report.diagnostics import diagnostic
-from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.report.groups import Group, SeedSpread, groups, layer_values
+from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Tested, Written
+from lightning_gpt.studies.report.estimates import SeedSpread
+from lightning_gpt.studies.report.groups import Group, groups, label_of, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
-from lightning_gpt.studies.report.sections.trend import direction
-from lightning_gpt.studies.spec.measures import measure, number_text
+from lightning_gpt.studies.report.sections.differences import change_text, findable_text, shown
+from lightning_gpt.studies.spec.measures import Measure, measure, number_text
 from lightning_gpt.studies.spec.study import Study
 
 _DEPTH = "model.init_args.n_layer"
@@ -59,14 +62,30 @@ class Layers(Section):
         before.set_ylabel(what.title)
         _same_scale(before, after, shown, self.diagnostic)
         plots.legend(figure, [before, after], len(shown))
-        caption = f"{capital(what.title)} ({what.meaning}) by layer: mean ± sd over the seeds."
-        sentences = [self._steadiness(shown), *self._depths(shown)]
+        every = [
+            each for group in shown for first in (True, False) for each in group.layers(self.diagnostic, first=first)
+        ]
+        seeds = plots.seeds_text(every, "from lowest to highest seed")
+        caption = f"{capital(what.title)} ({what.meaning}) by layer: {seeds}."
+        depths = self._depths(results, shown)
         return [
             Heading(f"{capital(what.title)} by layer"),
-            Findings([sentence for sentence in sentences if sentence]),
+            Tested([test.p for _, _, test in depths], partial(self._findings, shown, depths)),
             Picture(file_name("layers", self.diagnostic), figure, caption),
             self._table(shown),
         ]
+
+    def _findings(
+        self, shown: Sequence[Group], depths: list["_Depths"], corrected: list[float], count: int
+    ) -> list[Written]:
+        steady = self._steadiness(shown)
+        tested = [self._depth_sentence(each, p) for each, p in zip(depths, corrected, strict=True)]
+        what = Measure(self.diagnostic, diagnostic(self.diagnostic).title)
+        least = findable_text(what, [test for _, _, test in depths], count) if depths else ""
+        last = [f"{' '.join(tested)} {least}".strip()] if tested else []
+        answer = " ".join(each for each in (self._short(shown), *tested[:1]) if each)
+        sentences = [steady, *self._lasts(shown), *last]
+        return [Findings([sentence for sentence in sentences if sentence], answer)]
 
     def _ends(self, group: Group) -> list[tuple[float, float]]:
         first = self.when == "first"
@@ -76,35 +95,74 @@ class Layers(Section):
     def _spreads(self, group: Group) -> list[SeedSpread]:
         return group.layers(self.diagnostic, first=self.when == "first")
 
-    def _steadiness(self, shown: Sequence[Group]) -> str:
-        ends = [pair for group in shown for pair in self._ends(group) if len(self._spreads(group)) > 1]
-        if not ends:
+    def _short(self, shown: Sequence[Group]) -> str:
+        """In how many runs the diagnostic rises and falls, in few words."""
+        moves = self._moves(shown)
+        if not moves:
             return ""
-        moved = [last - first for first, last in ends if abs(last - first) > _ALIKE * max(abs(first), abs(last))]
-        up, down = sum(change > 0 for change in moved), sum(change < 0 for change in moved)
         what = diagnostic(self.diagnostic)
-        start, end = ("the embedding", "layer") if what.of == "stream" else ("the first block", "block")
-        alike = f", and stays within {_ALIKE:.0%} in {len(ends) - len(moved)}," if len(moved) < len(ends) else ""
+        up, down = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
+        way = f"rises in {up} and falls in {down}" if up and down else f"{'rises' if up else 'falls'} in {up or down}"
+        start = "the embedding" if what.of == "stream" else "the first block"
+        return f"{capital(what.title)} {way} of {len(moves)} runs from {start} to the last {_end(what.of)}."
+
+    def _moves(self, shown: Sequence[Group]) -> list[float]:
+        """The change from first to last layer in each run; 0 where it does not count."""
+        ends = [pair for group in shown for pair in self._ends(group) if len(self._spreads(group)) > 1]
+        counts = [abs(last - first) > _ALIKE * max(abs(first), abs(last)) for first, last in ends]
+        return [last - first if each else 0.0 for (first, last), each in zip(ends, counts, strict=True)]
+
+    def _steadiness(self, shown: Sequence[Group]) -> str:
+        moves = self._moves(shown)
+        if not moves:
+            return ""
+        up, down = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
+        what = diagnostic(self.diagnostic)
+        start, end = "the embedding" if what.of == "stream" else "the first block", _end(what.of)
+        alike = f", and stays within {_ALIKE:.0%} in {moves.count(0)}," if 0 in moves else ""
         smoothing = ""
         if what.smoothing is not None:
             agree = up if what.smoothing == "higher" else down
             smoothing = f"; over-smoothing would make it {'rise' if what.smoothing == 'higher' else 'fall'}"
-            smoothing += f", as it does in {agree} of {len(ends)}"
+            smoothing += f", as it does in {agree} of {len(moves)}"
         return (
             f"From {start} to the last {end} {_WHEN[self.when]}, {what.title} ({what.meaning}) rises in {up} and falls "
-            f"in {down}{alike} of {len(ends)} runs{smoothing}."
+            f"in {down}{alike} of {len(moves)} runs{smoothing}."
         )
 
-    def _depths(self, shown: Sequence[Group]) -> list[str]:
+    def _lasts(self, shown: Sequence[Group]) -> list[str]:
         figures, what = measure("scalar:any"), diagnostic(self.diagnostic)
         lasts = [(group.label, self._spreads(group)[-1]) for group in shown]
-        each = ", ".join(f"{label}: {figures.text(last.mean, last.deviation)}" for label, last in lasts)
-        depths = [group.settings.get(_DEPTH) for group in shown]
-        if all(isinstance(depth, int) for depth in depths) and len(set(depths)) == len(depths) > 1:
-            way = direction([last.mean for _, last in lasts]).rstrip(",")
-            each += f"; with depth it {way}"
-        end = "layer" if what.of == "stream" else "block"
-        return [f"{capital(what.title)} of the last {end} {_WHEN[self.when]}: {each}."]
+        each = ", ".join(f"{label}: {figures.text(last.mean, last.half_width)}" for label, last in lasts)
+        return [f"{capital(what.title)} of the last {_end(what.of)} {_WHEN[self.when]}: {each}."]
+
+    def _depths(self, results: StudyResults, shown: Sequence[Group]) -> list["_Depths"]:
+        """The deepest setting against the shallowest, in the last layer, for each setting of the other axes."""
+        lines: dict[str, dict[int, Group]] = {}
+        for group in shown:
+            if isinstance(depth := group.settings.get(_DEPTH), int):
+                lines.setdefault(label_of(group.settings, results.study.axes, [_DEPTH]), {})[depth] = group
+        found = []
+        for label, line in lines.items():
+            low, high = min(line), max(line)
+            test = compare(self._last_by_seed(line[high]), self._last_by_seed(line[low])) if low < high else None
+            if test is not None:
+                found.append((label, (low, high), test))
+        return found
+
+    def _last_by_seed(self, group: Group) -> dict[int, float]:
+        first = self.when == "first"
+        series = {result.cell.seed: layer_values(result, self.diagnostic, first=first) for result in group.results}
+        return {seed: last for seed, values in series.items() if values and (last := values[-1]) is not None}
+
+    def _depth_sentence(self, depths: "_Depths", p: float) -> str:
+        label, (low, high), test = depths
+        what = diagnostic(self.diagnostic)
+        change = change_text(Measure(self.diagnostic, what.title), test, p)
+        where = f"In the last {_end(what.of)}{f' ({label})' if label else ''} it is"
+        if not shown(p):
+            return f"{where} not shown to differ between {low} and {high} layers: {change}."
+        return f"{where} {'higher' if test.difference > 0 else 'lower'} with {high} layers than with {low}: {change}."
 
     def _table(self, shown: Sequence[Group]) -> Table:
         layers = max(len(self._spreads(group)) for group in shown)
@@ -119,6 +177,14 @@ class Layers(Section):
             *(str(each) for each in range(1, layers)),
         ]
         return Table(header, rows, f"{capital(what.title)} {_WHEN[self.when]}, mean over the seeds.")
+
+
+_Depths = tuple[str, tuple[int, int], Comparison]
+"""A line's name, its smallest and largest depth, and their comparison."""
+
+
+def _end(of: str) -> str:
+    return "layer" if of == "stream" else "block"
 
 
 def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:

@@ -1,0 +1,107 @@
+"""How a study's first stage chose an option for each setting."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.comparisons import compare
+from lightning_gpt.studies.report.document import Findings, Heading, Picture, Table, Text, Written
+from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
+from lightning_gpt.studies.report.groups import label_of
+from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.run.tuning import TunedChoice
+from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.measures import measure
+from lightning_gpt.studies.spec.tune import MEASURE, Tune
+
+
+def tuning_blocks(results: StudyResults) -> list[Written]:
+    """The trials of each setting as table and plot, and what is to be said of the choices; empty without trials."""
+    study, tune = results.study, results.study.tune
+    if tune is None or not results.choices:
+        return []
+    named = {label_of(choice.settings, study.axes) or "all": choice for choice in results.choices.values()}
+    how = (
+        f"Before its cells were run, {tune.name} was chosen for each setting: each of {len(tune.values)} values was "
+        f"trained for {tune.budget:,} steps with {len(tune.seeds)} seed{'s' if len(tune.seeds) > 1 else ''}, and the "
+        f"one with the lowest mean {measure(MEASURE).label} is used. A longer training may have another best value."
+    )
+    return [
+        Heading(f"How {tune.name} was chosen"),
+        Text(how),
+        Findings(_remarks(tune, named)),
+        *_picture(tune, named),
+        _table(tune, named),
+    ]
+
+
+def _remarks(tune: Tune, named: Mapping[str, TunedChoice]) -> list[str]:
+    """Choices at the edge of what was tried, values that the seeds do not tell apart, and values that failed."""
+    said = []
+    for way, beyond in (("lowest", "lower"), ("highest", "higher")):
+        at = [f"{label} ({setting_text(choice.best)})" for label, choice in named.items() if choice.edge == way]
+        if at:
+            said.append(
+                f"The best {tune.name} lies at the {way} edge of what was tried, so a {beyond} one may be better, for: "
+                f"{'; '.join(at)}."
+            )
+    ties = [f"{label}: {', '.join(tied)}" for label, choice in named.items() if (tied := _tied(choice))]
+    if ties:
+        said.append(f"Not told apart from the best by these seeds: {'; '.join(ties)}.")
+    for label, choice in named.items():
+        said += [
+            f"{tune.name} {setting_text(value)} was left out for {label}: {why}."
+            for value, why in choice.failures.items()
+        ]
+    return said
+
+
+def _tied(choice: TunedChoice) -> list[str]:
+    """The values whose loss is that of the best one, as far as the seeds tell; of one seed, those that are equal."""
+    found, best = [], choice.losses[choice.best]
+    for value, losses in choice.losses.items():
+        test = compare(losses, best)
+        alike = choice.mean(value) == choice.mean(choice.best) if test is None else test.p > LEVEL
+        if value != choice.best and alike:
+            found.append(setting_text(value))
+    return found
+
+
+def _picture(tune: Tune, named: Mapping[str, TunedChoice]) -> list[Picture]:
+    """The loss against the value, one line per setting; nothing for values that are not numbers."""
+    numbers = [value for value in tune.values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(tune.values):
+        return []
+    figure, (ax,) = plots.new_figure()
+    for (label, choice), look in zip(named.items(), plots.looks(len(named), ordered=False), strict=True):
+        tried = sorted(choice.losses)
+        spreads = [SeedSpread(tuple(choice.losses[value].values())) for value in tried]
+        plots.draw_spreads(ax, tried, spreads, look, label)
+        ax.plot([choice.best], [choice.mean(choice.best)], "o", color=look.color, markersize=11, fillstyle="none")
+    if min(numbers) > 0:
+        ax.set_xscale("log")
+    ax.set_xticks(numbers, [setting_text(value) for value in numbers])
+    ax.minorticks_off()
+    ax.set(xlabel=tune.name, ylabel=measure(MEASURE).title)
+    plots.legend(figure, [ax], len(named))
+    caption = f"{measure(MEASURE).label.capitalize()} after {tune.budget:,} steps against {tune.name}; ringed: chosen."
+    return [Picture("tuning", figure, caption)]
+
+
+def _table(tune: Tune, named: Mapping[str, TunedChoice]) -> Table:
+    rows = []
+    for label, choice in named.items():
+        figures = [_figure(choice, value) for value in tune.values]
+        rows.append([label, *figures, setting_text(choice.best) + (f" ({choice.edge} tried)" if choice.edge else "")])
+    header = ["setting", *(f"{tune.name} {setting_text(value)}" for value in tune.values), "chosen"]
+    what = measure(MEASURE)
+    return Table(
+        header, rows, f"Mean {what.title} of the trials, ± half its {1 - LEVEL:.0%} interval where there are seeds."
+    )
+
+
+def _figure(choice: TunedChoice, value: Any) -> str:
+    if value not in choice.losses:
+        return "failed"
+    losses = SeedSpread(tuple(choice.losses[value].values()))
+    return measure(MEASURE).text(losses.mean, losses.half_width)

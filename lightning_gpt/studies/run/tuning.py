@@ -1,0 +1,94 @@
+"""What the first stage of a study says about the best value of an option for each setting."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_gpt.errors import WorkError
+from lightning_gpt.studies.run.result import CellResult
+from lightning_gpt.studies.spec.cells import setting_id
+from lightning_gpt.studies.spec.tune import MEASURE, Tune
+
+
+def tuning_folder(folder: Path) -> Path:
+    """Where the first stage of the study in ``folder`` is."""
+    return folder / "tuning"
+
+
+def costs_folder(folder: Path) -> Path:
+    """Where the times of the cells of the study in ``folder`` are measured alone."""
+    return folder / "costs"
+
+
+@dataclass(frozen=True)
+class TunedChoice:
+    """The trials of one setting, and the best value among them.
+
+    Args:
+        settings: The setting.
+        losses: The validation loss by value and seed, of the values all of whose trials ended well.
+        failures: Why another value is none to choose, by value.
+    """
+
+    settings: dict[str, Any]
+    losses: dict[Any, dict[int, float]] = field(default_factory=dict)
+    failures: dict[Any, str] = field(default_factory=dict)
+
+    def mean(self, value: Any) -> float:
+        """The mean loss of a value."""
+        return math.fsum(self.losses[value].values()) / len(self.losses[value])
+
+    @property
+    def best(self) -> Any:
+        """The value of the lowest mean loss; of equals, the first that the study lists."""
+        return min(self.losses, key=self.mean)
+
+    @property
+    def edge(self) -> str:
+        """``lowest`` or ``highest`` where the best value is that of all numbers tried; otherwise empty."""
+        tried = [*self.losses, *self.failures]
+        if len(tried) < 2 or not all(isinstance(value, int | float) for value in tried):
+            return ""
+        return "lowest" if self.best == min(tried) else "highest" if self.best == max(tried) else ""
+
+
+def choices(tune: Tune, trials: Sequence[CellResult]) -> dict[str, TunedChoice]:
+    """The choice of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
+
+    A value is one to choose if all its trials ended and measured a loss.
+
+    Raises:
+        WorkError: Trials are still to be run, or no value of a setting is one to choose.
+    """
+    left = [trial for trial in trials if trial.status in ("unfinished", "missing")]
+    if left:
+        raise WorkError(
+            f"{len(left)} of {len(trials)} trials of {tune.name} are still to be run, first of them {left[0].cell.name}"
+        )
+    found: dict[str, TunedChoice] = {}
+    by_value: dict[tuple[str, str], list[CellResult]] = {}
+    for trial in trials:
+        settings = {key: value for key, value in trial.cell.settings.items() if key != tune.key}
+        found.setdefault(setting_id(settings), TunedChoice(settings))
+        by_value.setdefault((setting_id(settings), repr(trial.cell.settings[tune.key])), []).append(trial)
+    for (setting, _), members in by_value.items():
+        value, reasons = members[0].cell.settings[tune.key], [reason for each in members if (reason := _reason(each))]
+        if reasons:
+            found[setting].failures[value] = reasons[0]
+        else:
+            found[setting].losses[value] = {each.cell.seed: each.values[MEASURE] for each in members}
+    for choice in found.values():
+        if not choice.losses:
+            named = ", ".join(map(str, choice.settings.values())) or "the study"
+            value, why = next(iter(choice.failures.items()))
+            raise WorkError(f"no {tune.name} of {named} can be chosen: with {value}, {why[0].lower()}{why[1:]}")
+    return found
+
+
+def _reason(trial: CellResult) -> str:
+    """Why a trial gives no loss; empty where it gives one."""
+    if trial.status == "failed":
+        return trial.error or "failed"
+    return "" if MEASURE in trial.values else f"it measured no finite {MEASURE}"
