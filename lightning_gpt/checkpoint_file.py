@@ -164,7 +164,9 @@ def read_pickled(path: Path, what: str, mmap: bool = True) -> Any:
     except OSError as error:
         raise refused_path(f"{what} {str(path)!r} cannot be read", error) from None
     except UnpicklingError:
-        raise CallError(f"{what} {str(path)!r} holds Python objects; only tensors, numbers and text are loaded") from None
+        raise CallError(
+            f"{what} {str(path)!r} holds Python objects; only tensors, numbers and text are loaded"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError):
         raise CallError(f"{what} {str(path)!r} is not a checkpoint of PyTorch") from None
 

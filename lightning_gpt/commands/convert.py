@@ -5,8 +5,9 @@ from pathlib import Path
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError
-from lightning_gpt.interop.convert import into_checkpoint, into_folder
+from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
 from lightning_gpt.interop.folder import Folder
+from lightning_gpt.interop.gguf_file import GgufFile
 from lightning_gpt.options import Positive
 
 
@@ -19,10 +20,11 @@ def convert(
     compare: bool = True,
     tolerance: Positive = 1e-4,
 ) -> None:
-    """Convert a folder in Hugging Face's layout into a checkpoint, or a checkpoint into such a folder.
+    """Convert a folder in Hugging Face's layout or a GGUF file into a checkpoint, or a checkpoint into such a folder.
 
     Args:
-        source: A folder with config.json and model.safetensors (also in shards), or a checkpoint of this package.
+        source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama model, or a
+            checkpoint of this package.
         output: The folder to make; it must not exist.
         family: What to write a checkpoint as, such as llama; the first family that expresses it when omitted.
         tokenizer: Whether to convert the tokenizer of a folder, too.
@@ -33,10 +35,11 @@ def convert(
     path, allowed = Path(source), tolerance if compare else None
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".gguf":
         if family is not None:
-            raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is a folder")
-        lines = into_checkpoint(Folder(path, pickled), Path(output), tokenizer, allowed)
+            raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")
+        published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
+        lines = into_checkpoint(published, Path(output), tokenizer, allowed)
     else:
         lines = into_folder(Checkpoint.read(path), Path(output), family, allowed)
     for line in lines:

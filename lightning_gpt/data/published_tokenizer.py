@@ -22,7 +22,7 @@ _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class PublishedTokenizer(Tokenizer):
-    """A byte-pair encoding in a ``tokenizer.json``, computed by ``tokenizers`` itself, so that every id is the published.
+    """A byte-pair encoding in a ``tokenizer.json``, computed by ``tokenizers`` itself: the same ids.
 
     Two kinds are read: byte-level ones, such as those of GPT-2, Llama 3, Qwen and SmolLM2, and ones with characters for
     tokens and bytes for what is missing, such as those of Llama 2 and Mistral (SentencePiece).
@@ -175,7 +175,9 @@ def _is_byte_level(described: Mapping[str, Any]) -> bool:
         CallError: The tokenizer is of a kind that is not read.
     """
     model = described.get("model")
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        raise CallError(f"{MAIN} is not a tokenizer: it has no model")
+    kind = model.get("type", "BPE")
     parts = {part.get("type") for part in _parts(described.get("decoder"))}
     if kind == "BPE" and isinstance(model["vocab"], dict):
         if "ByteLevel" in parts:
@@ -184,7 +186,8 @@ def _is_byte_level(described: Mapping[str, Any]) -> bool:
             return False
     decoder = ", ".join(sorted(map(str, parts))) or "no decoder"
     raise CallError(
-        f"{MAIN} holds a {kind} model with {decoder}; only byte-pair encodings are read, byte-level or with byte fallback"
+        f"{MAIN} holds a {kind} model with {decoder}; only byte-pair encodings are read, byte-level or with byte "
+        f"fallback"
     )
 
 

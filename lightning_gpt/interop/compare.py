@@ -13,7 +13,7 @@ _ROWS, _MOST_TOKENS = 2, 64
 
 
 def published_logits(folder: Path, ids: Tensor) -> Tensor:
-    """What transformers computes from a folder, in fp32: ``(batch, time, vocab_size)``.
+    """What transformers computes from a folder or a GGUF file, in fp32: ``(batch, time, vocab_size)``.
 
     Raises:
         CallError: transformers is not installed, or cannot load the folder.
@@ -35,8 +35,12 @@ def _load(folder: Path) -> Any:
         ) from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    place = {} if folder.is_dir() else {"gguf_file": folder.name}
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder.parent if place else folder, dtype=torch.float32, local_files_only=True, **place
+        )
+        return model.eval()
     except Exception as error:  # whatever a library of many models raises
         raise CallError(f"transformers cannot load {folder}: {type(error).__name__}: {error}") from None
 
@@ -53,7 +57,7 @@ def require_equal(model: LanguageModel, folder: Path, tolerance: float) -> str:
 
     Args:
         model: Our model, in evaluation mode.
-        folder: The published one.
+        folder: The published one, a folder or a GGUF file.
         tolerance: The largest difference allowed, as a share of the largest logit.
 
     Raises:
@@ -69,5 +73,7 @@ def require_equal(model: LanguageModel, folder: Path, tolerance: float) -> str:
     same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
     result = f"logits differ by at most {difference:.1e} of {largest:.3g}, and {same:.1%} of first choices agree"
     if not difference <= tolerance * largest:
-        raise CallError(f"not the same model as in transformers: {result} (allowed: {tolerance:g} of the largest logit)")
+        raise CallError(
+            f"not the same model as in transformers: {result} (allowed: {tolerance:g} of the largest logit)"
+        )
     return result

@@ -7,21 +7,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 import yaml
 from torch import Tensor
 
-from lightning_gpt import __version__
 from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.interop import families as _  # registers them
 from lightning_gpt.interop.compare import require_equal
 from lightning_gpt.interop.family import family_for, family_of
-from lightning_gpt.interop.folder import CONFIG, WEIGHTS, Folder
+from lightning_gpt.interop.folder import CONFIG, WEIGHTS
 from lightning_gpt.interop.tokenizers import published_files
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.registry import plain
@@ -31,7 +28,22 @@ CHECKPOINT, SETTINGS, TOKENIZER = "model.ckpt", "model.yaml", "tokenizer"
 _STATE = "model."  # what a checkpoint puts before the names of the weights
 
 
-def into_checkpoint(folder: Folder, output: Path, tokenizer: bool, tolerance: float | None) -> Iterator[str]:
+class PublishedModel(Protocol):
+    """A published model somewhere."""
+
+    path: Path
+    """Where transformers finds it."""
+    config: dict[str, Any]
+    """The content of its ``config.json``."""
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Its tensors."""
+
+    def tokenizer(self, vocab_size: int) -> Tokenizer | None:
+        """Its tokenizer, for that many ids; None if it has none."""
+
+
+def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, tolerance: float | None) -> Iterator[str]:
     """Convert a published model; yields a line for each thing done.
 
     Args:
@@ -119,7 +131,6 @@ def _checkpoint(config: GPTConfig, state: Mapping[str, Tensor], words: Tokenizer
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": "2.6.0",
-        "lightning_gpt_version": __version__,
         **data,
     }
 

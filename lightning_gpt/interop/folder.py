@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_gpt.checkpoint_file import read_pickled
 from lightning_gpt.data.published_tokenizer import MAIN, PublishedTokenizer
 from lightning_gpt.errors import CallError
-from lightning_gpt.options import TokenId
 from lightning_gpt.interop.settings import Settings
+from lightning_gpt.options import TokenId
 
 CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -89,7 +89,7 @@ class _Safetensors(Mapping[str, Tensor]):
         for file in files:
             try:
                 opened = safe_open(file, framework="pt")
-                self._of |= dict.fromkeys(opened.keys(), opened)
+                self._of |= dict.fromkeys(opened.keys(), opened)  # type: ignore[no-untyped-call]
             except FileNotFoundError:
                 raise CallError(f"{file} does not exist") from None
             except (SafetensorError, OSError) as error:

@@ -61,11 +61,11 @@ class HeadByHead(Published):
     """Pieces of equal length whose rows are sorted by head first: q, k and v of head 0, then those of head 1."""
 
     def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
-        by_head = theirs[0].unflatten(0, (n_head, len(pieces), -1))
+        by_head = theirs[0].view(n_head, len(pieces), -1, *theirs[0].shape[1:])
         return by_head.transpose(0, 1).flatten(0, 2)
 
     def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
-        by_piece = ours.unflatten(0, (len(pieces), n_head, -1))
+        by_piece = ours.view(len(pieces), n_head, -1, *ours.shape[1:])
         return [by_piece.transpose(0, 1).flatten(0, 2)]
 
 

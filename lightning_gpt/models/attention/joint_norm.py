@@ -14,7 +14,7 @@ from lightning_gpt.models.registry import Given
 
 @attentions.register("joint_norm")
 class JointNormAttention(MultiHeadAttention):
-    """``qk_norm`` acts on the queries of all heads as one vector, and on the keys likewise, before they are cut in heads.
+    """``qk_norm`` acts on the queries of all heads as one vector, and on the keys of all heads likewise.
 
     OLMo et al. 2024 (2501.00656), section 2.1, after Dehghani et al. 2023 (2302.05442), section 2: a head's queries may
     then be longer than another's.

@@ -32,8 +32,8 @@ class MultiHeadAttention(CausalAttention):
         qk_norm: Norm of each head's queries and keys: Henry et al. 2020 (2010.04245), section 3.
         n_kv_head: Number of key and value heads; ``n_head`` if None.
         head_dim: Width of a head; ``dim / n_head`` if None.
-        qkv_bias: Whether the products for queries, keys and values have a bias; ``bias`` if None. Qwen2 has biases there
-            alone (Yang et al. 2024, 2407.10671, section 2.2.1).
+        qkv_bias: Whether the products for queries, keys and values have a bias; ``bias`` if None. Qwen2 has biases
+            there alone (Yang et al. 2024, 2407.10671, section 2.2.1).
         output_bias: Whether the output projection has a bias; ``bias`` if None.
         positions: The position scheme, used to check the head width; None to skip the check.
     """

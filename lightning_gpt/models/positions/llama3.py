@@ -16,11 +16,11 @@ Turns = Annotated[float, Range(1e-6, 10**6)]
 
 @position_schemes.register("llama3")
 class Llama3Positions(RotaryPositions):
-    """Rotary positions that stretch only the slow pairs: the code released with Llama 3.1 (Dubey et al. 2024, 2407.21783).
+    """Rotary positions that stretch only the slow pairs, as the code of Llama 3.1 does (Dubey et al. 2024, 2407.21783).
 
-    ``r = original · θ_i / 2π`` is the number of turns that pair i makes within the original context. The frequencies are
-    ``(1 − γ) θ_i / factor + γ θ_i`` with ``γ = (r − slow) / (fast − slow)``, cut to 0 and 1: pairs with ``r ≥ fast`` keep
-    their frequency, pairs with ``r ≤ slow`` are fully interpolated. The scores keep their scale.
+    ``r = original · θ_i / 2π`` is the number of turns that pair i makes within the original context. The frequencies
+    are ``(1 − γ) θ_i / factor + γ θ_i`` with ``γ = (r − slow) / (fast − slow)``, cut to 0 and 1: pairs with ``r ≥
+    fast`` keep their frequency, pairs with ``r ≤ slow`` are fully interpolated. The scores keep their scale.
 
     Args:
         block_size: The model's block size.

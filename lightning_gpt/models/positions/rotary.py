@@ -64,7 +64,9 @@ class RotaryPositions(Positions):
         return frequencies(width, self.base, device) / self.factor
 
     def rotation(self, width: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None] * self.frequencies(self.rotated(width), positions.device).to(dtype)  # (..., T, D/2)
+        angles = positions[..., None] * self.frequencies(self.rotated(width), positions.device).to(
+            dtype
+        )  # (..., T, D/2)
         if angles.ndim == 3:
             angles = angles[:, None]  # (B, 1, T, D/2)
         return angles.cos(), angles.sin()
@@ -72,5 +74,6 @@ class RotaryPositions(Positions):
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         half = cos.shape[-1]
-        first, second, *rest = x.split([half, half] + [x.shape[-1] - 2 * half] * (self.share < 1), dim=-1)
+        first, second = x[..., :half], x[..., half : 2 * half]
+        rest = [x[..., 2 * half :]] if self.share < 1 else []
         return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], dim=-1)
