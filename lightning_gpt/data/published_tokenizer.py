@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class PublishedTokenizer(Tokenizer):
     def __init__(self, name: str, files: Mapping[str, str], end_of_text: int, vocab_size: int) -> None:
         self.name, self.files, self.end_of_text, self.vocab_size = name, dict(files), end_of_text, vocab_size
         described = _parsed(files[MAIN], MAIN)
+        self.is_byte_level = _is_byte_level(described)
         try:
             self._fast = Fast.from_str(files[MAIN])
         except Exception as error:  # the library raises nothing narrower
@@ -47,7 +48,6 @@ class PublishedTokenizer(Tokenizer):
         self._fast.encode_special_tokens = True  # in a text, they are plain text
         self._fast.no_padding()
         self._fast.no_truncation()
-        self.is_byte_level = _is_byte_level(described)
         self._bytes = self._table(described)
         last = max(self._bytes, default=-1)
         if not 0 <= max(last, end_of_text) < vocab_size:
@@ -154,6 +154,12 @@ class PublishedTokenizer(Tokenizer):
     def encode_document(self, text: str) -> np.ndarray:
         return np.append(self.encode(text), self.end_of_text).astype(self.token_type)
 
+    def decode(self, ids: Iterable[int]) -> str:
+        if self.is_byte_level:
+            return super().decode(ids)
+        text: str = self._fast.decode([int(token) for token in ids], skip_special_tokens=False)
+        return text  # without the space that is put before a text
+
     def decode_bytes(self, token: int) -> bytes:
         return self._bytes.get(int(token), b"")
 
@@ -207,6 +213,7 @@ def _ids(described: Mapping[str, Any]) -> list[int]:
 def _end_of(texts: Mapping[str, str], path: Path) -> int:
     """The id that ends a text: what ``tokenizer_config.json`` says, or a token of a usual name."""
     described, config = _parsed(texts[MAIN], str(path)), _parsed(texts.get(CONFIG, "{}"), CONFIG)
+    _is_byte_level(described)  # what is no such tokenizer at all is not asked for its tokens
     named = config.get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
     of_content = {token["content"]: token["id"] for token in described.get("added_tokens") or []}

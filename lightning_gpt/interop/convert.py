@@ -16,6 +16,7 @@ from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.interop import families  # noqa: F401  (imported to register them)
 from lightning_gpt.interop.compare import require_equal
 from lightning_gpt.interop.family import family_for, family_of
 from lightning_gpt.interop.folder import CONFIG, WEIGHTS

@@ -64,7 +64,8 @@ def _described(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {text(token): rank for token, rank in ranks.items()},
+            # with the special token, which otherwise would get the next number
+            "vocab": {text(token): rank for token, rank in ranks.items()} | {END_OF_TEXT: tokenizer.end_of_text},
             "merges": merges,
         },
     }

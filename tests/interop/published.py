@@ -67,9 +67,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """By name: the family and its options."""
 
 
-def make(name: str, folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
-    """Save a model with random weights, also biases and gains."""
+def make(
+    name: str, folder: Path, dtype: torch.dtype = torch.float32, vocab_size: int | None = None, **options: Any
+) -> Path:
+    """Save a model with random weights, also biases and gains; ``options`` are those of ``save_pretrained``."""
     kind, given = MODELS[name]
+    given = {**given, "vocab_size": vocab_size or given["vocab_size"]}
     with torch.random.fork_rng():
         torch.manual_seed(sorted(MODELS).index(name))
         config = AutoConfig.for_model(kind, **given, bos_token_id=None, eos_token_id=None, pad_token_id=None)

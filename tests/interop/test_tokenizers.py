@@ -1,0 +1,195 @@
+"""Published tokenizers in, and ours out, beside the library's own, on texts made to break them."""
+
+import json
+import random
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as Fast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.data.published_tokenizer import PublishedTokenizer
+from lightning_gpt.data.sources.embedded import PythonReference
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError
+from lightning_gpt.inference import prompt_ids
+from lightning_gpt.interop.tokenizers import published_files
+from lightning_gpt.models import GPT, GPTConfig
+from tests.interop.published import make
+from tests.processes import must_run
+
+CORPUS = [document.text for document in islice(PythonReference().documents(), 30)]
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHARACTERS = "aAbz019 \t\n\r.,'-_<|>éßЖ中日한ไ\u0301\u200b\u200d🙂👩🏽\ud7ff\ue000\ufeff\U0010ffff\x00\x7f"
+
+
+def texts() -> list[str]:
+    """Words of the corpus, random characters, runs of one character, and special tokens in plain text."""
+    rng = random.Random(0)
+    made = [
+        "",
+        " ",
+        "\n\n\n",
+        "a" * 99,
+        " " * 40 + "x",
+        "don't DON'T we'LL",
+        "1234567 12 1",
+        "<|endoftext|>",
+        "a<s>b</s>",
+    ]
+    made += ["".join(rng.choices(CHARACTERS, k=rng.randrange(1, 60))) for _ in range(300)]
+    made += [text[at : at + 200] for text in CORPUS[:5] for at in rng.choices(range(max(1, len(text) - 200)), k=20)]
+    return [text.encode("utf-8", "ignore").decode() for text in made]
+
+
+FUZZ = texts()
+
+
+def byte_level(kind: str) -> Fast:
+    """A byte-level encoding in the manner of GPT-2, SmolLM2, Llama 3 or Qwen."""
+    fast = Fast(models.BPE(ignore_merges=kind == "llama3"))
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt2", "smollm2"))
+    if kind == "smollm2":
+        level = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
+    elif kind != "gpt2":
+        level = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), level])
+    fast.pre_tokenizer, fast.decoder = level, decoders.ByteLevel()
+    first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] if kind == "smollm2" else []
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=first, show_progress=False)
+    fast.train_from_iterator(CORPUS, trainer)
+    if kind == "qwen":
+        fast.normalizer = normalizers.NFC()
+    if kind != "smollm2":
+        fast.add_special_tokens(["<|endoftext|>", "<|begin_of_text|>"])
+        fast.add_tokens([AddedToken("  x", normalized=False)])
+    if kind == "llama3":
+        begin = fast.token_to_id("<|begin_of_text|>")
+        fast.post_processor = processors.TemplateProcessing(
+            single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+        )
+    return fast
+
+
+def with_fallback() -> Fast:
+    """Characters for tokens and bytes for what is missing, in the manner of Llama 2 and Mistral."""
+    fast = Fast(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    fast.train_from_iterator((word for text in CORPUS for word in text.split()), trainer)
+    described = json.loads(fast.to_str())
+    for token in described["added_tokens"]:
+        token["special"] = not token["content"].startswith("<0x")
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["special"]]
+    fast = Fast.from_str(json.dumps(described))
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return fast
+
+
+KINDS = ["gpt2", "smollm2", "llama3", "qwen", "fallback"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer of each kind, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("tokenizers") / request.param
+    fast = with_fallback() if request.param == "fallback" else byte_level(request.param)
+    end = "</s>" if request.param == "fallback" else "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=end).save_pretrained(folder)
+    return folder
+
+
+def test_ids_and_text_are_the_published_ones(published: Path) -> None:
+    theirs = AutoTokenizer.from_pretrained(published)
+    ours = Tokenizer.from_file(published / "tokenizer.json")
+    assert ours.end_of_text == theirs.eos_token_id
+    for text in FUZZ:
+        ids = ours.encode(text).tolist()
+        assert ids == theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids, repr(text)
+        expected = theirs.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        decoded = ours.decode(ids)
+        assert decoded == expected, repr(text)
+        assert ours.end_of_text not in ids
+        assert sum(ours.byte_lengths[ids]) == len(b"".join(map(ours.decode_bytes, ids)))
+        if published.name in ("gpt2", "smollm2", "llama3"):  # without a normaliser, nothing is lost
+            assert decoded == text
+
+
+def test_a_tokenizer_comes_back_out_of_every_place_that_keeps_it(published: Path, tmp_path: Path) -> None:
+    first = Tokenizer.from_file(published / "tokenizer.json")
+    others = [Tokenizer.from_state_dict(first.state_dict()), Tokenizer.named(str(first.save(tmp_path)))]
+    for other in others:
+        assert isinstance(other, PublishedTokenizer)
+        assert other.fingerprint == first.fingerprint
+        assert other.state_dict() == first.state_dict()
+        document = other.encode_document("a b c")
+        assert document[-1] == first.end_of_text
+        assert document.dtype == first.token_type
+    files = published_files(first)
+    assert {name: text for name, text in files.items() if (published / name).read_text() != text} == {}
+
+
+def test_a_prompt_begins_as_the_published_model_expects(published: Path) -> None:
+    tokenizer = Tokenizer.from_file(published / "tokenizer.json")
+    theirs = AutoTokenizer.from_pretrained(published)
+    model = GPT(GPTConfig(n_layer=1, dim=16, vocab_size=tokenizer.vocab_size))
+    assert prompt_ids(model, tokenizer, "a b").tolist() == theirs("a b").input_ids
+    begin = list(tokenizer.start)
+    assert prompt_ids(model, tokenizer, "").tolist() == (begin or [tokenizer.end_of_text])
+    assert bool(begin) == (published.name in ("llama3", "fallback"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "trained", "cl100k_base"])
+def test_our_tokenizers_are_the_same_in_transformers(kind: str, tmp_path: Path) -> None:
+    trained = Tokenizer.train(CORPUS, 700)
+    ours = {"gpt2": Tokenizer.gpt2, "trained": lambda: trained, "cl100k_base": lambda: Tokenizer(kind, trained.ranks)}
+    tokenizer = ours[kind]()
+    for name, text in published_files(tokenizer).items():
+        (tmp_path / name).write_text(text, "utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (theirs.eos_token, theirs.eos_token_id) == ("<|endoftext|>", tokenizer.end_of_text)
+    for text in FUZZ:
+        ids = tokenizer.encode(text).tolist()
+        assert theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids == ids, repr(text)
+        assert theirs.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_the_command_takes_the_tokenizer_along_both_ways(published: Path, tmp_path: Path) -> None:
+    """Also where the model has more ids than the tokenizer, as most published ones have."""
+    if published.name != "smollm2":
+        pytest.skip("one kind is enough")
+    folder = make("llama", tmp_path / "there", vocab_size=760)
+    for file in published.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    must_run("convert", "--source", "there", "--output", "ours", cwd=tmp_path)
+    must_run("convert", "--source", "ours/model.ckpt", "--output", "back", cwd=tmp_path, fresh=True)
+    tokenizer = Checkpoint.read(tmp_path / "ours" / "model.ckpt").tokenizer()
+    assert tokenizer.vocab_size == 760
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (published / name).read_bytes()
+    greedy = ["--checkpoint", "ours/model.ckpt", "--prompt", "def f", "--strategy", "greedy", "--max_new_tokens", "9"]
+    said = must_run("generate", *greedy, cwd=tmp_path).stdout
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "back")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    ids = model.generate(**theirs("def f", return_tensors="pt"), max_new_tokens=9, do_sample=False)
+    assert said.rstrip("\n") == theirs.decode(ids[0], skip_special_tokens=True).rstrip("\n")
+    config = (tmp_path / "ours" / "model.yaml").read_text()
+    assert "tokenizer: ours/tokenizer/there.json" in config
+
+
+def test_a_tokenizer_without_a_known_end_is_refused(tmp_path: Path) -> None:
+    fast = byte_level("gpt2")
+    described = json.loads(fast.to_str())
+    described["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(CallError, match=r"no token of .* is known to end a text: name the eos_token in a"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
