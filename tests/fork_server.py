@@ -22,7 +22,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-_COMMANDS = ("bench", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer", "train")
+_COMMANDS = (
+    *("bench", "convert", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer"),
+    "train",
+)
 # what the commands import only when they need it
 _LATE = (
     *("datasets", "datasketch", "gensim.corpora.wikicorpus", "matplotlib.pyplot", "pyarrow.parquet", "rich.progress"),

@@ -37,7 +37,7 @@ class Published(ABC):
         """The published tensors that ``ours`` is made of."""
 
 
-class Rows(Published):
+class InPieces(Published):
     """One tensor for each piece, or the tensor as it is."""
 
     def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_gpt.interop.family import Family, families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import HeadByHead, Rows
+from lightning_gpt.interop.tensors import HeadByHead, InPieces
 from lightning_gpt.options import Depth, Heads, Length, NotNegative, VocabSize, Width
 
 _LAYER = "transformer.h.{layer}"
@@ -18,18 +18,18 @@ class Bloom(Family):
     architecture = "BloomForCausalLM"
     prefix = "transformer."
     outside = {
-        "token_embedding": Rows("transformer.word_embeddings"),
-        "embedding_norm": Rows("transformer.word_embeddings_layernorm"),
-        "final_norm": Rows("transformer.ln_f"),
-        "head.linear": Rows("lm_head"),
+        "token_embedding": InPieces("transformer.word_embeddings"),
+        "embedding_norm": InPieces("transformer.word_embeddings_layernorm"),
+        "final_norm": InPieces("transformer.ln_f"),
+        "head.linear": InPieces("lm_head"),
     }
     inside = {
-        "attention_norm": Rows(f"{_LAYER}.input_layernorm"),
+        "attention_norm": InPieces(f"{_LAYER}.input_layernorm"),
         "attention.qkv": HeadByHead(f"{_LAYER}.self_attention.query_key_value"),
-        "attention.w_o": Rows(f"{_LAYER}.self_attention.dense"),
-        "ffn_norm": Rows(f"{_LAYER}.post_attention_layernorm"),
-        "ffn.up": Rows(f"{_LAYER}.mlp.dense_h_to_4h"),
-        "ffn.down": Rows(f"{_LAYER}.mlp.dense_4h_to_h"),
+        "attention.w_o": InPieces(f"{_LAYER}.self_attention.dense"),
+        "ffn_norm": InPieces(f"{_LAYER}.post_attention_layernorm"),
+        "ffn.up": InPieces(f"{_LAYER}.mlp.dense_h_to_4h"),
+        "ffn.down": InPieces(f"{_LAYER}.mlp.dense_4h_to_h"),
     }
 
     def read(self, given: Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_gpt.interop.family import Family, families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import Rows, Transposed
+from lightning_gpt.interop.tensors import InPieces, Transposed
 from lightning_gpt.options import Depth, Heads, Length, NotNegative, VocabSize, Width
 
 UNGATED = {
@@ -28,16 +28,16 @@ class Gpt2(Family):
     architecture = "GPT2LMHeadModel"
     prefix = "transformer."
     outside = {
-        "token_embedding": Rows("transformer.wte"),
-        "positions": Rows("transformer.wpe"),
-        "final_norm": Rows("transformer.ln_f"),
-        "head.linear": Rows("lm_head"),
+        "token_embedding": InPieces("transformer.wte"),
+        "positions": InPieces("transformer.wpe"),
+        "final_norm": InPieces("transformer.ln_f"),
+        "head.linear": InPieces("lm_head"),
     }
     inside = {
-        "attention_norm": Rows(f"{_LAYER}.ln_1"),
+        "attention_norm": InPieces(f"{_LAYER}.ln_1"),
         "attention.qkv": Transposed(f"{_LAYER}.attn.c_attn"),
         "attention.w_o": Transposed(f"{_LAYER}.attn.c_proj"),
-        "ffn_norm": Rows(f"{_LAYER}.ln_2"),
+        "ffn_norm": InPieces(f"{_LAYER}.ln_2"),
         "ffn.up": Transposed(f"{_LAYER}.mlp.c_fc"),
         "ffn.down": Transposed(f"{_LAYER}.mlp.c_proj"),
     }

@@ -6,7 +6,7 @@ from lightning_gpt.interop.families.gpt2 import UNGATED
 from lightning_gpt.interop.family import Family, families
 from lightning_gpt.interop.rotary import read_rotary, write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import HeadByHead, Rows
+from lightning_gpt.interop.tensors import HeadByHead, InPieces
 from lightning_gpt.options import Depth, Heads, Length, NotNegative, ShareAboveZero, VocabSize, Width
 
 _LAYER = "gpt_neox.layers.{layer}"
@@ -20,17 +20,17 @@ class GptNeoX(Family):
     architecture = "GPTNeoXForCausalLM"
     prefix = "gpt_neox."
     outside = {
-        "token_embedding": Rows("gpt_neox.embed_in"),
-        "final_norm": Rows("gpt_neox.final_layer_norm"),
-        "head.linear": Rows("embed_out"),
+        "token_embedding": InPieces("gpt_neox.embed_in"),
+        "final_norm": InPieces("gpt_neox.final_layer_norm"),
+        "head.linear": InPieces("embed_out"),
     }
     inside = {
-        "attention_norm": Rows(f"{_LAYER}.input_layernorm"),
+        "attention_norm": InPieces(f"{_LAYER}.input_layernorm"),
         "attention.qkv": HeadByHead(f"{_LAYER}.attention.query_key_value"),
-        "attention.w_o": Rows(f"{_LAYER}.attention.dense"),
-        "ffn_norm": Rows(f"{_LAYER}.post_attention_layernorm"),
-        "ffn.up": Rows(f"{_LAYER}.mlp.dense_h_to_4h"),
-        "ffn.down": Rows(f"{_LAYER}.mlp.dense_4h_to_h"),
+        "attention.w_o": InPieces(f"{_LAYER}.attention.dense"),
+        "ffn_norm": InPieces(f"{_LAYER}.post_attention_layernorm"),
+        "ffn.up": InPieces(f"{_LAYER}.mlp.dense_h_to_4h"),
+        "ffn.down": InPieces(f"{_LAYER}.mlp.dense_4h_to_h"),
     }
     buffers = r"\.attention\.(rotary_emb\.inv_freq|masked_bias|bias)$"
 

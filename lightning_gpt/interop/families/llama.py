@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from lightning_gpt.interop.family import Family, families
 from lightning_gpt.interop.rotary import read_rotary, write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import Rows
+from lightning_gpt.interop.tensors import InPieces
 from lightning_gpt.options import Depth, Heads, Length, NotNegative, VocabSize, Width
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
@@ -19,17 +19,17 @@ class Llama(Family):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
     outside = {
-        "token_embedding": Rows("model.embed_tokens"),
-        "final_norm": Rows("model.norm"),
-        "head.linear": Rows("lm_head"),
+        "token_embedding": InPieces("model.embed_tokens"),
+        "final_norm": InPieces("model.norm"),
+        "head.linear": InPieces("lm_head"),
     }
     inside = {
-        "attention_norm": Rows("model.layers.{layer}.input_layernorm"),
-        "attention.qkv": Rows(*(f"model.layers.{{layer}}.self_attn.{piece}_proj" for piece in "qkv")),
-        "attention.w_o": Rows("model.layers.{layer}.self_attn.o_proj"),
-        "ffn_norm": Rows("model.layers.{layer}.post_attention_layernorm"),
-        "ffn.up": Rows("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"),
-        "ffn.down": Rows("model.layers.{layer}.mlp.down_proj"),
+        "attention_norm": InPieces("model.layers.{layer}.input_layernorm"),
+        "attention.qkv": InPieces(*(f"model.layers.{{layer}}.self_attn.{piece}_proj" for piece in "qkv")),
+        "attention.w_o": InPieces("model.layers.{layer}.self_attn.o_proj"),
+        "ffn_norm": InPieces("model.layers.{layer}.post_attention_layernorm"),
+        "ffn.up": InPieces("model.layers.{layer}.mlp.gate_proj", "model.layers.{layer}.mlp.up_proj"),
+        "ffn.down": InPieces("model.layers.{layer}.mlp.down_proj"),
     }
     longest: ClassVar[int] = 2048
     """``max_position_embeddings`` where the config names none."""

@@ -6,7 +6,7 @@ from lightning_gpt.interop.families.llama import GATED
 from lightning_gpt.interop.families.mistral import Mistral
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import EachExpert, Rows
+from lightning_gpt.interop.tensors import EachExpert, InPieces
 from lightning_gpt.models.ffn.moe.mixture import ExpertCount
 from lightning_gpt.options import NotNegative, Width
 
@@ -21,7 +21,7 @@ class Mixtral(Mistral):
     architecture = "MixtralForCausalLM"
     inside = {
         **{ours: published for ours, published in Mistral.inside.items() if not ours.startswith("ffn.")},
-        "ffn.router": Rows(f"{_MOE}.gate"),
+        "ffn.router": InPieces(f"{_MOE}.gate"),
         "ffn.experts.up": EachExpert(f"{_MOE}.experts.{{expert}}.w1", f"{_MOE}.experts.{{expert}}.w3"),
         "ffn.experts.down": EachExpert(f"{_MOE}.experts.{{expert}}.w2"),
     }

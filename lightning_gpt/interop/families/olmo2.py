@@ -5,7 +5,7 @@ from typing import Any
 from lightning_gpt.interop.families.llama import Llama
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import Rows
+from lightning_gpt.interop.tensors import InPieces
 from lightning_gpt.options import NotNegative
 
 
@@ -17,10 +17,10 @@ class Olmo2(Llama):
     architecture = "Olmo2ForCausalLM"
     inside = {
         **Llama.inside,
-        "attention_norm": Rows("model.layers.{layer}.post_attention_layernorm"),
-        "attention.q_norm": Rows("model.layers.{layer}.self_attn.q_norm"),
-        "attention.k_norm": Rows("model.layers.{layer}.self_attn.k_norm"),
-        "ffn_norm": Rows("model.layers.{layer}.post_feedforward_layernorm"),
+        "attention_norm": InPieces("model.layers.{layer}.post_attention_layernorm"),
+        "attention.q_norm": InPieces("model.layers.{layer}.self_attn.q_norm"),
+        "attention.k_norm": InPieces("model.layers.{layer}.self_attn.k_norm"),
+        "ffn_norm": InPieces("model.layers.{layer}.post_feedforward_layernorm"),
     }
     eps = 1e-5
 

@@ -7,7 +7,7 @@ from lightning_gpt.interop.families.mistral import windowed
 from lightning_gpt.interop.families.qwen2 import window_of, write_windows
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.interop.tensors import Rows
+from lightning_gpt.interop.tensors import InPieces
 from lightning_gpt.options import NotNegative
 
 
@@ -19,8 +19,8 @@ class Qwen3(Llama):
     architecture = "Qwen3ForCausalLM"
     inside = {
         **Llama.inside,
-        "attention.q_norm": Rows("model.layers.{layer}.self_attn.q_norm"),
-        "attention.k_norm": Rows("model.layers.{layer}.self_attn.k_norm"),
+        "attention.q_norm": InPieces("model.layers.{layer}.self_attn.q_norm"),
+        "attention.k_norm": InPieces("model.layers.{layer}.self_attn.k_norm"),
     }
     longest = 32768
 
