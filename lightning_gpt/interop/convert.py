@@ -139,12 +139,9 @@ def _checkpoint(config: GPTConfig, state: Mapping[str, Tensor], words: Tokenizer
 def _settings(config: GPTConfig, output: Path, words: Tokenizer | None) -> str:
     """A config for ``fit`` and ``validate``: this model, in the form of our YAML files."""
     given = {each.name: plain(getattr(config, each.name)) for each in fields(config)}
-    linked = ("block_size", "vocab_size")  # the model takes them from the data
-    model = {name: value for name, value in given.items() if name not in linked}
-    data: dict[str, Any] = {"block_size": config.block_size}
-    if words is not None:
-        data["tokenizer"] = str(output / TOKENIZER / words.file_name)
-    content = {"model": {"class_path": "GPTModule", "init_args": model}, "data": data}
+    given.pop("vocab_size")  # the tokenizer's
+    data = {} if words is None else {"data": {"tokenizer": str(output / TOKENIZER / words.file_name)}}
+    content = {"model": {"class_path": "GPTModule", "init_args": given}, **data}
     return yaml.safe_dump(content, sort_keys=False)
 
 

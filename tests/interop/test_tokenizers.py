@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lightning_gpt.inference import prompt_ids
 from lightning_gpt.interop.tokenizers import published_files
 from lightning_gpt.models import GPT, GPTConfig
 from tests.interop.published import make
-from tests.processes import must_run
+from tests.processes import must_run, run_command
 
 CORPUS = [document.text for document in islice(PythonReference().documents(), 30)]
 LLAMA3 = "|".join(
@@ -187,8 +188,27 @@ def test_the_command_takes_the_tokenizer_along_both_ways(tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     ids = model.generate(**theirs("def f", return_tensors="pt"), max_new_tokens=9, do_sample=False)
     assert said.rstrip("\n") == theirs.decode(ids[0], skip_special_tokens=True).rstrip("\n")
-    config = (tmp_path / "ours" / "model.yaml").read_text()
-    assert "tokenizer: ours/tokenizer/there.json" in config
+
+
+def test_a_converted_model_is_validated_with_the_config_beside_it(tmp_path: Path) -> None:
+    """There is no training in it to resume."""
+    published = save("smollm2", tmp_path / "smollm2")
+    folder = make("llama", tmp_path / "there", vocab_size=760)
+    for file in published.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(CORPUS[:6]):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text[:3000])
+    must_run("convert", "--source", "there", "--output", "ours", "--compare", "false", cwd=tmp_path)
+    source = json.dumps([{"class_path": "Files", "init_args": {"paths": "texts/*.txt"}}])
+    run = ["--config", "ours/model.yaml", "--ckpt_path", "ours/model.ckpt", "--data.sources", source]
+    exact = ["--trainer.precision", "32-true", "--data.split_by", "position", "--trainer.logger", "false"]
+    said = must_run("validate", *run, *exact, cwd=tmp_path).stdout
+    loss = float(re.search(r"val/loss\s+([\d.]+)", said)[1])
+    assert 5.5 < loss < 8  # ln 760 = 6.6: the weights are random
+    refused = run_command("fit", *run, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "holds a model without a training to resume, as convert writes it" in refused.stderr
 
 
 def test_a_tokenizer_without_a_known_end_is_refused(tmp_path: Path) -> None:
