@@ -31,6 +31,15 @@ STRETCHED = {
     "original_max_position_embeddings": 32,
 }
 
+EXPERTS = {
+    **GROUPED,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": True,
+}
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2 untied, relu": (
@@ -55,6 +64,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "rope_parameters": {**YARN, "truncate": False, "factor": 2.0}}),
     "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": []}),
+    "qwen3_moe with a dense layer": (
+        "qwen3_moe",
+        {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6},
+    ),
     "olmo2": ("olmo2", GROUPED),
     "gpt_neox": ("gpt_neox", {**NEOX, "num_attention_heads": 2, "rotary_pct": 0.5}),
     "gpt_neox in sequence": (

@@ -109,6 +109,11 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: changed(f, layer_types=["full_attention", "chunked_attention", "full_attention"]),
         r"layer_types of layer 1 is 'chunked_attention'; no part of ours",
     ),
+    "gates as they are": (
+        "qwen3_moe",
+        lambda f: changed(f, norm_topk_prob=False),
+        r"norm_topk_prob is False; no part of ours computes that, only true",
+    ),
     "one expert": (
         "mixtral",
         lambda f: changed(f, num_experts_per_tok=1),
