@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lightning_gpt.checkpoint import Checkpoint
 from tests.interop.published import make
-from tests.interop.test_tokenizers import FUZZ, save
+from tests.interop.published_tokenizers import FUZZ, save
 from tests.processes import run_forked
 
 gguf = pytest.importorskip("gguf")
