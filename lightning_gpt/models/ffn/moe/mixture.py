@@ -41,7 +41,7 @@ class MixtureOfExperts(Layer):
         n_expert: Number of routed experts.
         top_k: Number of routed experts per token.
         n_shared: Number of additional experts that process every token.
-        expert: Kind of expert: ``gelu``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
+        expert: Kind of expert: ``gelu``, ``gelu_erf``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
         hidden: Hidden width of an expert. If None, the width of the dense network of its kind divided by
             ``top_k + n_shared``, rounded to a multiple of 8, so that a token uses as many parameters as in that network
             (plus the router's ``dim·n_expert``).
