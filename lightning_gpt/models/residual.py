@@ -6,7 +6,7 @@ network. Intermediates are named as in :class:`~lightning_gpt.models.block.Block
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Layer, all_matrices
-from lightning_gpt.options import Share
+from lightning_gpt.options import Range, Share
 
 
 class NormAfterSum(Block):
@@ -231,7 +231,7 @@ class Parallel(Block):
         ffn: Layer | None,
         norm: Callable[[], nn.Module],
         dropout: float,
-        n_norm: Literal[1, 2] = 1,
+        n_norm: Annotated[int, Range(1, 2)] = 1,
     ) -> None:
         super().__init__(attention, ffn, norm, dropout)
         if n_norm == 1:
