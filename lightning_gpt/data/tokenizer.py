@@ -117,7 +117,8 @@ class Tokenizer:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             table = file.read_bytes()
         except OSError as error:
-            allowed = "allowed: gpt2, the path of a ranks file or a tokenizer.json, or a vocabulary size to train, such as 4096"
+            files = "the path of a ranks file or a tokenizer.json"
+            allowed = f"allowed: gpt2, {files}, or a vocabulary size to train, such as 4096"
             raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
         if file.suffix == ".json":
             return cls._published().from_text(table, file)

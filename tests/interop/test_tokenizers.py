@@ -131,3 +131,25 @@ def test_a_tokenizer_without_a_known_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(described))
     with pytest.raises(CallError, match=r"no token of .* is known to end a text: name the eos_token in a"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_a_model_trained_here_with_a_published_tokenizer_goes_out(tmp_path: Path) -> None:
+    """From a prepared corpus, which keeps the tokenizer, through a training to a folder of GPT-2's family."""
+    published = save("smollm2", tmp_path / "smollm2")
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(CORPUS):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text[:2000])
+    sources = [{"class_path": "Files", "init_args": {"paths": "texts/*.txt"}}]
+    config = {"data": {"sources": sources, "tokenizer": "smollm2/tokenizer.json"}}
+    (tmp_path / "data.yaml").write_text(json.dumps(config))
+    data = ["--config", "data.yaml"]
+    must_run("prepare", *data, "--output", "corpus", cwd=tmp_path)
+    sizes = {"n_layer": 1, "n_head": 2, "dim": 16, "block_size": 32}
+    model = [part for name, value in sizes.items() for part in (f"--model.{name}", str(value))]
+    trained = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "0", "--name", "here"]
+    must_run("fit", *data, "--data.prepared", "corpus", *model, *trained, cwd=tmp_path)
+    checkpoint = "runs/here/version_0/checkpoints/last.ckpt"
+    said = must_run("convert", "--source", checkpoint, "--output", "out", cwd=tmp_path).stdout
+    assert "written as gpt2 (GPT2LMHeadModel)" in said
+    assert "100.0% of first choices agree" in said
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
