@@ -107,6 +107,18 @@ class Checkpoint:
             raise CallError(f"checkpoint {str(self.path)!r} has no tokenizer: it was trained without TextData")
         return Tokenizer.from_state_dict(state)
 
+    def require_training(self) -> None:
+        """Refuse to resume from a model alone.
+
+        Raises:
+            CallError: The checkpoint holds no state of an optimizer.
+        """
+        if "optimizer_states" not in self.content:
+            raise CallError(
+                f"checkpoint {str(self.path)!r} holds a model without a training to resume, as convert writes it; "
+                f"validate, generate and inspect take it"
+            )
+
     def require_same_model(self, model: LanguageModel) -> None:
         """Refuse to load these weights into a model of another kind or architecture, naming what differs.
 

@@ -138,21 +138,37 @@ def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
         if not stat.S_ISREG(mode):
             raise CallError(f"checkpoint {str(path)!r} is not a regular file")
         problem = _problem(path)
-        if problem is None:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
         raise refused_path(f"checkpoint {str(path)!r} cannot be read", error) from None
-    except UnpicklingError:
-        raise CallError(
-            f"checkpoint {str(path)!r} holds Python objects; only tensors, numbers and text are loaded"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError):
-        raise CallError(f"checkpoint {str(path)!r} is not a checkpoint of PyTorch") from None
     if problem is not None:
         raise CallError(f"checkpoint {str(path)!r} ({path.stat().st_size:,} bytes) {problem}")
+    content = read_pickled(path, "checkpoint", mmap)
     if not isinstance(content, dict):
         raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
     return content
+
+
+def read_pickled(path: Path, what: str, mmap: bool = True) -> Any:
+    """The content of a file of ``torch.save``, on the CPU; no code in it is ever run.
+
+    Args:
+        path: The file.
+        what: What the file is, for messages.
+        mmap: As in :func:`read_checkpoint`.
+
+    Raises:
+        CallError: It cannot be read, is no such file, or holds more than tensors, numbers and text.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise refused_path(f"{what} {str(path)!r} cannot be read", error) from None
+    except UnpicklingError:
+        raise CallError(
+            f"{what} {str(path)!r} holds Python objects; only tensors, numbers and text are loaded"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError):
+        raise CallError(f"{what} {str(path)!r} is not a checkpoint of PyTorch") from None
 
 
 def _advice(path: Path, otherwise: str) -> str:

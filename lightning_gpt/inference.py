@@ -15,15 +15,13 @@ from lightning_gpt.models.evaluating import evaluating
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
-    """The ids ``(time,)`` of a prompt; an empty prompt becomes ``<|endoftext|>``, the start of a document.
+    """The ids ``(time,)`` of a prompt; an empty one becomes the tokenizer's start, or else ``<|endoftext|>``.
 
     Raises:
         CallError: If the prompt is longer than the model's context, or has ids outside its vocabulary.
     """
-    ids = torch.from_numpy(tokenizer.encode(prompt)).long()
-    if len(ids) == 0:
-        ids = torch.tensor([tokenizer.end_of_text])
-    return checked_ids(model, ids)
+    ids = [*tokenizer.start, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text]
+    return checked_ids(model, torch.tensor(ids))
 
 
 def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,10 @@ from typing import NoReturn
 from lightning_gpt.commands.train import _FIRST_PROCESS
 from lightning_gpt.data.sources.embedded import WikipediaSlice
 
-_COMMANDS = ("bench", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer", "train")
+_COMMANDS = (
+    *("bench", "convert", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer"),
+    "train",
+)
 # what the commands import only when they need it
 _LATE = (
     *("datasets", "datasketch", "gensim.corpora.wikicorpus", "matplotlib.pyplot", "pyarrow.parquet", "rich.progress"),

@@ -155,6 +155,8 @@ class TrainCLI(LightningCLI):
             read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
             self.checkpoint = read(config.ckpt_path)
             config.ckpt_path = str(self.checkpoint.path)
+            if self.config.subcommand == "fit":
+                self.checkpoint.require_training()
 
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""

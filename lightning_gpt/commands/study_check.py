@@ -119,7 +119,7 @@ def train_vocabulary(config: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     assert isinstance(data, TextData)
     data.setup("tokenizer")
-    write_file(folder / f"{data.tokenizer.name}.tiktoken", data.tokenizer.table.encode())
+    write_file(folder / data.tokenizer.file_name, data.tokenizer.table.encode())
 
 
 def _quieten() -> None:

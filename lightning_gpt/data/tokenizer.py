@@ -14,7 +14,7 @@ from functools import cached_property
 from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import tiktoken
@@ -22,6 +22,9 @@ import tiktoken
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Range, check_option
 from lightning_gpt.system_error import refused_path
+
+if TYPE_CHECKING:
+    from lightning_gpt.data.published_tokenizer import PublishedTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
@@ -72,6 +75,9 @@ class Tokenizer:
         ranks: The mergeable byte sequences with their ranks, which are also their ids.
     """
 
+    start: tuple[int, ...] = ()
+    """The ids that a prompt begins with."""
+
     def __init__(self, name: str, ranks: dict[bytes, int]) -> None:
         self.name = name
         self.ranks = ranks
@@ -90,15 +96,16 @@ class Tokenizer:
         return cls("gpt2", _parse_ranks(table, "gpt2.tiktoken"))
 
     @classmethod
-    def named(cls, name: str) -> Self:
-        """The tokenizer that an option names: ``gpt2``, or the path of a ranks file as for :meth:`from_file`."""
+    def named(cls, name: str) -> "Tokenizer":
+        """The tokenizer that an option names: ``gpt2``, or the path of a file as for :meth:`from_file`."""
         return cls.gpt2() if name == "gpt2" else cls.from_file(name)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
+    def from_file(cls, path: str | Path) -> "Tokenizer":
         """Read a ranks file in tiktoken's text format: one base64 token and its rank per line.
 
-        The file's name without suffix becomes the tokenizer's name.
+        The file's name without suffix becomes the tokenizer's name. A file that ends with ``.json`` is read as a
+        :class:`~lightning_gpt.data.published_tokenizer.PublishedTokenizer`.
 
         Raises:
             CallError: The file cannot be read, or is not a complete table of ranks.
@@ -110,9 +117,18 @@ class Tokenizer:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             table = file.read_bytes()
         except OSError as error:
-            allowed = "allowed: gpt2, the path of a ranks file, or a vocabulary size to train, such as 4096"
+            files = "the path of a ranks file or a tokenizer.json"
+            allowed = f"allowed: gpt2, {files}, or a vocabulary size to train, such as 4096"
             raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
-        return cls(Path(path).stem, _parse_ranks(table, str(path)))
+        if file.suffix == ".json":
+            return cls._published().from_text(table, file)
+        return cls(file.stem, _parse_ranks(table, str(path)))
+
+    @staticmethod
+    def _published() -> "type[PublishedTokenizer]":
+        from lightning_gpt.data.published_tokenizer import PublishedTokenizer  # it derives from this class
+
+        return PublishedTokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
@@ -147,9 +163,14 @@ class Tokenizer:
         """The smallest array type that holds every id, by the name that numpy and Arrow share."""
         return "uint16" if self.vocab_size <= 1 << 16 else "int32"
 
+    @property
+    def file_name(self) -> str:
+        """The name of the file that :meth:`save` writes."""
+        return f"{self.name}.tiktoken"
+
     @cached_property
     def table(self) -> str:
-        """The ranks in tiktoken's text format."""
+        """The content of that file: the ranks in tiktoken's text format."""
         ordered = sorted(self.ranks, key=self.ranks.__getitem__)
         return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ordered))
 
@@ -168,9 +189,9 @@ class Tokenizer:
         return lengths
 
     def save(self, folder: Path) -> Path:
-        """Write ``<folder>/<name>.tiktoken`` for :meth:`from_file`; returns its path."""
+        """Write the file for :meth:`from_file` into ``folder``; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.tiktoken"
+        path = folder / self.file_name
         path.write_text(self.table)
         return path
 
@@ -180,8 +201,10 @@ class Tokenizer:
         return {"name": self.name, "ranks": None if packaged else self.table}
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Tokenizer":
         """The tokenizer with this :meth:`state_dict`."""
+        if "files" in state:
+            return cls._published()(**state)
         if state["ranks"] is None:
             return cls.gpt2()
         return cls(state["name"], _parse_ranks(state["ranks"].encode(), "the checkpoint's tokenizer"))
@@ -212,7 +235,7 @@ class Tokenizer:
 
 
 def _to_bytes(token: str) -> bytes:
-    return bytes(_BYTE_OF[character] for character in token)
+    return bytes(byte_of[character] for character in token)
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -222,4 +245,4 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in visible} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+byte_of = _byte_alphabet()

@@ -166,12 +166,16 @@ class LanguageModel(Layer, Generating):
         return Context(positions, documents, self.positions, cache, None, lengths, ids, losses, Shared())
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
-        """Token embeddings plus absolute position embeddings, if any, ``(batch, time, dim)``: three intermediates."""
+        """Token embeddings plus absolute position embeddings, if any, then their norm, ``(batch, time, dim)``."""
         tokens = self.see("token_embedding", self.token_embedding(ids))  # (B, T, d)
         if self.positions.is_absolute:
             added = self.positions.embedding(ids.shape[1], context.positions)  # (T, d) or (B, T, d)
             tokens = tokens + self.see("position_embedding", added)
-        return self.see("embedding", tokens)
+        return self.see("embedding", self.normed_embedding(tokens))
+
+    def normed_embedding(self, x: Tensor) -> Tensor:
+        """The norm of the embeddings, if the model has one."""
+        return x
 
     def require_ids(self, ids: Tensor, cache: Cache | None = None) -> None:
         """Raise a CallError if ids exceed the context or (checked on CPU only: a GPU would stall) the vocabulary."""

@@ -37,6 +37,8 @@ class GPTConfig:
         attention: The attention, or a list to repeat down the layers: ``[window, window, full]``.
         ffn: The feed-forward network, or a list; ``none`` for attention-only blocks.
         qk_norm: The norm of each head's queries and keys.
+        embedding_norm: The norm of the embeddings before the first block (BigScience 2022, "BLOOM", 2211.05100,
+            section 3.2.2).
         layer_drop: Which blocks a training step skips, for example ``{kind: linear, rate: 0.2}``.
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
         n_unique: Number of blocks with their own weights; layer i runs block i modulo ``n_unique``. ``n_layer`` if
@@ -68,6 +70,7 @@ class GPTConfig:
     attention: GivenByLayer = "full"
     ffn: GivenByLayer = "gelu"
     qk_norm: Given = "none"
+    embedding_norm: Given = "none"
     layer_drop: Given = None
     token_routing: Given = None
     n_unique: Depth | None = None
@@ -78,6 +81,7 @@ class GPTConfig:
     def __post_init__(self) -> None:
         self._read("norm", norms.require(self.norm))
         self._read("qk_norm", norms.require(self.qk_norm, "qk_norm"))
+        self._read("embedding_norm", norms.require(self.embedding_norm, "embedding_norm"))
         self._read("residual", blocks.require(self.residual))
         self._read("position", position_schemes.require(self.position))
         self._read("attention", attentions.pattern(self.attention))

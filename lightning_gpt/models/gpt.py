@@ -48,6 +48,7 @@ class GPT(LanguageModel):
         self.positions = position_schemes.make(
             config.position, dim=config.dim, n_head=config.n_head, block_size=config.block_size
         )
+        self.embedding_norm = norms.make(config.embedding_norm, dim=config.dim, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
         own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
         self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
@@ -119,6 +120,9 @@ class GPT(LanguageModel):
     def embed(self, ids: Tensor, context: Context) -> Tensor:
         """Map token ids ``(batch, time)`` to the input of the first layer ``(batch, time, dim)``, dropout included."""
         return self.dropout(super().embed(ids, context))  # type: ignore[no-any-return]
+
+    def normed_embedding(self, x: Tensor) -> Tensor:
+        return self.embedding_norm(x)  # type: ignore[no-any-return]
 
     def run(self, x: Tensor, context: Context) -> Tensor:
         """Map the input of the first layer to the final norm's output."""

@@ -6,6 +6,7 @@ network. Intermediates are named as in :class:`~lightning_gpt.models.block.Block
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Layer, all_matrices
-from lightning_gpt.options import Share
+from lightning_gpt.options import Range, Share
 
 
 class NormAfterSum(Block):
@@ -111,6 +112,28 @@ class SandwichNorm(Block):
         return x + self.ffn_out_norm(self.fed(self.ffn_input(x), context))  # type: ignore[no-any-return]
 
 
+@blocks.register("normed_branches")
+class NormedBranches(Block):
+    """``H ← H + LN(F(H))``: the norm of a branch comes after it, and none before.
+
+    Liu et al. 2021, "Swin Transformer V2" (2111.09883), section 3.2, "res-post-norm"; OLMo et al. 2024 (2501.00656),
+    section 2.1, "reordered norm".
+    """
+
+    zero_branches_pass = False
+
+    def attention_input(self, x: Tensor, context: Context) -> Tensor:
+        """The stream itself."""
+        return x
+
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        return x + self.see("attention_norm", self.attention_norm(self.attended(x, context)))
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        assert self.ffn_norm is not None
+        return x + self.see("ffn_norm", self.ffn_norm(self.fed(x, context)))
+
+
 class ScaledBranches(Block, ABC):
     """Rules with a learned factor on each branch; both factors have the same shape and initial value."""
 
@@ -191,18 +214,36 @@ class ReZero(ScaledBranches):
 
 @blocks.register("parallel")
 class Parallel(Block):
-    """``H ← H + MHSA(LN(H)) + FFN(LN(H))``, with one norm for both: Chowdhery et al. 2022 (2204.02311), section 2."""
+    """``H ← H + MHSA(LN(H)) + FFN(LN'(H))``: Chowdhery et al. 2022 (2204.02311), section 2, where both have one norm.
 
-    def __init__(self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float) -> None:
+    Args:
+        attention: The first branch.
+        ffn: The second branch.
+        norm: Creates a norm.
+        dropout: As in the block.
+        n_norm: 1 if ``LN'`` is ``LN``; 2 if it is a norm of its own, as in GPT-NeoX (Black et al. 2022, 2204.06745,
+            section 2.1).
+    """
+
+    def __init__(
+        self,
+        attention: Mixer,
+        ffn: Layer | None,
+        norm: Callable[[], nn.Module],
+        dropout: float,
+        n_norm: Annotated[int, Range(1, 2)] = 1,
+    ) -> None:
         super().__init__(attention, ffn, norm, dropout)
-        self.ffn_norm = None
+        if n_norm == 1:
+            self.ffn_norm = None
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         normed = self.see("attention_norm", self.attention_norm(x))
         mixed = self.see("after_attention", x + self.attended(normed, context))
         if self.ffn is None:
             return self.see("after_ffn", mixed)
-        return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", normed), context))
+        own = normed if self.ffn_norm is None else self.ffn_norm(x)
+        return self.see("after_ffn", mixed + self.fed(self.see("ffn_norm", own), context))
 
 
 class FromEmbeddings(Block, ABC):

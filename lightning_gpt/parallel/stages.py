@@ -161,6 +161,8 @@ def ends_of(model: GPT, is_first: bool, is_last: bool) -> list[nn.Module]:
     ends: list[nn.Module] = []
     if is_first or (is_last and model.head.is_tied):
         ends.append(model.token_embedding)
+    if is_first:
+        ends.append(model.embedding_norm)
     if positions.biases or (is_first and positions.is_absolute):
         ends.append(positions)
     if is_last:
@@ -239,7 +241,7 @@ def take_out(model: GPT, stages: Sequence[ModelStage]) -> None:
         if layer not in held:
             model.blocks[layer] = Absent(f"layer {layer}")
             model.layers[layer] = cast(Any, model.blocks[layer])
-    for name in ("token_embedding", "final_norm", "head", "diversity"):
+    for name in ("token_embedding", "embedding_norm", "final_norm", "head", "diversity"):
         if getattr(model, name) is not None and getattr(model, name) not in needed:
             model.register_module(name, Absent(name))
     positions = model.positions

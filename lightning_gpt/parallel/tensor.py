@@ -241,6 +241,8 @@ class _Divider:
         vocabulary = Vocabulary(size, first, -(-size // self.mesh.size()), group)
         share_embedding(embedding, vocabulary)
         share_head(head, vocabulary, sums_gradient=not self.sequence)
+        for name, _ in model.embedding_norm.named_parameters():
+            self._hold(model.embedding_norm, name, summed=False)
         for name, parameter in model.final_norm.named_parameters():
             assert parameter is model.final_norm._parameters[name]
             self._hold(model.final_norm, name, summed=self.sequence)

@@ -28,6 +28,10 @@ HEADS: dict[str, tuple[Given, Callable[[State], plain.Head]]] = {
     "full": ("full", lambda state: plain.softmax_head()),
     "grouped": ({"kind": "grouped", "n_kv_head": 2}, lambda state: plain.softmax_head()),
     "multi_query": ("multi_query", lambda state: plain.softmax_head()),
+    "joint_norm": (
+        "joint_norm",
+        lambda state: plain.softmax_head(),
+    ),  # without a norm; with one: test_published_parts.py
     "sink": ("sink", lambda state: plain.sink_head(state["null_logit"])),
     "differential": ("differential", lambda state: plain.differential_head(state, LAYER)),
     "linear": ("linear", lambda state: plain.linear_head()),

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
@@ -40,19 +41,38 @@ class Positioned(MultiHeadAttention):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"base": 100.0}, {"factor": 4.0}, {"factor": 4.0, "extension": "ntk"}, {"factor": 2.5, "base": 50.0}],
+    [
+        {},
+        {"base": 100.0},
+        {"factor": 4.0},
+        {"factor": 4.0, "extension": "ntk"},
+        {"factor": 2.5, "base": 50.0},
+        {"share": 0.7},
+        {"share": 0.4, "base": 100.0},
+        {"share": 0.8, "factor": 4.0, "extension": "ntk"},
+    ],
     ids=str,
 )
 def test_attention_with_rotary_positions_equals_the_formula(options: dict[str, Any]) -> None:
     layer = randomise(Positioned({"kind": "rotary", **options})).double()
-    precise = _precise(12 // 2, **options)
-    layer.scheme.frequencies = lambda width, device: precise
+    of_pairs = {name: value for name, value in options.items() if name != "share"}
+    rotated = 2 * round(6 * options.get("share", 1) // 2)  # of the 6 dimensions of a head
+    precise = _precise(rotated, **of_pairs)
+    layer.scheme.frequencies = lambda width, device: precise if width == rotated else None
+
+    def turn(q: Array) -> Array:
+        return np.concatenate([parts.rotated(q[:, :rotated], **of_pairs), q[:, rotated:]], axis=1)
 
     def reference(x: Array, state: Mapping[str, Array]) -> Array:
-        head = attention_kinds.softmax_head()
-        return attention_kinds.layer(x, state, 2, head, turn=lambda q: parts.rotated(q, **options))
+        return attention_kinds.layer(x, state, 2, attention_kinds.softmax_head(), turn=turn)
 
     assert_equals_reference(layer, reference, normal(2, 9, 12))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])  # of 6 dimensions: 0, 1 and 3
+def test_a_share_that_leaves_no_pairs_is_refused(share: float) -> None:
+    with pytest.raises(CallError, match=rf"share {share} of a head's width 6 is {int(6 * share)} dimensions; it must"):
+        GPT(GPTConfig(n_head=2, dim=12, position={"kind": "rotary", "share": share}))
 
 
 def _precise(width: int, base: float = 10000.0, factor: float = 1.0, extension: str = "linear") -> torch.Tensor:

@@ -56,6 +56,8 @@ def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: 
         return parts.sandwich(h, branch, norm, layer_norm(state, f"{name}_out_norm"))
     if rule == "deepnorm":
         return parts.deepnorm(h, branch, norm, n_layer)
+    if rule == "normed_branches":
+        return parts.normed_branch(h, branch, norm)
     rules: dict[str, Callable[..., Array]] = {"pre": parts.pre, "post": parts.post, "none": parts.no_residual}
     return rules[rule](h, branch, norm)
 
@@ -69,17 +71,22 @@ def reference(rule: str, n_layer: int, h: Array, state: State) -> Array:
 
     if rule == "parallel":
         return parts.pre(h, lambda x: mix(x) + feed(x), layer_norm(state, "attention_norm"))
+    if rule == "parallel with two norms":
+        first, second = layer_norm(state, "attention_norm"), layer_norm(state, "ffn_norm")
+        return h + mix(first(h)) + feed(second(h))
     h = by_rule(rule, n_layer, h, state, "attention", mix)
     return by_rule(rule, n_layer, h, state, "ffn", feed)
 
 
-FORMULAS = ["pre", "post", "none", "deepnorm", "sandwich", "layerscale", "rezero", "parallel"]
+FORMULAS = ["pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"]
+TWO_NORMS = "parallel with two norms"
+CHOICES: dict[str, Given] = {TWO_NORMS: {"kind": "parallel", "n_norm": 2}}
 
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
-@pytest.mark.parametrize("rule", FORMULAS)
+@pytest.mark.parametrize("rule", [*FORMULAS, TWO_NORMS])
 def test_a_block_and_its_gradient_equal_the_formula_of_its_rule(rule: str, offset: float) -> None:
-    made = randomise(block(rule)).double()
+    made = randomise(block(CHOICES.get(rule, rule))).double()
     x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + offset
     assert_equals_reference(made, partial(reference, rule, N_LAYER), x)
 

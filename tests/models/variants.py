@@ -67,7 +67,13 @@ EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
     {"position": {"kind": "yarn", "factor": 4.0, "original": 8}},
     {"attention": {"kind": "full", "n_kv_head": 1}, "position": "alibi"},
+    {"position": {"kind": "rotary", "share": 0.5}, "qk_norm": "rms"},
+    {"position": {"kind": "yarn", "factor": 4.0, "original": 8, "share": 0.5, "rounded": False, "magnitude": 1.5}},
     {"attention": {"kind": "full", "head_dim": 6}},
+    {"attention": {"kind": "full", "qkv_bias": True, "output_bias": False}, "bias": False},
+    {"attention": {"kind": "joint_norm", "n_kv_head": 2}, "qk_norm": "rms", "position": "rotary"},
+    {"residual": {"kind": "parallel", "n_norm": 2}, "embedding_norm": "layer"},
+    {"residual": "normed_branches", "embedding_norm": "rms", "memory": SEGMENTS, "position": "alibi"},
     {"attention": {"kind": "latent", "kv_rank": 6}, "position": "rotary"},
     {"attention": {"kind": "latent", "kv_rank": 6}, "position": "t5"},
     {

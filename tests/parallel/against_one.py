@@ -18,11 +18,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "llama": {
         "norm": "rms",
-        "position": "rotary",
+        "position": {"kind": "rotary", "share": 0.5},
         "bias": False,
         "tie_embeddings": False,
         "ffn": {"kind": "swiglu", "hidden": 40},
-        "attention": {"kind": "grouped", "n_kv_head": 2},
+        "attention": {"kind": "grouped", "n_kv_head": 2, "qkv_bias": True},
+        "embedding_norm": "layer",
     },
     "moe": {
         "norm": "rms",

@@ -8,7 +8,14 @@ import pytest
 
 from tests.processes import run_forked
 
-CANNOT = ("attention delta_net", "attention latent", "n_kv_head 1", "layer_drop", "needs whole rows")
+CANNOT = (
+    "attention delta_net",
+    "attention latent",
+    "attention joint_norm",
+    "n_kv_head 1",
+    "layer_drop",
+    "needs whole rows",
+)
 """What of the variants cannot be divided, as the lines that refuse them say."""
 
 

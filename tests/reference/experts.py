@@ -24,8 +24,14 @@ def _gated(gate: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return lambda both: gate(both[: len(both) // 2]) * both[len(both) // 2 :]
 
 
+def gelu_erf(x: Array) -> Array:
+    """``x Φ(x)``, Φ the distribution function of N(0, 1): Hendrycks & Gimpel 2016 (1606.08415), section 2."""
+    return np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x.flat]).reshape(x.shape)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu_tanh,
+    "gelu_erf": gelu_erf,
     "relu": relu,
     "relu2": lambda x: relu(x) ** 2,  # So et al. 2021 (2109.08668), section 4
     "swiglu": _gated(lambda x: x * sigmoid(x)),

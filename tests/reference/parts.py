@@ -53,6 +53,22 @@ def rotated(x: Array, base: float = 10000.0, factor: float = 1.0, extension: str
     return turned
 
 
+def llama3_frequencies(width: int, base: float, factor: float, original: int, fast: float, slow: float) -> list[float]:
+    """By wavelength, as in the code released with Llama 3.1: short ones stay, long ones are divided, others between."""
+    found = []
+    for pair in range(width // 2):
+        theta = base ** (-2 * pair / width)
+        wavelength = 2 * math.pi / theta
+        if wavelength < original / fast:
+            found.append(theta)
+        elif wavelength > original / slow:
+            found.append(theta / factor)
+        else:
+            smooth = (original / wavelength - slow) / (fast - slow)
+            found.append((1 - smooth) * theta / factor + smooth * theta)
+    return found
+
+
 def alibi_slopes(n_head: int) -> list[float]:
     """``2^(−8/n)`` and its powers for n a power of two; else those of the power below, then every other one of 2n's.
 
@@ -128,6 +144,11 @@ def deepnorm(h: Array, branch: Branch, norm: Branch, n_layer: int) -> Array:
 def sandwich(h: Array, branch: Branch, norm: Branch, out_norm: Branch) -> Array:
     """``H + LN'(F(LN(H)))``: Ding et al. 2021 (2105.13290), section 3.3."""
     return h + out_norm(branch(norm(h)))
+
+
+def normed_branch(h: Array, branch: Branch, norm: Branch) -> Array:
+    """``H + LN(F(H))``: Liu et al. 2021 (2111.09883), fig. 1, right."""
+    return h + norm(branch(h))
 
 
 def scaled(h: Array, branch: Branch, norm: Branch, scale: Array | float) -> Array:

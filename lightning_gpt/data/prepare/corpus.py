@@ -175,10 +175,10 @@ def _source_folder(work: Path, position: int, name: str) -> Path:
 def _tokenizer(work: Path, data: TextData) -> Tokenizer:
     """The tokenizer that the folder already holds, else that of the data (trained now if it has to be)."""
     folder = work / "tokenizer"
-    for file in folder.glob("*.tiktoken"):
+    for file in (*folder.glob("*.tiktoken"), *folder.glob("*.json")):
         return Tokenizer.from_file(file)
     data.setup("prepare")
-    write_file(folder / f"{data.tokenizer.name}.tiktoken", data.tokenizer.table.encode())
+    write_file(folder / data.tokenizer.file_name, data.tokenizer.table.encode())
     return data.tokenizer
 
 
@@ -212,7 +212,7 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
             "vocab_size": writer.tokenizer.vocab_size,
             "fingerprint": writer.tokenizer.fingerprint,
             "token_type": writer.tokenizer.token_type,
-            "file": f"tokenizer/{writer.tokenizer.name}.tiktoken",
+            "file": f"tokenizer/{writer.tokenizer.file_name}",
             "size": len(table),
             "sha256": sha256(table).hexdigest(),
         },

@@ -32,6 +32,9 @@ class MultiHeadAttention(CausalAttention):
         qk_norm: Norm of each head's queries and keys: Henry et al. 2020 (2010.04245), section 3.
         n_kv_head: Number of key and value heads; ``n_head`` if None.
         head_dim: Width of a head; ``dim / n_head`` if None.
+        qkv_bias: Whether the products for queries, keys and values have a bias; ``bias`` if None. Qwen2 has biases
+            there alone (Yang et al. 2024, 2407.10671, section 2.2.1).
+        output_bias: Whether the output projection has a bias; ``bias`` if None.
         positions: The position scheme, used to check the head width; None to skip the check.
     """
 
@@ -46,6 +49,8 @@ class MultiHeadAttention(CausalAttention):
         qk_norm: Given = "none",
         n_kv_head: Heads | None = None,
         head_dim: Width | None = None,
+        qkv_bias: bool | None = None,
+        output_bias: bool | None = None,
         positions: Positions | None = None,
     ) -> None:
         super().__init__(backend, dropout)
@@ -57,10 +62,12 @@ class MultiHeadAttention(CausalAttention):
             positions.check_width(self.head_dim)
         rows, kv_rows = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
         pieces = {"q": rows, "k": kv_rows, "v": kv_rows}
-        self.qkv = Linear(dim, rows + 2 * kv_rows, bias=bias, maps=("stream", "heads"), pieces=pieces)
+        has_bias = bias if qkv_bias is None else qkv_bias
+        self.qkv = Linear(dim, rows + 2 * kv_rows, bias=has_bias, maps=("stream", "heads"), pieces=pieces)
         self.q_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         self.k_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
-        self.w_o = Linear(rows, dim, bias=bias, maps=("heads", "stream"))
+        has_bias = bias if output_bias is None else output_bias
+        self.w_o = Linear(rows, dim, bias=has_bias, maps=("heads", "stream"))
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         q, k, v = self.heads(x, context)

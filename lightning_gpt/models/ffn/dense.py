@@ -57,6 +57,15 @@ class FeedForward(Layer):
         return self.see("output", self.down(hidden))
 
 
+@ffns.register("gelu_erf")
+class ExactGELU(FeedForward):
+    """``GELU(x W_up + b) W_down + b'`` with ``GELU(x) = x Φ(x)``: Hendrycks & Gimpel 2016 (1606.08415), section 2."""
+
+    @staticmethod
+    def activate(up: Tensor) -> Tensor:
+        return F.gelu(up)
+
+
 @ffns.register("relu")
 class ReLU(FeedForward):
     """``max(0, x W₁ + b₁) W₂ + b₂``: Vaswani et al. 2017 (1706.03762), eq. 2."""

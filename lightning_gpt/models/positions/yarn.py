@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions
 from lightning_gpt.models.positions.scheme import frequencies, position_schemes
-from lightning_gpt.options import Length, Range
+from lightning_gpt.options import Length, Positive, Range, ShareAboveZero
 
 Turns = Annotated[float, Range(1e-6, 10**6)]
 
@@ -35,6 +35,10 @@ class YarnPositions(RotaryPositions):
         original: Length the model was originally trained on, in tokens; ``block_size`` if None.
         beta_fast: Number of turns within the original context from which a pair keeps its frequency; β in the paper.
         beta_slow: Number of turns up to which a pair is fully interpolated; α in the paper.
+        magnitude: The factor ``√(1/t)``; ``0.1 ln s + 1`` if None.
+        rounded: Whether the ramp runs between two integer indices, as in the paper's code, rather than between the
+            fractional ones, as in gpt-oss.
+        share: As in ``rotary``.
     """
 
     def __init__(
@@ -45,17 +49,16 @@ class YarnPositions(RotaryPositions):
         original: Length | None = None,
         beta_fast: Turns = 32.0,
         beta_slow: Turns = 1.0,
+        magnitude: Positive | None = None,
+        rounded: bool = True,
+        share: ShareAboveZero = 1.0,
     ) -> None:
-        super().__init__(base, factor)
+        super().__init__(base, factor, share=share)
         if beta_slow >= beta_fast:
             raise CallError(f"position beta_slow is {beta_slow}; it must be below beta_fast, which is {beta_fast}")
         self.original = original or block_size
-        self.beta_fast, self.beta_slow = beta_fast, beta_slow
-
-    @property
-    def magnitude(self) -> float:
-        """``√(1/t)``, the factor on the lengths of rotated queries and keys."""
-        return 0.1 * math.log(self.factor) + 1
+        self.beta_fast, self.beta_slow, self.rounded = beta_fast, beta_slow, rounded
+        self.magnitude = 0.1 * math.log(factor) + 1 if magnitude is None else magnitude
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
         trained, kept = frequencies(width, self.base, device), self.kept(width, device)
@@ -63,8 +66,10 @@ class YarnPositions(RotaryPositions):
 
     def kept(self, width: int, device: torch.device) -> Tensor:
         """γ of each pair ``(width / 2,)``: the fraction of its original frequency that it keeps, from 1 down to 0."""
-        first = max(math.floor(self._pair_of(self.beta_fast, width)), 0)
-        last = min(math.ceil(self._pair_of(self.beta_slow, width)), width - 1)
+        first, last = self._pair_of(self.beta_fast, width), self._pair_of(self.beta_slow, width)
+        if self.rounded:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, width - 1)
         length = max(last - first, 0.001)  # avoids division by 0 if both are the same pair
         return 1 - ((torch.arange(width // 2, device=device) - first) / length).clamp(0, 1)
 

@@ -41,7 +41,7 @@ class MixtureOfExperts(Layer):
         n_expert: Number of routed experts.
         top_k: Number of routed experts per token.
         n_shared: Number of additional experts that process every token.
-        expert: Kind of expert: ``gelu``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
+        expert: Kind of expert: ``gelu``, ``gelu_erf``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
         hidden: Hidden width of an expert. If None, the width of the dense network of its kind divided by
             ``top_k + n_shared``, rounded to a multiple of 8, so that a token uses as many parameters as in that network
             (plus the router's ``dim·n_expert``).
@@ -74,11 +74,17 @@ class MixtureOfExperts(Layer):
         kind = _expert_kind(expert)
         self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss)
         self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
-        if hidden is None:
-            hidden = max(8, 8 * round(kind.default_hidden(dim) / (top_k + n_shared) / 8))
+        hidden = self.hidden_of_one(dim, expert, top_k, n_shared, hidden)
         self.experts = Experts(kind, dim, hidden, n_expert, bias=bias)
         self.shared = kind(dim, bias=bias, hidden=n_shared * hidden) if n_shared else None
         self.use: Use | None = None  # not a buffer: DDP would overwrite it with rank 0's
+
+    @staticmethod
+    def hidden_of_one(dim: int, expert: str, top_k: int, n_shared: int, hidden: int | None) -> int:
+        """The hidden width of an expert for these options."""
+        if hidden is not None:
+            return hidden
+        return max(8, 8 * round(_expert_kind(expert).default_hidden(dim) / (top_k + n_shared) / 8))
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """Map ``(batch, time, dim)`` to the same shape."""

@@ -1,0 +1,51 @@
+"""``lightning-gpt convert``: published models in and out."""
+
+from pathlib import Path
+
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.errors import CallError
+from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
+from lightning_gpt.interop.folder import Folder
+from lightning_gpt.interop.gguf_file import GgufFile
+from lightning_gpt.options import Positive
+
+
+def convert(
+    source: str,
+    output: str,
+    family: str | None = None,
+    tokenizer: bool = True,
+    pickled: bool = False,
+    compare: bool = True,
+    tolerance: Positive = 1e-4,
+) -> None:
+    """Convert a folder in Hugging Face's layout or a GGUF file into a checkpoint, or a checkpoint into such a folder.
+
+    Args:
+        source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama model, or a
+            checkpoint of this package.
+        output: The folder to make; it must not exist.
+        family: What to write a checkpoint as, such as llama; the first family that expresses it when omitted.
+        tokenizer: Whether to convert the tokenizer of a folder, too.
+        pickled: Whether weights may be read from pytorch_model.bin, a format that can hold code; none is run.
+        compare: Whether to compare the logits with those that transformers computes before anything is written.
+        tolerance: Largest difference of two logits, as a share of the largest logit.
+    """
+    path, allowed = Path(source), tolerance if compare else None
+    if Path(output).exists():
+        raise CallError(f"{output} exists; choose another output, or delete it")
+    if path.is_dir() or path.suffix == ".gguf":
+        if family is not None:
+            raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")
+        published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
+        lines = into_checkpoint(published, Path(output), tokenizer, allowed)
+    else:
+        lines = into_folder(Checkpoint.read(path), Path(output), family, allowed)
+    for line in lines:
+        print(line)
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and convert."""
+    convert(**parse_function_call(convert, "convert", args))

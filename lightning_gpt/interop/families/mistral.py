@@ -1,0 +1,28 @@
+"""Mistral: Llama with a window."""
+
+from typing import Any
+
+from lightning_gpt.interop.families.llama import Llama
+from lightning_gpt.interop.family import families
+from lightning_gpt.interop.settings import Expressed, Settings
+from lightning_gpt.options import Length
+
+
+@families.register("mistral")
+class Mistral(Llama):
+    """Jiang et al. 2023 (2310.06825)."""
+
+    model_type = "mistral"
+    architecture = "MistralForCausalLM"
+    longest = 131072
+
+    def read_attention(self, given: Settings, layer: int) -> dict[str, Any]:
+        return windowed(self.heads(given, bias=False), given.get("sliding_window", Length, None))
+
+    def write_more(self, ours: Expressed) -> dict[str, Any]:
+        return {"sliding_window": ours["attention"][0].get("window")}
+
+
+def windowed(attention: dict[str, Any], window: int | None) -> dict[str, Any]:
+    """An attention whose tokens see that many tokens back; all of them if None."""
+    return attention if window is None else {**attention, "kind": "window", "window": window}

@@ -1,0 +1,179 @@
+"""Models of the Llama family in a GGUF file, the format of llama.cpp. Its quantised weights become fp32."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gpt.data.published_tokenizer import CONFIG, MAIN, PublishedTokenizer
+from lightning_gpt.errors import CallError
+from lightning_gpt.interop.settings import Settings
+from lightning_gpt.options import shown
+
+_INSIDE = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_SPLIT_DIGITS = {"gpt-2": False, "smollm": True}
+"""The ways to cut a text in words that are read: whether digits are words of their own, before GPT-2's rule."""
+_NORMAL, _SPECIAL, _ADDED = 1, 3, 4  # types of a token
+
+
+class GgufFile:
+    """A published model in a GGUF file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CallError: The package ``gguf`` is not installed, the file is damaged, or the model is of another family.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import gguf
+        except ImportError:
+            raise CallError("reading a GGUF file needs the package gguf: pip install gguf") from None
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(path)
+        except OSError as error:
+            raise CallError(f"{path} cannot be read: {error.strerror}") from None
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+            raise CallError(f"{path} is truncated, or not a GGUF file ({error})") from None
+        self._fields = {name: field.contents for name, field in reader.fields.items()}
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.config = self._config()
+
+    def _field(self, name: str, default: Any = None) -> Any:
+        return self._fields[name]() if name in self._fields else default
+
+    def _config(self) -> dict[str, Any]:
+        """The same as a ``config.json``."""
+        given = Settings({name: self._field(name) for name in self._fields if not name.startswith("tokenizer.")})
+        if given.values.get("general.architecture") != "llama":
+            kind = shown(given.values.get("general.architecture"))
+            raise CallError(f"{self.path} holds a model of the family {kind}; only llama is read from GGUF files")
+        given.require("llama.rope.scaling.type", None, "none")
+        given.require("llama.expert_count", None, 0)
+        dim, n_head = (given.values.get(f"llama.{name}") for name in ("embedding_length", "attention.head_count"))
+        width = given.values.get("llama.rope.dimension_count")
+        given.require("llama.attention.key_length", None, width)
+        return {
+            "model_type": "llama",
+            "hidden_size": dim,
+            "num_hidden_layers": given.values.get("llama.block_count"),
+            "num_attention_heads": n_head,
+            "num_key_value_heads": given.values.get("llama.attention.head_count_kv", n_head),
+            "head_dim": width,
+            "intermediate_size": given.values.get("llama.feed_forward_length"),
+            "max_position_embeddings": given.values.get("llama.context_length"),
+            "vocab_size": len(self._field("tokenizer.ggml.tokens", ())) or given.values.get("llama.vocab_size"),
+            "rms_norm_eps": _shortest(given.values.get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
+            "rope_theta": float(given.values.get("llama.rope.freq_base", 10000.0)),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+        }
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """All tensors by the names of the family, each computed when it is asked for."""
+        return _Weights(self._tensors, self.config)
+
+    def tokenizer(self, vocab_size: int) -> PublishedTokenizer | None:
+        """The tokenizer.
+
+        Raises:
+            CallError: It is of a kind that is not read.
+        """
+        kind, rule = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
+        if kind != "gpt2" or rule not in _SPLIT_DIGITS or self._field("tokenizer.ggml.add_bos_token"):
+            raise CallError(
+                f"the tokenizer of {self.path} is {shown(kind)} with {shown(rule)}; from GGUF files, gpt2 with "
+                f"{' or '.join(_SPLIT_DIGITS)} is read: leave it out with --tokenizer false"
+            )
+        tokens = self._field("tokenizer.ggml.tokens")
+        end = int(self._field("tokenizer.ggml.eos_token_id"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end]}
+        template = self._field("tokenizer.chat_template")
+        files = {
+            MAIN: json.dumps(self._described(tokens, _SPLIT_DIGITS[rule]), ensure_ascii=False),
+            CONFIG: json.dumps({**config, **({"chat_template": template} if template else {})}, indent=2),
+        }
+        return PublishedTokenizer(self.path.stem, files, end, vocab_size)
+
+    def _described(self, tokens: list[str], split_digits: bool) -> dict[str, Any]:
+        """The content of ``tokenizer.json``."""
+        types = self._field("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        added = [
+            {"id": number, "content": tokens[number], **flags, "special": kind == _SPECIAL}
+            for number, kind in enumerate(types)
+            if kind in (_SPECIAL, _ADDED)
+        ]
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        digits = [{"type": "Digits", "individual_digits": True}] if split_digits else []
+        return {
+            "version": "1.0",
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*digits, level]},
+            "post_processor": None,
+            "decoder": level,
+            "model": {
+                "type": "BPE",
+                "vocab": {token: number for number, token in enumerate(tokens)},
+                "merges": [merge.split(" ") for merge in self._field("tokenizer.ggml.merges")],
+            },
+        }
+
+
+class _Weights(Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        self._of = {_published(name): tensor for name, tensor in tensors.items()}
+        self._config = config
+
+    def __getitem__(self, name: str) -> Tensor:
+        from gguf.quants import dequantize
+
+        tensor = self._of[name]
+        try:
+            weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        except NotImplementedError:
+            raise CallError(f"tensor {name} is {tensor.tensor_type.name}; gguf cannot convert it") from None
+        heads = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
+        for part, count in heads.items():
+            if part in name:  # llama.cpp rotates neighbours, so the rows of a head are interleaved
+                paired = weight.view(self._config[count], -1, 2, weight.shape[1])
+                return paired.transpose(1, 2).flatten(0, 2).contiguous()
+        return weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+def _published(name: str) -> str:
+    inside = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if inside is not None and inside[2] in _INSIDE:
+        return f"model.layers.{inside[1]}.{_INSIDE[inside[2]]}.{inside[3]}"
+    stem, _, ending = name.rpartition(".")
+    return f"{_OUTSIDE[stem]}.{ending}" if stem in _OUTSIDE else name
+
+
+def _shortest(value: float) -> float:
+    """The number of fewest digits that is this one in single precision, in which the file keeps it: 1e-05."""
+    single = torch.tensor(value, dtype=torch.float32)
+    return next((near for digits in range(1, 9) if torch.tensor(near := float(f"{value:.{digits}g}")) == single), value)

@@ -1,0 +1,129 @@
+"""Small published models of each family, with random weights, as transformers makes and saves them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+LLAMA = {
+    "vocab_size": 59,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**LLAMA, "num_key_value_heads": 2}
+BLOOM = {"vocab_size": 59, "hidden_size": 24, "n_layer": 3, "seq_length": 64}
+NEOX = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+GPT2 = {"vocab_size": 59, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+STRETCHED = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+EXPERTS = {
+    **GROUPED,
+    "head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": True,
+}
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT2),
+    "gpt2 untied, relu": (
+        "gpt2",
+        {**GPT2, "n_inner": 28, "activation_function": "relu", "tie_word_embeddings": False},
+    ),
+    "gpt2 with erf": ("gpt2", {**GPT2, "activation_function": "gelu"}),
+    "llama": ("llama", GROUPED),
+    "llama 3.1": ("llama", {**GROUPED, "rope_parameters": STRETCHED, "head_dim": 10}),
+    "llama with biases, tied": (
+        "llama",
+        {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama with attention biases": ("llama", {**GROUPED, "attention_bias": True, "hidden_act": "gelu_pytorch_tanh"}),
+    "llama, linear": ("llama", {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "mistral": ("mistral", {**GROUPED, "sliding_window": 7, "head_dim": 8}),
+    "mistral without window": ("mistral", {**GROUPED, "sliding_window": None}),
+    "qwen2": ("qwen2", {**GROUPED, "tie_word_embeddings": True}),
+    "qwen2 with windows": (
+        "qwen2",
+        {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "rope_parameters": YARN},
+    ),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "rope_parameters": {**YARN, "truncate": False, "factor": 2.0}}),
+    "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": []}),
+    "qwen3_moe with a dense layer": (
+        "qwen3_moe",
+        {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6},
+    ),
+    "olmo2": ("olmo2", GROUPED),
+    "gpt_neox": ("gpt_neox", {**NEOX, "num_attention_heads": 2, "rotary_pct": 0.5}),
+    "gpt_neox in sequence": (
+        "gpt_neox",
+        {**NEOX, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
+    ),
+    "bloom": ("bloom", {**BLOOM, "n_head": 4}),
+    "bloom with six heads": ("bloom", {**BLOOM, "n_head": 6}),
+}
+"""By name: the family and its options."""
+
+
+def make(
+    name: str, folder: Path, dtype: torch.dtype = torch.float32, vocab_size: int | None = None, **options: Any
+) -> Path:
+    """Save a model with random weights, also biases and gains; ``options`` are those of ``save_pretrained``."""
+    kind, given = MODELS[name]
+    given = {**given, "vocab_size": vocab_size or given["vocab_size"]}
+    with torch.random.fork_rng():
+        torch.manual_seed(sorted(MODELS).index(name))
+        config = AutoConfig.for_model(kind, **given, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        model = AutoModelForCausalLM.from_config(config)
+        for weight in model.parameters():
+            with torch.no_grad():
+                weight.add_(0.1 * torch.randn_like(weight))
+    model.to(dtype).save_pretrained(folder, **options)
+    return folder
+
+
+_PLAIN = {"attn_implementation": "eager", "experts_implementation": "eager"}
+
+
+class _InDouble(TorchFunctionMode):
+    """Makes float64 of every conversion to float32 in the code of a model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.float:
+            func, args = torch.Tensor.double, args[:1]
+        args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+        kwargs = {name: torch.float64 if each is torch.float32 else each for name, each in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def in_double(folder: Path) -> Iterator[Any]:
+    """The published model in float64, also where its code asks for float32.
+
+    The rotary frequencies are fp32 numbers on both sides. Theirs are computed in fp32, one rounding away from the
+    closest ones, which ours are: here theirs are computed in float64 and rounded once.
+    """
+    with _InDouble():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **_PLAIN).eval()
+    for buffer_name, buffer in list(model.named_buffers()):
+        if buffer_name.endswith("inv_freq"):
+            buffer.copy_(buffer.to(torch.float32))
+    with _InDouble(), torch.no_grad():
+        yield model
