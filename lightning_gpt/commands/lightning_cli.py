@@ -200,7 +200,7 @@ class TrainCLI(LightningCLI):
         plugins = [] if config.plugins is None else config.plugins
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, CheckedFiles()]
+            kwargs["plugins"] = [*plugins, CheckedFiles(self._get(self.config, "checkpoints").background)]
         kwargs["callbacks"] = [*given, *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)

@@ -1,6 +1,7 @@
 """How the Trainer writes and reads checkpoints."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
-from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.errors import WorkError
+from lightning_gpt.training.saving import BackgroundSaves, copied
+from lightning_gpt.whole_file import make_room, previous_of, remove
 
 
 class CheckedFiles(CheckpointIO):
@@ -17,7 +21,15 @@ class CheckedFiles(CheckpointIO):
 
     Give it to the Trainer as a plugin: every save then goes through it, also those of ``ModelCheckpoint``.
     ``lightning-gpt fit`` does so. Strategies that save a folder of shards (FSDP, DeepSpeed) write it themselves.
+
+    Args:
+        background: Whether a save is written by a thread, from a copy, while the training goes on. The next save, and
+            the end of the training, wait for it and raise what it failed with.
     """
+
+    def __init__(self, background: bool = False) -> None:
+        self.background = background
+        self.saves = BackgroundSaves()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -40,7 +52,23 @@ class CheckedFiles(CheckpointIO):
                     f"the weights of step {checkpoint.get('global_step')} are not finite ({name}): they are not saved "
                     f"in {path}"
                 )
-        write_checkpoint(checkpoint, Path(path))
+        self.write(partial(_write_file, Path(path)), checkpoint)
+
+    def write(self, save: Callable[[dict[str, Any]], None], content: dict[str, Any]) -> None:
+        """Have ``save`` write ``content``, in the background if so chosen.
+
+        Raises:
+            BaseException: What this save, or an earlier one in the background, failed with.
+        """
+        if self.background:
+            self.saves.wait()  # before the copy: there is memory for one
+            self.saves.start(partial(save, copied(content)))
+        else:
+            save(content)
+
+    def teardown(self) -> None:
+        """Wait for the last save."""
+        self.saves.wait()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -56,11 +84,17 @@ class CheckedFiles(CheckpointIO):
             CallError: If the file is missing, truncated, corrupt or not a checkpoint.
         """
         # a mapped file would keep its space on the disk as long as the optimizer's state refers to it
-        return read_checkpoint(Path(path), mmap=False)
+        return read_saved(path, mmap=False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint file, if it exists."""
-        Path(path).unlink(missing_ok=True)
+        """Remove a checkpoint, if it exists."""
+        remove(Path(path))
+
+
+def _write_file(path: Path, content: dict[str, Any]) -> None:
+    if path.is_dir():  # another layout has saved a folder here; what was kept of it stays as the one before
+        path.replace(make_room(previous_of(path)))
+    write_checkpoint(content, path)
 
 
 def first_non_finite(tensors: Mapping[str, Any]) -> str | None:

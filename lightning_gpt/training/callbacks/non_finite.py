@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from lightning_gpt.checkpoint import MODEL_KEY
-from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.console import say
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.record import Watch, watching
@@ -206,7 +207,7 @@ class NonFinite(Callback):
 
 def _restore(trainer: L.Trainer, pl_module: L.LightningModule, path: Path) -> None:
     """Load weights and optimizer state of a checkpoint; everything else continues."""
-    content = read_checkpoint(path, mmap=False)
+    content = read_saved(path, mmap=False)
     trainer.strategy.load_model_state_dict(content, strict=pl_module.strict_loading)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):
