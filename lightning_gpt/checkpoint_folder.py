@@ -184,12 +184,22 @@ class Saved:
         if is_folder(self.path) or _has_pieces(self.path):
             self._read_index()
         else:
-            content = read_checkpoint(self.path)
-            self._whole = dict(tensors_of(content)) if "state_dict" in content else {}
-            self.content = without_tensors(content) if self._whole else content
-            for key, tensor in self._whole.items():
-                shape = tuple(tensor.shape)
-                self.tensors[key] = StoredTensor(shape, tensor.dtype, {((0,) * len(shape), shape): ""})
+            self._hold(read_checkpoint(self.path))
+
+    @classmethod
+    def holding(cls, content: Mapping[str, Any]) -> "Saved":
+        """A whole checkpoint that is in memory."""
+        saved = cls.__new__(cls)
+        saved.path, saved.tensors, saved._sums, saved._open = Path(), {}, {}, {}
+        saved._hold(content)
+        return saved
+
+    def _hold(self, content: Mapping[str, Any]) -> None:
+        self._whole = dict(tensors_of(content))
+        self.content = without_tensors(content)
+        for key, tensor in self._whole.items():
+            shape = tuple(tensor.shape)
+            self.tensors[key] = StoredTensor(shape, tensor.dtype, {((0,) * len(shape), shape): ""})
 
     def _read_index(self) -> None:
         content = read_checkpoint(self.path / INDEX, of=self.path)
@@ -250,7 +260,7 @@ class Saved:
 
     def whole(self) -> dict[str, Any]:
         """The content as one process writes it in a file."""
-        content = without_tensors(self.content) if self._whole or self.tensors else self.content
+        content = without_tensors(self.content)
         for key in self.tensors:
             _put(content, key, self.tensor(key))
         return content

@@ -69,11 +69,13 @@ class RunCheck:
         """The sources and the number of steps."""
         if self._cli is None:
             return
+        from lightning_gpt.data.share import share_of
+
         data, trainer = self._cli.datamodule, self._cli.trainer
         names = ", ".join(source.name for source in data.sources)
         prepared = self._cli.config.fit.data.prepared
         how = "tokenised while training" if prepared is None else f"prepared in {prepared}, every part as written"
-        rows = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        rows = share_of(trainer, data.batch_size, data.global_batch).step_rows
         steps = f"{trainer.max_steps:,} steps" if trainer.max_steps >= 0 else f"{trainer.max_epochs:,} epochs of steps"
         yield ok(f"{names} ({how}); {steps}, each of {rows:,} rows ({rows * data.block_size:,} tokens)")
         if trainer.max_steps < 0 and trainer.max_epochs == -1 and self._cli.config.fit.trainer.max_time is None:

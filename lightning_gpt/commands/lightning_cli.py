@@ -28,6 +28,9 @@ from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import Seed, check_option, shown
+from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
+from lightning_gpt.parallel.suited import require_suited
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -124,6 +127,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(Grow, "grow")
         parser.add_lightning_class_args(Averaging, "averaging")
         parser.add_lightning_class_args(Spikes, "spikes")
+        parser.add_class_arguments(Layout, "parallel")
         parser.set_defaults({"model": MODELS[0].__name__})
         parser.link_arguments("model.init_args.block_size", "data.block_size")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
@@ -177,6 +181,11 @@ class TrainCLI(LightningCLI):
         The folder is below ``default_root_dir`` if that is given. With ``fast_dev_run`` nothing is kept.
         """
         config = self._get(self.config_init, "trainer")
+        layout: Layout = self._get(self.config_init, "parallel")
+        background = self._get(self.config, "checkpoints").background
+        if layout.is_chosen:
+            kwargs["strategy"] = strategy_for(layout, config.strategy, str(config.precision))
+            kwargs["strategy"].saves.background = background
         given = [] if config.callbacks is None else config.callbacks
         given = list(given) if isinstance(given, list | tuple) else [given]
         check_callbacks(given)
@@ -200,13 +209,15 @@ class TrainCLI(LightningCLI):
         plugins = [] if config.plugins is None else config.plugins
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, CheckedFiles(self._get(self.config, "checkpoints").background)]
+            kwargs["plugins"] = [*plugins, CheckedFiles(background)]
         kwargs["callbacks"] = [*given, *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError) as error:
             raise refused(error) from error
         check_nodes(trainer)
+        if isinstance(trainer.strategy, MeshStrategy):
+            trainer.strategy.meet(trainer.world_size)
         if folder is not None:
             metrics_file.join(trainer)
         # NonFinite does not check the steps that Spikes leaves out; RunSummary's last words come after all others
@@ -215,9 +226,11 @@ class TrainCLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another architecture before the work starts."""
+        """Refuse a checkpoint of another architecture, or a model that the layout cannot hold, before work starts."""
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
+        if isinstance(self.trainer.strategy, MeshStrategy):
+            require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
 
 
 def _check_name(name: str) -> None:

@@ -18,6 +18,7 @@ from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.loader import load
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
+from lightning_gpt.data.share import Share, hold_global_batch, micro_batches, share_of
 from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
@@ -25,6 +26,7 @@ from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitBy, SplitName
 from lightning_gpt.data.stream import Cursor, Reader, Stream, evaluation_documents
 from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
+from lightning_gpt.data.vocabulary import train_vocabulary
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import Length, Range, Rows, Seed, ShareBelowOne, check_options
 
@@ -41,6 +43,8 @@ class TextData(L.LightningDataModule):
             byte-level BPE vocabulary to train on the training documents and save with the run.
         block_size: Inputs per row, in tokens. Linked to the model's.
         batch_size: Rows per process and micro-batch.
+        global_batch: Rows of an optimizer step over all processes. It stays the same for any number of processes; the
+            number of accumulated micro-batches follows from it, so leave ``accumulate_grad_batches`` out.
         num_workers: Loader processes; 0 loads in the training process. The batches are the same for any number.
         val_share: Share of each source used for validation.
         test_share: Share of each source used for testing.
@@ -63,6 +67,7 @@ class TextData(L.LightningDataModule):
         tokenizer: TrainedVocabSize | str = "gpt2",
         block_size: Length = 256,
         batch_size: Rows = 8,
+        global_batch: Rows | None = None,
         num_workers: Annotated[int, Range(0, 1024)] = 0,
         val_share: ShareBelowOne = 0.05,
         test_share: ShareBelowOne = 0.05,
@@ -89,6 +94,9 @@ class TextData(L.LightningDataModule):
             raise CallError(f"source {without!r} has no weight but others have one; give all sources a weight, or none")
         self.block_size = block_size
         self.batch_size = batch_size
+        self.global_batch = global_batch
+        if global_batch is not None:
+            micro_batches(global_batch, batch_size, 1)  # for any number of processes
         self.num_workers = num_workers
         Split(val_share, test_share)  # raises a CallError for shares that cannot be
         self.val_share, self.test_share, self.split_by = val_share, test_share, split_by
@@ -168,9 +176,11 @@ class TextData(L.LightningDataModule):
         """Train the vocabulary if one was asked for (on the first process, for all) and check the data.
 
         Raises:
-            CallError: A split that the stage needs is empty (known before anything is tokenised), or the sources have
-                too little text.
+            CallError: ``global_batch`` does not divide, a split that the stage needs is empty (both known before
+                anything is tokenised), or the sources have too little text.
         """
+        if stage == "fit" and self.trainer is not None and self.global_batch is not None:
+            hold_global_batch(self.trainer, self.share, self.global_batch)
         validates = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches != 0
         )
@@ -179,7 +189,8 @@ class TextData(L.LightningDataModule):
         elif stage in ("test", "predict"):
             require("test", self.test_share, self._divisions)
         if self._tokenizer is None and self.vocab_size_to_train is not None:
-            state = self._train_tokenizer() if self._rank == 0 else None
+            trained = train_vocabulary(self.texts("train"), self.vocab_size_to_train) if self._is_first else None
+            state = None if trained is None else trained.state_dict()
             if self.trainer is not None:
                 state = self.trainer.strategy.broadcast(state)
             assert state is not None
@@ -188,33 +199,29 @@ class TextData(L.LightningDataModule):
             self.stream()
             self._repeated_rows()
 
-    def _train_tokenizer(self) -> dict[str, Any]:
-        wanted = self.vocab_size_to_train
-        assert wanted is not None
-        with console.status(f"training a vocabulary of {wanted:,} tokens on the training documents"):
-            tokenizer = Tokenizer.train(self.texts("train"), wanted)
-        say(f"vocabulary: {tokenizer.vocab_size:,} byte-level BPE tokens, trained on the training documents")
-        if tokenizer.vocab_size < wanted:
-            say(f"the text yields no more tokens than that; {wanted:,} were asked for")
-        return tokenizer.state_dict()
+    def teardown(self, stage: str) -> None:
+        """Give the trainer back as it was."""
+        if stage == "fit" and self.trainer is not None and self.global_batch is not None:
+            self.trainer.accumulate_grad_batches = 1
 
     @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
+    def _is_first(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
 
     @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
+    def share(self) -> Share:
+        """The rows of each step that this process reads."""
+        return share_of(self.trainer, self.batch_size, self.global_batch)
 
     @property
     def micro_batch_rows(self) -> int:
         """Rows of a micro-batch over all processes."""
-        return self.batch_size * self._world_size
+        return self.share.micro_batch_rows
 
     @property
     def step_rows(self) -> int:
         """Rows of an optimizer step over all processes."""
-        return self.micro_batch_rows * self._accumulated
+        return self.share.step_rows
 
     def counts(self) -> list[Count] | None:
         """The counts of one pass over each source; None if a source is not countable. The first call reads them all."""
@@ -271,16 +278,12 @@ class TextData(L.LightningDataModule):
             return LaneStream(self.readers("train"), *settings, self.step_rows)
         return Stream(self.readers("train"), *settings)
 
-    @property
-    def _accumulated(self) -> int:
-        """Micro-batches per optimizer step."""
-        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-
     def _repeated_rows(self) -> int | None:
         asked = 0 if self.trainer is None else self.trainer.overfit_batches  # type: ignore[attr-defined]
         steps = self._steps_of_a_pass()
-        epoch = None if steps is None else steps * self._accumulated
-        return repeated_rows(asked, self.micro_batch_rows, self._accumulated, epoch)
+        share = self.share
+        epoch = None if steps is None else steps * share.accumulated
+        return repeated_rows(asked, share.micro_batch_rows, share.accumulated, epoch)
 
     def _identity(self, stream: Stream) -> dict[str, Any]:
         return {**stream.identity(), "overfit_batches (in rows)": self._repeated_rows()}
@@ -300,8 +303,7 @@ class TextData(L.LightningDataModule):
         if sum(rows) < self.step_rows:
             raise CallError(
                 f"the corpus has {sum(rows)} training rows, but one optimizer step takes {self.step_rows} "
-                f"(batch_size {self.batch_size} × {self._world_size} processes × {self._accumulated} accumulated): "
-                f"lower batch_size or accumulate_grad_batches, or add text"
+                f"({self.share.described()}): lower batch_size, accumulate_grad_batches or global_batch, or add text"
             )
         return sum(rows) // self.step_rows
 
@@ -313,19 +315,9 @@ class TextData(L.LightningDataModule):
             say(f"overfitting: every epoch trains on the same {repeated:,} rows")
         limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
         whole_epochs = isinstance(limit, float) and limit == 1.0 and repeated is None  # 1 is one batch
-        batches = TrainBatches if steps is None else SizedTrainBatches
-        self._train = batches(
-            stream,
-            self.batch_size,
-            self._rank,
-            self._world_size,
-            steps,
-            self._accumulated,
-            whole_epochs,
-            repeated,
-            self.separate_documents,
-            self.cursor,
-        )
+        batches, share = (TrainBatches if steps is None else SizedTrainBatches), self.share
+        sizes = (self.batch_size, share.rank, share.size, steps, share.accumulated)
+        self._train = batches(stream, *sizes, whole_epochs, repeated, self.separate_documents, self.cursor)
         return self._loader(self._train)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -350,7 +342,7 @@ class TextData(L.LightningDataModule):
             texts = evaluation_documents(self.readers(part), self.eval_tokens)
             if sum(map(len, texts)) < 2:
                 raise CallError(f"the {part} split is empty: no text was found for it; raise {part}_share")
-            sizes = (self.block_size, self.batch_size, self._rank, self._world_size)
+            sizes = (self.block_size, self.batch_size, self.share.rank, self.share.size)
             end_of_text = self.tokenizer.end_of_text
             if self.packing == "lanes":
                 self._eval[part] = EvalLanes(texts, *sizes, end_of_text)

@@ -33,6 +33,8 @@ class LanguageModel(Layer, Generating):
 
     name: str
     """The name used in checkpoints and messages; set when the class is registered."""
+    class_name: str
+    """The name of the class, also when a layout has put a class of its own before it; set likewise."""
     token_embedding: Embedding
     positions: Positions
     head: OutputHead

@@ -2,12 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Layer
 
 
-class TokenDiversity(nn.Module):
+class TokenDiversity(Layer):
     """Adds ``weight · 1/(T(T−1)) Σ_{i≠j} |x_i·x_j| / (‖x_i‖‖x_j‖)`` of the last residual stream to the training loss.
 
     The patch-wise cosine loss of Gong et al. 2021 (2104.12753). The loss compares tokens in both directions, but the
@@ -16,6 +17,8 @@ class TokenDiversity(nn.Module):
     Args:
         weight: Factor on the mean.
     """
+
+    sees_rows = True
 
     def __init__(self, weight: float) -> None:
         super().__init__()

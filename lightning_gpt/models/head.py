@@ -5,6 +5,7 @@ else in a small model. The loss therefore processes a chunk of tokens at a time:
 computes the gradient at once (:mod:`.chunked_softmax`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from lightning_gpt.models.chunked_softmax import Chunks, Terms, VocabularyFirst,
 from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype, without_autocast
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from lightning_gpt.models.tokens_first import TokensFirst
+
+MakeChunks = Callable[[Tensor, int, Terms], Chunks]
+"""Makes what computes the chunks: from the unembedding, the size of the largest chunk and the terms of the loss."""
 
 IGNORED = -100
 """Targets with this value are ignored, as in :func:`torch.nn.functional.cross_entropy`."""
@@ -75,7 +79,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of ``hidden @ weightᵀ``; the forward pass also computes the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms, make: MakeChunks, rows: int
+    ) -> Tensor:
         dtype, counts = compute_dtype(hidden), targets != IGNORED
         labels = torch.where(counts, targets, 0)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -83,9 +89,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        size = chunk_size(len(targets), len(weight), dtype, hidden.device)
+        size = chunk_size(len(targets), rows, dtype, hidden.device)
         with without_autocast(hidden):
-            inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
+            inputs, chunks = hidden.to(dtype), make(weight.to(dtype), size, terms)
             for start in range(0, len(targets), size):
                 place = slice(start, start + size)
                 losses = chunks.losses(inputs[place], labels[place])
@@ -99,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError("linear_cross_entropy is differentiable once; for more, use cross_entropy on the logits")
         grad_hidden, grad_weight, count = ctx.saved_tensors
@@ -109,11 +115,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
             None,
             None,
+            None,
+            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    make: MakeChunks | None = None,
+    rows: int | None = None,
 ) -> Tensor:
     """Mean over the tokens of ``−log softmax(hidden @ weightᵀ)[target]``, in nats.
 
@@ -124,6 +139,9 @@ def linear_cross_entropy(
         label_smoothing: Share of the target spread over the vocabulary (Szegedy et al. 2016, 1512.00567, section 7).
         z_loss: Weight of ``log²Z`` added to each token's loss, Z the softmax normaliser (Chowdhery et al. 2022,
             2204.02311, section 5).
+        make: Makes what computes each chunk; by default :func:`chunks_for`.
+        rows: Rows of the largest part of the vocabulary that a process holds, from which the size of the chunks
+            follows; by default those of ``weight``.
 
     Returns:
         A scalar, differentiable once in ``hidden`` and ``weight``; 0 if every target is ignored. Under autocast the
@@ -132,31 +150,37 @@ def linear_cross_entropy(
     _require_one_target_each(hidden, targets)
     terms = Terms(label_smoothing, z_loss)
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    make, rows = make or chunks_for, rows or len(weight)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, terms)  # type: ignore[no-any-return, no-untyped-call]
-    return _losses(hidden, weight, targets, terms).sum() / (targets != IGNORED).sum().clamp(min=1)
+        fused: Callable[..., Tensor] = _LinearCrossEntropy.apply
+        return fused(hidden, weight, targets, terms, make, rows)
+    return _losses(hidden, weight, targets, terms, make, rows).sum() / (targets != IGNORED).sum().clamp(min=1)
 
 
-def token_nll(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def token_nll(
+    hidden: Tensor, weight: Tensor, targets: Tensor, make: MakeChunks | None = None, rows: int | None = None
+) -> Tensor:
     """Negative log-likelihood of each target in nats, without gradient; 0 for ignored targets.
 
     Takes ``hidden`` ``(..., dim)``, ``weight`` ``(vocab_size, dim)`` and ``targets`` ``(...)`` (token ids or
-    :data:`IGNORED`). Returns the shape of ``targets`` in fp32 (fp64 for fp64 input).
+    :data:`IGNORED`); ``make`` and ``rows`` are those of :func:`linear_cross_entropy`. Returns the shape of ``targets``
+    in fp32 (fp64 for fp64 input).
     """
     _require_one_target_each(hidden, targets)
-    flat = _losses(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), Terms())
+    hidden, make, rows = hidden.reshape(-1, hidden.shape[-1]), make or chunks_for, rows or len(weight)
+    flat = _losses(hidden, weight, targets.reshape(-1), Terms(), make, rows)
     return flat.view(targets.shape)
 
 
 @torch.no_grad()
-def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms) -> Tensor:
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms, make: MakeChunks, rows: int) -> Tensor:
     """The loss of each token, ``(tokens,)``; 0 for ignored targets."""
     dtype, counts = compute_dtype(hidden), targets != IGNORED
     labels = torch.where(counts, targets, 0)
     losses = torch.zeros(len(targets), dtype=torch.promote_types(dtype, torch.float32), device=hidden.device)
-    size = chunk_size(len(targets), len(weight), dtype, hidden.device)
+    size = chunk_size(len(targets), rows, dtype, hidden.device)
     with without_autocast(hidden):
-        inputs, chunks = hidden.to(dtype), chunks_for(weight.to(dtype), size, terms)
+        inputs, chunks = hidden.to(dtype), make(weight.to(dtype), size, terms)
         for start in range(0, len(targets), size):
             place = slice(start, start + size)
             losses[place] = torch.where(counts[place], chunks.losses(inputs[place], labels[place]), 0)

@@ -1,8 +1,9 @@
 """How each part of a model describes itself, and the layers that hold most weights.
 
 Code outside a layer does not infer what it is from its name, type or position; it asks. Initialisation calls
-:meth:`Layer.init_weights`; Muon, μP, growth, parallel layouts and export call :meth:`Layer.matrices`; planning and MFU
-call :meth:`Layer.flops`; recording and interventions use :meth:`Layer.see` and :attr:`Layer.inner`.
+:meth:`Layer.init_weights`; Muon, μP, growth and export call :meth:`Layer.matrices`; planning and MFU call
+:meth:`Layer.flops`; parallel layouts call :meth:`Layer.cut`; recording and interventions use :meth:`Layer.see` and
+:attr:`Layer.inner`.
 """
 
 from __future__ import annotations
@@ -55,8 +56,44 @@ class Matrix:
         return self.source in HIDDEN_SPACES and self.target in HIDDEN_SPACES
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How a layer is divided over devices by its units, such as heads: each device computes with its own units.
+
+    The parts of every name are an attribute of the layer, or of one of its children, as in ``value_table.weight``.
+
+    Args:
+        units: Counts of units, which each device divides by the number of devices; each must be divisible.
+        lists: Lists with an item per unit.
+        into: The linear layer that maps the input to the units, divided along its output, piece by piece.
+        out: The linear layer that maps the units to the output, divided along its input: the devices' products add up.
+        along: Other parameters with entries for each unit, and the dimension along which those are.
+        pieces: For a parameter in ``along`` that concatenates several matrices: their names and lengths.
+        whole: Parameters, or layers with parameters, that every device uses whole, on its own units only.
+        once: Parameters added to the output of all devices together, once.
+        alike: Parameters, or layers with parameters, used before or after the units, equally on every device.
+        parts: Children that are divided as they themselves describe.
+        adds_up: Whether the layer's outputs on all devices add up, if there is no ``out`` whose products do.
+    """
+
+    units: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    into: str | None = None
+    out: str | None = None
+    along: Mapping[str, int] = field(default_factory=dict)
+    pieces: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    adds_up: bool = False
+
+
 class Layer(nn.Module):
     """A part of a model that describes itself."""
+
+    sees_rows: bool = False
+    """Whether its output for a token depends on other tokens without being attention, so that it needs whole rows."""
 
     inner: str | None = None
     """Name of the wrapped child, whose intermediates are recorded under the wrapper's own name."""
@@ -73,6 +110,10 @@ class Layer(nn.Module):
     def matrices(self) -> Iterator[Matrix]:
         """The layer's own matrices, excluding its children's."""
         return iter(())
+
+    def cut(self) -> Cut | None:
+        """How the layer is divided over devices; None if it cannot be."""
+        return None
 
     def flops(self, positions: Tensor) -> float:
         """FLOPs of the matrix products in one token's forward pass, averaged over ``positions``."""

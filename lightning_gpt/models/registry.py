@@ -254,7 +254,7 @@ class Models(Generic[T]):
         def add(model: type[T]) -> type[T]:
             if name in self._classes:
                 raise CallError(f"a model {name!r} is already registered; choose another name")
-            model.name = name  # type: ignore[attr-defined]
+            model.name, model.class_name = name, model.__name__  # type: ignore[attr-defined]
             self._classes[name] = model, config
             return model
 

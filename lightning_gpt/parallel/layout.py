@@ -81,9 +81,9 @@ class Layout:
         return math.prod(map(self.size, AXES))
 
     @property
-    def is_parallel(self) -> bool:
-        """Whether any axis but the data axis has more than one device."""
-        return any(self.size(axis) > 1 for axis in AXES if axis != "data")
+    def is_chosen(self) -> bool:
+        """Whether an axis was given more than one device, so that the layout is not left to the trainer."""
+        return any(getattr(self, axis) not in (1, "auto") for axis in AXES)
 
     def on(self, devices: int) -> "Layout":
         """The layout with the size of its data axis filled in.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lightning_gpt.checkpoint_folder import Saved, StoredTensor, key_of, path_of, tensors_of
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.named_tensors import differences
+from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.storage import BoxLoadPlanner, BoxSavePlanner, FolderWriter, SavedReader
 
 
@@ -44,7 +45,7 @@ class Origin:
     offsets: tuple[int, ...]
 
 
-class Held:
+class Boxes:
     """What this process holds of one canonical tensor, as torch's distributed checkpoints ask for it.
 
     Args:
@@ -64,6 +65,8 @@ class Held:
         if isinstance(local, DTensor):
             _, inside = compute_local_shape_and_global_offset(tensor.shape, local.device_mesh, local.placements)
             local = local.to_local()
+        if tensor.dim() and not self.shape:  # a scalar, kept as a vector
+            local, inside = local.view(()) if local.numel() else local, ()
         if not local.numel():
             return
         box = torch.Size(a + b for a, b in zip(offsets, inside, strict=True))
@@ -77,9 +80,9 @@ class Held:
         for box, local in self._same:
             local.copy_(self.boxes[box])
 
-    def copied(self) -> "Held":
+    def copied(self) -> "Boxes":
         """A copy in the memory of the CPU, which later steps do not change."""
-        copy = Held(tuple(self.shape), self.dtype)
+        copy = Boxes(tuple(self.shape), self.dtype)
         for offsets, local in self.boxes.items():
             copy.boxes[offsets] = torch.empty(local.shape, dtype=local.dtype).copy_(local)
         return copy
@@ -106,14 +109,14 @@ class Held:
         return self.boxes[index.offset]
 
 
-def held(content: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, Held]:
+def boxes_of(content: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, Boxes]:
     """What this process holds of a checkpoint's tensors, by their keys in one process.
 
     Args:
         content: The checkpoint as Lightning has put it together, under the names and with the tensors of this layout.
         origins: Where the tensors that have another name or shape in one process begin there.
     """
-    found: dict[str, Held] = {}
+    found: dict[str, Boxes] = {}
     for key, tensor in tensors_of(content):
         part, name, *kind = path_of(key)
         origin = origins.get(name)
@@ -121,7 +124,7 @@ def held(content: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str,
             origin = Origin(origin.name if origin else name, tuple(tensor.shape), (0,) * tensor.dim())
         key = key_of(part, origin.name, *kind)
         if key not in found:
-            found[key] = Held(origin.shape, tensor.dtype)
+            found[key] = Boxes(origin.shape, tensor.dtype)
         found[key].add(tensor, origin.offsets)
     return found
 
@@ -138,7 +141,7 @@ def _in_a_line() -> Iterator[None]:
 
 
 def save(
-    state: Mapping[str, Held], content: Mapping[str, Any], folder: Path, group: dist.ProcessGroup | None = None
+    state: Mapping[str, Boxes], content: Mapping[str, Any], folder: Path, group: dist.ProcessGroup | None = None
 ) -> None:
     """Write a checkpoint folder; all processes must call it.
 
@@ -157,7 +160,7 @@ def save(
         )
 
 
-def load(saved: Saved, state: Mapping[str, Held], group: dist.ProcessGroup | None = None) -> None:
+def load(saved: Saved, state: Mapping[str, Boxes], group: dist.ProcessGroup | None = None) -> None:
     """Read the boxes that this process holds, in place; all processes must call it.
 
     Args:
@@ -177,7 +180,7 @@ def load(saved: Saved, state: Mapping[str, Held], group: dist.ProcessGroup | Non
     parts = {path_of(key)[0] for key in everything}
     check(saved, {key: shape for key, (shape, _) in everything.items()}, parts)
     # torch wants the same keys in all processes
-    whole = {key: state.get(key) or Held(*each) for key, each in sorted(everything.items())}
+    whole = {key: state.get(key) or Boxes(*each) for key, each in sorted(everything.items())}
     with _in_a_line():
         load_distributed(whole, storage_reader=SavedReader(saved), planner=BoxLoadPlanner(), process_group=group)
     for each in whole.values():
@@ -223,31 +226,31 @@ def materialise(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], s
             for kind, stored in kinds.get(names[parameter], {}).items():
                 if kind in optimizer.state[parameter]:
                     continue
-                if stored.shape:
-                    optimizer.state[parameter][kind] = torch.zeros_like(parameter)
-                else:
+                if kind == "step":
                     device = parameter.device if on_device else torch.device("cpu")
                     optimizer.state[parameter][kind] = torch.zeros((), dtype=stored.dtype, device=device)
+                else:
+                    optimizer.state[parameter][kind] = torch.zeros_like(parameter)
 
 
-def origins_of(model: nn.Module, pieces: Mapping[str, tuple[str, int]]) -> dict[str, Origin]:
+def origins_of(tensors: Mapping[str, Tensor], pieces: Pieces) -> dict[str, Origin]:
     """Where the pieces of fused parameters begin in what one process has.
 
     Args:
-        model: The model, which holds the pieces as parameters.
-        pieces: By the name of each piece, in order: the name of the fused parameter and the dimension along which its
-            pieces are joined.
+        tensors: What this process holds, by name.
+        pieces: Which of them are pieces of fused parameters.
     """
-    parameters = dict(model.named_parameters())
     lengths: dict[str, int] = {}
-    begins: dict[str, int] = {}
-    for name, (fused, dim) in pieces.items():
-        begins[name] = lengths.get(fused, 0)
-        lengths[fused] = begins[name] + parameters[name].shape[dim]
-    origins = {}
-    for name, (fused, dim) in pieces.items():
-        shape = list(parameters[name].shape)
-        shape[dim] = lengths[fused]
-        offsets = [begins[name] if each == dim % len(shape) else 0 for each in range(len(shape))]
-        origins[name] = Origin(fused, tuple(shape), tuple(offsets))
-    return origins
+    for piece in pieces.values():
+        lengths[piece.fused] = max(lengths.get(piece.fused, 0), piece.start + piece.length)
+    found = {}
+    for name in tensors.keys() & pieces.keys():
+        piece, shape = pieces[name], list(tensors[name].shape)
+        if piece.dim is None:
+            found[name] = Origin(piece.fused, (), ())
+            continue
+        dim = piece.dim % len(shape)
+        shape[dim] = lengths[piece.fused]
+        offsets = [piece.start if each == dim else 0 for each in range(len(shape))]
+        found[name] = Origin(piece.fused, tuple(shape), tuple(offsets))
+    return found

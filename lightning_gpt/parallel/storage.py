@@ -99,7 +99,7 @@ class FolderWriter(StorageWriter):
 
 
 class BoxSavePlanner(DefaultSavePlanner):
-    """Torch's planner, for a state that names boxes: :class:`~lightning_gpt.parallel.state.Held` by key."""
+    """Torch's planner, for a state that names boxes: :class:`~lightning_gpt.parallel.state.Boxes` by key."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)

@@ -1,18 +1,16 @@
 """How the Trainer writes and reads checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
-from torch import Tensor
 
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.errors import WorkError
-from lightning_gpt.training.saving import BackgroundSaves, copied
+from lightning_gpt.saving import BackgroundSaves, first_non_finite
 from lightning_gpt.whole_file import make_room, previous_of, remove
 
 
@@ -28,8 +26,7 @@ class CheckedFiles(CheckpointIO):
     """
 
     def __init__(self, background: bool = False) -> None:
-        self.background = background
-        self.saves = BackgroundSaves()
+        self.saves = BackgroundSaves(background)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -52,19 +49,7 @@ class CheckedFiles(CheckpointIO):
                     f"the weights of step {checkpoint.get('global_step')} are not finite ({name}): they are not saved "
                     f"in {path}"
                 )
-        self.write(partial(_write_file, Path(path)), checkpoint)
-
-    def write(self, save: Callable[[dict[str, Any]], None], content: dict[str, Any]) -> None:
-        """Have ``save`` write ``content``, in the background if so chosen.
-
-        Raises:
-            BaseException: What this save, or an earlier one in the background, failed with.
-        """
-        if self.background:
-            self.saves.wait()  # before the copy: there is memory for one
-            self.saves.start(partial(save, copied(content)))
-        else:
-            save(content)
+        self.saves.write(partial(_write_file, Path(path)), checkpoint)
 
     def teardown(self) -> None:
         """Wait for the last save."""
@@ -95,15 +80,3 @@ def _write_file(path: Path, content: dict[str, Any]) -> None:
     if path.is_dir():  # another layout has saved a folder here; what was kept of it stays as the one before
         path.replace(make_room(previous_of(path)))
     write_checkpoint(content, path)
-
-
-def first_non_finite(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor with a value that is not finite; None if there is none.
-
-    All tensors are checked at once, so that a GPU is waited for only once.
-    """
-    floats = {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    finite = [value.isfinite().all() for value in floats.values()]
-    if not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all()):
-        return None
-    return next(name for name, each in zip(floats, finite, strict=True) if not bool(each))

@@ -15,11 +15,15 @@ from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.share import data_place
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.base import models
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.registry import Given
+from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients, total_norm
+from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.training import resumed
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
@@ -74,8 +78,8 @@ class LanguageModule(EvaluatedModule):
         """Mean cross-entropy of the batch in nats, plus the z-loss if there is one.
 
         Dropout, and every other random choice of the model, is a function of the seed (that of ``seed_everything``, or
-        0), the process and the micro-batch's place in the run. The place is the number of rows trained on so far if the
-        batch has a ``cursor``, else the optimizer step and ``batch_idx``.
+        0), the share of the rows that the process reads, and the micro-batch's place in the run. The place is the
+        number of rows trained on so far if the batch has a ``cursor``, else the optimizer step and ``batch_idx``.
 
         Args:
             batch: ``ids`` and ``targets``, both ``(rows, block_size)``; ``documents``, ``starts`` and ``cursor`` are
@@ -90,11 +94,38 @@ class LanguageModule(EvaluatedModule):
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
-        seed_generators(hash((seed, *place, self.global_rank)), self.device)
+        seed_generators(hash((seed, *place, data_place(self.trainer)[0])), self.device)
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
             return self.model.loss(
                 batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
             )
+
+    @property
+    def compiles_blocks(self) -> bool:
+        """Whether training steps run each block through ``torch.compile``."""
+        return self._compiled is not None
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether each process has a part of the model only, so that looking at it takes all of them."""
+        return isinstance(self.trainer.strategy, MeshStrategy)
+
+    def whole_model(self) -> LanguageModel | None:
+        """The model to look at, in the first process; None in the others. All processes must call it.
+
+        It is the model itself, or a copy if each process has only a part of it.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, MeshStrategy):
+            return strategy.whole_model()
+        return self.model if self.trainer.is_global_zero else None
+
+    def model_to_count(self) -> LanguageModel:
+        """The model to count with, not to run: without weights if each process has only a part of them."""
+        if not self.is_spread:
+            return self.model
+        with torch.device("meta"):
+            return models.build(self.model.describe())
 
     def forget_non_finite(self) -> None:
         """Empty the memory of the lanes that hold a value that is not finite, after a step that was not taken."""
@@ -107,7 +138,7 @@ class LanguageModule(EvaluatedModule):
             return 0
         if self._cursor is None:
             return batch_idx % self.trainer.accumulate_grad_batches
-        return micro_batch_of(self._cursor, len(batch["ids"]) * self.trainer.world_size)
+        return micro_batch_of(self._cursor, len(batch["ids"]) * data_place(self.trainer)[1])
 
     def _compiled_blocks(self) -> AbstractContextManager[None]:
         return nullcontext() if self._compiled is None else self._compiled.training()
@@ -143,7 +174,7 @@ class LanguageModule(EvaluatedModule):
         fused = False if self.trainer.precision == "16-mixed" else None
         half = torch.bfloat16 if self.trainer.precision in ("bf16-mixed", "bf16-true") else None
         chosen = optimizer(self.model, o, fused, half)
-        name_states(chosen, self.named_parameters())
+        name_states(chosen, self.named_parameters)
         scheduled = schedule(chosen, o, int(steps))
         self._group_options = resumed.group_options(chosen)
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": scheduled, "interval": "step"}}
@@ -165,9 +196,10 @@ class LanguageModule(EvaluatedModule):
         fp16 has a GradScaler, and with fp16 the optimizer is not fused.
         """
         if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+            clip_value(gradients(self.parameters()), gradient_clip_val)
         elif gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            found = gradients(self.parameters())
+            clip_norm(found, gradient_clip_val, total_norm(found))
 
     def on_fit_start(self) -> None:
         """Find the mixtures of experts; refuse data that the memory or the batch warm-up cannot work with."""
@@ -212,8 +244,10 @@ class LanguageModule(EvaluatedModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the optimization options and load the memory of each lane; adapt to another micro-batch size.
 
-        Lightning counts micro-batches, so its counts are converted if their size has changed.
+        Lightning counts micro-batches, so its counts are converted if their size has changed. It loads the weights
+        before it converts the model to the run's precision; converted here, double precision loses no bit.
         """
+        self.trainer.precision_plugin.convert_module(self)
         if self.trainer.state.fn == "fit" and resumed.OPTIMIZATION_KEY in checkpoint:
             self._changes = resumed.changes(checkpoint[resumed.OPTIMIZATION_KEY], self._recorded_optimization())
         data = self.text
@@ -222,7 +256,7 @@ class LanguageModule(EvaluatedModule):
         if self._lanes is not None and self.trainer.state.fn == "fit":
             states, micro_batches = checkpoint.get(_MEMORY_KEY, {}), self.trainer.accumulate_grad_batches
             if all(len(tensor) == data.micro_batch_rows * micro_batches for tensor in states.values()):
-                self._lanes.load(states, micro_batches, self.global_rank, self.trainer.world_size)
+                self._lanes.load(states, micro_batches, *data_place(self.trainer))
         if TextData.__qualname__ not in checkpoint or "loops" not in checkpoint:
             return
         was, now = checkpoint[TextData.__qualname__].get("micro_batch_rows"), data.micro_batch_rows
@@ -237,18 +271,21 @@ class LanguageModule(EvaluatedModule):
         checkpoint[MODEL_KEY] = self.model.describe()
         checkpoint[resumed.OPTIMIZATION_KEY] = self._recorded_optimization()
         if self._lanes is not None:
-            checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_processes)
+            checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_shares)
 
     def _recorded_optimization(self) -> dict[str, Any]:
         data = self.text
         rows = None if data is None else data.micro_batch_rows * self._accumulated
         return resumed.recorded(self.optimization, self.trainer, rows)
 
-    def _of_all_processes(self, tensor: Tensor) -> Tensor:
-        """``(processes, ...)``; Lightning adds no dimension if there is only one process."""
-        gathered = self.all_gather(tensor)
+    def _of_all_shares(self, tensor: Tensor) -> Tensor:
+        """``(shares, ...)``, from the first process that reads each share of the rows."""
+        if self.trainer.world_size == 1:  # Lightning adds no dimension
+            return tensor[None]
+        gathered, ranks = self.all_gather(tensor), self.all_gather(torch.tensor(data_place(self.trainer)[0]))
         assert isinstance(gathered, Tensor)
-        return gathered if self.trainer.world_size > 1 else gathered[None]
+        assert isinstance(ranks, Tensor)
+        return gathered[[ranks.tolist().index(rank) for rank in range(data_place(self.trainer)[1])]]
 
 
 class GPTModule(LanguageModule):

@@ -14,6 +14,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.options import NotNegative, Positive, Range, ShareBelowOne, check_options
+from lightning_gpt.parallel.norms import local
+from lightning_gpt.parallel.whole import own_part, whole_like
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Of the quintic: steep at 0, so that small singular values grow fast, and in the end about 1 rather than 1."""
@@ -64,10 +66,7 @@ def hidden_matrices(model: LanguageModel) -> dict[tuple[int, ...], list[Tensor]]
     Every layer says which those are (:meth:`~lightning_gpt.models.layer.Layer.matrices`). Fused queries, keys and
     values are three, ``(dim, dim, dim)``; a gated network's first product is two. A parameter that is a single matrix,
     or a stack of them, is under ``()``. Tables of tokens or positions, the output head and what scores experts or
-    tokens are not among them.
-
-    Raises:
-        CallError: Where the parameters are sharded, so that no process holds a whole matrix.
+    tokens are not among them. Of a model that a layout spreads over processes, ask before it is spread.
     """
     found: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for matrix in all_matrices(model):
@@ -75,7 +74,8 @@ def hidden_matrices(model: LanguageModel) -> dict[tuple[int, ...], list[Tensor]]
             continue
         if isinstance(matrix.weight, DTensor) or matrix.weight.ndim < 2:
             raise CallError(
-                "optimizer muon needs whole matrices and the strategy shards them; use strategy ddp, or optimizer adamw"
+                "optimizer muon needs whole matrices and this strategy shards them: divide the model by "
+                "--parallel.shard instead, or use strategy ddp, or optimizer adamw"
             )
         rows = tuple(matrix.pieces.values())
         found[rows if len(rows) > 1 else ()].append(matrix.weight)
@@ -99,7 +99,8 @@ class Muon(torch.optim.Optimizer):
 
     ``torch.optim.Muon`` does one matrix at a time, takes a fused product of queries, keys and values for a single
     matrix, knows matrices only, and always computes in bf16, which not every CPU is fast in. Here matrices of equal
-    shape go through the iteration as one batch.
+    shape go through the iteration as one batch. Of parameters that a layout spreads over processes, the directions are
+    gathered, and every process makes all of them orthogonal and keeps its part of the move.
 
     Args:
         matrices: What :func:`hidden_matrices` gives.
@@ -142,6 +143,7 @@ class Muon(torch.optim.Optimizer):
         self._rest.param_groups = [group for group in self.param_groups if "rows" not in group]
         self._rest.state = self.state
         self._rest.step()
+        self._spread: list[tuple[DTensor, Tensor]] = []
         by_shape: dict[tuple[Any, ...], list[_Update]] = defaultdict(list)
         for group in self.param_groups:
             if "rows" in group:
@@ -149,6 +151,9 @@ class Muon(torch.optim.Optimizer):
                     by_shape[(*update.matrices.shape[-2:], group["newton_schulz_steps"])].append(update)
         for (rows, columns, steps), updates in by_shape.items():
             self._apply(updates, rows, columns, steps)
+        for parameter, move in self._spread:
+            local(parameter).add_(own_part(move, parameter, None))
+        self._spread = []
         return loss
 
     def _updates(self, group: dict[str, Any]) -> Iterable[_Update]:
@@ -157,12 +162,20 @@ class Muon(torch.optim.Optimizer):
             gradient = parameter.grad
             if gradient is None:
                 continue
-            mean = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-            mean.lerp_(gradient, 1 - group["momentum"])
-            direction = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            rows = list(group["rows"]) or [parameter.shape[-2]]
-            pieces = zip(torch.split(parameter, rows, dim=-2), torch.split(direction, rows, dim=-2), strict=True)
+            state = self.state[parameter]
+            mean = local(state.setdefault("momentum", torch.zeros_like(parameter)))
+            mean.lerp_(local(gradient), 1 - group["momentum"])
+            direction = local(gradient).lerp(mean, group["momentum"]) if group["nesterov"] else mean
+            local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
+            whole: Tensor = parameter
+            if isinstance(parameter, DTensor):  # no process has a whole matrix: each makes all of them orthogonal
+                direction = whole_like(direction, parameter)
+                whole = torch.zeros_like(direction)
+                self._spread.append((parameter, whole))
+            rows = list(group["rows"])
+            if sum(rows) != whole.shape[-2]:  # a single matrix, or a piece that a layout keeps by itself
+                rows = [whole.shape[-2]]
+            pieces = zip(torch.split(whole, rows, dim=-2), torch.split(direction, rows, dim=-2), strict=True)
             yield from (_Update(matrices, towards, group["lr"]) for matrices, towards in pieces)
 
     def _apply(self, updates: list[_Update], rows: int, columns: int, steps: int) -> None:

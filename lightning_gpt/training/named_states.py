@@ -4,7 +4,7 @@ The number of a parameter depends on the groups of an optimizer and on how a mod
 not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_gpt.errors import CallError
 
 
-def name_states(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, Tensor]]) -> None:
+def name_states(optimizer: torch.optim.Optimizer, parameters: Callable[[], Iterable[tuple[str, Tensor]]]) -> None:
     """Have ``optimizer.state_dict()`` name its parameters, and ``load_state_dict()`` find them by name.
 
     What is loaded is the state of each parameter. The groups and their options stay as they are: they follow from the
@@ -21,11 +21,11 @@ def name_states(optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str
 
     Args:
         optimizer: The optimizer.
-        parameters: Every parameter that it trains, with its name.
+        parameters: Gives every parameter that it trains, with its name. A layout replaces parameters and their names.
     """
-    names = {parameter: name for name, parameter in parameters}
 
     def in_order(optimizer: torch.optim.Optimizer) -> list[str]:
+        names = {parameter: name for name, parameter in parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def named(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -79,13 +79,7 @@ def place(trainer: L.Trainer, device: torch.device, data: TextData | None) -> st
         device: That of the first process.
         data: What it reads; None if that is not a :class:`~lightning_gpt.data.datamodule.TextData`.
     """
-    processes = f"{trainer.world_size} processes" if trainer.world_size > 1 else "1 process"
-    rows = ""
-    if data is not None:
-        rows = (
-            f"{data.step_rows} rows per step (batch_size {data.batch_size} × {processes} × "
-            f"{trainer.accumulate_grad_batches} accumulated), "
-        )
+    rows = "" if data is None else f"{data.step_rows} rows per step ({data.share.described()}), "
     return (
         f"resuming after step {trainer.global_step:,} of {trainer.estimated_stepping_batches:,} from "
         f"{trainer.ckpt_path}: {rows}{device.type}, precision {trainer.precision}"

@@ -19,10 +19,15 @@ from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.checkpoint_folder import Saved, read_saved, without_tensors
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.parallel import state
+from lightning_gpt.parallel.packed import Piece
+from lightning_gpt.saving import BackgroundSaves
 from lightning_gpt.training.named_states import name_states
-from lightning_gpt.training.saving import BackgroundSaves
 
-PIECES = {f"up.{name}_{number}": (f"up.{name}", 0) for name in ("weight", "bias") for number in (0, 1)}
+PIECES = {
+    f"up.{name}_{number}": Piece(f"up.{name}", 0, start, length)
+    for name in ("weight", "bias")
+    for number, (start, length) in enumerate([(0, 4), (4, 6)])
+}
 STEPS = 3
 
 
@@ -62,7 +67,7 @@ def built(layout: str) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, stat
         mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     if layout in ("pieces", "pieces cut"):
         model.up = Fused(model.up)
-        origins = state.origins_of(model, PIECES)
+        origins = state.origins_of(model.state_dict(), PIECES)
     if layout == "pieces cut":  # as the tensor axis cuts them
         for name, parameter in list(model.up.named_parameters()):
             setattr(model.up, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)])))
@@ -71,7 +76,7 @@ def built(layout: str) -> tuple[nn.Module, torch.optim.Optimizer, dict[str, stat
             fully_shard(unit, mesh=mesh)
     together = layout != "pieces cut"  # DTensors and plain tensors cannot be updated in one call
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=together, foreach=False)
-    name_states(optimizer, model.named_parameters())
+    name_states(optimizer, model.named_parameters)
     return model, optimizer, origins
 
 
@@ -96,7 +101,7 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, origins
     saved = Saved(path)
     names = {p: origins[n].name if n in origins else n for n, p in model.named_parameters()}
     state.materialise(optimizer, names, saved)
-    state.load(saved, state.held(content_of(model, optimizer), origins))
+    state.load(saved, state.boxes_of(content_of(model, optimizer), origins))
 
 
 def in_processes(work: Callable[..., None], count: int, *args: Any) -> None:
@@ -127,9 +132,11 @@ def save_each(folder: Path) -> None:
         model, optimizer, origins = built(layout)
         losses(model, optimizer, 0)
         content = content_of(model, optimizer, global_step=STEPS)
-        own = {key: each.copied() for key, each in state.held(content, origins).items()}
-        saves = BackgroundSaves()
-        saves.start(lambda: state.save(own, without_tensors(content), folder / layout, group))  # noqa: B023
+        saves, path = BackgroundSaves(), folder / layout
+        saves.write(
+            lambda given, path=path: state.save(*given, path, group),  # type: ignore[misc]
+            (state.boxes_of(content, origins), without_tensors(content)),
+        )
         losses(model, optimizer, STEPS)
         saves.wait()
 
@@ -154,8 +161,8 @@ def refuse(folder: Path) -> None:
         load(folder / "flipped", model, optimizer, origins)
     losses(model, optimizer, 0)
     content = content_of(model, optimizer, global_step=STEPS)
-    held, path = state.held(content, origins), folder / "kept"
-    state.save(held, without_tensors(content), path)
+    boxes, path = state.boxes_of(content, origins), folder / "kept"
+    state.save(boxes, without_tensors(content), path)
     before = sorted(file.name for file in path.iterdir())
     write, whole = state.FolderWriter.write_data, None
     if rank == 1:
@@ -165,13 +172,13 @@ def refuse(folder: Path) -> None:
 
         state.FolderWriter.write_data = full  # type: ignore[method-assign]
     with pytest.raises(WorkError, match="the disk is full"):
-        state.save(held, without_tensors(content), path)
+        state.save(boxes, without_tensors(content), path)
     state.FolderWriter.write_data = write  # type: ignore[method-assign]
     if rank == 0:
         whole = read_saved(path)
         assert whole["global_step"] == STEPS
         assert set(before) <= {file.name for file in path.iterdir()}
-    state.save(held, {**without_tensors(content), "global_step": 9}, path)
+    state.save(boxes, {**without_tensors(content), "global_step": 9}, path)
     if rank == 0:
         assert read_saved(path)["global_step"] == 9
         assert len(list(path.iterdir())) == len(before), "what the failed save has left is removed"

@@ -12,27 +12,27 @@ import torch
 
 from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.errors import WorkError
+from lightning_gpt.saving import BackgroundSaves, copied
 from lightning_gpt.training.callbacks import LastCheckpoint
 from lightning_gpt.training.checkpoint_io import CheckedFiles
-from lightning_gpt.training.saving import BackgroundSaves, copied
 from lightning_gpt.whole_file import previous_of
 from tests.training.toy import Toy, fit
 
 STEPS = 6
 
 
-class SlowDisk(CheckedFiles):
+class SlowDisk(BackgroundSaves):
     """Begins to write only once the training has gone on by two steps, or has ended."""
 
     def __init__(self, module: Toy) -> None:
-        super().__init__(background=True)
+        super().__init__()
         self.module = module
         self.gone_on: list[bool] = []
 
-    def write(self, save: Callable[[dict[str, Any]], None], content: dict[str, Any]) -> None:
+    def write(self, save: Callable[[Any], None], content: Any) -> None:
         begun = len(self.module.seen)
 
-        def later(content: dict[str, Any]) -> None:
+        def later(content: Any) -> None:
             end = time.monotonic() + 60
             while len(self.module.seen) < min(begun + 2, STEPS) and time.monotonic() < end:
                 time.sleep(0.001)
@@ -42,10 +42,27 @@ class SlowDisk(CheckedFiles):
         super().write(later, content)
 
 
+class FullDisk(BackgroundSaves):
+    """Fails."""
+
+    def write(self, save: Callable[[Any], None], content: Any) -> None:
+        def fail(content: Any) -> None:
+            raise WorkError(f"no space for step {content['global_step']}")
+
+        super().write(fail, content)
+
+
+def files(saves: BackgroundSaves) -> CheckedFiles:
+    """The plugin of a run, with these saves."""
+    plugin = CheckedFiles()
+    plugin.saves = saves
+    return plugin
+
+
 def test_the_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
     module = Toy([1.0] * STEPS)
     disk = SlowDisk(module)
-    fit(module, tmp_path, LastCheckpoint(every_n_steps=3), plugins=[disk])
+    fit(module, tmp_path, LastCheckpoint(every_n_steps=3), plugins=[files(disk)])
     assert disk.gone_on == [True, True]
     last = tmp_path / "checkpoints/last.ckpt"
     for path, step in ((previous_of(last), 3), (last, 6)):
@@ -55,34 +72,27 @@ def test_the_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_ends_the_training(tmp_path: Path) -> None:
-    class FullDisk(CheckedFiles):
-        def write(self, save: Callable[[dict[str, Any]], None], content: dict[str, Any]) -> None:
-            def fail(content: dict[str, Any]) -> None:
-                raise WorkError(f"no space for step {content['global_step']}")
-
-            super().write(fail, content)
-
     module = Toy([1.0] * STEPS)
     with pytest.raises(WorkError, match="no space for step 2"):
-        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[FullDisk(background=True)])
+        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[files(FullDisk())])
     assert len(module.seen) == 4, "the next save finds it"
     module = Toy([1.0] * 2)
     with pytest.raises(WorkError, match="no space for step 2"):
-        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[FullDisk(background=True)])
+        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[files(FullDisk())])
 
 
 def test_an_error_is_raised_once_and_one_save_is_written_at_a_time() -> None:
     saves, running, order = BackgroundSaves(), threading.Event(), []
 
-    def first() -> None:
+    def first(content: Any) -> None:
         running.wait(60)
         order.append(1)
         raise WorkError("full")
 
-    saves.start(first)
+    saves.write(first, {})
     running.set()
     with pytest.raises(WorkError, match="full"):
-        saves.start(lambda: order.append(2))
+        saves.write(lambda content: order.append(2), {})
     saves.wait()
     assert order == [1]
 
@@ -91,7 +101,7 @@ def test_no_process_is_forked_inside_a_save() -> None:
     """It would keep the file open."""
     saves, order = BackgroundSaves(), []
     go = threading.Event()
-    saves.start(lambda: (go.wait(60), order.append("saved"))[1])
+    saves.write(lambda content: (go.wait(60), order.append(content))[1], "saved")
     threading.Timer(0.05, go.set).start()
     child = os.fork()
     if child == 0:

@@ -1,6 +1,7 @@
 """Attention as the difference of two softmaxes."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.layer import Cut
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
@@ -63,6 +65,10 @@ class DifferentialAttention(MultiHeadAttention):
         for vector in (self.first_q, self.first_k, self.second_q, self.second_k):
             with torch.no_grad():
                 vector.normal_().mul_(0.1)
+
+    def cut(self) -> Cut | None:
+        cut, more = super().cut(), ("first_q", "first_k", "second_q", "second_k", "head_norm")
+        return None if cut is None else replace(cut, whole=(*cut.whole, *more))
 
     @property
     def factor(self) -> Tensor:

@@ -8,7 +8,7 @@ from lightning_gpt.models.attention.formula import Backend, CausalAttention
 from lightning_gpt.models.attention.mask import columns_counted
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.layer import Linear
+from lightning_gpt.models.layer import Cut, Linear
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
@@ -84,6 +84,10 @@ class MultiHeadAttention(CausalAttention):
     def flops(self, positions: Tensor) -> float:
         """The projections, plus ``4 · n_head · head_dim`` per column for scores and mixed values."""
         return super().flops(positions) + 4 * self.n_head * self.head_dim * columns_counted(self, positions)
+
+    def cut(self) -> Cut | None:
+        """By heads; a device has whole groups of query heads with their key head."""
+        return Cut(units=("n_head", "n_kv_head"), into="qkv", out="w_o", whole=("q_norm", "k_norm"))
 
     def query_gains(self) -> list[nn.Parameter]:
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []

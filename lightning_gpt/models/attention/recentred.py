@@ -5,6 +5,7 @@ Averaging makes tokens alike; these kinds subtract the average, or amplify the r
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
+from lightning_gpt.models.layer import Cut
 
 
 class RecentredAttention(MultiHeadAttention, ABC):
@@ -89,6 +91,10 @@ class ShapedAttention(RecentredAttention):
         for share in (self.identity_share, self.softmax_share, self.uniform_share):
             nn.init.ones_(share)
 
+    def cut(self) -> Cut | None:
+        cut, shares = super().cut(), ("identity_share", "softmax_share", "uniform_share")
+        return None if cut is None else replace(cut, along=dict.fromkeys(shares, 0))
+
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """α, β and γ, all learned."""
         return _by_head(self.identity_share), _by_head(self.softmax_share), _by_head(self.uniform_share)
@@ -112,6 +118,10 @@ class AttnScale(RecentredAttention):
     def reset_parameters(self) -> None:
         """ω = 0: plain attention."""
         nn.init.zeros_(self.omega)
+
+    def cut(self) -> Cut | None:
+        cut = super().cut()
+        return None if cut is None else replace(cut, along={"omega": 0})
 
     def shares(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """No identity, 1 + ω and ω."""

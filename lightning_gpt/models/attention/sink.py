@@ -1,6 +1,7 @@
 """Softmax attention that can attend to nothing."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning_gpt.models.attention.formula import attention_pattern
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
+from lightning_gpt.models.layer import Cut
 
 
 @attentions.register("sink")
@@ -34,6 +36,10 @@ class SinkAttention(MultiHeadAttention):
     def reset_parameters(self) -> None:
         """b = 0."""
         nn.init.zeros_(self.null_logit)
+
+    def cut(self) -> Cut | None:
+        cut = super().cut()
+        return None if cut is None else replace(cut, along={"null_logit": 0})
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         null = self.null_logit.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)

@@ -1,6 +1,7 @@
 """Attention whose values also include part of the input: the first layer's values, or a table lookup per token."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.layer import Embedding
+from lightning_gpt.models.layer import Cut, Embedding
 
 
 class MixedValueAttention(MultiHeadAttention, ABC):
@@ -34,6 +35,10 @@ class MixedValueAttention(MultiHeadAttention, ABC):
         q, k, v = super().heads(x, context)
         own, brought = self.value_shares
         return q, k, own * v + brought * self.brought_along(v, context)
+
+    def cut(self) -> Cut | None:
+        cut = super().cut()
+        return None if cut is None else replace(cut, whole=(*cut.whole, "value_shares"))
 
     @abstractmethod
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
@@ -73,6 +78,10 @@ class ValueEmbeddingAttention(MixedValueAttention):
     def __init__(self, *, vocab_size: int, **shared: Any) -> None:
         super().__init__(**shared)
         self.value_table = Embedding(vocab_size, self.n_kv_head * self.head_dim, target="heads")
+
+    def cut(self) -> Cut | None:
+        cut = super().cut()
+        return None if cut is None else replace(cut, along={"value_table.weight": 1})
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
         if context.ids is None:  # a layer run on its own has no token ids to look up

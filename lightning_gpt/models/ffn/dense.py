@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.layer import Layer, Linear
+from lightning_gpt.models.layer import Cut, Layer, Linear
 from lightning_gpt.models.registry import Registry
 from lightning_gpt.options import Width
 
@@ -46,6 +46,10 @@ class FeedForward(Layer):
     def activate(up: Tensor) -> Tensor:
         """Map the products ``(..., len(pieces)·hidden)`` to ``(..., hidden)``."""
         return F.gelu(up, approximate="tanh")
+
+    def cut(self) -> Cut | None:
+        """By hidden units."""
+        return Cut(units=("hidden",), into="up", out="down")
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """Map ``(..., dim)`` to the same shape."""

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_gpt.models.layer import Cut
 from lightning_gpt.models.positions.scheme import Positions, position_schemes
 
 
@@ -23,6 +24,10 @@ class AlibiPositions(Positions):
         lower = 2 ** int(math.log2(n_head))
         self.slopes = [2 ** (-8 * h / lower) for h in range(1, lower + 1)]
         self.slopes += [2 ** (-4 * h / lower) for h in range(1, 2 * (n_head - lower), 2)]
+
+    def cut(self) -> Cut | None:
+        """By heads."""
+        return Cut(lists=("slopes",))
 
     def bias(self, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor:
         wide = torch.promote_types(dtype, torch.float32)

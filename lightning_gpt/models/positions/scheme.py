@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import Registry
 
 position_schemes: Registry["Positions"] = Registry("position", "dim", "n_head", "block_size")
@@ -29,6 +29,10 @@ class Positions(Layer):
 
     def check_width(self, width: int, name: str = "a head's width") -> None:
         """Raise a CallError if the scheme cannot act on vectors of this width; ``name`` names it in the message."""
+
+    def cut(self) -> Cut | None:
+        """Nothing is divided, unless the scheme adds to the scores of each head; such a scheme overrides this."""
+        return None if self.biases else Cut(alike=tuple(name for name, _ in self.named_parameters(recurse=False)))
 
     def embedding(self, time: int, positions: Tensor | None) -> Tensor:
         """Position vectors for ``time`` tokens at ``positions`` (0 to time − 1 if None); for absolute schemes.

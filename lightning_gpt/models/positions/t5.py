@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.layer import Matrix
+from lightning_gpt.models.layer import Cut, Matrix
 from lightning_gpt.models.positions.scheme import Positions, position_schemes
 from lightning_gpt.options import Length, Range
 
@@ -45,6 +45,10 @@ class T5Positions(Positions):
 
     def matrices(self) -> Iterator[Matrix]:
         yield Matrix(self.weight, "position", "score")
+
+    def cut(self) -> Cut | None:
+        """By heads."""
+        return Cut(along={"weight": 1})
 
     def bucket(self, distance: Tensor) -> Tensor:
         """Map distances back, 0 or more, to bucket numbers."""

@@ -224,6 +224,7 @@ class RoutedBlock(Layer):
     """
 
     inner = "block"
+    sees_rows = True
 
     def __init__(self, block: Block, router: TokenRouter) -> None:
         super().__init__()

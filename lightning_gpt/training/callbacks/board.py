@@ -13,6 +13,7 @@ from torch.utils.tensorboard.summary import hparams
 from lightning_gpt.analysis.attention import readable_tokens
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.registry import readable
 from lightning_gpt.training.module import LanguageModule
 
@@ -51,12 +52,13 @@ class Board(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         board, data = board_of(trainer), trainer.datamodule  # type: ignore[attr-defined]
-        if board is None or not isinstance(pl_module, LanguageModule):
+        model = pl_module.whole_model() if isinstance(pl_module, LanguageModule) else None
+        if board is None or model is None:
             return
         _, _, end = hparams({}, {})  # type: ignore[no-untyped-call]
         _write(board, end)
         if isinstance(data, TextData):
-            _add_token_table(board, pl_module, data, trainer.global_step)
+            _add_token_table(board, model, data, trainer.global_step)
 
 
 def _write(board: SummaryWriter, *summaries: Any) -> None:
@@ -89,7 +91,7 @@ def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, in
     sizes = {
         key: value if isinstance(value, int | float) else readable(value) for key, value in vars(model.config).items()
     }
-    settings = {"model": type(model).__name__, **sizes, **dataclasses.asdict(module.optimization)}
+    settings = {"model": model.class_name, **sizes, **dataclasses.asdict(module.optimization)}
     settings |= {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}
     if isinstance(data, TextData):
         settings["batch_rows"] = data.step_rows
@@ -104,10 +106,10 @@ def _plain(value: Any) -> int | float | str:
     return value if isinstance(value, int | float) else str(value)
 
 
-def _add_token_table(board: SummaryWriter, module: LanguageModule, data: TextData, step: int) -> None:
+def _add_token_table(board: SummaryWriter, model: LanguageModel, data: TextData, step: int) -> None:
     # the model has more ids than the tokenizer if the text did not yield the vocabulary that was asked for
     shown = min(_MOST_TOKENS, data.tokenizer.vocab_size)
-    weights = module.model.get_parameter("token_embedding.weight").detach()[:shown]
+    weights = model.get_parameter("token_embedding.weight").detach()[:shown]
     table = weights.double().cpu().round(decimals=5)  # written as text, where digits cost megabytes
     ids, counts = range(len(table)), data.counts()
     columns = {"token": readable_tokens(data.tokenizer, ids), "id": [str(number) for number in range(len(table))]}

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from lightning_gpt.checkpoint_folder import read_saved
+from lightning_gpt.checkpoint_folder import Saved
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.options import Count, Range, check_options
+from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.summary import say_next_commands
 from lightning_gpt.training.checkpoint_io import CheckedFiles
@@ -139,9 +140,9 @@ class LastCheckpoint(Checkpoint):
 
 def wait_for_saves(trainer: L.Trainer) -> None:
     """Wait for a save that is being written, and raise what it failed with."""
-    writer = trainer.strategy.checkpoint_io
-    if isinstance(writer, CheckedFiles):
-        writer.saves.wait()
+    for writer in (trainer.strategy, trainer.strategy.checkpoint_io):
+        if isinstance(writer, MeshStrategy | CheckedFiles):
+            writer.saves.wait()
 
 
 def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
@@ -151,7 +152,7 @@ def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
     path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
     if path is None or not path.exists():
         return None
-    return path, int(read_saved(path)["global_step"])
+    return path, int(Saved(path).content["global_step"])
 
 
 class BestCheckpoint(ModelCheckpoint):

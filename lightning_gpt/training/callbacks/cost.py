@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.share import data_place
 from lightning_gpt.hardware import resident_bytes, restart_peak
 
 _MARKS_HELD = 256
@@ -138,7 +139,7 @@ class Cost(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._tokens += batch["targets"].numel() * trainer.world_size
+        self._tokens += batch["targets"].numel() * data_place(trainer)[1]
         if trainer.global_step != self._step:
             self._step, self._step_tokens, self._tokens = trainer.global_step, self._tokens, 0
             self._clock.mark()

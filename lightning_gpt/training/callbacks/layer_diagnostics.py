@@ -14,13 +14,14 @@ from torch import Tensor
 
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
 from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
-from lightning_gpt.analysis.probe import Probe, block_parameters, norm
+from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.options import Range, check_options
+from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import LanguageModule
@@ -40,7 +41,8 @@ class LayerDiagnostics(Callback):
     value by head is itself a list. A resumed run continues the file beside its checkpoint.
 
     Gradient norms are measured at each logged optimizer step, update-to-weight ratios at the first logged step and
-    every fifth one after it; the file holds the latest of each. Only the first process measures.
+    every fifth one after it; the file holds the latest of each. Only the first process measures and writes; where a
+    layout spreads the model over processes, it gathers a whole copy for that.
 
     Args:
         enabled: Whether to measure at all.
@@ -58,6 +60,7 @@ class LayerDiagnostics(Callback):
         self._weights_before: list[list[Tensor]] | None = None
         self._probe: Probe | None = None
         self._batch: Batch | None = None
+        self._takes_part = False
         self._seconds = self._started = 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -78,7 +81,9 @@ class LayerDiagnostics(Callback):
             self._of_step = {}
         with self._timed(pl_module.device):
             self._batch = self._probe_batch(trainer, pl_module)
-            if self._batch is None:
+            spread = isinstance(pl_module, LanguageModule) and pl_module.is_spread
+            self._takes_part = self._batch is not None and (trainer.is_global_zero or spread)
+            if not self._takes_part:
                 return
             if trainer.ckpt_path is not None:
                 before = _read(Path(trainer.ckpt_path).parent.parent / "layers.json")
@@ -94,13 +99,12 @@ class LayerDiagnostics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         every = getattr(trainer, "log_every_n_steps", 0)  # 0 if the Trainer logs nothing
-        if self._batch is None or not every or (trainer.global_step + 1) % every:
+        if not self._takes_part or not every or (trainer.global_step + 1) % every:
             return
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device), torch.no_grad():
             parameters = block_parameters(pl_module.model)
-            gradients = [norm(p.grad for p in part if p.grad is not None) for part in parameters]
-            self._now = {"grad_norm": list(gradients)}
+            self._now = {"grad_norm": [float(total_norm(gradients(part))) for part in parameters]}
             if (trainer.global_step + 1) // every % _RATIO_EVERY == 1:
                 self._weights_before = [[p.clone() for p in part] for part in parameters]
 
@@ -118,7 +122,7 @@ class LayerDiagnostics(Callback):
             self._now, self._weights_before = {}, None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._batch is None:
+        if self._batch is None or not trainer.is_global_zero:
             return
         with self._timed(pl_module.device):
             self._draw(trainer)
@@ -138,7 +142,7 @@ class LayerDiagnostics(Callback):
     def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
         """The first validation tokens as rows, the same for any number of processes; None to measure nothing."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.enabled or not trainer.is_global_zero or not trainer.enable_validation:
+        if not self.enabled or not trainer.enable_validation:
             return None
         if getattr(trainer, "fast_dev_run", False):  # it must leave no file
             return None
@@ -158,12 +162,14 @@ class LayerDiagnostics(Callback):
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, log and write every diagnostic."""
-        if self._batch is None:
+        if self._batch is None or not self._takes_part:
             return
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device):
-            batch, step = self._batch, trainer.global_step
-            self._probe = Probe.take(pl_module.model, batch["ids"], batch["targets"], batch.get("documents"))
+            batch, step, model = self._batch, trainer.global_step, pl_module.whole_model()
+            if model is None:
+                return
+            self._probe = Probe.take(model, batch["ids"], batch["targets"], batch.get("documents"))
             figures = measure(self._probe)
             self._log(trainer, figures)
             self._history = [entry for entry in self._history if entry["step"] < step]
@@ -201,10 +207,10 @@ def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> li
     """‖W_new − W‖/‖W‖ of each block; overwrites ``before``."""
     ratios: list[Value] = []
     for old, new in zip(before, after, strict=True):
-        size = norm(old)
+        size = float(total_norm(old))
         for weight, now in zip(old, new, strict=True):
             weight -= now
-        ratios.append(norm(old) / size if size else None)
+        ratios.append(float(total_norm(old)) / size if size else None)
     return ratios
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import write_checkpoint
-from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.console import say
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.record import Watch, watching
+from lightning_gpt.parallel.norms import total_norm
+from lightning_gpt.parallel.strategy import MeshStrategy
+from lightning_gpt.saving import first_non_finite
 from lightning_gpt.training.callbacks.checkpoints import last_saved
-from lightning_gpt.training.checkpoint_io import first_non_finite
 from lightning_gpt.training.module import LanguageModule
 
 Action = Literal["stop", "skip", "rewind"]
@@ -119,7 +120,7 @@ class NonFinite(Callback):
             return  # another callback has left the step out
         finite = losses.isfinite().all()
         if trainer.precision != "16-mixed":
-            finite = finite & torch.nn.utils.get_total_norm(gradients).isfinite().to(finite.device)
+            finite = finite & total_norm(gradients).isfinite().to(finite.device)
         bad = (~finite).float()
         if trainer.world_size > 1:
             reduced = trainer.strategy.reduce(bad, reduce_op="sum")
@@ -180,7 +181,7 @@ class NonFinite(Callback):
         losses, batches = step.losses, step.batches
         own_is_bad = trainer.strategy.all_gather((~losses.isfinite()).any().float()).reshape(-1)
         culprit = int(own_is_bad.argmax())  # the first process with such a loss; 0 if only gradients are not finite
-        state, folder = trainer.strategy.lightning_module_state_dict(), trainer.log_dir or trainer.default_root_dir
+        state, folder = _whole_state(trainer), trainer.log_dir or trainer.default_root_dir
         said = ""
         if trainer.global_rank == culprit:
             where = _where(trainer, pl_module, step, gradients_are_its_own)
@@ -205,9 +206,15 @@ class NonFinite(Callback):
         raise WorkError(f"{message}; the last good checkpoint, of step {saved[1]}, is {saved[0]}")
 
 
+def _whole_state(trainer: L.Trainer) -> dict[str, Any]:
+    """The weights as one process has them; all processes must call it, and the first one has them."""
+    strategy = trainer.strategy
+    return strategy.whole_state() if isinstance(strategy, MeshStrategy) else strategy.lightning_module_state_dict()
+
+
 def _restore(trainer: L.Trainer, pl_module: L.LightningModule, path: Path) -> None:
     """Load weights and optimizer state of a checkpoint; everything else continues."""
-    content = read_saved(path, mmap=False)
+    content = trainer.strategy.load_checkpoint(path)
     trainer.strategy.load_model_state_dict(content, strict=pl_module.strict_loading)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):

@@ -6,7 +6,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_gpt.analysis.attention import NoPattern, attention_maps, readable_tokens
 from lightning_gpt.analysis.plots import heads_grid
@@ -46,7 +45,6 @@ class Samples(Callback):
         self.seed = seed
         self.attention_text = attention_text
 
-    @rank_zero_only
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -54,7 +52,9 @@ class Samples(Callback):
             return
         if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
             return
-        model, tokenizer, step = pl_module.model, data.tokenizer, trainer.global_step
+        model, tokenizer, step = pl_module.whole_model(), data.tokenizer, trainer.global_step
+        if model is None:
+            return
         for number, prompt in enumerate(self.prompts):
             ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
             text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))

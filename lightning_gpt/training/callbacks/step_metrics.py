@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.share import data_place
+from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.planning import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.training.peak import peak_flops, precision_dtype
@@ -63,15 +65,14 @@ class StepMetrics(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._logs(trainer, trainer.global_step + 1):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)
+            self._grad_norm = total_norm(gradients(pl_module.parameters()))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         # Lightning has divided the loss by the number of micro-batches
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
-        self._tokens += batch["targets"].numel() * trainer.world_size
+        self._tokens += batch["targets"].numel() * data_place(trainer)[1]
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -104,6 +105,6 @@ def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModul
     """The share of all devices' peak that one token per second takes; None for a model of another package."""
     if not isinstance(pl_module, LanguageModule):
         return None
-    flops = training_flops_per_token(pl_module.model, pl_module.model.config.block_size)
+    flops = training_flops_per_token(pl_module.model_to_count(), pl_module.model.config.block_size)
     peak = peak_flops(pl_module.device, precision_dtype(str(trainer.precision)))
     return flops / (peak * trainer.world_size)

@@ -39,9 +39,9 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not isinstance(pl_module, LanguageModule):
             return
-        model = pl_module.model
+        model = pl_module.model_to_count()
         sizes = ", ".join(f"{name} {readable(value)}" for name, value in vars(model.config).items())
-        say(f"model: {type(model).__name__} ({sizes})")
+        say(f"model: {model.class_name} ({sizes})")
         table = Table(box=None, padding=(0, 2))
         table.add_column("part")
         table.add_column("parameters", justify="right")
@@ -77,21 +77,24 @@ class RunSummary(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _print_results(trainer)
 
-    @rank_zero_only
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
+            return
+        model = None if trainer.fast_dev_run else pl_module.whole_model()  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
             return
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             steps = "1 step" if trainer.global_step == 1 else f"{trainer.global_step} steps"
             say(f"fast_dev_run: {steps} and a validation ran without an error; nothing is kept")
             return
         assert self._folder is not None
+        assert model is not None
         say("")
         if "val/loss" in trainer.callback_metrics:
             self._say_perplexities(trainer, data)
         _say_what_was_drawn(data)
-        model, tokenizer = pl_module.model, data.tokenizer
+        tokenizer = data.tokenizer
         ids = prompt_ids(model, tokenizer, _SAMPLE_PROMPT).to(pl_module.device)
         text = "".join(stream_text(model, tokenizer, ids, 60, Sampling(temperature=0.8, top_k=50)))
         say(f"sample: {' '.join((_SAMPLE_PROMPT + text).split())}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.ffn.dense import FeedForward
-from lightning_gpt.models.layer import Layer, Matrix, compute_dtype
+from lightning_gpt.models.layer import Cut, Layer, Matrix, compute_dtype
 
 _GROUPED = torch.bfloat16  # for other dtypes torch's grouped product loops and waits for every count
 _ALIGNED = 8  # half-precision rows are then multiples of 16 bytes, as the grouped product requires
@@ -62,6 +62,14 @@ class Experts(Layer):
     def matrices(self) -> Iterator[Matrix]:
         yield Matrix(self.up, "stream", "hidden", dict.fromkeys(self.kind.pieces, self.hidden), self.up_bias)
         yield Matrix(self.down, "hidden", "stream", bias=self.down_bias)
+
+    def cut(self) -> Cut | None:
+        """By the hidden units of each expert."""
+        pieces, biased = dict.fromkeys(self.kind.pieces, self.hidden), self.up_bias is not None
+        along = {"up": 1, "down": 2, **({"up_bias": 1} if biased else {})}
+        of_up = {name: pieces for name in along if name != "down"} if len(pieces) > 1 else {}
+        once = ("down_bias",) if biased else ()
+        return Cut(units=("hidden",), along=along, pieces=of_up, once=once, adds_up=True)
 
     @property
     def parameters_of_one(self) -> int:

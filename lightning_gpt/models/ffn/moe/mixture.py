@@ -12,7 +12,7 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
-from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.options import NotNegative, Range, Width
 
@@ -51,6 +51,8 @@ class MixtureOfExperts(Layer):
         balance_rate: Coefficient of that loss (0.01 if None) or step of the bias (0.001 if None).
         z_loss: Coefficient of the router z-loss, which keeps the router's logits small.
     """
+
+    sees_rows = True
 
     def __init__(
         self,
@@ -97,6 +99,10 @@ class MixtureOfExperts(Layer):
         if self.shared is not None:
             mixed = mixed + self.shared(tokens)
         return self.see("output", mixed.view(x.shape))
+
+    def cut(self) -> Cut | None:
+        """Each network by its hidden units; every device routes all tokens."""
+        return Cut(alike=("router",), parts=("experts",) if self.shared is None else ("experts", "shared"))
 
     def _capacity(self, n_choice: int) -> int | None:
         """How many choices of this pass an expert accepts; None for all."""

@@ -1,0 +1,114 @@
+"""Whether a model suits a layout: refused in one line, before anything starts, with what would work."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, LanguageModel, MemoryGPT
+from lightning_gpt.models.layer import Cut, Layer
+from lightning_gpt.models.registry import at_layer
+from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.tensor import parameters_at
+
+_MOST_SUGGESTED = 64
+
+
+def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False) -> None:
+    """Refuse a model that a layout cannot hold.
+
+    Args:
+        model: The model, before it is laid out.
+        layout: The layout.
+        compiles: Whether its blocks are compiled.
+
+    Raises:
+        CallError: A part of it cannot be divided as the layout asks; the message says what would work.
+    """
+    if isinstance(model, MemoryGPT):
+        raise CallError(
+            f"model memory and parallel ({layout.described()}) cannot be combined: leave parallel out, which trains "
+            f"copies of the model on all devices"
+        )
+    if layout.tensor > 1:
+        _require_divisible(model, layout, compiles)
+
+
+def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> None:
+    size = layout.tensor
+    if not isinstance(model, GPT):
+        raise CallError(f"parallel.tensor {size} divides a GPT, and this is a {model.class_name}: use parallel.shard")
+    if compiles:
+        raise CallError(
+            f"compile_blocks and parallel.tensor {size} cannot be combined: leave one of them out, or divide by "
+            f"parallel.shard"
+        )
+    vocabulary = model.config.vocab_size
+    if (size - 1) * -(-vocabulary // size) >= vocabulary:
+        raise CallError(f"parallel.tensor {size} leaves devices without a part of the vocabulary of {vocabulary}")
+    length = model.config.block_size
+    if layout.sequence and length % size:
+        raise CallError(
+            f"parallel.sequence needs a block_size that parallel.tensor {size} divides, and it is {length}: "
+            f"use tensor {_divisors(length)}, or leave sequence out"
+        )
+    for what, layer in _parts(model):
+        cut = layer.cut()
+        if cut is None:
+            raise CallError(
+                f"{what} cannot be divided over parallel.tensor {size}: use parallel.shard, or another kind "
+                f"(attention full, grouped or window; ffn gelu, swiglu or moe)"
+            )
+        _require_whole_units(what, layer, cut, size)
+        _require_all_described(what, layer, cut)
+
+
+def _parts(model: GPT) -> Iterator[tuple[str, Layer]]:
+    """What has units to divide, with what it is in words."""
+    config = model.config
+    yield f"position {config.position}", model.positions
+    for number, view in enumerate(model.block_views()):
+        yield f"layer {number}: attention {at_layer(config.attention, number)}", view.mixer
+        if view.ffn is not None:
+            yield from _with_parts(f"layer {number}: ffn {at_layer(config.ffn, number)}", view.ffn)
+
+
+def _with_parts(what: str, layer: Layer) -> Iterator[tuple[str, Layer]]:
+    yield what, layer
+    cut = layer.cut()
+    for name in () if cut is None else cut.parts:
+        yield from _with_parts(what, getattr(layer, name))
+
+
+def _require_whole_units(what: str, layer: Layer, cut: Cut, size: int) -> None:
+    counts = {name: getattr(layer, name) for name in cut.units} | {
+        name: len(getattr(layer, name)) for name in cut.lists
+    }
+    for name, count in counts.items():
+        if count % size:
+            raise CallError(
+                f"parallel.tensor {size} does not divide {name} {count} of {what}: use tensor {_divisors(count)}"
+            )
+
+
+def _require_all_described(what: str, layer: Layer, cut: Cut) -> None:
+    """A subclass may have parameters that the description it inherits does not name; they would be wrong in silence."""
+    named = {
+        (id(module), name)
+        for path in (*cut.alike, *cut.whole, *cut.once, *cut.along)
+        for module, name in parameters_at(layer, path)
+    }
+    children: list[nn.Module] = [getattr(layer, name) for name in (cut.into, cut.out, *cut.parts) if name is not None]
+    named |= {(id(part), name) for child in children for part in child.modules() for name in part._parameters}
+    for path, part in layer.named_modules():
+        for name in part._parameters:
+            if (id(part), name) not in named:
+                raise CallError(
+                    f"{what} does not say how its parameter {f'{path}.{name}'.lstrip('.')} is divided over "
+                    f"parallel.tensor: its method cut must name it"
+                )
+
+
+def _divisors(count: int) -> str:
+    found = [str(number) for number in range(1, min(count, _MOST_SUGGESTED) + 1) if count % number == 0]
+    return " or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]
