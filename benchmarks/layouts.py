@@ -302,10 +302,12 @@ def _process(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=timeout)
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)
     results = []
-    for case in cases:
+    for number, case in enumerate(cases):
         start, found, error = time.perf_counter(), None, ""
+        own = dist.PrefixStore(str(number), store)
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
         try:
             trained = train(case.model, PROOFS[case.proof], steps, case.made())
             if rank == 0:
@@ -319,6 +321,7 @@ def _process(
             print(results[-1].described(), flush=True)
         if error:
             break  # the other processes may wait in the middle of an exchange
+        dist.destroy_process_group()  # with the groups of all axes, each of which has threads that wait busily
     if rank == 0:
         torch.save(results, out)
     os._exit(0)  # what gloo's threads do while the interpreter takes itself apart is of no interest

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from lightning_gpt.errors import CallError, Stopped, WorkError, shortened
+from lightning_gpt.stopping import status_of_stop
 from lightning_gpt.system_error import described, discard_output, is_of_call, open_standard_streams
 from lightning_gpt.trust import take_trusted, trust
 
@@ -48,7 +49,7 @@ _LONGEST = 300
 def main() -> int:
     """Run the command that the process was called with; returns its exit status.
 
-    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP.
+    0: done. 1: the work failed. 2: the call was wrong. 130: stopped by Ctrl-C, SIGTERM or SIGHUP; 0 under torchrun.
     """
     open_standard_streams()
     debug = "--debug" in sys.argv[1:]
@@ -100,7 +101,7 @@ def _report(error: BaseException) -> int:
         message = described(refused) or f"{type(error).__name__}: {error or 'no message'} (--debug shows where)"
         status = 2 if is_of_call(refused, sys.argv[1:]) else 1
     if isinstance(known, Stopped):
-        status = 130
+        status = status_of_stop()
     else:
         message = f"error: {shortened(message, _LONGEST - len('error: '))}"
     with suppress(OSError):  # standard error is closed or on a full disk

@@ -1,18 +1,13 @@
 """LightningCLI over our module, data and callbacks."""
 
-import atexit
 import logging
-import os
-import shutil
 import sys
 import threading
 import warnings
-from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,11 +17,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
+from lightning_gpt.commands.run_folder import ending_noted, newest_checkpoint, reserve, started_before
 from lightning_gpt.commands.trainer_ranges import TRAINER_DEFAULTS, check_trainer
-from lightning_gpt.commands.unsupported import check_callbacks, check_loggers, check_nodes, refused, refused_value
+from lightning_gpt.commands.unsupported import (
+    check_callbacks,
+    check_devices,
+    check_loggers,
+    check_nodes,
+    refused,
+    refused_value,
+)
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.launch import Launch, torchrun_processes
 from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
@@ -81,6 +85,9 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         quieten()
         self._called = (sys.argv[1:] if args is None else args)[0]
+        self._launch = Launch.of_this_process()
+        self.run_folder: Path | None = None
+        """The folder that the run is kept in; None if nothing is kept."""
         try:
             super().__init__(
                 LanguageModule,
@@ -149,6 +156,9 @@ class TrainCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise CallError("weights_only is False; a checkpoint may hold tensors, numbers and text only")
         self.checkpoint = None
+        _check_name(config.name)
+        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self._continue_run(config)
         if config.get("ckpt_path") is None and self.config.subcommand != "fit":
             raise CallError(f"{self.config.subcommand} needs a trained model: give --ckpt_path FILE")
         if config.get("ckpt_path") is not None:
@@ -156,10 +166,19 @@ class TrainCLI(LightningCLI):
             self.checkpoint = read(config.ckpt_path)
             config.ckpt_path = str(self.checkpoint.path)
 
+    def _continue_run(self, config: Namespace) -> None:
+        """Where a launcher has started this run again, continue it in its folder, from its last checkpoint."""
+        self.run_folder = started_before(_runs_of(config.trainer.default_root_dir, config.name), self._launch)
+        if self.run_folder is None:
+            return
+        self.save_config_callback = None  # its config.yaml is there
+        last = newest_checkpoint(self.run_folder)
+        config.ckpt_path = config.ckpt_path if last is None else str(last)
+        say(f"started again: {self.run_folder} continues from {last or 'its beginning, since nothing was saved'}")
+
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
-        _check_name(config.name)
         check_loggers(config.trainer.logger)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
@@ -170,10 +189,17 @@ class TrainCLI(LightningCLI):
     def make_run_folder(self) -> Path | None:
         """Make the folder that the run is kept in; None if nothing is kept."""
         config = self._get(self.config_init, "trainer")
-        if self.subcommand not in ("fit", "predict") or config.fast_dev_run:
-            return None
-        runs = Path(config.default_root_dir or "", "runs", self._get(self.config, "name"))
-        return runs / f"version_{_reserve_version(runs)}"
+        if self.run_folder is None and self.subcommand in ("fit", "predict") and not config.fast_dev_run:
+            launch = self._launch if self.subcommand == "fit" else None
+            self.run_folder = reserve(_runs_of(config.default_root_dir, self._get(self.config, "name")), launch)
+        return self.run_folder
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with ending_noted(self.run_folder, self._launch):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer whose run is kept in ``runs/<name>/version_N``, whatever its loggers are.
@@ -191,9 +217,17 @@ class TrainCLI(LightningCLI):
         check_callbacks(given)
         if config.barebones:
             raise CallError("trainer.barebones cannot be used here: lightning-gpt bench measures the bare speed")
+        here = torchrun_processes()
+        if here is not None:
+            check_devices(config.devices, here[0])
+            kwargs["devices"], kwargs["num_nodes"] = here
         folder = self.make_run_folder()
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = TensorBoardLogger(str(folder.parent), "", version=folder.name) if folder else False
+            # of a run that is started again: what was logged after its last checkpoint is logged once more
+            step = None if self.checkpoint is None else self.checkpoint.content["global_step"] + 1
+            kwargs["logger"] = (
+                TensorBoardLogger(str(folder.parent), "", version=folder.name, purge_step=step) if folder else False
+            )
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)
         callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]
@@ -233,6 +267,11 @@ class TrainCLI(LightningCLI):
             require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
 
 
+def _runs_of(root: str | None, name: str) -> Path:
+    """The folder of all runs of a name."""
+    return Path(root or "", "runs", name)
+
+
 def _check_name(name: str) -> None:
     """Refuse a run's name that is neither a folder below ``runs`` nor an absolute path."""
     parts = name.removeprefix("/").split("/")
@@ -241,31 +280,6 @@ def _check_name(name: str) -> None:
             f"name is {shown(name)}; allowed: a folder below runs, such as gpt or small/gpt, or an absolute path: no "
             f"empty part, no . or .., no control character, and at most {_LONGEST_NAME} bytes per part"
         )
-
-
-def _reserve_version(folder: Path) -> int:
-    """The number of a new run in ``folder``, made here so that two runs that start at once cannot both take it."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
-        return 0  # the first process's folder is asked for, never this
-    folder.mkdir(parents=True, exist_ok=True)
-    for version in count():
-        run = folder / f"version_{version}"
-        try:
-            run.mkdir()
-        except FileExistsError:
-            continue
-        atexit.register(_remove_if_nothing_was_done, run)
-        return version
-    raise AssertionError("there is always a next number")
-
-
-def _remove_if_nothing_was_done(run: Path) -> None:
-    """Remove the folder of a run that was refused before its first step, and so has no result."""
-    settings = ("config.yaml", "hparams.yaml", "events.out.tfevents.*", "tokenizer/*")
-    with suppress(OSError):  # too many open files, or a folder that has gone: the run has said so
-        files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-        if all(any(file.match(pattern) for pattern in settings) for file in files):
-            shutil.rmtree(run, ignore_errors=True)
 
 
 def quieten() -> None:
