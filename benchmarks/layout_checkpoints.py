@@ -179,10 +179,14 @@ def _process(
     """One of the processes of a launch, which does all its work."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if size > 1 or any(name != ALONE for _, _, name, _ in work):
-        dist.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60))
+    timeout = datetime.timedelta(seconds=60)
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)  # type: ignore[attr-defined]
     held = []
-    for model, proof, name, loaded in work:
+    for number, (model, proof, name, loaded) in enumerate(work):
+        if number:
+            dist.destroy_process_group()  # with the groups of all axes, each of which has threads that wait busily
+        own = dist.PrefixStore(str(number), store)  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
         try:
             if loaded is None:
                 path = _path(folder, model, name)

@@ -302,11 +302,11 @@ def _process(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timeout = datetime.timedelta(seconds=60)
-    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)
+    store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)  # type: ignore[attr-defined]
     results = []
     for number, case in enumerate(cases):
         start, found, error = time.perf_counter(), None, ""
-        own = dist.PrefixStore(str(number), store)
+        own = dist.PrefixStore(str(number), store)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
         try:
             trained = train(case.model, PROOFS[case.proof], steps, case.made())

@@ -43,6 +43,7 @@ from lightning_gpt.training.callbacks import (
     EarlyEnd,
     ExpertUse,
     Grow,
+    Heartbeat,
     InitialLoss,
     LastCheckpoint,
     LayerDiagnostics,
@@ -51,6 +52,7 @@ from lightning_gpt.training.callbacks import (
     Predictions,
     RunProgress,
     RunSummary,
+    SameStart,
     Samples,
     Spikes,
     StepMetrics,
@@ -135,6 +137,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(Averaging, "averaging")
         parser.add_lightning_class_args(Spikes, "spikes")
         parser.add_class_arguments(Layout, "parallel")
+        parser.add_class_arguments(Heartbeat, "heartbeat")
         parser.set_defaults({"model": MODELS[0].__name__})
         parser.link_arguments("model.init_args.block_size", "data.block_size")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
@@ -237,7 +240,8 @@ class TrainCLI(LightningCLI):
         if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             callbacks.append(RunProgress(metrics))
         if self.subcommand == "fit":
-            callbacks.append(NonFinite(self._get(self.config, "non_finite")))
+            callbacks += [SameStart(self._started_with()), NonFinite(self._get(self.config, "non_finite"))]
+            given.insert(0, self._get(self.config_init, "heartbeat"))  # first: another callback may be what hangs
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += [BestCheckpoint(), self._get(self.config_init, "checkpoints")]
         plugins = [] if config.plugins is None else config.plugins
@@ -258,6 +262,11 @@ class TrainCLI(LightningCLI):
         last = {NonFinite: 1, RunSummary: 2}
         trainer.callbacks.sort(key=lambda callback: last.get(type(callback), 0))  # type: ignore[attr-defined]
         return trainer
+
+    def _started_with(self) -> dict[str, Any]:
+        """What all processes of a run have in common: their options, and the step that they resume from."""
+        options = vars(self.config[self.config.subcommand].as_flat())
+        return {**options, "step": None if self.checkpoint is None else self.checkpoint.content.get("global_step")}
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another architecture, or a model that the layout cannot hold, before work starts."""
@@ -290,6 +299,7 @@ def quieten() -> None:
         ".*ended before the epoch ended and your dataloader is not resumable.*",  # the cursor makes it so
         "You requested to overfit but enabled .* dataloader shuffling.*",  # nothing shuffles these loaders
         ".*The dirpath has changed from.*",
+        "Checkpoint directory .* exists and is not empty.*",  # of a run that is started again
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):
