@@ -40,11 +40,11 @@ class Progress:
 class Heartbeat(Callback):
     """Watches that all processes make progress.
 
-    From the first batch on, each has a thread that writes down how far it is, at least ten times within the limit. The first process
-    reads that of all of them, and so does the second, since the first may be the one that hangs. If none has made
-    progress for the limit, the one that is furthest behind and does not wait for others is reported, or one that does
-    not even write. The process that reports it then ends with status 1: torchrun starts all of them again, and
-    processes that Lightning has started end with the first.
+    From the first batch on, each has a thread that writes down how far it is, at least ten times within the limit. The
+    first process reads that of all of them, and so does the second, since the first may be the one that hangs. If none
+    has made progress for the limit, the one that is furthest behind and does not wait for others is reported, or one
+    that does not even write. The process that reports it then ends with status 1: torchrun starts all of them again,
+    and processes that Lightning has started end with the first.
 
     Args:
         limit: Seconds without progress after which a process is reported. A step, a batch of a validation or a save
