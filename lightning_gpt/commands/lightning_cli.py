@@ -175,9 +175,8 @@ class TrainCLI(LightningCLI):
         if self.run_folder is None:
             return
         self.save_config_callback = None  # its config.yaml is there
-        last = newest_checkpoint(self.run_folder)
-        config.ckpt_path = config.ckpt_path if last is None else str(last)
-        say(f"started again: {self.run_folder} continues from {last or 'its beginning, since nothing was saved'}")
+        config.ckpt_path = str(newest_checkpoint(self.run_folder))
+        say(f"started again: {self.run_folder} continues from {config.ckpt_path}")
 
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""

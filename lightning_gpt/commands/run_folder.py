@@ -41,10 +41,14 @@ def reserve(runs: Path, launch: Launch | None) -> Path:
 
 
 def started_before(runs: Path, launch: Launch | None) -> Path | None:
-    """The folder of the run that this launch continues; None if it begins one."""
+    """The folder of the run that this launch continues; None if it begins one.
+
+    A run without a checkpoint is begun anew. All processes have to find the same, and a folder without one may be that
+    which the first process has made a moment ago.
+    """
     if launch is None:
         return None
-    found = [run for run in runs.glob("version_*") if launch.is_of(_launch_of(run))]
+    found = [run for run in runs.glob("version_*") if newest_checkpoint(run) and launch.is_of(_launch_of(run))]
     return max(found, key=lambda run: int(run.name.rpartition("_")[2]), default=None)
 
 

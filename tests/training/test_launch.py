@@ -1,6 +1,7 @@
 """Runs that torchrun starts: killed, hung, stopped, started differently, and started again."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,10 +146,12 @@ def test_a_job_of_slurm_continues_only_where_it_was_requeued(tmp_path: Path, mon
     first = Launch.of_this_process()
     assert first == Launch("slurm 7", None, False)
     for version in (2, 10):
-        (tmp_path / f"version_{version}").mkdir()
+        (tmp_path / f"version_{version}/checkpoints/last.ckpt").mkdir(parents=True)
         (tmp_path / f"version_{version}" / LAUNCH_FILE).write_text(json.dumps(first.record(ended=True)))
-    (tmp_path / "version_11").mkdir()
+    (tmp_path / "version_11/checkpoints/last.ckpt").mkdir(parents=True)
     (tmp_path / "version_11" / LAUNCH_FILE).write_text("[")
+    (tmp_path / "version_12").mkdir()  # nothing was saved
+    (tmp_path / "version_12" / LAUNCH_FILE).write_text(json.dumps(first.record(ended=False)))
     assert started_before(tmp_path, first) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert started_before(tmp_path, Launch.of_this_process()) == tmp_path / "version_10"
@@ -176,8 +179,7 @@ def test_a_process_that_stands_still_is_reported(tmp_path: Path) -> None:
     ) as it:
         assert it.stderr is not None
         said = it.stderr.read()
-        it.wait(60)
-    assert "error: process 0 hangs: it has not answered for 3 s, in step 5" in said, said
+    assert re.search(r"error: process 0 hangs: it has not answered for \d s, in step 5", said), said
 
 
 STILL = """

@@ -64,7 +64,8 @@ class Heartbeat(Callback):
             store = store.clone()
             store.set_timeout(timedelta(seconds=max(1.0, self.limit / _BEATS)))
             watch = _Watch(self, store, trainer.global_rank, trainer.world_size, threading.get_ident())
-            threading.Thread(target=watch.run, args=(self._ended,), daemon=True, name="heartbeat").start()
+            for work in (watch.run, watch.guard):
+                threading.Thread(target=work, args=(self._ended,), daemon=True, name="heartbeat").start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._ended.set()
@@ -118,28 +119,33 @@ class _Watch:
         self._every = min(_LONGEST_BEAT, self._limit / _BEATS)
         self._beats = 0
         self._written: dict[int, tuple[int, float]] = {}  # by process: its newest beat, and when it was new here
-        self._moved = time.monotonic()
+        self._moved = self._answered = time.monotonic()
         self._counts: list[int] = []
 
     def run(self, ended: threading.Event) -> None:
         """Write, and read what the others write, until the training has ended or a process hangs."""
-        answered = time.monotonic()
         while not ended.wait(self._every):
             self._beats += 1
             own = {**asdict(self._heartbeat.progress), "beat": self._beats, **self._place()}
             try:
                 self._store.set(self._keys[self._rank], json.dumps(own))
-                if self._rank >= _WATCHERS:
-                    continue
-                found = self._read()
-            except Exception:  # the process that has the store does not answer, or has ended
-                if self._counts and time.monotonic() - answered > self._limit and not ended.is_set():
-                    self._end(f"process 0 hangs: it has not answered for {self._limit:.0f} s, in step {own['step']}")
+                found = self._read() if self._rank < _WATCHERS else {}
+            except Exception:  # the process that has the store has ended, or does not answer
                 continue
-            answered = time.monotonic()
-            said = self._hanging(found, answered)
+            self._answered = time.monotonic()
+            said = self._hanging(found, self._answered) if found else None
             if said is not None and not ended.is_set():
                 self._end(said)
+
+    def guard(self, ended: threading.Event) -> None:
+        """End the run where the store has not answered for the limit: a process that stands still has it."""
+        while not ended.wait(self._every):
+            silent = time.monotonic() - self._answered
+            if self._counts and silent > self._limit - 2 * self._every and not ended.is_set():
+                step = self._heartbeat.progress.step
+                self._end(
+                    f"process 0 hangs: it has not answered for {silent:.0f} s, in step {step}; the others wait for it"
+                )
 
     def _read(self) -> dict[int, dict[str, Any]]:
         here = [number for number, key in enumerate(self._keys) if self._store.check([key])]
