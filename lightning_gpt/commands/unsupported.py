@@ -76,6 +76,23 @@ def check_loggers(given: Any) -> None:
                 raise CallError(f"trainer.logger: {kind.__name__} has no option {name!r} (given under dict_kwargs)")
 
 
+def check_devices(given: Any, here: int) -> None:
+    """Refuse another number of devices than torchrun has started processes on this node.
+
+    Args:
+        given: The parsed option ``trainer.devices``.
+        here: The processes.
+
+    Raises:
+        CallError: They differ.
+    """
+    asked = len(given) if isinstance(given, list) else given
+    if str(asked) not in ("auto", "-1", str(here)):
+        raise CallError(
+            f"trainer.devices is {given}, but torchrun has started {here} on this node: leave trainer.devices out"
+        )
+
+
 def check_nodes(trainer: Trainer) -> None:
     """Refuse to wait for other nodes that nobody starts.
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_gpt.checkpoint_folder import read_saved
 from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
 
 LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -56,8 +57,7 @@ def figures(folder: Path, version: int = 0) -> dict[tuple[int, str], float]:
 
 
 def checkpoint(folder: Path, name: str = LAST) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / name, weights_only=True)
-    return content
+    return read_saved(folder / name)
 
 
 def test_every_figure_is_that_of_one_process(one: Path, divided: Path) -> None:
