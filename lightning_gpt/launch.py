@@ -27,7 +27,7 @@ def torchrun_processes() -> tuple[int, int] | None:
 def restarts_need_another_store() -> bool:
     """Whether torchrun will restart this run with a store in which the processes of before are still written.
 
-    Over gloo they would then look for processes that have ended. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's own
+    They would then look for processes that have ended, and wait. TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's own
     environment gives each restart a new store.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -24,6 +24,7 @@ from lightning_gpt.commands.unsupported import (
     check_devices,
     check_loggers,
     check_nodes,
+    check_restarts,
     refused,
     refused_value,
 )
@@ -221,6 +222,7 @@ class TrainCLI(LightningCLI):
             raise CallError("trainer.barebones cannot be used here: lightning-gpt bench measures the bare speed")
         here = torchrun_processes()
         if here is not None:
+            check_restarts()
             check_devices(config.devices, here[0])
             kwargs["devices"], kwargs["num_nodes"] = here
         folder = self.make_run_folder()

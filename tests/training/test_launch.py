@@ -12,9 +12,20 @@ import pytest
 from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.commands.run_folder import LAUNCH_FILE, started_before
 from lightning_gpt.launch import Launch
-from tests.processes import environment, must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
+from tests.processes import (
+    environment,
+    must_run,
+    run_command,
+    run_forked,
+    scalars,
+    tiny_config,
+    tiny_corpus,
+    write_config,
+)
+from tests.training import hanging, launched
 
-STEPS = 24
+STEPS, ROWS = 24, 8
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TROUBLE = """
 import os, signal, time
 from lightning.pytorch.callbacks import Callback
@@ -27,14 +38,20 @@ class Trouble(Callback):
         return True
 
     def on_train_batch_start(self, trainer, *args):
-        if os.environ["TROUBLE"] == "stop" and trainer.global_step == 13:
+        what, step = os.environ["TROUBLE"], trainer.global_step
+        if what == "process" and step == 18:
             os.kill(os.getpid(), signal.SIGTERM)
-        if os.environ["TROUBLE"] != "fail" or trainer.global_rank != 1:
+        if trainer.global_rank != 1:
             return
-        if trainer.global_step == 13 and self.once("killed"):
+        if step == 13 and what == "node":
+            os.kill(os.getppid(), signal.SIGKILL)
+        if step == 13 and self.once("killed"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if trainer.global_step == 17 and self.once("hung"):
-            time.sleep(600)
+        if step == 17 and self.once("hung"):
+            self.read_data()
+
+    def read_data(self):
+        time.sleep(600)
 """
 
 
@@ -45,72 +62,79 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, strategy="ddp", **quiet)
     del content["trainer"]["devices"]
     content["model"]["init_args"]["dropout"] = 0.0
+    content["data"]["global_batch"] = ROWS
     content |= {"diagnostics": {"enabled": False}}
     (folder / "trouble.py").write_text(TROUBLE)
     return write_config(folder / "tiny.yaml", content)
 
 
-def torchrun(
-    config: Path, *args: str, cwd: Path, trouble: str = "", command: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """Run fit in two processes."""
-    fit = ("fit", "--config", str(config), "--trust", str(config.parent / "trouble.py"))
-    fit += ("--trainer.callbacks+=trouble.Trouble", "--heartbeat.limit", "15", *args)
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("--max-restarts", "2" if trouble == "fail" else "0"),
-            *(command or ("-m", "lightning_gpt")),
-            *fit,
-        ],
-        cwd=cwd,
-        env=environment({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "TROUBLE": trouble}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def alone(config: Path) -> dict[tuple[str, int], float]:
+    """The figures of one process."""
+    one = ("--trainer.devices", "1", "--trainer.strategy", "auto")
+    must_run("fit", "--config", str(config), *one, cwd=config.parent)
+    return scalars(config.parent / "runs/tiny/version_0")
 
 
-def test_a_killed_and_a_hung_process_cost_no_token(config: Path, tmp_path: Path) -> None:
-    """The run continues in its folder twice, and ends as one process does with the joined batch."""
-    done = torchrun(config, cwd=tmp_path, trouble="fail")
-    assert done.returncode == 0, done.stderr
+def with_trouble(config: Path) -> tuple[str, ...]:
+    """The call of a run that comes to harm."""
+    trusted = ("--trust", str(config.parent / "trouble.py"), "--trainer.callbacks+=trouble.Trouble")
+    return ("fit", "--config", str(config), *trusted, "--heartbeat.limit", "8")
+
+
+def launch(config: Path, nodes: int, *options: str, cwd: Path, trouble: str) -> subprocess.CompletedProcess[str]:
+    """Run fit under torchrun's agent, one for each node."""
+    args = (str(nodes), *options, "--max-restarts", "2", "--", *with_trouble(config))
+    return run_forked(launched.__name__, *args, cwd=cwd, env={**OWN_STORE, "TROUBLE": trouble}, timeout=120)
+
+
+def assert_no_token_lost(run: Path, steps: int, alone: dict[tuple[str, int], float]) -> None:
+    """Each step was logged once, in order, and was that of one process."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, steps + 1))
+    assert lines[-1]["rows"] == steps * ROWS
+    saved = read_saved(run / "checkpoints/last.ckpt")
+    assert saved["global_step"] == steps
+    assert saved["TextData"]["cursor"]["rows"] == steps * ROWS
+    ours = scalars(run)
+    for step in range(1, steps + 1):
+        assert ours["train/grad_norm", step] == pytest.approx(alone["train/grad_norm", step], rel=1e-3)
+
+
+def test_a_killed_a_hung_and_a_stopped_process_cost_no_token(
+    config: Path, alone: dict[tuple[str, int], float], tmp_path: Path
+) -> None:
+    """The run continues in its folder twice; the stop on purpose is a success, after which torchrun starts nothing."""
+    done = launch(config, 1, "--nproc-per-node", "2", cwd=tmp_path, trouble="process")
+    assert done.stdout == "[0]\n", done.stderr
     assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["version_0"]
-    run = tmp_path / "runs/tiny/version_0"
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
-    assert done.stderr.count(f"started again: runs/tiny/version_0 continues from {last}\n") == 2
+    assert done.stderr.count(f"started again: runs/tiny/version_0 continues from {last}\n") >= 2
     assert done.stderr.count("resuming after step 10 of 24") == 1
     assert done.stderr.count("resuming after step 15 of 24") == 1
-    assert "error: process 1 hangs: it has made no progress for " in done.stderr
-    assert "in step 18, in the forward pass (trouble.py:22 in on_train_batch_start); the others wait" in done.stderr
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in lines if "train/loss" in line]
-    assert steps == list(range(1, STEPS + 1))
-    assert lines[-1]["rows"] == STEPS * 8
-    assert read_saved(run / "checkpoints/last.ckpt")["TextData"]["cursor"]["rows"] == STEPS * 8
-    assert json.loads((run / LAUNCH_FILE).read_text())["ended"] is True
-
-    one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--data.batch_size", "8", "--name", "joined")
-    must_run("fit", "--config", str(config), *one, cwd=tmp_path)
-    ours, theirs = scalars(run), scalars(tmp_path / "runs/joined/version_0")
-    for step in range(1, STEPS + 1):
-        assert ours["train/grad_norm", step] == pytest.approx(theirs["train/grad_norm", step], rel=1e-3)
-
-
-def test_a_stop_on_purpose_is_a_success(config: Path, tmp_path: Path) -> None:
-    done = torchrun(config, cwd=tmp_path, trouble="stop")
-    assert done.returncode == 0, done.stderr
+    where = r"in step 18, in the forward pass \(trouble.py:\d+ in read_data\); the others wait for it"
+    assert re.search(rf"error: process 1 hangs: it has made no progress for \d s {where}\n", done.stderr), done.stderr
     assert "stopped after optimizer step 20; its state is saved" in done.stderr
     run = tmp_path / "runs/tiny/version_0"
-    assert read_saved(run / "checkpoints/last.ckpt")["global_step"] == 20
     assert json.loads((run / LAUNCH_FILE).read_text())["ended"] is True
+    assert_no_token_lost(run, 20, alone)
+
+
+def test_the_node_that_is_left_goes_on_alone(config: Path, alone: dict[tuple[str, int], float], tmp_path: Path) -> None:
+    done = launch(config, 2, "--nproc-per-node", "1", "--nnodes", "1:2", cwd=tmp_path, trouble="node")
+    assert done.stdout == "[0, -9]\n", done.stderr
+    assert "resuming after step 10 of 24" in done.stderr
+    assert "8 rows per step (batch_size 4 × 1 process × 2 accumulated)" in done.stderr
+    assert_no_token_lost(tmp_path / "runs/tiny/version_0", STEPS, alone)
 
 
 def test_processes_that_are_started_differently_are_refused(config: Path, tmp_path: Path) -> None:
+    """Under torchrun's own command, in fresh processes."""
     script = tmp_path / "each.sh"
     script.write_text(f'exec {sys.executable} -m lightning_gpt "$@" --trainer.max_steps $((30 + RANK))\n')
-    done = torchrun(config, cwd=tmp_path, command=("--no-python", "bash", str(script)))
+    own = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    call = (*own, "--no-python", "bash", str(script), "fit", "--config", str(config))
+    done = subprocess.run(call, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     said = "process 1 was started with another configuration than process 0: trainer.max_steps is 31 and not 30"
     assert done.stderr.count(f"error: {said}\n") == 2, done.stderr
@@ -160,63 +184,45 @@ def test_a_job_of_slurm_continues_only_where_it_was_requeued(tmp_path: Path, mon
     assert started_before(tmp_path, None) is None
 
 
-def test_torchrun_says_how_many_devices_there_are(config: Path, tmp_path: Path) -> None:
-    env = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-    done = run_command("fit", "--config", str(config), "--trainer.devices", "3", cwd=tmp_path, env=env)
+ONE_OF_TWO = {
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "LOCAL_WORLD_SIZE": "2",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "RANK": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "said"),
+    [
+        ({}, ("--trainer.devices", "3"), "trainer.devices is 3, but torchrun has started 2 on this node: leave "),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, (), "torchrun --max-restarts would start processes that wait for those "),
+    ],
+    ids=["devices", "store"],
+)
+def test_what_torchrun_was_not_told_is_refused(
+    env: dict[str, str], options: tuple[str, ...], said: str, config: Path, tmp_path: Path
+) -> None:
+    done = run_command("fit", "--config", str(config), *options, cwd=tmp_path, env={**ONE_OF_TWO, **env})
     assert done.returncode == 2
-    said = "error: trainer.devices is 3, but torchrun has started 2 on this node: leave trainer.devices out"
-    assert done.stderr.splitlines()[-1] == said
+    assert done.stderr.splitlines()[-1].startswith(f"error: {said}")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_process_that_stands_still_is_reported(tmp_path: Path) -> None:
-    """Stopped by a signal, the first process, which keeps the store, does not even answer."""
-    script = tmp_path / "still.py"
-    script.write_text(STILL)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    with subprocess.Popen(
-        [sys.executable, str(script)], env=environment(address), stderr=subprocess.PIPE, text=True
-    ) as it:
-        assert it.stderr is not None
-        said = it.stderr.read()
-    assert re.search(r"error: process 0 hangs: it has not answered for \d s, in step 5", said), said
-
-
-STILL = """
-import os, signal, sys, time
-import lightning as L
-import torch.distributed as dist
-from lightning_gpt.training.callbacks import Heartbeat
-
-class Standing:
-    world_size, global_step = 2, 4
-    def __init__(self, rank): self.global_rank = rank
-
-read, write = os.pipe()
-child = os.fork()
-rank = 1 if child == 0 else 0
-if rank == 0:
-    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    os.write(write, str(store.port).encode())
-else:
-    store = dist.TCPStore("127.0.0.1", int(os.read(read, 9)), 2, is_master=False)
-dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-heartbeat, trainer = Heartbeat(3), Standing(rank)
-heartbeat.setup(trainer, None, "fit")
-heartbeat.on_train_batch_start(trainer)
-end = time.monotonic() + 60
-if rank == 0:
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        if os.path.exists(sys.argv[0] + ".go"): os.kill(os.getpid(), signal.SIGSTOP)
-else:
-    time.sleep(2)
-    open(sys.argv[0] + ".go", "w").close()
-    def killed():
-        os.kill(os.getppid(), signal.SIGKILL)
-    exit_at_once = os._exit
-    os._exit = lambda status: (killed(), exit_at_once(status))
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        heartbeat.on_train_batch_end(trainer) if time.monotonic() < end - 57 else None
-"""
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("stopped", r"process 0 hangs: it has not answered for \d s; process 1 is in step 5, after a batch"),
+        (
+            "start",
+            r"process 1 hangs: it has made no progress for \d s in the start-up "
+            r"\(hanging.py:\d+ in _read_data\); the others wait for it",
+        ),
+    ],
+)
+def test_a_process_that_hangs_is_reported(where: str, said: str, tmp_path: Path) -> None:
+    """One that keeps the store and is stopped by a signal, so that it does not even answer; one that has not begun."""
+    done = run_forked(hanging.__name__, where, cwd=tmp_path, timeout=50)
+    assert re.search(rf"^error: {said}", done.stderr, re.M), done.stderr
