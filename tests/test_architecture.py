@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "named_tensors": set(),
     "saving": set(),
     "checkpoint_folder": {"checkpoint_file", "errors"},
+    "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
     "inference": {"models", "data", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},

@@ -169,6 +169,8 @@ class TrainCLI(LightningCLI):
             read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
             self.checkpoint = read(config.ckpt_path)
             config.ckpt_path = str(self.checkpoint.path)
+            if self.config.subcommand == "fit" and "optimizer_states" not in self.checkpoint.content:
+                raise CallError(f"{config.ckpt_path!r} holds weights alone, from which no training is resumed")
 
     def _continue_run(self, config: Namespace) -> None:
         """Where a launcher has started this run again, continue it in its folder, from its last checkpoint."""

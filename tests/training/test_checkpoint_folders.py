@@ -1,5 +1,6 @@
 """Checkpoint folders: read as files are, whole or not at all, under the same names."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from lightning_gpt import load
 from lightning_gpt.checkpoint import Checkpoint
@@ -24,7 +27,8 @@ from lightning_gpt.checkpoint_folder import (
     write_index,
     write_pieces,
 )
-from lightning_gpt.errors import CallError
+from lightning_gpt.consolidated import consolidate, from_consolidated
+from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.whole_file import keep_previous, previous_of
 from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
@@ -279,3 +283,90 @@ def test_a_file_takes_the_place_of_a_folder(folder: Path) -> None:
     assert [read_saved(each)["global_step"] for each in (folder, previous_of(folder))] == [13, 12]
     CheckedFiles().remove_checkpoint(previous_of(folder))
     assert not previous_of(folder).exists()
+
+
+@pytest.fixture(scope="module")
+def consolidated(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole checkpoint as one safetensors file."""
+    folder = tmp_path_factory.mktemp("consolidated")
+    written = divided(read_checkpoint(alone / "checkpoints/last.ckpt"), folder / "folder.ckpt")
+    consolidate(written, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def test_one_file_holds_all_of_a_folder_to_the_bit(consolidated: Path, alone: Path, tmp_path: Path) -> None:
+    """Back it is the same checkpoint, and once more the same file; so it is from the file of one process."""
+    content = read_checkpoint(alone / "checkpoints/last.ckpt")
+    back = tmp_path / "back.ckpt"
+    from_consolidated(consolidated, back)
+    assert_equal(read_saved(back), content)
+    assert load(back).state_dict().keys() == load(alone / "checkpoints/last.ckpt").state_dict().keys()
+    for source in (back, alone / "checkpoints/last.ckpt"):
+        consolidate(source, tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == consolidated.read_bytes()
+    from_consolidated(consolidated, back)
+    assert len(list(back.iterdir())) == 2, "the file of the save before is removed"
+
+
+def test_others_read_the_weights_by_their_names(consolidated: Path, alone: Path) -> None:
+    with safe_open(consolidated, framework="pt") as file:
+        config = json.loads(file.metadata()["lightning_gpt"])["content"]["lightning_gpt_model"]
+        for name, weight in read_checkpoint(alone / "checkpoints/last.ckpt")["state_dict"].items():
+            assert torch.equal(file.get_tensor(name), weight)
+    assert "gpt" in str(config)
+
+
+def test_values_that_json_lacks_come_back(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    content = {
+        "state_dict": {"a": weight, "b": weight, "c": weight.T, "half": weight.bfloat16(), "scalar": weight[0, 0]},
+        "n": [float("inf"), 0.1, (1, ("x",), None, True), {0: "zero", "tensor": weight[:, 1], "": {}}],
+    }
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    consolidate(tmp_path / "a.ckpt", tmp_path / "a.safetensors")
+    from_consolidated(tmp_path / "a.safetensors", tmp_path / "back.ckpt")
+    assert_equal(read_saved(tmp_path / "back.ckpt"), content)
+
+
+def test_weights_alone_can_be_used_and_not_resumed(alone: Path, config: Path, tmp_path: Path) -> None:
+    last, back = alone / "checkpoints/last.ckpt", tmp_path / "back.ckpt"
+    consolidate(last, tmp_path / "model.safetensors", weights_only=True)
+    from_consolidated(tmp_path / "model.safetensors", back)
+    content = read_saved(back)
+    assert_equal(content["state_dict"], read_checkpoint(last)["state_dict"])
+    assert not {"optimizer_states", "current_model_state"} & set(content)
+    validate = ("validate", "--config", str(config), "--ckpt_path")
+    assert must_run(*validate, str(back), cwd=tmp_path).stdout == must_run(*validate, str(last), cwd=tmp_path).stdout
+    done = run_command("fit", "--config", str(config), "--ckpt_path", str(back), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds weights alone, from which no training is resumed" in done.stderr.splitlines()[-1]
+
+
+def test_every_change_of_a_consolidated_file_is_found(consolidated: Path, tmp_path: Path) -> None:
+    changed, content = tmp_path / "changed.safetensors", consolidated.read_bytes()
+    for place in [*range(8), *range(8, len(content), len(content) // 200), len(content) - 1]:
+        changed.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CallError, match=r"is corrupt|truncated or corrupt|was not written by"):
+            from_consolidated(changed, tmp_path / "back.ckpt")
+    changed.write_bytes(content[:-1])
+    with pytest.raises(CallError, match="truncated or corrupt"):
+        from_consolidated(changed, tmp_path / "back.ckpt")
+    assert not (tmp_path / "back.ckpt").exists()
+
+
+def test_what_cannot_be_consolidated_is_refused(consolidated: Path, tmp_path: Path) -> None:
+    with pytest.raises(CallError, match="does not exist, or is not a file"):
+        from_consolidated(tmp_path / "none.safetensors", tmp_path / "back.ckpt")
+    save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CallError, match="was not written by lightning-gpt convert --consolidate"):
+        from_consolidated(tmp_path / "foreign.safetensors", tmp_path / "back.ckpt")
+    with pytest.raises(CallError, match="exists and is not a checkpoint folder"):
+        from_consolidated(consolidated, consolidated.parent)
+    with pytest.raises(CallError, match="is a folder; name the file to be written"):
+        consolidate(consolidated.parent / "folder.ckpt", tmp_path)
+    write_checkpoint({"state_dict": {}, "x": {"y": b"bytes"}}, tmp_path / "bytes.ckpt")
+    with pytest.raises(CallError, match="holds a bytes in /x/y, which is not data"):
+        consolidate(tmp_path / "bytes.ckpt", tmp_path / "x.safetensors")
+    with pytest.raises(WorkError, match="cannot be written"):
+        consolidate(consolidated.parent / "folder.ckpt", consolidated / "x.safetensors")
+    assert not list(tmp_path.glob("*.tmp"))
