@@ -10,7 +10,7 @@ These are lines of ``python -m benchmarks.layouts``.
 """
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,18 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 """Each by its name; a file is written by the first one alone."""
 
-_ALWAYS: dict[str, Any] = {"trainer": {"gradient_clip_val": 0.1}, "averaging": 0.9}
-RESUMED: dict[str, Proof] = {
-    "resumed, adamw": Proof(optimization={"schedule": "cosine", "warmup": 0.2}, **_ALWAYS),
-    "resumed, muon": Proof(optimization={"optimizer": "muon", "schedule": "cosine", "warmup": 0.2}, **_ALWAYS),
+_SCHEDULE = {"schedule": "cosine", "warmup": 0.2}
+_CLIPPED = {"gradient_clip_val": 0.1}
+_ADAMW = Proof(optimization=_SCHEDULE, trainer=_CLIPPED, averaging=0.9)
+_MUON = Proof(optimization={"optimizer": "muon", **_SCHEDULE}, trainer=_CLIPPED, averaging=0.9)
+_NO_MEAN = Proof(optimization=_SCHEDULE, trainer=_CLIPPED)
+RESUMED: dict[str, tuple[Proof, Proof]] = {
+    "resumed, adamw": (_ADAMW, _ADAMW),
+    "resumed, muon": (_MUON, _MUON),
+    "resumed without the mean": (_ADAMW, _NO_MEAN),
+    "resumed with a mean": (_NO_MEAN, _ADAMW),
 }
+"""How it is trained before and after the checkpoint."""
 
 TRAININGS = [("gpt2", "resumed, adamw"), ("llama", "resumed, adamw"), ("values", "resumed, muon")]
 WITH_EXPERTS = ("mixture", "resumed, adamw")
@@ -94,8 +101,8 @@ class Pair:
 
 def all_pairs() -> list[Pair]:
     """Every pair of layouts over one and two processes, and of each of those over four with some others."""
-    some = (ALONE, "shard 2", "shard 2 × tensor 2 + sequence", "pipeline 2 × shard 2")
-    return [
+    some = {ALONE, "shard 2", "shard 2 × tensor 2 + sequence", "pipeline 2 × shard 2"}
+    pairs = [
         Pair(model, proof, saved, loaded)
         for model, proof in (*TRAININGS, WITH_EXPERTS)
         for saved in LAYOUTS
@@ -103,6 +110,7 @@ def all_pairs() -> list[Pair]:
         if is_possible(saved, model) and is_possible(loaded, model)
         if max(devices(saved), devices(loaded)) < 4 or saved in some or loaded in some
     ]
+    return [*pairs, *_other_means()]
 
 
 def short_pairs() -> list[Pair]:
@@ -110,7 +118,16 @@ def short_pairs() -> list[Pair]:
     ring = [ALONE, "shard 2", "expert 2", "pipeline 2", "tensor 2 + sequence", "context 2", "data 2", "tensor 2"]
     pairs = [Pair(*WITH_EXPERTS, saved, loaded) for saved, loaded in zip(ring, [*ring[1:], ALONE], strict=True)]
     four = "shard 2 × tensor 2 + sequence"
-    return [*pairs, Pair(*TRAININGS[2], four, "pipeline 2"), Pair(*TRAININGS[2], "pipeline 2", four)]
+    pairs += [Pair(*TRAININGS[2], four, "pipeline 2"), Pair(*TRAININGS[2], "pipeline 2", four)]
+    return [*pairs, *_other_means()]
+
+
+def _other_means() -> list[Pair]:
+    """Pairs that begin or leave out the mean of the weights."""
+    return [
+        Pair("gpt2", "resumed without the mean", "tensor 2", "shard 2"),
+        Pair("gpt2", "resumed with a mean", "shard 2", "pipeline 2"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -122,7 +139,7 @@ class _Saving:
 
     @property
     def proved(self) -> Proof:
-        return RESUMED[self.pair.proof]
+        return RESUMED[self.pair.proof][0]
 
     def described(self) -> str:
         return f"{self.pair.saved} → … | {self.pair.model} | {self.pair.proof}"
@@ -144,15 +161,25 @@ class _Loading:
 
     @property
     def proved(self) -> Proof:
-        return RESUMED[self.pair.proof]
+        return RESUMED[self.pair.proof][1]
 
     def described(self) -> str:
         return self.pair.described()
 
     def differ(self, is_first: bool) -> list[float]:
         trained = train(self.pair.model, self.proved, STEPS, made(self.pair.loaded), load=self.path)
-        expected = replace(self.reference, losses=self.reference.losses[SAVED:])
-        return differences(trained, expected) if is_first else []
+        return differences(trained, self.reference) if is_first else []
+
+
+def _reference(model: str, proof: str, folder: Path) -> Trained:
+    """What one process does in the second half: without a stop, where that is the same training."""
+    before, after = RESUMED[proof]
+    if before is after:
+        whole = train(model, after, STEPS, None)
+        return replace(whole, losses=whole.losses[SAVED:])
+    path = folder / "reference.ckpt"
+    train(model, before, STEPS, None, save=Save(path, SAVED))
+    return train(model, after, STEPS, None, load=path)
 
 
 def results_of_pairs(pairs: Sequence[Pair], sizes: Collection[int]) -> list[LayoutResult]:
@@ -163,13 +190,14 @@ def results_of_pairs(pairs: Sequence[Pair], sizes: Collection[int]) -> list[Layo
         sizes: The numbers of processes; pairs with others are left out.
     """
     pairs = [pair for pair in pairs if {devices(pair.saved), devices(pair.loaded)} <= set(sizes)]
-    references: Mapping[tuple[str, str], Trained] = {
-        each: train(each[0], RESUMED[each[1]], STEPS, None)
-        for each in dict.fromkeys((pair.model, pair.proof) for pair in pairs)
-    }
     results: list[LayoutResult] = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {pair: Path(folder, f"{pair.model}-{list(LAYOUTS).index(pair.saved)}.ckpt") for pair in pairs}
+        trainings = list(dict.fromkeys((pair.model, pair.proof) for pair in pairs))
+        references = {each: _reference(*each, Path(folder)) for each in trainings}
+        paths = {
+            pair: Path(folder, f"{trainings.index((pair.model, pair.proof))}-{list(LAYOUTS).index(pair.saved)}.ckpt")
+            for pair in pairs
+        }
         first = {path: pair for pair, path in paths.items()}
         for size in sorted(sizes):
             saving = [_Saving(pair, path) for path, pair in first.items() if devices(pair.saved) == size]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lightning_gpt.checkpoint_folder import read_saved
+from lightning_gpt.checkpoint_folder import is_folder, read_saved
 from lightning_gpt.commands.run_folder import LAUNCH_FILE, started_before
 from lightning_gpt.launch import Launch
 from tests.processes import (
@@ -82,9 +82,11 @@ def with_trouble(config: Path) -> tuple[str, ...]:
     return ("fit", "--config", str(config), *trusted, "--heartbeat.limit", "8")
 
 
-def launch(config: Path, nodes: int, *options: str, cwd: Path, trouble: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    config: Path, nodes: int, *options: str, cwd: Path, trouble: str, layout: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """Run fit under torchrun's agent, one for each node."""
-    args = (str(nodes), *options, "--max-restarts", "2", "--", *with_trouble(config))
+    args = (str(nodes), *options, "--max-restarts", "2", "--", *with_trouble(config), *layout)
     return run_forked(launched.__name__, *args, cwd=cwd, env={**OWN_STORE, "TROUBLE": trouble}, timeout=120)
 
 
@@ -105,7 +107,8 @@ def test_a_killed_a_hung_and_a_stopped_process_cost_no_token(
     config: Path, alone: dict[tuple[str, int], float], tmp_path: Path
 ) -> None:
     """The run continues in its folder twice; the stop on purpose is a success, after which torchrun starts nothing."""
-    done = launch(config, 1, "--nproc-per-node", "2", cwd=tmp_path, trouble="process")
+    shards = ("--trainer.strategy", "auto", "--parallel.shard", "2")
+    done = launch(config, 1, "--nproc-per-node", "2", cwd=tmp_path, trouble="process", layout=shards)
     assert done.stdout == "[0]\n", done.stderr
     assert [path.name for path in (tmp_path / "runs/tiny").iterdir()] == ["version_0"]
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -116,6 +119,7 @@ def test_a_killed_a_hung_and_a_stopped_process_cost_no_token(
     assert re.search(rf"error: process 1 hangs: it has made no progress for \d s {where}\n", done.stderr), done.stderr
     assert "stopped after optimizer step 20; its state is saved" in done.stderr
     run = tmp_path / "runs/tiny/version_0"
+    assert is_folder(run / "checkpoints/last.ckpt")
     assert json.loads((run / LAUNCH_FILE).read_text())["ended"] is True
     assert_no_token_lost(run, 20, alone)
 
