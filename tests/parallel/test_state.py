@@ -19,9 +19,11 @@ from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.checkpoint_folder import Saved, read_saved, without_tensors
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.parallel import state
+from lightning_gpt.parallel.checkpoints import LayoutCheckpoints
 from lightning_gpt.parallel.packed import Piece
 from lightning_gpt.saving import BackgroundSaves
 from lightning_gpt.training.named_states import name_states
+from lightning_gpt.whole_file import previous_of
 
 PIECES = {
     f"up.{name}_{number}": Piece(f"up.{name}", 0, start, length)
@@ -178,6 +180,18 @@ def refuse(folder: Path) -> None:
         whole = read_saved(path)
         assert whole["global_step"] == STEPS
         assert set(before) <= {file.name for file in path.iterdir()}
+    checkpoints = LayoutCheckpoints()
+    checkpoints.meet()
+    for part in ("state_dict", "current_model_state"):
+        wrong = {"state_dict": {}, "global_step": 4, part: {"x": torch.tensor([float("nan") if rank else 0.0])}}
+        with pytest.raises(
+            WorkError, match=r"the weights of step 4 are not finite \(x\): they are not saved in .*kept"
+        ):
+            checkpoints.save(wrong, path, model, {})
+    checkpoints.save(content, folder / "one.ckpt", model, {})
+    if rank == 0:
+        assert read_saved(folder / "one.ckpt")["global_step"] == STEPS
+        assert previous_of(folder / "one.ckpt").is_file(), "what one process has saved stays as the one before"
     state.save(boxes, {**without_tensors(content), "global_step": 9}, path)
     if rank == 0:
         assert read_saved(path)["global_step"] == 9
@@ -210,6 +224,7 @@ def test_what_cannot_be_loaded_or_saved_is_refused_by_all(tmp_path: Path) -> Non
     content = content_of(model, optimizer, global_step=STEPS)
     other = {name: value for name, value in content["state_dict"].items() if name != "down.bias"}
     write_checkpoint({**content, "state_dict": {**other, "y": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    write_checkpoint(content, tmp_path / "one.ckpt")
     in_processes(save_each, 2, tmp_path)
     (tmp_path / "sharded").rename(tmp_path / "flipped")
     file = next((tmp_path / "flipped").glob("*-1.ckpt"))
