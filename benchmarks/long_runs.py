@@ -5,7 +5,8 @@
 Watches three processes from outside: 20,000 optimizer steps of a small ``fit`` with all instruments on; 2,000 requests
 of unequal lengths to one loaded model; a ``study`` of 100 cells. Writes the samples as they are taken, and a report
 with the slope of each quantity and its interval. What grows by design, such as ``metrics.jsonl``, must grow by the same
-amount at every step. The exit status is 1 if anything else grows.
+amount at every step. The exit status is 1 if anything else grows. In a run where nothing grows, that happens by chance
+at most once in 1,000 reports.
 """
 
 import argparse
@@ -17,11 +18,11 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -34,7 +35,12 @@ from lightning_gpt.models.decoding.sampling import Sampling
 WARM_UP = 0.25
 """The share of a run that is left out at its start, where caches fill."""
 BLOCKS = 10
-_T = 2.306  # Student's t of BLOCKS − 2 degrees of freedom at 97.5 %
+# Student's t of BLOCKS − 2 degrees of freedom
+_T_INTERVAL = 2.306  # at 97.5 %: a 95 % interval, to read
+_T_VERDICT = 6.442  # at 1 − 1e-4: with up to 10 quantities, a report is wrong at most once in 1,000
+MATTERS = {"memory, KB": 100.0}
+"""How much a quantity must grow in the watched part of a run to matter; 1, such as one open file, where not said."""
+_UNEVEN = 0.01  # what grows by design must come to grow faster by this share to matter
 _SAMPLES = 400
 
 Sample = dict[str, float]
@@ -43,31 +49,47 @@ Kind = Literal["level", "growth"]
 
 @dataclass(frozen=True)
 class Slope:
-    """A straight line through the means of 10 blocks of a run after its warm-up, by least squares.
+    """A straight line through the 10 blocks of a run after its warm-up, by least squares.
 
     Args:
         slope: Its slope per 1,000 units of progress.
-        half_width: Half of the 95 % interval of the slope, and so the smallest slope that would have been seen.
-        mean: The mean of the quantity.
+        error: The standard error of the slope.
+        mean: The mean of the blocks.
+        matters: The smallest slope that matters.
     """
 
     slope: float
-    half_width: float
+    error: float
     mean: float
+    matters: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval of the slope."""
+        return _T_INTERVAL * self.error
+
+    @property
+    def least_seen(self) -> float:
+        """The smallest slope that is called growth."""
+        return max(_T_VERDICT * self.error, self.matters)
 
     @property
     def grows(self) -> bool:
-        """Whether the whole interval is above 0."""
-        return self.slope - self.half_width > 1e-9 * max(1.0, abs(self.mean))
+        """Whether it grows by more than chance explains, and by enough to matter."""
+        return self.slope > self.least_seen
 
 
-def trend(progress: Sequence[float], values: Sequence[float], kind: Kind) -> Slope | None:
+def trend(progress: Sequence[float], values: Sequence[float], kind: Kind, matters: float = 1.0) -> Slope | None:
     """The trend of a quantity; None for a run too short to tell.
+
+    What leaks stays, so a level is judged by the smallest value of each block. A file that is open for a moment, or a
+    buffer, is in some samples and not in others; in a block's mean it would look like a part of a file.
 
     Args:
         progress: Steps, requests or cells at each sample, ascending.
         values: The quantity at each sample.
         kind: Of a ``level`` its values may not grow; of a ``growth`` its growth per unit of progress may not.
+        matters: The growth that matters: of a level in its own unit, of a ``growth`` as a share of its mean.
     """
     first = progress[0] + WARM_UP * (progress[-1] - progress[0]) if progress else 0.0
     points = [(at, value) for at, value in zip(progress, values, strict=True) if at >= first]
@@ -75,15 +97,16 @@ def trend(progress: Sequence[float], values: Sequence[float], kind: Kind) -> Slo
         return None
     blocks = [np.asarray(block) for block in np.array_split(np.asarray(points, dtype=np.float64), BLOCKS)]
     if kind == "level":
-        x, y = (np.array([block[:, column].mean() for block in blocks]) for column in (0, 1))
+        x, y = np.array([block[:, 0].mean() for block in blocks]), np.array([block[:, 1].min() for block in blocks])
     else:
         ends = np.array([points[0], *(block[-1] for block in blocks)])
         x, y = (ends[1:, 0] + ends[:-1, 0]) / 2, np.diff(ends[:, 1]) / np.diff(ends[:, 0])
+        matters *= float(y.mean())
     from_mean = x - x.mean()
     slope = float(from_mean @ y / (from_mean @ from_mean))
     residual = y - y.mean() - slope * from_mean
     error = math.sqrt(float(residual @ residual) / (len(x) - 2) / float(from_mean @ from_mean))
-    return Slope(1000 * slope, 1000 * _T * error, float(y.mean()))
+    return Slope(1000 * slope, 1000 * error, float(y.mean()), 1000 * matters / (points[-1][0] - points[0][0]))
 
 
 class Watched(ABC):
@@ -118,6 +141,11 @@ class Watched(ABC):
         """Whether the quantity is to stay level, or to grow evenly."""
         return "growth" if quantity in self.grows_by_design else "level"
 
+    def trend(self, quantity: str, progress: Sequence[float], values: Sequence[float]) -> Slope | None:
+        """The trend of a quantity; None for a run too short to tell."""
+        kind = self.kind(quantity)
+        return trend(progress, values, kind, MATTERS.get(quantity, 1.0) if kind == "level" else _UNEVEN)
+
 
 class LongFit(Watched):
     """``fit`` with logging, validation, checkpoints, diagnostics and samples on."""
@@ -128,15 +156,15 @@ class LongFit(Watched):
     def command(self) -> list[str]:
         corpus, config = self.folder / "corpus.jsonl", self.folder / "fit.yaml"
         write_corpus(corpus, 60, (50, 200))
-        often = max(50, self.total // 100)
-        content = fit_config(corpus, max_steps=self.total, val_check_interval=often, log_every_n_steps=10)
+        often, log = max(50, self.total // 100), max(1, min(10, self.total // 100))
+        content = fit_config(corpus, max_steps=self.total, val_check_interval=often, log_every_n_steps=log)
         content["checkpoints"] = {"every_n_steps": often}
         config.write_text(yaml.safe_dump({"name": "long", "seed_everything": 1, **content}), encoding="utf-8")
         return [sys.executable, "-m", "lightning_gpt", "fit", "--config", str(config)]
 
     def progress(self) -> int:
         try:
-            with (self._run / "metrics.jsonl").open("rb") as file:
+            with (self.run / "metrics.jsonl").open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 20_000))
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
@@ -144,24 +172,37 @@ class LongFit(Watched):
         return int(json.loads(lines[-2])["step"]) if len(lines) > 2 else 0
 
     @property
-    def _run(self) -> Path:
+    def run(self) -> Path:
+        """The folder of its run."""
         return self.folder / "runs/long/version_0"
 
     def sizes(self) -> Mapping[str, float]:
-        events = sum(file.stat().st_size for file in self._run.glob("events.*"))
-        sizes = {"metrics.jsonl, bytes": _size(self._run / "metrics.jsonl"), "events, bytes": events}
-        return {**sizes, "layers.json, bytes": _size(self._run / "layers.json")}
+        events = sum(file.stat().st_size for file in self.run.glob("events.*"))
+        sizes = {"metrics.jsonl, bytes": _size(self.run / "metrics.jsonl"), "events, bytes": events}
+        return {**sizes, "layers.json, bytes": _size(self.run / "layers.json")}
 
 
 class ManyRequests(Watched):
-    """Continuations of unequal lengths, one after another, from one loaded model."""
+    """Continuations of unequal lengths, one after another, from one loaded model.
+
+    Args:
+        folder: Its folder.
+        total: Its requests.
+        checkpoint: That of the model; None trains one for 50 steps.
+    """
 
     name, unit = "requests", "request"
 
+    def __init__(self, folder: Path, total: int, checkpoint: Path | None = None) -> None:
+        super().__init__(folder, total)
+        self._checkpoint = checkpoint
+
     def command(self) -> list[str]:
-        short = LongFit(self.folder, 50)
-        subprocess.run(short.command(), cwd=self.folder, check=True, capture_output=True)
-        checkpoint = self.folder / "runs/long/version_0/checkpoints/last.ckpt"
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            short = LongFit(self.folder, 50)
+            subprocess.run(short.command(), cwd=self.folder, check=True, capture_output=True)
+            checkpoint = short.run / "checkpoints/last.ckpt"
         return [sys.executable, "-m", "benchmarks.long_runs", "--serve", str(checkpoint), "--requests", str(self.total)]
 
     def progress(self) -> int:
@@ -206,12 +247,13 @@ class LongStudy(Watched):
 SUBJECTS: tuple[type[Watched], ...] = (LongFit, ManyRequests, LongStudy)
 
 
-def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
+def watch(subject: Watched, seconds: float = 0.05, start: Callable[..., Any] = subprocess.Popen) -> Iterator[Sample]:
     """Start a subject's process and sample it, about 400 times, until it has ended.
 
     Args:
         subject: What to watch.
         seconds: The shortest time between two samples.
+        start: What starts the process, called as ``subprocess.Popen`` is.
 
     Raises:
         RuntimeError: It failed.
@@ -221,7 +263,7 @@ def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
     command = subject.command()
     environment = {**os.environ, "TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     with (subject.folder / "output").open("wb") as output:
-        process = subprocess.Popen(command, cwd=subject.folder, env=environment, stdout=output, stderr=output)
+        process = start(command, cwd=subject.folder, env=environment, stdout=output, stderr=output)
     try:
         step, due = max(1, subject.total // _SAMPLES), 1
         while process.poll() is None:
@@ -229,7 +271,9 @@ def watch(subject: Watched, seconds: float = 0.05) -> Iterator[Sample]:
             if at >= due:
                 due = at + step
                 with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                    yield {"at": at, **_of_process(process.pid), **_of_folder(subject, temporary), **subject.sizes()}
+                    sample = {"at": at, **_of_process(process.pid), **_of_folder(subject), **subject.sizes()}
+                    if subject.progress() < subject.total:  # a process that ends closes what it has kept open
+                        yield sample
             time.sleep(seconds)
     finally:
         process.kill()
@@ -247,9 +291,12 @@ def _of_process(pid: int) -> Sample:
 _COUNTS = {"open files": "fd", "threads": "task"}
 
 
-def _of_folder(subject: Watched, temporary: Path) -> Sample:
-    files = {place: sum(len(names) for _, _, names in os.walk(place)) for place in (subject.folder, temporary)}
-    return {"files in its folder": files[subject.folder] - files[temporary], "files in TMPDIR": files[temporary]}
+def _of_folder(subject: Watched) -> Sample:
+    counts = {"files in its folder": 0, "files in TMPDIR": 0}
+    for place, _, names in os.walk(subject.folder):
+        in_temporary = Path(place).is_relative_to(subject.folder / "tmp")
+        counts["files in TMPDIR" if in_temporary else "files in its folder"] += len(names)
+    return dict(counts)
 
 
 def _size(file: Path) -> float:
@@ -260,7 +307,7 @@ def trends(subject: Watched, samples: Sequence[Sample]) -> dict[str, Slope]:
     """The trend of every quantity that was sampled, by name; none of a run too short to tell."""
     progress = [sample["at"] for sample in samples]
     names = [name for name in samples[0] if name != "at"] if samples else []
-    found = {name: trend(progress, [sample[name] for sample in samples], subject.kind(name)) for name in names}
+    found = {name: subject.trend(name, progress, [sample[name] for sample in samples]) for name in names}
     return {name: each for name, each in found.items() if each is not None}
 
 
@@ -277,7 +324,7 @@ def report(subject: Watched, samples: Sequence[Sample]) -> str:
         title = f"growth of {name} per {subject.unit}" if growth else name
         slope = f"{found.slope:+.4g} ± {found.half_width:.2g}"
         verdict = "grows" if found.grows else ("even" if growth else "flat")
-        lines.append(f"| {title} | {found.mean:,.6g} | {slope} | {found.half_width:.2g} | {verdict} |")
+        lines.append(f"| {title} | {found.mean:,.6g} | {slope} | {found.least_seen:.2g} | {verdict} |")
     return "\n".join([*lines, ""])
 
 

@@ -16,12 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.subject import Generate, Subject
+from benchmarks.subject import Generate, Loss, Subject
 from benchmarks.workload import Spec
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
 from lightning_gpt.models.decoding.int8 import int8
+from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.optim import adamw
+from lightning_gpt.training.step_graph import StepGraph
 
 LR, WEIGHT_DECAY, BETAS = 3e-4, 0.1, (0.9, 0.95)
 
@@ -53,7 +55,20 @@ def missing(project: str, peer_dir: str | None) -> str | None:
 def ours(spec: Spec) -> Subject:
     """:class:`lightning_gpt.GPT` with the fused loss, AdamW as ``fit`` makes it, and the KV cache."""
     model = gpt(spec)
-    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), model.loss, _greedy(model))
+    loss = _compiled_loss(model) if spec.compiled else model.loss
+    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), loss, _greedy(model))
+
+
+def _compiled_loss(model: GPT) -> Loss:
+    """The loss as ``fit`` computes it on a GPU: compiled blocks, and on CUDA their step as a graph."""
+    blocks = CompiledBlocks(model)
+    captured = StepGraph(model) if model.unembedding.is_cuda else None
+
+    def loss(ids: Tensor, targets: Tensor) -> Tensor:
+        with blocks.training():
+            return model.loss(ids, targets) if captured is None else captured.loss(ids, targets, None, z_loss=0.0)
+
+    return loss
 
 
 def ours_rounded(spec: Spec, precision: Literal["bf16", "int8"]) -> Subject:
@@ -100,7 +115,8 @@ def nano_gpt(spec: Spec) -> Subject:
             )
         )
         optimizer = model.configure_optimizers(WEIGHT_DECAY, LR, BETAS, spec.device)
-    return Subject(spec, model, optimizer, lambda ids, targets: model(ids, targets)[1], model.generate)
+    run = torch.compile(model) if spec.compiled else model
+    return Subject(spec, model, optimizer, lambda ids, targets: run(ids, targets)[1], model.generate)
 
 
 def min_gpt(spec: Spec) -> Subject:

@@ -61,6 +61,7 @@ class Spec:
         workload: The other sizes.
         device: Device of the model.
         bf16: Whether the forward pass runs under bf16 autocast.
+        compiled: Whether it is compiled, ours as ``fit`` does it on a GPU.
         peer_dir: Folder with the clones of projects that are not on a package index.
         options: Further fields of our model's config.
     """
@@ -70,6 +71,7 @@ class Spec:
     workload: Workload
     device: Device = "cpu"
     bf16: bool = False
+    compiled: bool = False
     peer_dir: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 

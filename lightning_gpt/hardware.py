@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 _SHARED = Path("/dev/shm")  # nosec B108 - its free space is read, nothing is written
+_GPUS = Path("/proc/driver/nvidia/gpus")
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -23,6 +24,11 @@ def processor() -> str:
 def cores() -> int:
     """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def nvidia_gpus() -> int:
+    """The number of GPUs that the NVIDIA driver lists (Linux only); CUDA_VISIBLE_DEVICES does not change it."""
+    return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0
 
 
 def shared_memory_left() -> int | None:

@@ -5,6 +5,7 @@ import signal
 
 import hypothesis
 import pytest
+import torch
 
 # the tests run a process a core, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,11 +18,26 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--device cuda`` runs the tests of models on a device."""
+    parser.addoption("--device", default="cpu", help="default device of tensors: cpu, cuda or mps")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make tensors on the chosen device unless a test says otherwise."""
+    device = config.getoption("--device")
+    if device != "cpu":  # as a default it would cost every call of torch a little
+        torch.set_default_device(device)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that train or run the command come first: they are the long ones, and the short fill up the end."""
-    items.sort(key=lambda item: not _runs_commands(item))
+    """Modules that start processes come first: they are the long ones, and the short fill up the end."""
+    items.sort(key=lambda item: not _starts_processes(item))
 
 
-def _runs_commands(item: pytest.Item) -> bool:
+_STARTERS = ("tests.processes", "tests.parallel.world", "benchmarks.chaos.case", "benchmarks.plan_errors")
+
+
+def _starts_processes(item: pytest.Item) -> bool:
     names = vars(item.getparent(pytest.Module).obj).values()  # type: ignore[union-attr]
-    return any(getattr(value, "__module__", None) == "tests.processes" for value in names)
+    return any(getattr(value, "__module__", None) in _STARTERS for value in names)

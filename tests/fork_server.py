@@ -5,8 +5,12 @@ output, and an end that is the interpreter's own, with its exit status. Two thin
 stay needed for: what a module forgets to import may be there all the same, and all forks of one server share the seed
 of ``hash``, so an order taken from a set is the same in each of them.
 
-``python -m tests.fork_server`` takes its calls from the socket that is its standard input, one at a time, until the
-other side closes it; ``tests.processes`` is the other side.
+``python -m tests.fork_server`` takes its calls from the socket that is its standard input until the other side closes
+it; ``tests.processes`` is the other side. Each call brings a socket of its own, which gets the process number of the
+fork and, when it has ended, its exit status.
+
+A fork that starts further processes of a run, as Lightning does for each device, has this server fork those, too. They
+are not its children, so the server ends them with it.
 """
 
 import gc
@@ -15,12 +19,19 @@ import json
 import os
 import resource
 import runpy
+import select
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+from lightning_gpt.commands.train import _FIRST_PROCESS
+from lightning_gpt.data.sources.embedded import WikipediaSlice
 
 _COMMANDS = ("bench", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer", "train")
 # what the commands import only when they need it
@@ -34,12 +45,98 @@ _LATE = (
 def _import_everything() -> None:
     # read by pyarrow's allocator, which would start a thread of its own
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    import torch
+
+    from lightning_gpt.training.peak import peak_flops
+
     for name in (*(f"lightning_gpt.commands.{command}" for command in _COMMANDS), *_LATE):
         importlib.import_module(name)
+    # what a process does once, and is not what a test of a command looks at
+    next(WikipediaSlice().documents())  # two seconds
+    for dtype in (torch.float32, torch.float64):
+        peak_flops(torch.device("cpu"), dtype)
     threads = len(list(Path("/proc/self/task").iterdir()))
     if threads != 1:  # a fork has none of them, and would wait for what they hold
         sys.exit(f"the imports have started {threads - 1} threads; nothing may be forked from here")
     gc.freeze()  # no fork looks through, and so copies, what is here already: that would take it seconds at its end
+
+
+class Fork:
+    """A fork of the server, as ``subprocess.Popen`` knows a process.
+
+    Args:
+        calls: The socket for calls of the server.
+        call: The arguments of :func:`_become`, without its files.
+        files: Its standard input, output and error.
+    """
+
+    def __init__(self, calls: socket.socket, call: Mapping[str, object], files: Sequence[int]) -> None:
+        self.args = call["args"]
+        self.returncode: int | None = None
+        self._answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            socket.send_fds(calls, [json.dumps(call).encode()], [*files, theirs.fileno()])
+        self.pid = self._answer()
+
+    def _answer(self) -> int:
+        answer = self._answers.recv(64)
+        assert answer, "the fork server has ended; its standard error says why"
+        return int(answer)
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status.
+
+        Raises:
+            subprocess.TimeoutExpired: It runs longer than ``timeout`` seconds.
+        """
+        if self.returncode is None:
+            ready, _, _ = select.select([self._answers], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(str(self.args), timeout or 0.0)
+            self.returncode = self._answer()
+            self._answers.close()
+        return self.returncode
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
+
+
+def module_of(command: Sequence[str]) -> tuple[str, list[str]]:
+    """The module and the arguments of ``python -m MODULE ARGUMENTS``."""
+    _, option, module, *args = command
+    assert option == "-m", command
+    return module, args
+
+
+class _ForkingSubprocess:
+    """Stands for ``subprocess`` in Lightning's launcher.
+
+    Args:
+        calls: The socket for calls of the server.
+    """
+
+    def __init__(self, calls: socket.socket) -> None:
+        self._calls = calls
+
+    def Popen(self, command: list[str], env: dict[str, str], cwd: str | None) -> Fork:  # noqa: N802
+        """Have ``python -m MODULE ARGUMENTS`` forked by the server."""
+        module, args = module_of(command)
+        env.pop(_FIRST_PROCESS, None)  # it would look for its parent
+        call = {"module": module, "args": args, "cwd": cwd or os.getcwd(), "environment": env, "first": os.getpid()}
+        return Fork(self._calls, call, (0, 1, 2))
 
 
 def _become(
@@ -49,11 +146,23 @@ def _become(
     environment: dict[str, str],
     handles: list[int],
     limits: Mapping[str, int] = {},
+    processes: bool = False,
+    calls: socket.socket | None = None,
+    first: int | None = None,
 ) -> NoReturn:
-    """Turn this process into ``python -m module args``, under resource limits such as ``{"NOFILE": 20}``."""
+    """Turn this process into ``python -m module args``, under resource limits such as ``{"NOFILE": 20}``.
+
+    With ``processes``, the processes of further devices of a run are forks of the server, made through ``calls``. Those
+    have the ``first`` process of their run.
+    """
     for number, handle in enumerate(handles):
         os.dup2(handle, number)
         os.close(handle)
+    if processes:
+        from lightning.pytorch.strategies.launchers import subprocess_script
+
+        assert calls is not None
+        subprocess_script.subprocess = _ForkingSubprocess(calls)  # type: ignore[attr-defined]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -71,19 +180,39 @@ def _become(
 
 def _serve() -> None:
     calls = socket.socket(fileno=0)
+    of_forks, for_forks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # by a descriptor of the process: its number, who waits for it, and the first process of its run
+    running: dict[int, tuple[int, socket.socket, int | None]] = {}
     while True:
-        message, handles, _, _ = socket.recv_fds(calls, 1 << 20, 3)
-        if not message:
-            return
-        pid = os.fork()
-        if pid == 0:
-            calls.detach()  # its number is about to be the fork's standard input
-            _become(**json.loads(message), handles=handles)
-        for handle in handles:
-            os.close(handle)
-        calls.send(str(pid).encode())
-        _, status = os.waitpid(pid, 0)
-        calls.send(str(os.waitstatus_to_exitcode(status)).encode())
+        for ready in select.select([calls, of_forks, *running], [], [])[0]:
+            if isinstance(ready, int):
+                pid, answers, _ = running.pop(ready)
+                os.close(ready)
+                _, status = os.waitpid(pid, 0)
+                for other, _, first in running.values():
+                    if first == pid:
+                        os.kill(other, signal.SIGKILL)
+                with answers, suppress(BrokenPipeError):  # nobody waits any more
+                    answers.send(str(os.waitstatus_to_exitcode(status)).encode())
+                continue
+            message, handles, _, _ = socket.recv_fds(ready, 1 << 20, 4)
+            if not message:
+                return
+            call = json.loads(message)
+            pid = os.fork()
+            if pid == 0:
+                calls.detach()  # its number is about to be the fork's standard input
+                of_forks.close()
+                os.close(handles.pop())
+                for descriptor, (_, answers, _) in running.items():
+                    os.close(descriptor)
+                    answers.close()
+                _become(**call, handles=handles, calls=for_forks)
+            answers = socket.socket(fileno=handles.pop())
+            running[os.pidfd_open(pid)] = (pid, answers, call.get("first"))
+            for handle in handles:
+                os.close(handle)
+            answers.send(str(pid).encode())
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ import contextlib
 import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.fork_server import Fork, module_of
 
 COMMAND = [sys.executable, "-m", "lightning_gpt"]
 
@@ -63,23 +67,17 @@ def run_forked(
         subprocess.TimeoutExpired: It took more than ``timeout`` seconds and was killed.
     """
     calls, _ = _fork_server()
-    call = {"module": module, "args": args, "cwd": str(cwd), "environment": environment(env)}
-    call["limits"] = dict(limits)
     with contextlib.ExitStack() as stack:
         nothing = stack.enter_context(open(os.devnull))
         output, errors = (stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2))
         taken = output if out is None else stack.enter_context(open(out, "w"))
-        calls.settimeout(600)
-        socket.send_fds(calls, [json.dumps(call).encode()], [file.fileno() for file in (nothing, taken, errors)])
-        pid = _answer(calls)
-        calls.settimeout(timeout)
+        files = [file.fileno() for file in (nothing, taken, errors)]
+        fork = Fork(calls, {**_call(module, args, cwd, env), "limits": dict(limits)}, files)
         try:
-            status, in_time = _answer(calls), True
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
-                os.kill(pid, signal.SIGKILL)
-            calls.settimeout(None)
-            status, in_time = _answer(calls), False
+            status, in_time = fork.wait(timeout), True
+        except subprocess.TimeoutExpired:
+            fork.send_signal(signal.SIGKILL)
+            status, in_time = fork.wait(), False
         output.seek(0)
         errors.seek(0)
         done = subprocess.CompletedProcess([module, *args], status, output.read(), errors.read())
@@ -88,10 +86,8 @@ def run_forked(
     return done
 
 
-def _answer(calls: socket.socket) -> int:
-    answer = calls.recv(64)
-    assert answer, "the fork server has ended; its standard error says why"
-    return int(answer)
+def _call(module: str, args: Sequence[str], cwd: Path, env: Mapping[str, str | None]) -> dict[str, Any]:
+    return {"module": module, "args": args, "cwd": str(cwd), "environment": environment(env), "processes": True}
 
 
 def run_command(
@@ -124,7 +120,59 @@ def must_run(
     return done
 
 
-def start_command(*args: str, cwd: Path, process_group: int | None = None) -> subprocess.Popen[str]:
+def start_forked(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
+) -> Fork:
+    """Start ``python -m MODULE ARGUMENTS`` as ``subprocess.Popen`` does, but as a fork."""
+    calls, _ = _fork_server()
+    module, args = module_of(command)
+    with open(os.devnull) as nothing:
+        files = (nothing.fileno(), stdout.fileno(), stderr.fileno())
+        return Fork(calls, {"module": module, "args": args, "cwd": str(cwd), "environment": dict(env)}, files)
+
+
+class Started(Fork):
+    """A command that runs as a fork, with its output and errors in one pipe.
+
+    Args:
+        args: What is typed after ``lightning-gpt``.
+        cwd: The folder that it is typed in.
+    """
+
+    def __init__(self, args: Sequence[str], cwd: Path) -> None:
+        calls, _ = _fork_server()
+        ours, theirs = os.pipe()
+        self._output = os.fdopen(ours, "rb", buffering=0)
+        with open(theirs, "wb") as taken, open(os.devnull) as nothing:
+            files = (nothing.fileno(), taken.fileno(), taken.fileno())
+            super().__init__(calls, _call("lightning_gpt", args, cwd, {}), files)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What it and its descendants say until all have ended, as ``subprocess.Popen.communicate`` returns it.
+
+        Raises:
+            subprocess.TimeoutExpired: They run longer than ``timeout`` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        said = b""
+        with self._output:
+            while True:
+                left = None if end is None else max(0.0, end - time.monotonic())
+                if not select.select([self._output], [], [], left)[0]:
+                    raise subprocess.TimeoutExpired(str(self.args), timeout or 0.0, said)
+                if not (more := self._output.read(1 << 16)):
+                    break
+                said += more
+        self.wait(timeout)
+        return said.decode(errors="replace"), None
+
+
+def start_command(*args: str, cwd: Path) -> Started:
+    """Start ``lightning-gpt args`` as a fork, as :func:`run_command` does, and leave it running."""
+    return Started(args, cwd)
+
+
+def start_fresh_command(*args: str, cwd: Path, process_group: int | None = None) -> subprocess.Popen[str]:
     """Start ``lightning-gpt args`` in an interpreter of its own and leave it running."""
     return subprocess.Popen(
         [*COMMAND, *args],
@@ -157,7 +205,6 @@ def write_config(path: Path, content: dict[str, Any]) -> Path:
 
 def tiny_corpus(path: Path, documents: int = 60) -> Path:
     """A ``.jsonl`` file of small documents of made-up words, the same every time."""
-    import json
     import random
 
     words = random.Random(0)

@@ -88,8 +88,11 @@ MAY_IMPORT = {
 # floors; rooms on one floor do not import each other
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
 FLOORS: list[dict[str, tuple[str, ...]]] = [
-    {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating")},
-    {"positions": ("positions", "positions.*"), "head": ("head", "chunked_softmax", "tokens_first")},
+    {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
+    {
+        "positions": ("positions", "positions.*"),
+        "head": ("head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
+    },
     {"context": ("context",)},
     {"norms": ("norms",)},
     {"attention": ("attention", "attention.*")},
@@ -98,7 +101,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"block": ("block", "residual", "diversity")},
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
-    {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating")},
+    {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating", "decoding.captured")},
     {"base": ("base",)},
     {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
     {
@@ -202,6 +205,7 @@ def test_no_two_files_of_the_models_import_each_other_in_a_circle() -> None:
 def test_models_are_pure_torch(name: str) -> None:
     allowed = {"torch", "lightning_gpt", "math", "re", "dataclasses", "typing", "abc", "collections", "contextlib"}
     allowed |= {"difflib", "fnmatch", "functools", "inspect", "copy", "importlib", "pkgutil", "__future__"}
+    allowed |= {"triton"} if name == "softmax_kernel" else set()
     file = MODELS[name]
     assert {module.split(".")[0] for module in imported_modules(file)} <= allowed
 

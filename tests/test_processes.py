@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import run_forked
+from tests.processes import run_forked, start_command
 
 PROBE = """
 import json, os, sys
@@ -61,3 +61,48 @@ def test_it_is_killed_when_it_takes_too_long_and_the_next_one_runs(tmp_path: Pat
     with pytest.raises(subprocess.TimeoutExpired):
         run_forked("waits", cwd=tmp_path, timeout=0.1)
     assert run_forked("ends", cwd=tmp_path).stdout == "the next\n"
+
+
+LAUNCHER = """
+import os, sys
+from lightning.pytorch.strategies.launchers import subprocess_script
+command = [sys.executable, "-m", "other", "argument"]
+others = [subprocess_script.subprocess.Popen(command, env={**os.environ, "RANK": rank}, cwd=None) for rank in "123"]
+assert all(other.poll() is None for other in others)
+print("started", flush=True)
+open("go", "w").close()
+print([other.wait() for other in others], others[0].returncode)
+"""
+OTHER = """
+import os, sys, time
+while not os.path.exists("go"):
+    time.sleep(0.01)
+if os.environ["RANK"] == "3":
+    os.kill(os.getpid(), 9)
+print(sys.argv[1], "lightning_gpt.commands.train" in sys.modules, os.getppid())
+sys.exit(int(os.environ["RANK"]))
+"""
+
+
+def test_the_processes_of_a_run_are_forks_too_and_run_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "launches.py").write_text(LAUNCHER)
+    (tmp_path / "other.py").write_text(OTHER)
+    (tmp_path / "parent.py").write_text("import os\nprint(os.getppid())\n")
+    lines = run_forked("launches", cwd=tmp_path).stdout.splitlines()
+    server = run_forked("parent", cwd=tmp_path).stdout.strip()
+    assert (lines[0], lines[-1]) == ("started", "[1, 2, -9] 1")
+    assert lines[1:-1] == [f"argument True {server}"] * 2
+
+
+def test_one_that_is_left_running_is_heard_and_killed(tmp_path: Path) -> None:
+    """While it runs, others do; what it says is read to the end of all that it has started."""
+    (tmp_path / "sleeps.py").write_text("print('here', flush=True)\nimport time\ntime.sleep(10_000)\n")
+    (tmp_path / "ends.py").write_text("print('another')\n")
+    process = start_command("generate", "--trust", "sleeps.py", cwd=tmp_path)
+    assert run_forked("ends", cwd=tmp_path).stdout == "another\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    assert process.poll() is None
+    process.send_signal(9)
+    assert process.communicate(timeout=60)[0] in ("", "here\n")  # it may have been killed before
+    assert process.returncode == -9

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lightning_gpt.checkpoint_file import read_checkpoint
-from tests.processes import run_command, start_command, tiny_config, tiny_corpus, write_config
+from tests.processes import run_command, start_fresh_command, tiny_config, tiny_corpus, write_config
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -78,7 +78,7 @@ def test_before_the_first_step_there_is_nothing_to_save(name: str, config: Path,
 
 def test_a_terminals_ctrl_c_reaches_the_loaders_workers_too_and_the_step_is_saved(config: Path, tmp_path: Path) -> None:
     options = ("--data.num_workers", "2", "--trainer.max_steps", "100000", "--trainer.val_check_interval", "1000")
-    process = start_command("fit", "--config", str(config), *options, cwd=tmp_path, process_group=0)
+    process = start_fresh_command("fit", "--config", str(config), *options, cwd=tmp_path, process_group=0)
     last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
     while not last.exists():
         assert process.poll() is None
@@ -124,7 +124,7 @@ def test_generate_stops_in_the_middle_of_a_text(config: Path, tmp_path: Path) ->
     made = run_command("fit", "--config", str(config), "--trainer.max_steps", "5", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     last = "runs/tiny/version_0/checkpoints/last.ckpt"
-    process = start_command("generate", "--checkpoint", last, "--max_new_tokens", "1000000", cwd=tmp_path)
+    process = start_fresh_command("generate", "--checkpoint", last, "--max_new_tokens", "1000000", cwd=tmp_path)
     assert process.stdout is not None
     while not process.stdout.read(1):
         assert process.poll() is None
@@ -172,7 +172,7 @@ def test_ctrl_c_does_not_reach_the_process_that_checks_a_study(config: Path, tmp
     write_config(tmp_path / "study.yaml", study)
     (tmp_path / "slow.py").write_text(SLOW_NORM)
     command = ["study", "--config", "study.yaml", "--folder", "out", "--trust", "slow.py"]
-    process = start_command(*command, cwd=tmp_path, process_group=0)
+    process = start_fresh_command(*command, cwd=tmp_path, process_group=0)
     while not (tmp_path / "checking").exists():
         assert process.poll() is None
     subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)

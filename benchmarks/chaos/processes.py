@@ -132,14 +132,16 @@ class Forks:
     def start(self, args: Sequence[str], folder: Path, environment: dict[str, str], output: int) -> int:
         """Start ``lightning-gpt args``; returns its process number."""
         call: dict[str, Any] = {"module": "lightning_gpt", "args": args, "cwd": str(folder), "environment": environment}
-        with open(os.devnull) as nothing:
-            socket.send_fds(self._calls, [json.dumps(call).encode()], [nothing.fileno(), output, output])
-        return int(self._calls.recv(64))
+        self._answers, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, open(os.devnull) as nothing:
+            files = [nothing.fileno(), output, output, theirs.fileno()]
+            socket.send_fds(self._calls, [json.dumps(call).encode()], files)
+        return int(self._answers.recv(64))
 
     def status(self, seconds: float) -> int | None:
         """The exit status of the command that runs; None if it does not end within ``seconds``."""
-        ready, _, _ = select.select([self._calls], [], [], seconds)
-        return int(self._calls.recv(64)) if ready else None
+        ready, _, _ = select.select([self._answers], [], [], seconds)
+        return int(self._answers.recv(64)) if ready else None
 
     def close(self) -> None:
         """End the server."""

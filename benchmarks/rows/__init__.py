@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.report import Outcome
-from benchmarks.rows import attention, fit, generation, memory, startup, training
+from benchmarks.rows import attention, fit, generation, gpu, memory, startup, training
 
 ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "step": training.step,
@@ -13,6 +13,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "depth": training.depth,
     "compile": training.compiled,
     "papers": training.papers,
+    "gpu_step": gpu.step,
     "memory": memory.memory,
     "checkpointing": memory.checkpointing,
     "fit": fit.fit,

@@ -26,7 +26,7 @@ def bench(
     """Measure rows of the benchmark table; print each result and write OUTPUT/bench.json and OUTPUT/bench.md.
 
     Args:
-        rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, memory,
+        rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, gpu_step, memory,
             checkpointing, fit, generate, generate_batch, position, attention, window, help, start; or all.
         peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
         litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lightning_gpt import __version__
 from lightning_gpt.doctor.finding import CheckResult, ok, problem, warning
+from lightning_gpt.hardware import nvidia_gpus
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -73,7 +74,7 @@ def torch_build() -> Iterator[CheckResult]:
     """Whether PyTorch was built for the GPU that this machine has."""
     import torch
 
-    gpus, cuda = _driver_gpus(), torch.version.cuda or torch.version.hip
+    gpus, cuda = nvidia_gpus(), torch.version.cuda or torch.version.hip
     if not cuda and gpus:
         yield warning(
             f"torch {torch.__version__} is built for CPUs only, but this machine has {gpus} NVIDIA GPU(s)",
@@ -88,12 +89,6 @@ def torch_build() -> Iterator[CheckResult]:
         yield ok(f"torch {torch.__version__}, built for CUDA {cuda}; no GPU here (the CPU build takes less space)")
     else:
         yield ok(f"torch {torch.__version__}, built for {f'CUDA {cuda}' if cuda else 'CPUs'}")
-
-
-def _driver_gpus() -> int:
-    """The number of GPUs that the NVIDIA driver lists (Linux only); CUDA_VISIBLE_DEVICES does not change it."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def _declared() -> tuple[str, list[str]]:

@@ -74,6 +74,11 @@ class LanguageModel(Layer, Generating):
         added to it. For rows padded at the end, ``lengths`` ``(batch,)`` gives the number of real ids in each row.
         """
 
+    @property
+    def can_be_graphed(self) -> bool:
+        """Whether every part says that its passes run the same kernels whatever the data."""
+        return all(part.same_each_step for part in self.modules() if isinstance(part, Layer))
+
     @abstractmethod
     def block_views(self) -> list[BlockView]:
         """The blocks in the order they run. The stream before the first is named ``embedding``."""

@@ -1,7 +1,8 @@
 """Logits, softmax and gradients, one chunk of tokens at a time, in buffers that all chunks reuse.
 
-Two layouts of the same computation, each used where it is faster (figures in ``docs/performance.md``):
-:class:`VocabularyFirst` here, and :class:`~lightning_gpt.models.tokens_first.TokensFirst` for half precision and GPUs.
+Three layouts of the same computation, each used where it is fastest (figures in ``docs/performance.md``):
+:class:`VocabularyFirst` here, :class:`~lightning_gpt.models.tokens_first.TokensFirst` for half precision, and
+:class:`~lightning_gpt.models.one_pass.OnePass` for GPUs.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LOG2_E = 1 / math.log(2)
+_GPU_VALUES = 2**28
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Chunks(ABC):
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
         self.weight, self.size, self.terms = weight, size, terms
 
+    def weight_sum(self, dtype: torch.dtype) -> Tensor:
+        """Zeros ``(vocab_size, dim)`` to which :meth:`gradients` adds the gradient of the weight, chunk by chunk."""
+        return torch.zeros_like(self.weight, dtype=dtype)
+
     @abstractmethod
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """The loss of each token, ``(tokens,)``, in fp32 or better, from ``hidden`` ``(tokens, dim)``."""
@@ -50,7 +56,8 @@ class Chunks(ABC):
         """Compute the gradients of the sum of the losses just computed, over the tokens where ``counts`` is true.
 
         ``hidden`` and ``labels`` are those given to :meth:`losses`, ``counts`` is boolean ``(tokens,)``. Unless None,
-        ``grad_hidden`` ``(tokens, dim)`` is overwritten and ``grad_weight`` ``(vocab_size, dim)`` is accumulated into.
+        ``grad_hidden`` ``(tokens, dim)`` is overwritten and ``grad_weight``, from :meth:`weight_sum`, is accumulated
+        into.
         """
 
 
@@ -111,8 +118,12 @@ class VocabularyFirst(Chunks):
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Tokens per chunk: enough for an efficient product, few enough to use little memory; a multiple of 64 on CPU."""
+    """Tokens per chunk: enough for an efficient product, few enough to use little memory; a multiple of 64 on CPU.
+
+    On a GPU it is a power of two, 4,096 for 50,257 token ids, or half of the tokens: never all logits of a step.
+    """
     if device.type != "cpu":
-        return min(tokens, max(64, 2**27 // vocab_size))
+        most = 1 << (_GPU_VALUES // vocab_size).bit_length() - 1 if vocab_size <= _GPU_VALUES else 1
+        return max(1, min(tokens, max(64, -(-tokens // 2)), max(64, most)))
     values = 13 * 2**20 if dtype.itemsize >= 4 else 26 * 2**20  # 55 MB either way
     return max(1, min(tokens, max(64, values // vocab_size // 64 * 64)))

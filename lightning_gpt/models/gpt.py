@@ -52,6 +52,8 @@ class GPT(LanguageModel):
         own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
         self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
         self.layers = run_layers(self, config, self.each_block())
+        if config.layer_drop is not None:
+            self.same_each_step = False
         self._add_parts()
         self.diversity = TokenDiversity(config.diversity) if config.diversity else None
         self.final_norm = NoNorm() if all(block.ends_normed for block in own) else self._norm()

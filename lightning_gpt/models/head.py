@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models.chunked_softmax import Chunks, Terms, VocabularyFirst, chunk_size
 from lightning_gpt.models.layer import Embedding, Layer, Linear, compute_dtype, without_autocast
+from lightning_gpt.models.one_pass import KERNEL_DEVICES, OnePass, has_triton
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from lightning_gpt.models.tokens_first import TokensFirst
 
@@ -114,11 +115,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         # summed over the chunks in fp32 or better, even if the weights are in half precision
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
-        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         size = chunk_size(len(targets), rows, dtype, hidden.device)
         with without_autocast(hidden):
             inputs, chunks = hidden.to(dtype), make(weight.to(dtype), size, terms)
+            grad_weight = chunks.weight_sum(sum_dtype) if ctx.needs_input_grad[1] else None
             for start in range(0, len(targets), size):
                 place = slice(start, start + size)
                 losses = chunks.losses(inputs[place], labels[place])
@@ -215,10 +216,13 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, terms: Terms, make:
 
 
 def chunks_for(weight: Tensor, size: int, terms: Terms) -> Chunks:
-    """The faster layout for this weight's device and precision."""
-    return layout_for(weight.device.type, weight.dtype)(weight, size, terms)
+    """The fastest layout for this weight's device and precision that can run here."""
+    layout = layout_for(weight.device.type, weight.dtype)
+    return (TokensFirst if layout is OnePass and not has_triton() else layout)(weight, size, terms)
 
 
-def layout_for(device: str, dtype: torch.dtype) -> type[VocabularyFirst | TokensFirst]:
-    """The faster layout for products of ``dtype`` on a device."""
+def layout_for(device: str, dtype: torch.dtype) -> type[VocabularyFirst | TokensFirst | OnePass]:
+    """The fastest layout for products of ``dtype`` on a device."""
+    if device in KERNEL_DEVICES and dtype != torch.float64:
+        return OnePass
     return VocabularyFirst if device == "cpu" and dtype in (torch.float32, torch.float64) else TokensFirst

@@ -18,6 +18,8 @@ class LayerState(Protocol):
     """The state that one layer keeps."""
 
     can_truncate: bool
+    can_be_fixed: bool
+    """Whether it can go on in tensors that keep their shape, one token a row at a time."""
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""
@@ -36,6 +38,7 @@ class KeyValues:
     """
 
     can_truncate = True
+    can_be_fixed = True
 
     def __init__(self, capacity: int, pinned: int = 0) -> None:
         self.capacity, self.pinned, self.ring = capacity, pinned, capacity - pinned
@@ -91,7 +94,8 @@ class KeyValues:
         self.k, self.v = (x.new_zeros(*x.shape[:-2], self.capacity, x.shape[-1]) for x in (k, v))
         self.places = torch.full((len(k), self.capacity), -1, device=k.device)
 
-    def _slots(self, at: Tensor) -> Tensor:
+    def slots(self, at: Tensor) -> Tensor:
+        """The slots of positions ``at``."""
         return torch.where(at < self.pinned, at, self.pinned + (at - self.pinned) % self.ring)
 
     def _write(self, k: Tensor, v: Tensor, at: Tensor, start: int) -> None:
@@ -102,7 +106,7 @@ class KeyValues:
             where = slice(first, first + len(at))
             self.k[..., where, :], self.v[..., where, :], self.places[:, where] = k, v, at
         else:
-            slots = self._slots(at)
+            slots = self.slots(at)
             self.k[..., slots, :], self.v[..., slots, :], self.places[:, slots] = k, v, at
 
     def _keep(self, k: Tensor, v: Tensor, at: Tensor, start: int, lengths: Tensor | None) -> None:
@@ -117,9 +121,16 @@ class KeyValues:
         for row, length in enumerate(lengths.tolist()):
             place = torch.arange(length, device=k.device)
             kept = place[(place < self.pinned) | (place >= length - self.ring)]
-            slots = self._slots(kept)
+            slots = self.slots(kept)
             self.k[row][..., slots, :], self.v[row][..., slots, :] = k[row][..., kept, :], v[row][..., kept, :]
             self.places[row, slots] = at[kept]
+
+    def scatter(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
+        """Write keys and values of new tokens into ``slots`` ``(batch, time)``, all different within a row."""
+        assert self.k is not None
+        index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
+        for kept, new in ((self.k, k), (self.v, v)):
+            kept.scatter_(-2, index.expand_as(new), new)
 
     def _append_apart(self, k: Tensor, v: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Append to rows that have different positions, ``(batch, time)``."""
@@ -128,10 +139,8 @@ class KeyValues:
         crowded = at.shape[1] > LOOKAHEAD and self.seen > self.capacity  # could overwrite what is seen
         old_k, old_v, old = (self.k.clone(), self.v.clone(), self.places.clone()) if crowded else (k, v, at)
         for piece in torch.split(torch.arange(at.shape[1], device=at.device), self.ring):  # distinct slots
-            slots = self._slots(at[:, piece])
-            index = slots.view(len(slots), *[1] * (k.ndim - 3), -1, 1)
-            for kept, new in ((self.k, k[..., piece, :]), (self.v, v[..., piece, :])):
-                kept.scatter_(-2, index.expand_as(new), new)
+            slots = self.slots(at[:, piece])
+            self.scatter(k[..., piece, :], v[..., piece, :], slots)
             self.places.scatter_(1, slots, at[:, piece])
         if crowded:
             return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at], -1)

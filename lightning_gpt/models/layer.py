@@ -96,6 +96,10 @@ class Layer(nn.Module):
     sees_rows: bool = False
     """Whether its output for a token depends on other tokens without being attention, so that it needs whole rows."""
 
+    same_each_step: bool = True
+    """Whether its passes run the same kernels whatever the data and the random numbers are, so that a CUDA graph can
+    repeat them."""
+
     inner: str | None = None
     """Name of the wrapped child, whose intermediates are recorded under the wrapper's own name."""
     idle_parameters: int = 0

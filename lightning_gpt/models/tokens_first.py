@@ -1,4 +1,4 @@
-"""Token-major logits of a chunk, for half precision and for all precisions on GPUs."""
+"""Token-major logits of a chunk: half precision on a CPU, and any precision on a device without Triton."""
 
 import torch
 from torch import Tensor

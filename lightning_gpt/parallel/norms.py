@@ -72,9 +72,11 @@ def clip_norm(tensors: Sequence[Tensor], most: float, norm: Tensor) -> None:
     The factor is ``min(1, most / (norm + 1e-6))``, as in ``torch.nn.utils.clip_grad_norm_``.
     """
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
-    parts = [local(tensor) for tensor in tensors]
-    for part in parts:
-        part.mul_(factor.to(part.device, part.dtype))
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for part in map(local, tensors):
+        alike[part.device, part.dtype].append(part)
+    for (device, dtype), parts in alike.items():
+        torch._foreach_mul_(parts, factor.to(device, dtype))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
@@ -20,8 +20,10 @@ from lightning_gpt.data.share import data_place
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.graph import GRAPH_DEVICES
 from lightning_gpt.models.materialise import outline
 from lightning_gpt.models.memory.gpt import gpt_with
+from lightning_gpt.models.one_pass import has_triton
 from lightning_gpt.models.registry import Given
 from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients
 from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
@@ -35,6 +37,7 @@ from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from lightning_gpt.training.recurrence import lane_states, micro_batch_of, remembering
 from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
 from lightning_gpt.training.seeding import seed_generators
+from lightning_gpt.training.step_graph import StepGraph
 
 T = TypeVar("T")
 
@@ -53,10 +56,19 @@ class LanguageModule(EvaluatedModule):
     Args:
         model: The bare model.
         optimization: How its weights are trained.
-        compile_blocks: Whether training steps run each block through ``torch.compile``.
+        compile_blocks: Whether training steps run each block through ``torch.compile``; None for where it is known to
+            be faster, which is on a CUDA device.
+        graph_steps: Whether a micro-batch's forward and backward pass are captured as a CUDA graph and replayed; None
+            for small micro-batches on a CUDA device.
     """
 
-    def __init__(self, model: LanguageModel, optimization: Optimization, compile_blocks: bool = False) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimization: Optimization,
+        compile_blocks: bool | None = None,
+        graph_steps: bool | None = None,
+    ) -> None:
         super().__init__(model)
         self.optimization = optimization
         self.experts: ExpertBalance | None = None
@@ -67,6 +79,8 @@ class LanguageModule(EvaluatedModule):
         self._changes: list[str] = []
         self._accumulated = 1
         self._compiled = CompiledBlocks(model) if compile_blocks and isinstance(model, GPT) else None
+        self._compile_blocks, self._graph_steps = compile_blocks, graph_steps
+        self._graph: StepGraph | None = None
         self._lanes = lane_states(model)
         if self._lanes is not None and compile_blocks:
             raise CallError("compile_blocks and memory cannot be combined: leave one of them out")
@@ -89,25 +103,27 @@ class LanguageModule(EvaluatedModule):
                 optional, as :class:`~lightning_gpt.data.batches.Batch` describes them.
             batch_idx: Number of the micro-batch in its epoch.
         """
+        loss = self.model.loss if self._graph is None else self._graph.loss
         with self._compiled_blocks():
-            return self.rerun(batch, batch_idx)
+            return self._loss_by(loss, batch, batch_idx)
 
-    def rerun(self, batch: Batch, batch_idx: int, model: LanguageModel | None = None) -> Tensor:
-        """What :meth:`training_step` returns, with the same random choices, without compiled blocks.
+    def rerun(self, batch: Batch, batch_idx: int, model: LanguageModel) -> Tensor:
+        """What :meth:`training_step` returned, with the same random choices, by a whole copy of the model.
 
         Args:
             batch: As given to it.
             batch_idx: As given to it.
-            model: A whole copy of the model to run instead, in one process alone.
+            model: The copy, which runs uncompiled and in this process alone.
         """
+        return self._loss_by(model.loss, batch, batch_idx)
+
+    def _loss_by(self, loss: Callable[..., Tensor], batch: Batch, batch_idx: int) -> Tensor:
         self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
         seed_generators(hash((seed, *place, data_place(self._trainer)[0])), self.device)  # also without a Trainer
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
-            return (model or self.model).loss(
-                batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss
-            )
+            return loss(batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss)
 
     @property
     def compiles_blocks(self) -> bool:
@@ -215,6 +231,7 @@ class LanguageModule(EvaluatedModule):
     def on_fit_start(self) -> None:
         """Find the mixtures of experts; refuse data that the memory or the batch warm-up cannot work with."""
         self.experts = ExpertBalance(self.model, self._total)
+        self._speed_up()
         data = self.text
         if data is None:
             return
@@ -225,6 +242,25 @@ class LanguageModule(EvaluatedModule):
             )
         if self._lanes is not None:
             self._lanes.check(data)
+
+    def _speed_up(self) -> None:
+        """Compile blocks and capture steps where that is asked for, or known to be faster."""
+        on_cuda, alone = self.device.type in GRAPH_DEVICES, self.trainer.world_size == 1 and not self.is_spread
+        if self._compile_blocks is None and on_cuda and has_triton() and not self.is_spread:
+            self._compiled = CompiledBlocks(self.model) if isinstance(self.model, GPT) and self._lanes is None else None
+        obstacle = (
+            f"the run is on {self.device.type}, and a CUDA graph needs a CUDA device"
+            if not on_cuda
+            else f"the run has {self.trainer.world_size} processes, and a graph holds no exchange between them"
+            if not alone
+            else None
+            if self.model.can_be_graphed
+            else "the model has parts whose work changes with the data (memory, experts, token_routing or layer_drop)"
+        )
+        if obstacle is None and self._graph_steps is not False:
+            self._graph = StepGraph(self.model)
+        elif obstacle is not None and self._graph_steps:
+            raise CallError(f"model.graph_steps is true, but {obstacle}: leave it out")
 
     def _total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -306,7 +342,10 @@ class GPTModule(LanguageModule):
         optimization: How its weights are trained.
         compile_blocks: Whether training steps run each block through ``torch.compile``. It costs tens of seconds once,
             before the first step, and makes steps faster where they are limited by memory rather than by matrix
-            products, as on GPUs.
+            products. By default it is done on CUDA devices, where that is so.
+        graph_steps: Whether forward and backward passes of small micro-batches are captured once and replayed as a
+            CUDA graph, so that the device does not wait for each kernel's launch. By default it is done on one CUDA
+            device, for models whose work does not change with the data.
         memory: What is carried from one segment of a text to the next, for example ``{kind: segment, length: 128}``.
         **config: The fields of :class:`~lightning_gpt.models.config.GPTConfig`.
     """
@@ -314,11 +353,12 @@ class GPTModule(LanguageModule):
     def __init__(
         self,
         optimization: Optimization = Optimization(),
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
+        graph_steps: bool | None = None,
         memory: Given = None,
         **config: Any,
     ) -> None:
-        super().__init__(gpt_with(memory, GPTConfig(**config)), optimization, compile_blocks)
+        super().__init__(gpt_with(memory, GPTConfig(**config)), optimization, compile_blocks, graph_steps)
 
 
 class SingleHeadModule(LanguageModule):

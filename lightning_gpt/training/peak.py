@@ -1,6 +1,7 @@
 """A device's peak rate of floating-point operations in matrix products, the denominator of MFU."""
 
 import time
+from functools import cache
 
 import torch
 
@@ -20,12 +21,18 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the fastest products of ``dtype`` on ``device``.
 
     For half precision on a known GPU this is the published dense peak, which no product quite reaches. For anything
-    else it is measured, in a fraction of a second, as the best rate of a product of two square matrices.
+    else it is measured once per process, in a fraction of a second, as the best rate of a product of two square
+    matrices.
     """
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         published = published_peak(torch.cuda.get_device_name(device))
         if published is not None:
             return published
+    return _measured(device, dtype)
+
+
+@cache
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
     size = _SIZE if device.type == "cpu" else 8 * _SIZE
     return 2 * size**3 / product_seconds(device, dtype, size, _ROUNDS)
 

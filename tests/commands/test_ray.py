@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.prepare_helpers import config_of, contents, prepare_here, write_texts
-from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
+from tests.processes import must_run, run_command, start_fresh_command, tiny_config, tiny_corpus, write_config
 from tests.ray_cluster import LocalCluster, local_cluster, wait_until
 
 pytest.importorskip("ray", reason="needs the extra cluster")
@@ -28,7 +28,9 @@ def test_a_corpus_prepared_on_a_cluster_is_the_same_to_the_bit(cluster: LocalClu
     words = ["".join(draw.choices("abcdefgh", k=5)) for _ in range(500)]
     write_texts(tmp_path / "a.jsonl", [" ".join(draw.choices(words, k=12)) for _ in range(5 * 4096)])
     config = str(tmp_path / config_of(tmp_path / "config.yaml", str(tmp_path / "a.jsonl")))
-    process = start_command("prepare", "--config", config, "--output", "there", "--ray", cluster.address, cwd=tmp_path)
+    process = start_fresh_command(
+        "prepare", "--config", config, "--output", "there", "--ray", cluster.address, cwd=tmp_path
+    )
     parts = tmp_path / "there.partial/0-a"
     wait_until(lambda: process.poll() is not None or list(parts.glob("part-*.json")))
     assert process.poll() is None, process.communicate()[0]
@@ -66,7 +68,7 @@ def test_a_study_on_a_cluster_gives_the_report_of_one_machine(cluster: LocalClus
     }
     write_config(tmp_path / "study.yaml", study)
     call = ("study", "--config", "study.yaml", "--folder")
-    process = start_command(*call, "there", "--ray", cluster.address, cwd=tmp_path)
+    process = start_fresh_command(*call, "there", "--ray", cluster.address, cwd=tmp_path)
     saved = tmp_path / "there/cells"
     wait_until(lambda: process.poll() is not None or len(list(saved.glob("*/version_0/checkpoints/last.ckpt"))) == 2)
     assert process.poll() is None, process.communicate()[0]

@@ -96,17 +96,13 @@ def wait_for_checkpoint(folder: Path, seconds: float = 600) -> None:
         time.sleep(0.01)
 
 
-def processes_of(folder: Path) -> list[str]:
-    """The command lines of running processes that name ``folder``."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:
-            continue
-        if str(folder) in line and int(file.parent.name) != os.getpid():
-            found.append(line)
-    return found
+def wait_until_ended(folder: Path) -> None:
+    """Wait until no process works in a cell's folder any more: each holds its lock as long as it lives."""
+    end = time.monotonic() + 60
+    while (lock := lock_cell(folder)) is None:
+        assert time.monotonic() < end, "the cell outlived its study"
+        time.sleep(0.1)
+    os.close(lock)
 
 
 def test_stopped_and_killed_study_goes_on(alone: Path, tmp_path: Path) -> None:
@@ -120,10 +116,7 @@ def test_stopped_and_killed_study_goes_on(alone: Path, tmp_path: Path) -> None:
         process.send_signal(how)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), said
-        end = time.monotonic() + 60
-        while processes_of(hit):
-            assert time.monotonic() < end, "the cell outlived its study"
-            time.sleep(0.1)
+        wait_until_ended(hit)
         assert not (hit / "result.json").exists()
 
     done = must_run(*call, cwd=tmp_path, timeout=600)
@@ -153,10 +146,7 @@ def test_the_process_that_starts_the_cells_is_killed(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert said.splitlines()[-1].startswith("error: the process that starts the cells has ended")
-    end = time.monotonic() + 60
-    while processes_of(folder):
-        assert time.monotonic() < end, "the cell outlived its study"
-        time.sleep(0.1)
+    wait_until_ended(folder)
     assert "stopped" in (folder / "fit.log").read_text()
 
 

@@ -12,7 +12,7 @@ from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.expert_balance import ExpertBalance
 from lightning_gpt.training.optim import Optimization, optimizer
 
-VOCAB, BLOCK, ROWS, STEPS = 61, 16, 8, 10
+VOCAB, BLOCK, ROWS, STEPS = 61, 16, 8, 4
 SIZES = {"n_layer": 4, "n_head": 4, "dim": 32, "block_size": BLOCK, "vocab_size": VOCAB}
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {},
@@ -92,7 +92,7 @@ class Outcome:
 
 def optimizer_of(model: nn.Module, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW, as a training has it."""
-    return optimizer(model, Optimization(lr=3e-3), fused)  # type: ignore[arg-type]
+    return optimizer(model, Optimization(lr=1e-2), fused)  # type: ignore[arg-type]
 
 
 def one_process(name: str, parts: int = 1, documents: bool = False, clip: float = 1e9, **more: Any) -> Outcome:

@@ -22,7 +22,7 @@ TRAINED = [(size, name) for size, cases in axes.CASES.items() for name in cases 
 
 
 @pytest.mark.parametrize(("processes", "case"), TRAINED)
-def test_ten_steps_are_those_of_one_process(processes: int, case: str) -> None:
+def test_each_step_is_that_of_one_process(processes: int, case: str) -> None:
     found = result(axes.__name__, processes, case)
     assert found.pop("learned") > 0.5, "a model that does not learn shows nothing"
     assert max(found.values()) < 1e-10, found

@@ -9,14 +9,15 @@ import torch
 from tests.processes import must_run, scalars, start_command, tiny_config, tiny_corpus, write_config
 from tests.training.runs import wait_for_saves
 
+STEPS = 66
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ddp")
-    corpus = tiny_corpus(folder / "corpus.jsonl")
-    content = tiny_config(corpus, max_steps=130, val_check_interval=20)
+    corpus = tiny_corpus(folder / "corpus.jsonl", documents=30)
+    content = tiny_config(corpus, max_steps=STEPS, val_check_interval=10)
     content["model"]["init_args"]["dropout"] = 0.0  # each process draws its own
     return write_config(folder / "tiny.yaml", content)
 
@@ -63,14 +64,14 @@ def test_validation_is_the_global_one(two: Path, joined: Path) -> None:
 
 def test_gradients_are_those_of_the_joined_batch(two: Path, joined: Path) -> None:
     ours, theirs = scalars(two), scalars(joined)
-    for step in range(1, 131):
+    for step in range(1, STEPS + 1):
         assert ours["train/grad_norm", step] == pytest.approx(theirs["train/grad_norm", step], rel=1e-3)
 
 
 def test_each_process_has_rows_of_its_own(two: Path, joined: Path) -> None:
     """The first process's loss is not that of the joined batch, though their gradients agree."""
     ours, theirs = scalars(two), scalars(joined)
-    assert any(abs(ours["train/loss", step] - theirs["train/loss", step]) > 1e-3 for step in range(1, 131))
+    assert any(abs(ours["train/loss", step] - theirs["train/loss", step]) > 1e-3 for step in range(1, STEPS + 1))
 
 
 def test_two_processes_killed_and_resumed_as_one_with_two_workers(config: Path, joined: Path, tmp_path: Path) -> None:
@@ -83,15 +84,15 @@ def test_two_processes_killed_and_resumed_as_one_with_two_workers(config: Path, 
     last = str(first / "checkpoints/last.ckpt")
     one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--trainer.accumulate_grad_batches", "2")
     done = must_run(
-        *("fit", "--ckpt_path", last, *one, "--trainer.val_check_interval", "40", "--data.num_workers", "2"),
+        *("fit", "--ckpt_path", last, *one, "--trainer.val_check_interval", "20", "--data.num_workers", "2"),
         cwd=tmp_path,
     )
     assert "8 rows per step (batch_size 4 × 1 process × 2 accumulated), cpu" in done.stderr
     assert "with changed options: processes 1 (was 2)\n" in done.stderr
     ours, theirs = scalars(tmp_path / "runs/tiny/version_1"), scalars(joined)
     steps = sorted(step for tag, step in ours if tag == "train/loss")
-    assert steps == list(range(steps[0], 131))
-    assert 1 < steps[0] < 131
+    assert steps == list(range(steps[0], STEPS + 1))
+    assert 1 < steps[0] < STEPS + 1
     for tag, step in ours:
         # of fp32 sums in another order: a diagnostic of few tokens shows them more than a loss of many does
         close = 3e-2 if tag.startswith("layers/") else 2e-3

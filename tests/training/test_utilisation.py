@@ -1,5 +1,6 @@
 """MFU: a share of the right peak, and of the FLOPs that the formula counts."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_an_unknown_gpu_has_no_published_peak() -> None:
     assert peak.published_peak("NVIDIA Unheard-Of 3") is None
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this process had not measured a peak."""
+    monkeypatch.setattr(peak, "_measured", cache(peak._measured.__wrapped__))
+
+
+@pytest.mark.usefixtures("unmeasured")
 def test_a_cpu_is_measured_without_taking_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
     monkeypatch.setattr(peak, "_SIZE", 64)
@@ -56,9 +64,19 @@ def test_a_cpu_is_measured_without_taking_random_numbers(monkeypatch: pytest.Mon
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_peak_is_operations_by_the_time_of_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak, "product_seconds", lambda device, dtype, size, rounds: 0.5)
-    assert peak.peak_flops(CPU, torch.float32) == 2 * 1024**3 / 0.5
+    """It is measured once per dtype."""
+    measured = []
+
+    def half_a_second(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
+        measured.append(dtype)
+        return 0.5
+
+    monkeypatch.setattr(peak, "product_seconds", half_a_second)
+    for dtype in (torch.float32, torch.float32, torch.float64):
+        assert peak.peak_flops(CPU, dtype) == 2 * 1024**3 / 0.5
+    assert measured == [torch.float32, torch.float64]
 
 
 def test_fit_logs_the_share_of_the_peak(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class DeltaState:
     """
 
     can_truncate = False
+    can_be_fixed = False
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None  # (batch, n_head, head_dim, value_dim)

@@ -29,6 +29,7 @@ class Sums:
     """
 
     can_truncate = False
+    can_be_fixed = False
 
     def __init__(self) -> None:
         self.s: Tensor | None = None  # (batch, n_head, head_dim, head_dim)

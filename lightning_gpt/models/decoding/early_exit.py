@@ -42,6 +42,8 @@ class EarlyExit:
         CallError: If the threshold is out of range, or a layer does not keep keys and values of all tokens.
     """
 
+    can_be_graphed = False
+
     def __init__(self, model: GPT, confidence: ShareAboveZero) -> None:
         check_option("exit_confidence", confidence, ShareAboveZero)
         if model.trace_limit is not None:

@@ -16,6 +16,11 @@ class Generating(nn.Module, ABC):
 
     head: OutputHead
 
+    @property
+    @abstractmethod
+    def can_be_graphed(self) -> bool:
+        """Whether every pass runs the same kernels whatever the data, so that a CUDA graph can repeat it."""
+
     @abstractmethod
     def hidden(
         self,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.decoding.captured import CapturedReading, Reads, can_be_captured
 from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.options import NotNegative, Range, ShareAboveZero, VocabSize, check_option, check_options
 
@@ -62,7 +63,7 @@ class Sampling:
         return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
 
 
-class TokenReader(Protocol):
+class TokenReader(Reads, Protocol):
     """What generation needs of a language model."""
 
     @property
@@ -71,9 +72,6 @@ class TokenReader(Protocol):
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache."""
-
-    def next_logits(self, ids: Tensor, lengths: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Logits of the token after each row."""
 
 
 class Decoder:
@@ -104,10 +102,13 @@ class Decoder:
         self.ids = ids
         self.lengths = lengths
         self.cache: Cache | None = None
+        self._captured: CapturedReading | None = None
         if self._fits(ids.shape[1]):
             whole = ids.shape[1] + max_new_tokens
             self.cache = model.new_cache(whole if self.limit is None else min(whole, self.limit))
             self.logits = model.next_logits(ids, lengths, self.cache)
+            if can_be_captured(model, self.cache, max_new_tokens, ids.device):
+                self._captured = CapturedReading(model, self.cache, len(ids), ids.device)
         else:
             self.logits = self._slide()
 
@@ -122,10 +123,12 @@ class Decoder:
             self.ids = torch.cat([self.ids, tokens[:, None]], dim=1).scatter_(1, self.lengths[:, None], tokens[:, None])
             self.lengths = self.lengths + 1
         longest = self.ids.shape[1]
-        if self.cache is not None and self._fits(longest):
+        if self.cache is not None and self._fits(longest) and self._captured is not None:
+            self.logits = self._captured.next_logits(tokens)
+        elif self.cache is not None and self._fits(longest):
             self.logits = self.model.next_logits(tokens[:, None], cache=self.cache)
         else:
-            self.cache = None
+            self.cache = self._captured = None
             self.logits = self._slide()
 
     def _slide(self) -> Tensor:

@@ -68,6 +68,7 @@ class MemoryGPT(GPT):
 
     config: MemoryGPTConfig
     sees_rows = True
+    same_each_step = False
 
     def _add_parts(self) -> None:
         c = self.config

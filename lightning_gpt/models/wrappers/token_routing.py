@@ -225,6 +225,7 @@ class RoutedBlock(Layer):
 
     inner = "block"
     sees_rows = True
+    same_each_step = False
 
     def __init__(self, block: Block, router: TokenRouter) -> None:
         super().__init__()

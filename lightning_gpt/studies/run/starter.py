@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol, Self
 
 from lightning_gpt.errors import WorkError
+from lightning_gpt.hardware import nvidia_gpus
 from lightning_gpt.stopping import end_on_stop, stop_with
 
 _NEEDED_BY_EACH = ("lightning_gpt.commands.train", "lightning_gpt.commands.lightning_cli")
@@ -162,8 +163,11 @@ class ForkStarter:
 
 
 def may_fork() -> bool:
-    """Whether this process may be forked: on Linux, while it has one thread, because a fork would have no other."""
-    return sys.platform == "linux" and threading.active_count() == 1
+    """Whether this process may be forked: on Linux, while it has one thread, because a fork would have no other.
+
+    Not on a machine with NVIDIA GPUs: what a library has begun to do with a GPU does not survive a fork.
+    """
+    return sys.platform == "linux" and threading.active_count() == 1 and not nvidia_gpus()
 
 
 def starter(environment: Mapping[str, str]) -> Starter:

@@ -49,6 +49,8 @@ class Experts(Layer):
         bias: Whether the experts' products have biases.
     """
 
+    same_each_step = False  # the rows of each expert are counted anew
+
     divided: DividedExperts | None = None
     """Exchanges rows if processes divide the experts; None where one process holds all of them."""
 

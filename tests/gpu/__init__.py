@@ -1,0 +1,1 @@
+"""What only a device shows: skipped where there is none."""

@@ -1,0 +1,77 @@
+"""Generation over a cache of fixed shape, with the graph replaced by the work that it would replay."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from lightning_gpt.models import GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel, graph
+from lightning_gpt.models.decoding.early_exit import EarlyExit
+from lightning_gpt.models.decoding.sampling import Decoder
+from lightning_gpt.models.memory.gpt import gpt_with
+from tests.models.helpers import randomise
+from tests.models.variants import CONFIGS, SIZES
+
+
+def again(run: Callable[[], Any], device: torch.device, undo: Callable[[], object]) -> tuple[Callable[[], object], Any]:
+    """What :func:`lightning_gpt.models.graph.capture` returns, by running the work again."""
+    kept = run()
+    undo()
+    return lambda: kept.copy_(run()), kept
+
+
+@pytest.fixture
+def captures() -> Iterator[mock.Mock]:
+    """The captures, while the CPU counts as a device that has graphs."""
+    spy = mock.Mock(side_effect=again)
+    with mock.patch.object(graph, "GRAPH_DEVICES", ("cpu",)), mock.patch.object(graph, "capture", spy):
+        yield spy
+
+
+def model_of(config: dict[str, Any]) -> LanguageModel:
+    torch.manual_seed(0)
+    fields = {**SIZES, **config}
+    memory = fields.pop("memory", None)
+    return randomise(gpt_with(memory, GPTConfig(**fields)), std=0.3).double().eval()
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([3, 5, 1])], ids=["equal", "unequal"])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_the_text_is_the_same(captures: mock.Mock, config: dict[str, Any], lengths: torch.Tensor | None) -> None:
+    model, ids = model_of(config), torch.randint(17, (3, 5))
+    found = model.generate(ids, 18, lengths=lengths, temperature=0)
+    states = model.new_cache(8).layers
+    assert captures.called == (model.can_be_graphed and all(state.can_be_fixed for state in states))
+    with mock.patch.object(graph, "GRAPH_DEVICES", ()):
+        assert torch.equal(found, model.generate(ids, 18, lengths=lengths, temperature=0))
+
+
+def test_the_text_goes_on_past_the_end_of_learned_positions(captures: mock.Mock) -> None:
+    model, ids = model_of({"block_size": 12}), torch.randint(17, (2, 4))
+    found = model.generate(ids, 30, temperature=0)
+    assert captures.called
+    with mock.patch.object(graph, "GRAPH_DEVICES", ()):
+        assert torch.equal(found, model.generate(ids, 30, temperature=0))
+
+
+def test_the_single_head(captures: mock.Mock) -> None:
+    model = randomise(SingleHeadModel(SingleHeadConfig(dim=16, block_size=40, vocab_size=17)), std=0.3).double().eval()
+    ids = torch.randint(17, (1, 5))
+    found = model.generate(ids, 20, temperature=0)
+    assert captures.called
+    with mock.patch.object(graph, "GRAPH_DEVICES", ()):
+        assert torch.equal(found, model.generate(ids, 20, temperature=0))
+
+
+def test_a_few_tokens_are_read_without_a_capture(captures: mock.Mock) -> None:
+    model_of({}).generate(torch.randint(17, (1, 5)), 4, temperature=0)
+    assert not captures.called
+
+
+def test_layers_that_depend_on_the_token_are_not_captured(captures: mock.Mock) -> None:
+    model = model_of({})
+    with torch.no_grad():
+        Decoder(EarlyExit(model, 0.9), torch.randint(17, (1, 5)), None, 18)  # type: ignore[arg-type]
+    assert not captures.called
