@@ -65,14 +65,17 @@ def path_of(key: str) -> list[str]:
 
 
 def tensors_of(content: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a whole checkpoint that a folder divides into pieces, by their keys."""
+    """The tensors of a whole checkpoint that a folder divides into pieces, by their keys.
+
+    The state of an optimizer that goes by numbers, as a module of another kind has it, is left as it is.
+    """
     for part in PARTS[:2]:
         for name, tensor in content.get(part, {}).items():
             yield key_of(part, name), tensor
     for optimizer in content.get("optimizer_states", [])[:1]:
         for name, state in optimizer["state"].items():
             for key, value in state.items():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and isinstance(name, str):
                     yield key_of(PARTS[2], name, key), value
 
 
@@ -81,7 +84,9 @@ def without_tensors(content: Mapping[str, Any]) -> dict[str, Any]:
     rest = {part: {} if part in PARTS[:2] else value for part, value in content.items()}
     for number, optimizer in enumerate(content.get("optimizer_states", [])[:1]):
         state = {
-            name: {key: value for key, value in each.items() if not isinstance(value, Tensor)}
+            name: {
+                key: value for key, value in each.items() if not (isinstance(value, Tensor) and isinstance(name, str))
+            }
             for name, each in optimizer["state"].items()
         }
         rest["optimizer_states"] = [*rest["optimizer_states"]]
