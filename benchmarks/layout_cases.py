@@ -40,6 +40,7 @@ class Proof:
         trainer: Flags that differ.
         layout: Fields of the layout that differ.
         accumulate: Micro-batches of an optimizer step.
+        averaging: The decay of a mean of the weights, which validation then measures; None for no mean.
         marks: Whether rows hold several documents, kept apart, and targets that do not count.
     """
 
@@ -50,6 +51,7 @@ class Proof:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     layout: Mapping[str, Any] = field(default_factory=dict)
     accumulate: int = 1
+    averaging: float | None = None
     marks: bool = False
 
 
@@ -85,6 +87,11 @@ class LayoutCase:
     def made(self) -> Layout:
         """The layout."""
         return Layout(**{"data": 1, **self.layout, **PROOFS[self.proof].layout})
+
+    @property
+    def proved(self) -> Proof:
+        """What it is held to."""
+        return PROOFS[self.proof]
 
     @property
     def is_meant(self) -> bool:

@@ -12,25 +12,26 @@ import os
 import signal
 
 from lightning_gpt.errors import Stopped
-from lightning_gpt.stopping import on_stop, restore, stop_at_once
+from lightning_gpt.stopping import on_stop, restore, status_of_stop, stop_at_once
 from lightning_gpt.trust import keep_working_folder_out
 
 
 def main() -> int:
-    """Run the command line; returns its exit status, which is 130 wherever the process is asked to stop."""
+    """Run the command line; returns its exit status, which is that of a stop wherever the process is asked to stop."""
     try:
         atexit.register(_ignore_stops)  # the last thing that the interpreter does before it forgets all handlers
         on_stop(stop_at_once)
         keep_working_folder_out()
         from lightning_gpt.cli import main as run
 
-        return run()
+        status = run()
+        return status_of_stop() if status == 130 else status
     except Stopped as stopped:  # before or after the command itself
         print(stopped, file=sys.stderr)
-        return 130
+        return status_of_stop()
     finally:
         # nothing is left to stop but the interpreter, which would answer with a traceback
-        on_stop(lambda *_: os._exit(130))
+        on_stop(lambda *_: os._exit(status_of_stop()))
 
 
 def _ignore_stops() -> None:

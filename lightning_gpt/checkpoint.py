@@ -1,16 +1,20 @@
 """Reading the checkpoints that training writes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_gpt.checkpoint_file import read_checkpoint
+from torch import Tensor
+
+from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.registry import UnknownVariant, readable
+from lightning_gpt.named_tensors import differences
 from lightning_gpt.whole_file import previous_of
 
 MODEL_KEY = "lightning_gpt_model"
@@ -19,20 +23,20 @@ MODEL_KEY = "lightning_gpt_model"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint file."""
+    """The content of a checkpoint, a file or a folder."""
 
     path: Path
     content: dict[str, Any]
 
     @classmethod
     def read(cls, path: str | Path) -> "Checkpoint":
-        """Read a checkpoint file and check its sum. It may hold tensors, numbers and text; code is never run.
+        """Read a checkpoint and check its sums. It may hold tensors, numbers and text; code is never run.
 
         Raises:
-            CallError: If the file is missing, unreadable, truncated, corrupt or not written by this package.
+            CallError: If it is missing, unreadable, truncated, corrupt or not written by this package.
         """
         path = Path(path)
-        content = read_checkpoint(path)
+        content = read_saved(path)
         if MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
         return cls(path, content)
@@ -84,17 +88,24 @@ class Checkpoint:
         """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
 
         Raises:
-            CallError: As :meth:`config`, or if the weights are not those of such a model.
+            CallError: As :meth:`config`, or if the weights are not those of such a model; names all that differ.
         """
         self.config()
         model = models.build(self.model)
-        prefix = "model."
-        weights = {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
+        said = f"checkpoint {str(self.path)!r} has other weights than the model it describes"
+        weights = self._weights()
+        differing = differences(_shapes(weights), _shapes(model.state_dict()))
+        if differing:
+            raise CallError(f"{said}: {differing}")
         try:
             model.load_state_dict(weights)
         except RuntimeError:
-            raise CallError(f"checkpoint {str(self.path)!r} has other weights than the model it describes") from None
+            raise CallError(said) from None
         return model.eval()
+
+    def _weights(self) -> dict[str, Any]:
+        prefix = "model."
+        return {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with.
@@ -123,8 +134,8 @@ class Checkpoint:
         """Refuse to load these weights into a model of another kind or architecture, naming what differs.
 
         Raises:
-            CallError: As :meth:`config`; if the kind differs; or if a part of the config does that determines weights
-                or their meaning.
+            CallError: As :meth:`config`; if the kind differs; if a part of the config does that determines weights
+                or their meaning; or if a weight is missing, not expected or of another shape.
         """
         stored = self.config()
         if self.model["name"] != model.name:
@@ -137,15 +148,22 @@ class Checkpoint:
         if keys:
             differing = [f"{key} is {readable(was[key])} there and {readable(now[key])} here" for key in keys]
             raise CallError(f"checkpoint {str(self.path)!r} has a different architecture: {'; '.join(differing)}")
+        differing_weights = differences(_shapes(self._weights()), _shapes(model.state_dict()))
+        if differing_weights:
+            raise CallError(f"checkpoint {str(self.path)!r} has other weights than this model: {differing_weights}")
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else () for name, tensor in tensors.items()}
 
 
 def load(path: str | Path) -> LanguageModel:
     """The bare model of a checkpoint written by ``lightning-gpt fit``, in evaluation mode on the CPU.
 
     Args:
-        path: For example ``runs/quickstart/version_0/checkpoints/last.ckpt``.
+        path: A file or a folder, for example ``runs/quickstart/version_0/checkpoints/last.ckpt``.
 
     Raises:
-        CallError: If the file is missing, unreadable, truncated, corrupt or not such a checkpoint.
+        CallError: If it is missing, unreadable, truncated, corrupt or not such a checkpoint.
     """
     return Checkpoint.read(path).build()

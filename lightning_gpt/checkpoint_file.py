@@ -118,26 +118,27 @@ def _check_written(path: Path) -> None:
     raise OSError(errno.EIO, "the disk does not return what was written to it")
 
 
-def read_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU, after its checksum was checked; no code in it is ever run.
+def read_checkpoint(path: Path, mmap: bool = True, of: Path | None = None) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU, after its checksum was checked; no code in it is ever run.
 
     Args:
         path: The file.
         mmap: Whether tensors stay in the file until they are used, rather than being copied into memory.
+        of: The folder, as of :mod:`~lightning_gpt.checkpoint_folder`, that the file is a part of.
 
     Raises:
         CallError: If the file is missing, unreadable, truncated, corrupt, or not a checkpoint; says which.
         WorkError: If the process may open no further file.
     """
     if is_missing(path):
-        raise CallError(f"checkpoint {str(path)!r} does not exist{_advice(path, '')}")
+        raise CallError(f"checkpoint {str(path)!r} does not exist{reserve_of(of or path)}")
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise CallError(f"checkpoint {str(path)!r} is a folder; name a file in it")
         if not stat.S_ISREG(mode):
             raise CallError(f"checkpoint {str(path)!r} is not a regular file")
-        problem = _problem(path)
+        problem = _problem(path, reserve_of(of or path, "; copy it again, or use another one"))
     except OSError as error:
         raise refused_path(f"checkpoint {str(path)!r} cannot be read", error) from None
     if problem is not None:
@@ -171,14 +172,14 @@ def read_pickled(path: Path, what: str, mmap: bool = True) -> Any:
         raise CallError(f"{what} {str(path)!r} is not a checkpoint of PyTorch") from None
 
 
-def _advice(path: Path, otherwise: str) -> str:
+def reserve_of(path: Path, otherwise: str = "") -> str:
+    """The end of a message about a damaged checkpoint: the one before it, if that is kept."""
     previous = previous_of(path)
-    return f"; use the one before it, {str(previous)!r}" if os.path.isfile(previous) else otherwise
+    return f"; use the one before it, {str(previous)!r}" if os.path.exists(previous) else otherwise
 
 
-def _problem(path: Path) -> str | None:
-    """What is wrong with a file's bytes, and what to do; None if nothing is."""
-    advice = _advice(path, "; copy it again, or use another one")
+def _problem(path: Path, advice: str) -> str | None:
+    """What is wrong with a file's bytes, and ``advice``; None if nothing is."""
     with path.open("rb") as file:
         if _has_sum(file):
             return None if _sum_is_right(file) else f"is corrupt: its checksum is wrong{advice}"
@@ -198,6 +199,17 @@ def _problem(path: Path) -> str | None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError) as error:
         return f"is corrupt: {error}{advice}"
     return None if entry is None else f"is corrupt: the CRC-32 of its entry {entry} is wrong{advice}"
+
+
+def stored_sum(path: Path) -> str:
+    """The checksum that a checkpoint file ends with, in hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(-xxh3_128().digest_size * 2, os.SEEK_END)
+        return file.read().decode("ascii", errors="replace")
 
 
 def _has_sum(file: BinaryIO) -> bool:

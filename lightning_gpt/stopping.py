@@ -13,10 +13,16 @@ from types import FrameType
 from typing import Any
 
 from lightning_gpt.errors import Stopped
+from lightning_gpt.launch import by_torchrun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_BETWEEN_LOOKS = 0.5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def status_of_stop() -> int:
+    """The exit status of a process that was asked to stop: 130, or 0 under torchrun, which would start it again."""
+    return 0 if by_torchrun() else 130
 
 
 def on_stop(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:

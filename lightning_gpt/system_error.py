@@ -18,6 +18,10 @@ _NO_MEMORY = "not enough memory"
 _OF_TORCH = (  # what torch raises RuntimeError with
     (re.compile(r"tried to allocate ([\d.]+ ?\w*)", re.IGNORECASE), _NO_MEMORY + ": an array of {} was needed"),
     (re.compile(r"(?:Storage size calculation overflowed|numel: integer multiplication overflow)()"), _NO_MEMORY),
+    (
+        re.compile(r"gloo[\s\S]*(Connection closed by peer|Connection reset by peer|Broken pipe|Connection refused)"),
+        "another process of this run has ended ({}); its own message says why",
+    ),
     (re.compile(r"can't start new (thread)"), "the system allows no further {}: see ulimit -u"),
 )
 

@@ -94,39 +94,71 @@ def is_missing(path: Path) -> bool:
 
 
 def previous_of(path: Path) -> Path:
-    """Where :func:`keep_previous` keeps the file before ``path``: ``last.previous.ckpt`` beside ``last.ckpt``."""
+    """Where :func:`keep_previous` keeps what was at ``path`` before: ``last.previous.ckpt`` beside ``last.ckpt``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def keep_previous(path: Path) -> None:
-    """Give ``path``, if it is a file, its second name :func:`previous_of`, under which it stays when it is replaced.
+    """Give a file or a folder of files its second name :func:`previous_of`, under which it stays when it is replaced.
 
-    The file that had the second name before is removed, so that its space is free before the next file is written.
+    What had the second name before is removed, so that its space is free before the next is written.
 
     Raises:
         OSError: If the folder cannot be written.
     """
-    if not path.is_file():
+    if not path.exists():
         return
-    temporary = path.with_name(f"{previous_of(path).name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(path)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    temporary.replace(previous_of(path))
+    previous = previous_of(path)
+    temporary = path.with_name(f"{previous.name}.{os.getpid()}.tmp")
+    remove(temporary)
+    if path.is_dir():
+        temporary.mkdir()
+        for file in path.iterdir():
+            _second_name(file, temporary / file.name)
+        sync_folder(temporary)
+    else:
+        _second_name(path, temporary)
+    if path.is_dir() or previous.is_dir():  # a folder replaces nothing, and nothing replaces one
+        remove(previous)
+    temporary.replace(previous)
     temporary.unlink(missing_ok=True)  # replacing a second name of the same file does nothing
     sync_folder(path.parent)
 
 
+def _second_name(file: Path, name: Path) -> None:
+    try:
+        name.hardlink_to(file)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing if there is neither."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def make_room(path: Path) -> Path:
+    """Remove what is at ``path``; returns it, as the new name of something else."""
+    remove(path)
+    return path
+
+
 def remove_abandoned(folder: Path, name: str = "*") -> None:
     """Remove the temporary files in ``folder`` whose process has ended; one that is still being written is locked.
+
+    A temporary folder is removed with them.
 
     Args:
         folder: The folder.
         name: The file whose temporary files are removed, or a shell pattern.
     """
     for temporary in folder.glob(f"{name}.*.tmp"):
+        if temporary.is_dir():  # made within one call, by the process that writes here
+            shutil.rmtree(temporary, ignore_errors=True)
+            continue
         with suppress(OSError), temporary.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             temporary.unlink()

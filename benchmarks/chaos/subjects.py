@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos.subject import Moment, Victim, digests, unequal, write_yaml
-from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.errors import CallError
 from lightning_gpt.training.metrics_jsonl import FILE_NAME, Line, read_metrics, scalars_of
 
@@ -215,7 +215,7 @@ def _steps_saved(run: Path) -> int:
     """The step of the checkpoint that ``fit --ckpt_path`` would resume the run from; 0 if there is none."""
     for name in ("last.ckpt", "last.previous.ckpt"):
         try:
-            return int(read_checkpoint(run / "checkpoints" / name)["global_step"])
+            return int(read_saved(run / "checkpoints" / name)["global_step"])
         except (CallError, OSError):
             continue
     return 0
@@ -244,7 +244,7 @@ def _content(checkpoint: Path) -> Any:
             return [named_alike(each) for each in value]
         return re.sub(r".*version_\d+", "version_N", value) if isinstance(value, str) else value
 
-    return named_alike(read_checkpoint(checkpoint)) if checkpoint.exists() else "missing"
+    return named_alike(read_saved(checkpoint)) if checkpoint.exists() else "missing"
 
 
 def _series(run: Path) -> dict[str, float]:

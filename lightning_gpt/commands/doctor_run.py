@@ -92,7 +92,8 @@ class RunCheck:
             yield failed(error, "use another checkpoint, or copy it again from where it was written")
             return
         weights = read.content["state_dict"]
-        size = Path(self.checkpoint).stat().st_size
+        path = Path(self.checkpoint)
+        size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
         yield ok(
             f"{self.checkpoint}: whole ({size:,} bytes checked); {read.model['name']}, step "
             f"{read.content['global_step']:,}, {sum(each.numel() for each in weights.values()):,} weights"

@@ -1,18 +1,13 @@
 """LightningCLI over our module, data and callbacks."""
 
-import atexit
 import logging
-import os
-import shutil
 import sys
 import threading
 import warnings
-from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,11 +17,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
+from lightning_gpt.commands.run_folder import ending_noted, newest_checkpoint, reserve, started_before
 from lightning_gpt.commands.trainer_ranges import TRAINER_DEFAULTS, check_trainer
-from lightning_gpt.commands.unsupported import check_callbacks, check_loggers, check_nodes, refused, refused_value
+from lightning_gpt.commands.unsupported import (
+    check_callbacks,
+    check_devices,
+    check_loggers,
+    check_nodes,
+    check_restarts,
+    refused,
+    refused_value,
+)
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.launch import Launch, torchrun_processes
 from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
@@ -39,6 +44,7 @@ from lightning_gpt.training.callbacks import (
     EarlyEnd,
     ExpertUse,
     Grow,
+    Heartbeat,
     InitialLoss,
     LastCheckpoint,
     LayerDiagnostics,
@@ -47,6 +53,7 @@ from lightning_gpt.training.callbacks import (
     Predictions,
     RunProgress,
     RunSummary,
+    SameStart,
     Samples,
     Spikes,
     StepMetrics,
@@ -81,6 +88,9 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: list[str] | None = None) -> None:
         quieten()
         self._called = (sys.argv[1:] if args is None else args)[0]
+        self._launch = Launch.of_this_process()
+        self.run_folder: Path | None = None
+        """The folder that the run is kept in; None if nothing is kept."""
         try:
             super().__init__(
                 LanguageModule,
@@ -128,6 +138,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(Averaging, "averaging")
         parser.add_lightning_class_args(Spikes, "spikes")
         parser.add_class_arguments(Layout, "parallel")
+        parser.add_class_arguments(Heartbeat, "heartbeat")
         parser.set_defaults({"model": MODELS[0].__name__})
         parser.link_arguments("model.init_args.block_size", "data.block_size")
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
@@ -149,6 +160,9 @@ class TrainCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise CallError("weights_only is False; a checkpoint may hold tensors, numbers and text only")
         self.checkpoint = None
+        _check_name(config.name)
+        if self.config.subcommand == "fit" and not config.trainer.fast_dev_run:
+            self._continue_run(config)
         if config.get("ckpt_path") is None and self.config.subcommand != "fit":
             raise CallError(f"{self.config.subcommand} needs a trained model: give --ckpt_path FILE")
         if config.get("ckpt_path") is not None:
@@ -158,10 +172,18 @@ class TrainCLI(LightningCLI):
             if self.config.subcommand == "fit":
                 self.checkpoint.require_training()
 
+    def _continue_run(self, config: Namespace) -> None:
+        """Where a launcher has started this run again, continue it in its folder, from its last checkpoint."""
+        self.run_folder = started_before(_runs_of(config.trainer.default_root_dir, config.name), self._launch)
+        if self.run_folder is None:
+            return
+        self.save_config_callback = None  # its config.yaml is there
+        config.ckpt_path = str(newest_checkpoint(self.run_folder))
+        say(f"started again: {self.run_folder} continues from {config.ckpt_path}")
+
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
-        _check_name(config.name)
         check_loggers(config.trainer.logger)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)
@@ -172,10 +194,17 @@ class TrainCLI(LightningCLI):
     def make_run_folder(self) -> Path | None:
         """Make the folder that the run is kept in; None if nothing is kept."""
         config = self._get(self.config_init, "trainer")
-        if self.subcommand not in ("fit", "predict") or config.fast_dev_run:
-            return None
-        runs = Path(config.default_root_dir or "", "runs", self._get(self.config, "name"))
-        return runs / f"version_{_reserve_version(runs)}"
+        if self.run_folder is None and self.subcommand in ("fit", "predict") and not config.fast_dev_run:
+            launch = self._launch if self.subcommand == "fit" else None
+            self.run_folder = reserve(_runs_of(config.default_root_dir, self._get(self.config, "name")), launch)
+        return self.run_folder
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if subcommand != "fit":
+            super()._run_subcommand(subcommand)
+            return
+        with ending_noted(self.run_folder, self._launch):
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer whose run is kept in ``runs/<name>/version_N``, whatever its loggers are.
@@ -184,16 +213,27 @@ class TrainCLI(LightningCLI):
         """
         config = self._get(self.config_init, "trainer")
         layout: Layout = self._get(self.config_init, "parallel")
+        background = self._get(self.config, "checkpoints").background
         if layout.is_chosen:
             kwargs["strategy"] = strategy_for(layout, config.strategy, str(config.precision))
+            kwargs["strategy"].saves.background = background
         given = [] if config.callbacks is None else config.callbacks
         given = list(given) if isinstance(given, list | tuple) else [given]
         check_callbacks(given)
         if config.barebones:
             raise CallError("trainer.barebones cannot be used here: lightning-gpt bench measures the bare speed")
+        here = torchrun_processes()
+        if here is not None:
+            check_restarts()
+            check_devices(config.devices, here[0])
+            kwargs["devices"], kwargs["num_nodes"] = here
         folder = self.make_run_folder()
         if config.logger is None or config.logger is True:
-            kwargs["logger"] = TensorBoardLogger(str(folder.parent), "", version=folder.name) if folder else False
+            # of a run that is started again: what was logged after its last checkpoint is logged once more
+            step = None if self.checkpoint is None else self.checkpoint.content["global_step"] + 1
+            kwargs["logger"] = (
+                TensorBoardLogger(str(folder.parent), "", version=folder.name, purge_step=step) if folder else False
+            )
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)
         callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]
@@ -203,13 +243,14 @@ class TrainCLI(LightningCLI):
         if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):
             callbacks.append(RunProgress(metrics))
         if self.subcommand == "fit":
-            callbacks.append(NonFinite(self._get(self.config, "non_finite")))
+            callbacks += [SameStart(self._started_with()), NonFinite(self._get(self.config, "non_finite"))]
+            given.insert(0, self._get(self.config_init, "heartbeat"))  # first: another callback may be what hangs
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += [BestCheckpoint(), self._get(self.config_init, "checkpoints")]
         plugins = [] if config.plugins is None else config.plugins
         plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, CheckedFiles()]
+            kwargs["plugins"] = [*plugins, CheckedFiles(background)]
         kwargs["callbacks"] = [*given, *callbacks]
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -225,12 +266,22 @@ class TrainCLI(LightningCLI):
         trainer.callbacks.sort(key=lambda callback: last.get(type(callback), 0))  # type: ignore[attr-defined]
         return trainer
 
+    def _started_with(self) -> dict[str, Any]:
+        """What all processes of a run have in common: their options, and the step that they resume from."""
+        options = vars(self.config[self.config.subcommand].as_flat())
+        return {**options, "step": None if self.checkpoint is None else self.checkpoint.content.get("global_step")}
+
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another architecture, or a model that the layout cannot hold, before work starts."""
         if self.checkpoint is not None:
             self.checkpoint.require_same_model(self.model.model)
         if isinstance(self.trainer.strategy, MeshStrategy):
             require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
+
+
+def _runs_of(root: str | None, name: str) -> Path:
+    """The folder of all runs of a name."""
+    return Path(root or "", "runs", name)
 
 
 def _check_name(name: str) -> None:
@@ -243,31 +294,6 @@ def _check_name(name: str) -> None:
         )
 
 
-def _reserve_version(folder: Path) -> int:
-    """The number of a new run in ``folder``, made here so that two runs that start at once cannot both take it."""
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
-        return 0  # the first process's folder is asked for, never this
-    folder.mkdir(parents=True, exist_ok=True)
-    for version in count():
-        run = folder / f"version_{version}"
-        try:
-            run.mkdir()
-        except FileExistsError:
-            continue
-        atexit.register(_remove_if_nothing_was_done, run)
-        return version
-    raise AssertionError("there is always a next number")
-
-
-def _remove_if_nothing_was_done(run: Path) -> None:
-    """Remove the folder of a run that was refused before its first step, and so has no result."""
-    settings = ("config.yaml", "hparams.yaml", "events.out.tfevents.*", "tokenizer/*")
-    with suppress(OSError):  # too many open files, or a folder that has gone: the run has said so
-        files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-        if all(any(file.match(pattern) for pattern in settings) for file in files):
-            shutil.rmtree(run, ignore_errors=True)
-
-
 def quieten() -> None:
     """Silence what Lightning says that is not true of this package or not news to its user."""
     for about in (
@@ -277,6 +303,7 @@ def quieten() -> None:
         "You requested to overfit but enabled .* dataloader shuffling.*",  # nothing shuffles these loaders
         ".*The dirpath has changed from.*",
         ".*could not find the monitored key in the returned metrics.*",  # a run without validation has no best model
+        "Checkpoint directory .* exists and is not empty.*",  # of a run that is started again
         ".*callbacks used to create the checkpoint need to be provided.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
     ):

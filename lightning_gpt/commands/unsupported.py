@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_gpt.commands.call import class_at
 from lightning_gpt.errors import CallError, shortened
+from lightning_gpt.launch import restarts_need_another_store
 
 _REPLACED: dict[type[Callback], str] = {
     BatchSizeFinder: "it would train with another batch_size than config.yaml records; set data.batch_size",
@@ -74,6 +75,36 @@ def check_loggers(given: Any) -> None:
         for name in options:
             if name not in known:
                 raise CallError(f"trainer.logger: {kind.__name__} has no option {name!r} (given under dict_kwargs)")
+
+
+def check_devices(given: Any, here: int) -> None:
+    """Refuse another number of devices than torchrun has started processes on this node.
+
+    Args:
+        given: The parsed option ``trainer.devices``.
+        here: The processes.
+
+    Raises:
+        CallError: They differ.
+    """
+    asked = len(given) if isinstance(given, list) else given
+    if str(asked) not in ("auto", "-1", str(here)):
+        raise CallError(
+            f"trainer.devices is {given}, but torchrun has started {here} on this node: leave trainer.devices out"
+        )
+
+
+def check_restarts() -> None:
+    """Refuse a torchrun whose restarts would wait for processes that have ended.
+
+    Raises:
+        CallError: Its restarts share a store with what was before.
+    """
+    if restarts_need_another_store():
+        raise CallError(
+            "torchrun --max-restarts would start processes that wait for those of before: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment, or use --max-restarts 0"
+        )
 
 
 def check_nodes(trainer: Trainer) -> None:

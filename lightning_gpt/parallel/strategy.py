@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning as L
@@ -18,6 +19,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.parallel.checkpoints import LayoutCheckpoints
 from lightning_gpt.parallel.collectives import Group
 from lightning_gpt.parallel.laying_out import LaidOut, lay_out
 from lightning_gpt.parallel.layout import AXES, DATA_AXES, Axis, Layout
@@ -26,7 +28,8 @@ from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.pipeline import Pipeline
 from lightning_gpt.parallel.shard import reshard, send_from_first
-from lightning_gpt.parallel.whole import WholeOptimizer, load_whole, whole_state
+from lightning_gpt.parallel.suited import require_flags
+from lightning_gpt.parallel.whole import WholeOptimizer, whole_state
 
 T = TypeVar("T")
 
@@ -42,15 +45,7 @@ def strategy_for(layout: Layout, strategy: object, precision: str) -> "MeshStrat
     Raises:
         CallError: The Trainer's flags do not go with a layout.
     """
-    if strategy != "auto":
-        raise CallError(
-            f"trainer.strategy {strategy} and parallel ({layout.described()}) cannot be combined: leave strategy out"
-        )
-    if precision == "16-mixed":
-        raise CallError(
-            f"trainer.precision 16-mixed and parallel ({layout.described()}) cannot be combined: its gradient scaler "
-            f"works within one process; use bf16-mixed or 32-true"
-        )
+    require_flags(layout, strategy, precision)
     return MeshStrategy(layout)
 
 
@@ -86,11 +81,13 @@ class MeshStrategy(DDPStrategy):
     def __init__(self, layout: Layout, **options: Any) -> None:
         super().__init__(**options)
         self.layout = layout
+        self._checkpoints = LayoutCheckpoints()
+        self.saves = self._checkpoints.saves
+        """Writes the checkpoints."""
         self._mesh: Mesh | None = None
         self._tokens: Group | None = None
         self._whole_optimizers: list[WholeOptimizer] = []
         self._spread: LaidOut | None = None
-        self._names: list[str] = []  # of the weights that one process has
 
     def meet(self, devices: int) -> None:
         """Fill in the layout's sizes for a number of devices.
@@ -132,6 +129,7 @@ class MeshStrategy(DDPStrategy):
         super().setup_environment()
         self._mesh = Mesh(self.layout, self.root_device.type)
         self._tokens = self._mesh.several(_TOKEN_AXES, "tokens").get_group()
+        self._checkpoints.meet()
 
     def setup(self, trainer: L.Trainer) -> None:
         """Lay the model out, with the weights of the first process, and make its optimizer."""
@@ -147,11 +145,14 @@ class MeshStrategy(DDPStrategy):
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
         self._require_micro_batches(trainer)
-        assert self.lightning_module is not None
-        self._names = list(self.lightning_module.state_dict())
         send_from_first(self.language_model, self.mesh)
         self._spread = lay_out(self.language_model, self.mesh)
         self.model_to_device()
+        if self._checkpoints.is_open:
+            assert self.lightning_module is not None
+            self.load_weights(self.lightning_module)
+        if not trains:
+            self._checkpoints.close()
         for whole in self._whole_optimizers:
             whole.follow(self.model, self._pieces_of_module)
         self.setup_precision_plugin()
@@ -334,40 +335,63 @@ class MeshStrategy(DDPStrategy):
         model.load_state_dict(state)
         return model.to(self.root_device).eval()
 
-    # ---- checkpoints: one file, as one process writes it ----
+    # ---- checkpoints: a folder, of which each process writes what it holds ----
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def whole_state(self) -> dict[str, Tensor]:
         """The weights as one process has them, in the first process; all must call it."""
         assert self.lightning_module is not None
-        return self.whole_state_of(self.lightning_module)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Load weights as one process has them, before or after the model was laid out."""
-        assert self.lightning_module is not None
-        self.load_whole_into(self.lightning_module, checkpoint["state_dict"], strict)
-
-    def whole_state_of(self, module: nn.Module) -> dict[str, Tensor]:
-        """The state dict of a Lightning module, or of a copy of it in the same layout, as one process has it.
-
-        It is in the first process; others get an empty one, and all must call it.
-        """
-        state = self._whole_state(module, self._pieces_of_module)
-        return {name: state[name] for name in self._names} if state else state
-
-    def load_whole_into(self, module: nn.Module, state: Mapping[str, Tensor], strict: bool = True) -> None:
-        """Load a state dict as one process has it into a Lightning module, or a copy of it in the same layout."""
-        # after it was laid out, a stage of a pipeline has some of the weights
-        load_whole(module, state, self._pieces_of_module, strict and self._stages is None)
+        return self._whole_state(self.lightning_module, self._pieces_of_module)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state as one process has it, in the first process; all must call it."""
+        """The state of what this process holds; its groups are those that one process has."""
         bare = getattr(optimizer, "optimizer", optimizer)
         whole = next(each for each in self._whole_optimizers if each.optimizer is bare)
-        return whole.state_dict(self._is_first_of_stage, self._of_all_stages)
+        state = super().optimizer_state(optimizer)
+        return {**state, "param_groups": whole.named_as_whole(state["param_groups"])}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write a folder; all processes must call it.
+
+        Raises:
+            WorkError: It cannot be written, or a weight in it is not finite; what was saved before is kept as it was.
+        """
+        assert self.lightning_module is not None
+        path = Path(self.broadcast(str(filepath)))
+        self._checkpoints.save(checkpoint, path, self.lightning_module, self._pieces_of_module)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Everything but the tensors, which the other methods read from the files."""
+        return self._checkpoints.open(checkpoint_path)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Load the weights once the model is laid out, so that each process reads its own.
+
+        Raises:
+            CallError: They are not those of this model.
+        """
+        assert self.lightning_module is not None
+        if self.is_laid_out:
+            self.load_weights(self.lightning_module)
+
+    def load_weights(self, module: nn.Module, part: str = "state_dict") -> None:
+        """Load weights of the checkpoint that is being loaded; all processes must call it.
+
+        Args:
+            module: The Lightning module, or a copy of it in the same layout.
+            part: The entry of the checkpoint that they are in.
+
+        Raises:
+            CallError: They are not those of this model.
+        """
+        self._checkpoints.load_weights(module, self._pieces_of_module, part)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load the state of the optimizer of one process."""
-        for whole, state in zip(self._whole_optimizers, checkpoint["optimizer_states"], strict=True):
-            whole.load_state_dict(state)
-            if not self.layout.offload:
-                _optimizers_to_device([whole.optimizer], self.root_device)
+        """Load the state of an optimizer that any layout has saved, and let go of the checkpoint."""
+        assert self.lightning_module is not None
+        self._checkpoints.load_optimizers(self.optimizers, self.lightning_module, self._pieces_of_module)
+        self._checkpoints.close()
+
+    def teardown(self) -> None:
+        """Wait for the last save."""
+        self.saves.wait()
+        super().teardown()

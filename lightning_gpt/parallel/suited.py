@@ -17,6 +17,28 @@ from lightning_gpt.parallel.tensor import parameters_at
 _MOST_SUGGESTED = 64
 
 
+def require_flags(layout: Layout, strategy: object, precision: str) -> None:
+    """Refuse flags of the Trainer that do not go with a layout.
+
+    Args:
+        layout: The layout.
+        strategy: The flag ``strategy``.
+        precision: The flag ``precision``.
+
+    Raises:
+        CallError: They do not.
+    """
+    if strategy != "auto":
+        raise CallError(
+            f"trainer.strategy {strategy} and parallel ({layout.described()}) cannot be combined: leave strategy out"
+        )
+    if precision == "16-mixed":
+        raise CallError(
+            f"trainer.precision 16-mixed and parallel ({layout.described()}) cannot be combined: its gradient scaler "
+            f"works within one process; use bf16-mixed or 32-true"
+        )
+
+
 def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False) -> None:
     """Refuse a model that a layout cannot hold.
 

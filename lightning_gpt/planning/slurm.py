@@ -50,7 +50,7 @@ def training_script(
 #SBATCH --requeue
 cd {shlex.quote(folder)} || exit 1
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-last=$(ls -t {shlex.quote(runs)}/version_*/checkpoints/last.ckpt 2>/dev/null | head -n 1)
+last=$(ls -td {shlex.quote(runs)}/version_*/checkpoints/last.ckpt 2>/dev/null | head -n 1)
 stop() {{
   kill -TERM "$training"
   wait "$training"
@@ -58,6 +58,7 @@ stop() {{
   exit 0
 }}
 trap stop TERM
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # processes that torchrun starts again do not look for those of before
 srun {call} \\
   --nnodes={nodes} --nproc_per_node={per_node} --max_restarts={_RESTARTS} \\
   --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$host:29500" \\

@@ -1,15 +1,17 @@
 """How the Trainer writes and reads checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
-from torch import Tensor
 
-from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.errors import WorkError
+from lightning_gpt.saving import BackgroundSaves, first_non_finite
+from lightning_gpt.whole_file import make_room, previous_of, remove
 
 
 class CheckedFiles(CheckpointIO):
@@ -17,7 +19,14 @@ class CheckedFiles(CheckpointIO):
 
     Give it to the Trainer as a plugin: every save then goes through it, also those of ``ModelCheckpoint``.
     ``lightning-gpt fit`` does so. Strategies that save a folder of shards (FSDP, DeepSpeed) write it themselves.
+
+    Args:
+        background: Whether a save is written by a thread, from a copy, while the training goes on. The next save, and
+            the end of the training, wait for it and raise what it failed with.
     """
+
+    def __init__(self, background: bool = False) -> None:
+        self.saves = BackgroundSaves(background)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -40,7 +49,11 @@ class CheckedFiles(CheckpointIO):
                     f"the weights of step {checkpoint.get('global_step')} are not finite ({name}): they are not saved "
                     f"in {path}"
                 )
-        write_checkpoint(checkpoint, Path(path))
+        self.saves.write(partial(_write_file, Path(path)), checkpoint)
+
+    def teardown(self) -> None:
+        """Wait for the last save."""
+        self.saves.wait()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -56,20 +69,14 @@ class CheckedFiles(CheckpointIO):
             CallError: If the file is missing, truncated, corrupt or not a checkpoint.
         """
         # a mapped file would keep its space on the disk as long as the optimizer's state refers to it
-        return read_checkpoint(Path(path), mmap=False)
+        return read_saved(path, mmap=False)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint file, if it exists."""
-        Path(path).unlink(missing_ok=True)
+        """Remove a checkpoint, if it exists."""
+        remove(Path(path))
 
 
-def first_non_finite(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor with a value that is not finite; None if there is none.
-
-    All tensors are checked at once, so that a GPU is waited for only once.
-    """
-    floats = {name: value for name, value in tensors.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    finite = [value.isfinite().all() for value in floats.values()]
-    if not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all()):
-        return None
-    return next(name for name, each in zip(floats, finite, strict=True) if not bool(each))
+def _write_file(path: Path, content: dict[str, Any]) -> None:
+    if path.is_dir():  # another layout has saved a folder here; what was kept of it stays as the one before
+        path.replace(make_room(previous_of(path)))
+    write_checkpoint(content, path)

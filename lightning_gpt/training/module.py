@@ -32,6 +32,7 @@ from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
 from lightning_gpt.training.expert_balance import ExpertBalance
 from lightning_gpt.training.mup import rescale
+from lightning_gpt.training.named_states import name_states
 from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from lightning_gpt.training.recurrence import lane_states, micro_batch_of, remembering
 from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
@@ -200,6 +201,7 @@ class LanguageModule(EvaluatedModule):
         fused = False if self.trainer.precision == "16-mixed" else None
         half = torch.bfloat16 if self.trainer.precision in ("bf16-mixed", "bf16-true") else None
         chosen = optimizer(self.model, o, fused, half)
+        name_states(chosen, self.named_parameters)
         scheduled = schedule(chosen, o, int(steps))
         self._group_options = resumed.group_options(chosen)
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": scheduled, "interval": "step"}}

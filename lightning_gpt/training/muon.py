@@ -152,7 +152,7 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns, steps), updates in by_shape.items():
             self._apply(updates, rows, columns, steps)
         for parameter, move in self._spread:
-            local(parameter).add_(own_part(move, parameter, None))
+            local(parameter).add_(own_part(move, parameter))
         self._spread = []
         return loss
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_gpt.checkpoint_folder import read_saved
 from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
 
 LAST = "runs/tiny/version_0/checkpoints/last.ckpt"
@@ -18,6 +19,7 @@ UNLIKE = ("seconds", "train/tokens_per_second", "train/mfu", "layers/share_of_ti
 def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     corpus = tiny_corpus(tmp_path_factory.mktemp("fit") / "corpus.jsonl")
     content = tiny_config(corpus, max_steps=6, val_check_interval=3, precision="64-true", accumulate_grad_batches=1)
+    content["diagnostics"] = {"enabled": True}
     content["model"]["init_args"] |= {"dropout": 0.0, "attention": "value_residual", "ffn": "swiglu", "dim": 16}
     content["data"] |= {"batch_size": 8, "separate_documents": True}
     content["averaging"] = {"decay": 0.9}
@@ -56,8 +58,7 @@ def figures(folder: Path, version: int = 0) -> dict[tuple[int, str], float]:
 
 
 def checkpoint(folder: Path, name: str = LAST) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(folder / name, weights_only=True)
-    return content
+    return read_saved(folder / name)
 
 
 def test_every_figure_is_that_of_one_process(one: Path, divided: Path) -> None:

@@ -1,18 +1,20 @@
-"""Four processes train in layouts as one process does; the whole table is ``python -m benchmarks.layouts``."""
+"""Processes train in layouts as one does, also from checkpoints; all of it: ``python -m benchmarks.layouts``."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.layout_cases import PROOFS, SHORT, LayoutCase, all_cases
-from benchmarks.layouts import LayoutResult, Trained, differences
+from benchmarks.layout_checkpoints import LAYOUTS, Pair, all_pairs, devices, short_pairs
+from benchmarks.layout_training import LayoutResult, Trained, differences
 from tests.processes import run_forked
 
 
 @pytest.fixture(scope="module")
 def table() -> list[str]:
-    done = run_forked("benchmarks.layouts", "--short", "--devices", "4", cwd=Path(__file__).parents[2])
+    done = run_forked("benchmarks.layouts", "--short", cwd=Path(__file__).parents[2])
     lines = done.stdout.splitlines()
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return lines
@@ -22,6 +24,20 @@ def table() -> list[str]:
 def test_a_layout_trains_as_one_process(table: list[str], case: LayoutCase) -> None:
     (line,) = (line for line in table if line.startswith(case.described()))
     assert "| holds |" in line
+
+
+@pytest.mark.parametrize("pair", short_pairs(), ids=Pair.described)
+def test_a_layout_resumes_what_another_has_saved(table: list[str], pair: Pair) -> None:
+    (line,) = (line for line in table if line.startswith(pair.described()))
+    assert "| holds |" in line
+
+
+def test_every_layout_saves_and_loads() -> None:
+    pairs = all_pairs()
+    assert {pair.saved for pair in pairs} == {pair.loaded for pair in pairs} == set(LAYOUTS)
+    small = [name for name in LAYOUTS if devices(name) < 4]
+    assert {(pair.saved, pair.loaded) for pair in pairs if pair.model == "mixture"} >= set(product(small, small))
+    assert set(short_pairs()) <= set(pairs)
 
 
 def test_every_layout_and_every_proof_is_in_the_whole_table() -> None:

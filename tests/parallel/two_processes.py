@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.multiprocessing.spawn import start_processes
 
-from benchmarks.layouts import free_port
+from benchmarks.layout_training import free_port
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT
 from lightning_gpt.parallel import collectives

@@ -21,7 +21,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.layouts import free_port
+from benchmarks.layout_training import free_port
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.mesh import Mesh

@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a fit has run as it is typed, and another with the layer diagnostics off and no logger."""
     folder = tmp_path_factory.mktemp("board")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=STEPS, val_check_interval=10)
+    content["diagnostics"] = {"enabled": True}
     content["trainer"]["log_every_n_steps"] = 5
     write_config(folder / "tiny.yaml", content)
     (folder / "said.txt").write_text(must_run("fit", "--config", "tiny.yaml", cwd=folder).stderr)
@@ -171,6 +172,7 @@ def test_all_of_it_can_be_turned_off(folder: Path) -> None:
 
 def test_a_model_with_layers_without_attention_patterns_trains_and_logs_all_but_their_picture(tmp_path: Path) -> None:
     content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=4, val_check_interval=2)
+    content["diagnostics"] = {"enabled": True}
     content["model"]["init_args"]["attention"] = ["delta_net", "full"]
     write_config(tmp_path / "tiny.yaml", content)
     must_run("fit", "--config", "tiny.yaml", cwd=tmp_path)

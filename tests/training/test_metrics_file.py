@@ -31,6 +31,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(corpus: Path) -> Path:
     content = tiny_config(corpus, max_steps=STEPS, accumulate_grad_batches=2, val_check_interval=40)
+    content["diagnostics"] = {"enabled": True}
     return write_config(corpus.parent / "tiny.yaml", content)
 
 

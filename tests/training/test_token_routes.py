@@ -19,6 +19,7 @@ def test_the_share_that_went_through_is_logged_at_each_validation(tmp_path: Path
     """Counted here from the routers' own decisions, by the weights of the last step."""
     corpus = tiny_corpus(tmp_path / "corpus.jsonl")
     config = tiny_config(corpus, max_steps=8, val_check_interval=4)
+    config["diagnostics"] = {"enabled": True}
     config["model"]["init_args"] |= {"n_layer": 2, "token_routing": {"kind": "mixture_of_depths", "capacity": 0.25}}
     write_config(tmp_path / "run.yaml", config)
     must_run("fit", "--config", "run.yaml", cwd=tmp_path)

@@ -11,12 +11,14 @@ from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.early_end import EarlyEnd
 from lightning_gpt.training.callbacks.experts import ExpertUse
 from lightning_gpt.training.callbacks.grow import Grow
+from lightning_gpt.training.callbacks.heartbeat import Heartbeat
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
 from lightning_gpt.training.callbacks.layer_diagnostics import LayerDiagnostics
 from lightning_gpt.training.callbacks.metrics_file import MetricsFile
 from lightning_gpt.training.callbacks.non_finite import NonFinite
 from lightning_gpt.training.callbacks.predictions import Predictions
 from lightning_gpt.training.callbacks.progress import RunProgress
+from lightning_gpt.training.callbacks.same_start import SameStart
 from lightning_gpt.training.callbacks.samples import Samples
 from lightning_gpt.training.callbacks.spikes import Spikes
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
@@ -32,6 +34,7 @@ __all__ = [
     "EarlyEnd",
     "ExpertUse",
     "Grow",
+    "Heartbeat",
     "InitialLoss",
     "LastCheckpoint",
     "LayerDiagnostics",
@@ -40,6 +43,7 @@ __all__ = [
     "Predictions",
     "RunProgress",
     "RunSummary",
+    "SameStart",
     "Samples",
     "Spikes",
     "StepMetrics",

@@ -1,5 +1,6 @@
 """A running mean of the weights, which validation and later use of the model see."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import lightning as L
@@ -30,6 +31,7 @@ class Averaging(WeightAveraging):
         check_options(Averaging.__init__, locals(), "averaging.")
         super().__init__(multi_avg_fn=self._take_in)
         self.decay = decay
+        self._resumed: dict[str, Any] | None = None  # to be loaded once the model is laid out
 
     @torch.no_grad()
     def _take_in(self, means: list[Tensor], weights: list[Tensor], n: Tensor | int) -> None:
@@ -46,34 +48,40 @@ class Averaging(WeightAveraging):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the mean the precision of the weights, and spread it over the processes as they are."""
-        if self._average_model is None:
-            return
-        mean = trainer.precision_plugin.convert_module(self._average_model.module)
-        if isinstance(trainer.strategy, MeshStrategy) and isinstance(mean, LanguageModule):
-            trainer.strategy.lay_out(mean.model)
+        strategy = trainer.strategy
+        if self._average_model is not None:
+            mean = trainer.precision_plugin.convert_module(self._average_model.module)
+            if isinstance(strategy, MeshStrategy) and isinstance(mean, LanguageModule):
+                strategy.lay_out(mean.model)
+        if isinstance(strategy, MeshStrategy) and self._resumed is not None:
+            self._load_parts(strategy, pl_module, self._resumed)
+            self._resumed = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Do nothing: Lightning would replace the weights by the mean before the last checkpoint is saved, and that
         checkpoint could then not be resumed exactly."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        strategy, mean = trainer.strategy, self._average_model
-        if mean is not None and isinstance(strategy, MeshStrategy):
-            checkpoint["current_model_state"] = checkpoint["state_dict"]
-            checkpoint["state_dict"] = strategy.whole_state_of(mean.module)
-            checkpoint["averaging_state"] = {"n_averaged": mean.n_averaged.cpu()}
-        elif mean is not None:
+        if self._average_model is not None:
             super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        strategy, mean = trainer.strategy, self._average_model
-        is_spread = isinstance(strategy, MeshStrategy) and strategy.is_laid_out
-        if mean is not None and is_spread and "averaging_state" in checkpoint:
-            assert isinstance(strategy, MeshStrategy)
-            strategy.load_whole_into(mean.module, checkpoint["state_dict"])
-            mean.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
-            strategy.load_whole_into(pl_module, checkpoint["current_model_state"])
-        elif mean is not None:
+        strategy = trainer.strategy
+        if isinstance(strategy, MeshStrategy) and trainer.state.fn == "fit":
+            if strategy.is_laid_out:
+                self._load_parts(strategy, pl_module, checkpoint)
+            else:
+                self._resumed = checkpoint
+        elif self._average_model is not None:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
         elif trainer.state.fn == "fit" and "current_model_state" in checkpoint:
             pl_module.load_state_dict(checkpoint["current_model_state"])  # the run continues without a mean
+
+    def _load_parts(self, strategy: MeshStrategy, pl_module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Load the parts of mean and weights that this process holds; the strategy has loaded the mean as weights."""
+        if self._average_model is not None:
+            strategy.load_weights(self._average_model.module)
+            if "averaging_state" in checkpoint:
+                self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+        if "current_model_state" in checkpoint:
+            strategy.load_weights(pl_module, "current_model_state")

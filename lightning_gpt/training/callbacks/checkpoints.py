@@ -10,13 +10,15 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
-from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.checkpoint_folder import Saved
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.options import Count, Range, check_options
+from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.summary import say_next_commands
+from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
 
@@ -31,12 +33,17 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: Optimizer steps between two saves.
         keep: 2 also keeps the checkpoint before the last one, as ``last.previous.ckpt``; a run can be resumed from it
             if the last one is damaged. 1 keeps the last one only.
+        background: Whether saves are written while the training goes on, from a copy of weights and optimizer state in
+            the memory of the CPU. One is written at a time; the end of the training, and a stop, wait for it.
     """
 
-    def __init__(self, every_n_steps: Count = 100, keep: Annotated[int, Range(1, 2)] = 2) -> None:
+    def __init__(
+        self, every_n_steps: Count = 100, keep: Annotated[int, Range(1, 2)] = 2, background: bool = True
+    ) -> None:
         check_options(LastCheckpoint.__init__, locals(), "checkpoints.")
         self.every_n_steps = every_n_steps
         self.keep = keep
+        self.background = background
         self.path = Path()
         self._saved_step = -1
         self._waits_for_validation = False
@@ -99,6 +106,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+        wait_for_saves(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path is not None and not self._trains:
@@ -106,6 +114,7 @@ class LastCheckpoint(Checkpoint):
             say(f"nothing to train: the checkpoint is of step {trainer.global_step:,}, where this run ends ({limits})")
 
     def _save(self, trainer: L.Trainer) -> None:
+        wait_for_saves(trainer)
         if self.keep == 2 and trainer.is_global_zero:
             try:
                 keep_previous(self.path)
@@ -115,6 +124,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
+        wait_for_saves(trainer)
         if trainer.is_global_zero:
             say_next_commands(self.path.parent.parent)
         raise Stopped(f"stopped after optimizer step {trainer.global_step}; its state is saved in {self.path}")
@@ -128,13 +138,21 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self._stop_asked, all=False)
 
 
+def wait_for_saves(trainer: L.Trainer) -> None:
+    """Wait for a save that is being written, and raise what it failed with."""
+    for writer in (trainer.strategy, trainer.strategy.checkpoint_io):
+        if isinstance(writer, MeshStrategy | CheckedFiles):
+            writer.saves.wait()
+
+
 def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
     """The ``last.ckpt`` of this run and the optimizer step that it is from; None if none was saved."""
+    wait_for_saves(trainer)
     callbacks = trainer.checkpoint_callbacks
     path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         return None
-    return path, int(read_checkpoint(path)["global_step"])
+    return path, int(Saved(path).content["global_step"])
 
 
 class BestCheckpoint(ModelCheckpoint):

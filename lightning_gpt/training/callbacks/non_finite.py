@@ -11,14 +11,14 @@ from lightning.pytorch.callbacks import Callback, WeightAveraging
 from torch import Tensor
 
 from lightning_gpt.checkpoint import MODEL_KEY
-from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.console import say
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.record import Watch, watching
-from lightning_gpt.parallel.strategy import gradient_norm
+from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
+from lightning_gpt.saving import first_non_finite
 from lightning_gpt.training.callbacks.checkpoints import last_saved
-from lightning_gpt.training.checkpoint_io import first_non_finite
 from lightning_gpt.training.module import LanguageModule
 
 Action = Literal["stop", "skip", "rewind"]
@@ -181,7 +181,7 @@ class NonFinite(Callback):
         losses, batches = step.losses, step.batches
         own_is_bad = trainer.strategy.all_gather((~losses.isfinite()).any().float()).reshape(-1)
         culprit = int(own_is_bad.argmax())  # the first process with such a loss; 0 if only gradients are not finite
-        state, folder = trainer.strategy.lightning_module_state_dict(), trainer.log_dir or trainer.default_root_dir
+        state, folder = _whole_state(trainer), trainer.log_dir or trainer.default_root_dir
         said = ""
         spread = isinstance(pl_module, LanguageModule) and pl_module.is_spread
         copy = pl_module.whole_model() if isinstance(pl_module, LanguageModule) and spread else None
@@ -208,9 +208,15 @@ class NonFinite(Callback):
         raise WorkError(f"{message}; the last good checkpoint, of step {saved[1]}, is {saved[0]}")
 
 
+def _whole_state(trainer: L.Trainer) -> dict[str, Any]:
+    """The weights as one process has them; all processes must call it, and the first one has them."""
+    strategy = trainer.strategy
+    return strategy.whole_state() if isinstance(strategy, MeshStrategy) else strategy.lightning_module_state_dict()
+
+
 def _restore(trainer: L.Trainer, pl_module: L.LightningModule, path: Path) -> None:
     """Load weights and optimizer state of a checkpoint; everything else continues."""
-    content = read_checkpoint(path, mmap=False)
+    content = trainer.strategy.load_checkpoint(path)
     trainer.strategy.load_model_state_dict(content, strict=pl_module.strict_loading)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging):

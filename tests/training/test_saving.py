@@ -1,0 +1,127 @@
+"""Saves in the background: one at a time, of the state at their step, and never lost sight of."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_gpt.checkpoint_file import read_checkpoint
+from lightning_gpt.errors import WorkError
+from lightning_gpt.saving import BackgroundSaves, copied
+from lightning_gpt.training.callbacks import LastCheckpoint
+from lightning_gpt.training.checkpoint_io import CheckedFiles
+from lightning_gpt.whole_file import previous_of
+from tests.training.toy import Toy, fit
+
+STEPS = 6
+
+
+class SlowDisk(BackgroundSaves):
+    """Begins to write only once the training has gone on by two steps, or has ended."""
+
+    def __init__(self, module: Toy) -> None:
+        super().__init__()
+        self.module = module
+        self.gone_on: list[bool] = []
+
+    def write(self, save: Callable[[Any], None], content: Any) -> None:
+        begun = len(self.module.seen)
+
+        def later(content: Any) -> None:
+            end = time.monotonic() + 60
+            while len(self.module.seen) < min(begun + 2, STEPS) and time.monotonic() < end:
+                time.sleep(0.001)
+            self.gone_on.append(len(self.module.seen) >= min(begun + 2, STEPS))
+            save(content)
+
+        super().write(later, content)
+
+
+class FullDisk(BackgroundSaves):
+    """Fails."""
+
+    def write(self, save: Callable[[Any], None], content: Any) -> None:
+        def fail(content: Any) -> None:
+            raise WorkError(f"no space for step {content['global_step']}")
+
+        super().write(fail, content)
+
+
+def files(saves: BackgroundSaves) -> CheckedFiles:
+    """The plugin of a run, with these saves."""
+    plugin = CheckedFiles()
+    plugin.saves = saves
+    return plugin
+
+
+def test_the_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
+    module = Toy([1.0] * STEPS)
+    disk = SlowDisk(module)
+    fit(module, tmp_path, LastCheckpoint(every_n_steps=3), plugins=[files(disk)])
+    assert disk.gone_on == [True, True]
+    last = tmp_path / "checkpoints/last.ckpt"
+    for path, step in ((previous_of(last), 3), (last, 6)):
+        saved = read_checkpoint(path)
+        assert saved["global_step"] == step
+        assert float(saved["state_dict"]["weight"]) == pytest.approx(-0.1 * step), "the state is that of its step"
+
+
+def test_a_save_that_fails_ends_the_training(tmp_path: Path) -> None:
+    module = Toy([1.0] * STEPS)
+    with pytest.raises(WorkError, match="no space for step 2"):
+        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[files(FullDisk())])
+    assert len(module.seen) == 4, "the next save finds it"
+    module = Toy([1.0] * 2)
+    with pytest.raises(WorkError, match="no space for step 2"):
+        fit(module, tmp_path, LastCheckpoint(every_n_steps=2), plugins=[files(FullDisk())])
+
+
+def test_an_error_is_raised_once_and_one_save_is_written_at_a_time() -> None:
+    saves, running, order = BackgroundSaves(), threading.Event(), []
+
+    def first(content: Any) -> None:
+        running.wait(60)
+        order.append(1)
+        raise WorkError("full")
+
+    saves.write(first, {})
+    running.set()
+    with pytest.raises(WorkError, match="full"):
+        saves.write(lambda content: order.append(2), {})
+    saves.wait()
+    assert order == [1]
+
+
+def test_no_process_is_forked_inside_a_save() -> None:
+    """It would keep the file open."""
+    saves, order = BackgroundSaves(), []
+    go = threading.Event()
+    saves.write(lambda content: (go.wait(60), order.append(content))[1], "saved")
+    threading.Timer(0.05, go.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(len(order))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_copy_shares_what_the_content_shares_and_nothing_else() -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    content = {
+        "state": {"a": weight, "tied": weight.detach(), "row": weight[1]},
+        "list": [weight, (1, "x")],
+        "none": None,
+    }
+    copy = copied(content)
+    weight.zero_()
+    content["state"]["new"] = 1
+    content["list"].append(2)
+    assert set(copy["state"]) == {"a", "tied", "row"}
+    assert copy["state"]["a"].data_ptr() == copy["state"]["tied"].data_ptr() == copy["list"][0].data_ptr()
+    assert copy["state"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copy["state"]["row"].tolist() == [3, 4, 5]
+    assert copy["list"][1:] == [(1, "x")]
