@@ -246,5 +246,7 @@ def tiny_config(corpus: Path, **trainer: Any) -> dict[str, Any]:
         },
         "checkpoints": {"every_n_steps": 5},
         "samples": {"max_new_tokens": 4},
-        "diagnostics": {"enabled": False},  # a quarter of the time of so small a run; the tests of what it does ask for it
+        "diagnostics": {
+            "enabled": False
+        },  # a quarter of the time of so small a run; the tests of what it does ask for it
     }

@@ -81,6 +81,8 @@ MAY_IMPORT = {
         "doctor",
         "interop",
         "trust",
+        "consolidated",
+        "checkpoint_folder",
     },
     "cli": {"commands", "errors", "system_error", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},

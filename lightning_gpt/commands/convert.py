@@ -1,9 +1,12 @@
-"""``lightning-gpt convert``: published models in and out."""
+"""``lightning-gpt convert``: published models in and out, and checkpoints as one file."""
 
 from pathlib import Path
 
 from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.checkpoint_folder import is_folder
 from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.consolidated import consolidate as as_one_file
+from lightning_gpt.consolidated import from_consolidated
 from lightning_gpt.errors import CallError
 from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
 from lightning_gpt.interop.folder import Folder
@@ -19,8 +22,12 @@ def convert(
     pickled: bool = False,
     compare: bool = True,
     tolerance: Positive = 1e-4,
+    consolidate: bool = False,
 ) -> None:
     """Convert a folder in Hugging Face's layout or a GGUF file into a checkpoint, or a checkpoint into such a folder.
+
+    With ``--consolidate true``, a checkpoint, a layout's folder too, becomes one safetensors file, and such a file a
+    checkpoint folder again.
 
     Args:
         source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama model, or a
@@ -31,11 +38,19 @@ def convert(
         pickled: Whether weights may be read from pytorch_model.bin, a format that can hold code; none is run.
         compare: Whether to compare the logits with those that transformers computes before anything is written.
         tolerance: Largest difference of two logits, as a share of the largest logit.
+        consolidate: Whether to write a checkpoint as the one file output, with everything that a resume needs, or a
+            .safetensors file made like that as the checkpoint folder output.
     """
     path, allowed = Path(source), tolerance if compare else None
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
-    if path.is_dir() or path.suffix == ".gguf":
+    if consolidate:
+        if family is not None:
+            raise CallError(f"family is {family!r}; a checkpoint that is consolidated keeps its own form: leave it out")
+        (from_consolidated if path.suffix == ".safetensors" else as_one_file)(path, output)
+        print(f"{output} holds all of {source}")
+        return
+    if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
         if family is not None:
             raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
