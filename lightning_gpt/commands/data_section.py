@@ -22,6 +22,7 @@ RUN_KEYS = (
         "data",
         "diagnostics",
         "grow",
+        "heartbeat",
         "model",
         "name",
         "non_finite",

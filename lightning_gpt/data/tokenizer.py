@@ -117,8 +117,7 @@ class Tokenizer:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             table = file.read_bytes()
         except OSError as error:
-            files = "the path of a ranks file or a tokenizer.json"
-            allowed = f"allowed: gpt2, {files}, or a vocabulary size to train, such as 4096"
+            allowed = "allowed: gpt2, a ranks file, a tokenizer.json, or a vocabulary size such as 4096"
             raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
         if file.suffix == ".json":
             return cls._published().from_text(table, file)

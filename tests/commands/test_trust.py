@@ -67,7 +67,8 @@ def checkpoint_of(folder: Path) -> str:
 def test_the_variants_are_trained_with_their_options(trained: Path) -> None:
     config = torch.load(checkpoint_of(trained), weights_only=True)["lightning_gpt_model"]["config"]
     assert config["norm"] == {"kind": "peak", "eps": 0.001}
-    assert config["attention"] == [{"kind": "dilated", "gap": 3, "n_kv_head": None, "head_dim": None}]
+    biases = {"qkv_bias": None, "output_bias": None}
+    assert config["attention"] == [{"kind": "dilated", "gap": 3, "n_kv_head": None, "head_dim": None, **biases}]
 
 
 def test_a_checkpoint_is_read_with_the_module_and_not_without_it(trained: Path) -> None:

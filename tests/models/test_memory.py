@@ -180,9 +180,12 @@ def test_speculative_decoding_goes_with_segments_and_not_with_tokens() -> None:
     [
         (
             {"memory": "segment"},
-            "position 'learned' only encodes positions within a segment; use position alibi, none, rot",
+            "position 'learned' only encodes positions within a segment; use position alibi, llama3, none, rot",
         ),
-        ({"memory": {"kind": "segment"}, "position": {"kind": "sinusoidal"}}, "use position alibi, none, rotary, t5"),
+        (
+            {"memory": {"kind": "segment"}, "position": {"kind": "sinusoidal"}},
+            "use position alibi, llama3, none, rotary, t5, yarn",
+        ),
         (
             {"memory": {"kind": "tokens", "n_memory": 2}, "layer_drop": {"kind": "constant", "rate": 0.1}},
             "use layer_drop",

@@ -120,7 +120,10 @@ def test_evaluation_starts_with_nothing_remembered_and_is_the_same_for_any_batch
         ),
         (("--model.compile_blocks", "true"), "compile_blocks and memory cannot be combined"),
         (("--model.optimization.batch_warmup", "0.5"), "the number of lanes is the number of rows per optimizer step"),
-        (("--model.position", "learned", "--model.memory", "segment"), "use position alibi, none, rotary, t5"),
+        (
+            ("--model.position", "learned", "--model.memory", "segment"),
+            "use position alibi, llama3, none, rotary, t5, yarn",
+        ),
     ],
 )
 def test_what_does_not_go_with_memory_or_lanes_is_refused(tmp_path: Path, call: tuple[str, ...], message: str) -> None:
