@@ -12,7 +12,7 @@ WIDTHS = (8, 16, 32)
 
 def test_the_coordinate_check_runs_and_reports_slopes(tmp_path: Path) -> None:
     config = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=4, val_check_interval=2)
-    del config["name"], config["seed_everything"]
+    del config["name"], config["seed_everything"], config["diagnostics"]
     write_config(tmp_path / "tiny.yaml", config)
     study = yaml.safe_load(STUDY.read_text())
     variants = {}

@@ -44,7 +44,7 @@ MODES = {
     "sequence": (Layout(data=1, tensor=2, sequence=True), 1),
     "tensor": (Layout(data=1, tensor=2), 5),
     "shard": (Layout(data=1, shard=2), 3),
-    "context": (Layout(data=1, context=2), 1),
+    "context": (Layout(data=1, context=2), 2),
 }
 """The layouts, and of how many variants one is tried."""
 
