@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
+from lightning_gpt.launch import by_torchrun
 from lightning_gpt.stopping import end_with
 from lightning_gpt.trust import trusted_options
 from lightning_gpt.whole_file import is_missing, previous_of
@@ -32,7 +33,12 @@ def run(args: list[str]) -> None:
 
 
 def _end_with_the_first_process() -> None:
-    """Lightning starts the other processes of a run from the first, without which they would wait for half an hour."""
+    """Lightning starts the other processes of a run from the first, without which they would wait for half an hour.
+
+    torchrun starts and ends all of them itself, and may have been called by a process that has trained before.
+    """
+    if by_torchrun():
+        return
     first = os.environ.get(_FIRST_PROCESS)
     if first is not None and os.environ.get("LOCAL_RANK", "0") != "0":
         end_with(int(first))

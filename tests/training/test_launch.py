@@ -11,6 +11,7 @@ import pytest
 
 from lightning_gpt.checkpoint_folder import is_folder, read_saved
 from lightning_gpt.commands.run_folder import LAUNCH_FILE, started_before
+from lightning_gpt.commands.train import _FIRST_PROCESS
 from lightning_gpt.launch import Launch
 from tests.processes import (
     environment,
@@ -133,12 +134,13 @@ def test_the_node_that_is_left_goes_on_alone(config: Path, alone: dict[tuple[str
 
 
 def test_processes_that_are_started_differently_are_refused(config: Path, tmp_path: Path) -> None:
-    """Under torchrun's own command, in fresh processes."""
+    """Under torchrun's own command, in fresh processes, called by one that has trained before."""
     script = tmp_path / "each.sh"
     script.write_text(f'exec {sys.executable} -m lightning_gpt "$@" --trainer.max_steps $((30 + RANK))\n')
     own = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     call = (*own, "--no-python", "bash", str(script), "fit", "--config", str(config))
-    done = subprocess.run(call, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    env = environment({_FIRST_PROCESS: "1"})
+    done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     said = "process 1 was started with another configuration than process 0: trainer.max_steps is 31 and not 30"
     assert done.stderr.count(f"error: {said}\n") == 2, done.stderr
