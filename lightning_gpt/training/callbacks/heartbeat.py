@@ -151,7 +151,7 @@ class _Watch:
             except dist.DistNetworkError:  # the process that has the store has ended
                 self._lost = True
                 return
-            except Exception:  # nosec B112 - it does not answer, and is asked again
+            except Exception:  # nosec B112
                 continue
             self._answered = time.monotonic()
             said = self._hanging(found, self._answered) if found else None
