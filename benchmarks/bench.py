@@ -75,6 +75,11 @@ class Bench:
         elsewhere = project == "litgpt" and peers.missing(project, self.peer_dir) is not None
         return RemoteWorker(self.litgpt_python if elsewhere else None, torch.get_num_threads())
 
+    def step_peak(self, spec: Spec) -> int:
+        """Peak memory in bytes of building a model and taking its first steps, in a fresh process."""
+        with self.worker(spec.project) as worker:
+            return int(worker.ask("step_memory", spec=asdict(spec)))
+
     @contextmanager
     def steppers(self, specs: dict[str, Spec]) -> Iterator[dict[str, Callable[[], float]]]:
         """For each of ``specs``, a function that times one training step; the models exist until the context ends."""

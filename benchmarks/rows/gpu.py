@@ -7,7 +7,6 @@ import torch
 
 from benchmarks import peers
 from benchmarks.bench import OURS, Bench
-from benchmarks.memory import peak_bytes
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
 from benchmarks.rounds import Spread, interleaved, ratio, seconds
@@ -47,7 +46,7 @@ def step(bench: Bench) -> Iterator[Outcome]:
     names = [OURS, *([_PEER] if _PEER not in bench.missing else [])]
     for size in SIZES:
         specs = {name: _spec(bench, size, name) for name in names}
-        memory = {name: peak_bytes(_steps(spec), bench.device) for name, spec in specs.items()}
+        memory = {name: bench.step_peak(spec) for name, spec in specs.items()}
         subjects = {name: peers.build(spec) for name, spec in specs.items()}
         timed: dict[str, Callable[[], float]] = {
             name: lambda subject=subject: (
@@ -82,12 +81,3 @@ def _outcomes(bench: Bench, size: _Size, times: dict[str, list[float]], memory: 
 def _spec(bench: Bench, size: _Size, project: str) -> Spec:
     spec = bench.spec(project, size.n_layer, bf16=True)
     return replace(spec, workload=size.workload, compiled=True)
-
-
-def _steps(spec: Spec) -> Callable[[], None]:
-    def work() -> None:
-        subject = peers.build(spec)
-        for _ in range(3):
-            subject.step()
-
-    return work

@@ -1,7 +1,6 @@
 """Memory of a training step, and how much of it activation checkpointing saves."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from benchmarks import memory as process_memory
 from benchmarks.activations import kept_bytes
@@ -23,17 +22,14 @@ def memory(bench: Bench) -> Iterator[Outcome]:
     for peer in (name for name in _PEERS if name in bench.missing):
         yield Skipped("memory", f"vs. {peer}", bench.missing[peer])
     for n_layer in [n for n in bench.workload.depths if n in _DEPTHS] or bench.workload.depths[:1]:
-        peaks = {name: _step_peak(bench, name, n_layer) for name in (OURS, *_PEERS) if name not in bench.missing}
+        peaks = {
+            name: bench.step_peak(bench.spec(name, n_layer)) for name in (OURS, *_PEERS) if name not in bench.missing
+        }
         for peer in list(peaks)[1:]:
             target = Target(0.4, "at most") if peer == "nanoGPT" and n_layer == 4 else None
             figures = {name: Spread.of([peaks[name] / 1e6]) for name in (OURS, peer)}
             what = f"peak of a step, L = {n_layer}, vs. {peer}"
             yield Result("memory", what, Spread.of([peaks[OURS] / peaks[peer]]), "x", target, figures, "MB")
-
-
-def _step_peak(bench: Bench, project: str, n_layer: int) -> int:
-    with bench.worker(project) as worker:
-        return int(worker.ask("step_memory", spec=asdict(bench.spec(project, n_layer))))
 
 
 def checkpointing(bench: Bench) -> Iterator[Outcome]:

@@ -16,7 +16,7 @@ from lightning_gpt.errors import CallError
 
 MAIN, CONFIG = "tokenizer.json", "tokenizer_config.json"
 FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
-"""The files of a published tokenizer, of which all but the first may be missing."""
+"""The files of a published tokenizer; all but the first are optional."""
 _ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -21,6 +21,11 @@ families: Registry["Family"] = Registry("family")
 """Every family, by the ``model_type`` in its ``config.json``."""
 
 
+def name_of(kind: str, kinds: dict[str, str]) -> str:
+    """What a published config calls a kind of ours: the first of its names in ``kinds``, from names to kinds."""
+    return {ours: name for name, ours in reversed(kinds.items())}[kind]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor of ours and the published ones that it is made of.

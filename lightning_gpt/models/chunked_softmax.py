@@ -14,6 +14,7 @@ from torch import Tensor
 
 _LOG2_E = 1 / math.log(2)
 _GPU_VALUES = 2**28
+_ALIGNED = 64  # values per row: whole cache lines, and the 16-byte alignment of matrix units
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class VocabularyFirst(Chunks):
     def subtract_at_targets(self, gradient: Tensor, labels: Tensor, amount: Tensor) -> None:
         """Subtract ``amount`` ``(tokens,)`` from each token's column of the gradient, in the row of its target."""
         gradient[labels, torch.arange(len(labels))] -= amount
+
+
+def spare_values(vocab_size: int) -> int:
+    """Values that fill up a row of logits on a GPU."""
+    return -vocab_size % _ALIGNED
 
 
 def chunk_size(tokens: int, vocab_size: int, dtype: torch.dtype, device: torch.device) -> int:

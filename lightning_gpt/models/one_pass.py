@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_gpt.models.chunked_softmax import Chunks, Terms
+from lightning_gpt.models.chunked_softmax import Chunks, Terms, spare_values
 
 KERNEL_DEVICES = ("cuda",)
 """Devices for which Triton compiles the kernel."""
-_ALIGNED = 64
 
 
 @cache
@@ -54,14 +53,14 @@ class OnePass(Chunks):
 
     def __init__(self, weight: Tensor, size: int, terms: Terms) -> None:
         super().__init__(weight, size, terms)
-        spare = _spare(len(weight))
+        spare = spare_values(len(weight))
         self._filled = F.pad(weight, (0, 0, 0, spare)) if spare else weight
         self._logits = weight.new_empty(size, len(self._filled))
 
     @staticmethod
     def working_bytes(size: int, vocab_size: int, dim: int, dtype: torch.dtype, device: str) -> int:
         """What a chunk of ``size`` tokens takes: the logits, the gradient of the hidden states, the filled weight."""
-        filled = vocab_size + _spare(vocab_size)
+        filled = vocab_size + spare_values(vocab_size)
         return (size * (filled + dim) + (filled * dim if filled > vocab_size else 0)) * dtype.itemsize
 
     def weight_sum(self, dtype: torch.dtype) -> Tensor:
@@ -92,8 +91,3 @@ class OnePass(Chunks):
             torch.addmm(total, gradient.T, rows, out_dtype=total.dtype, out=total)
         else:
             total += gradient.T @ rows
-
-
-def _spare(vocab_size: int) -> int:
-    """Ids that fill up the vocabulary."""
-    return -vocab_size % _ALIGNED

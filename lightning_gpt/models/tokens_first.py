@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.chunked_softmax import Chunks, Terms
+from lightning_gpt.models.chunked_softmax import Chunks, Terms, spare_values
 
 _ROWS_TO_ADD = 4096
 _TOKENS_IN_FP32 = 128
-_ALIGNED = 64  # values per row: whole cache lines, and the 16-byte alignment of a GPU's matrix units
 
 
 class TokensFirst(Chunks):
@@ -82,7 +81,7 @@ class TokensFirst(Chunks):
 
 def _spare(vocab_size: int, dtype: torch.dtype, device: str) -> int:
     """Values that fill up a row of half-precision logits on a GPU."""
-    return -vocab_size % _ALIGNED if dtype.itemsize < 4 and device != "cpu" else 0
+    return spare_values(vocab_size) if dtype.itemsize < 4 and device != "cpu" else 0
 
 
 def _few(size: int, dtype: torch.dtype, device: str) -> int:

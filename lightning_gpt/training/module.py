@@ -245,22 +245,24 @@ class LanguageModule(EvaluatedModule):
 
     def _speed_up(self) -> None:
         """Compile blocks and capture steps where that is asked for, or known to be faster."""
-        on_cuda, alone = self.device.type in GRAPH_DEVICES, self.trainer.world_size == 1 and not self.is_spread
-        if self._compile_blocks is None and on_cuda and has_triton() and not self.is_spread:
-            self._compiled = CompiledBlocks(self.model) if isinstance(self.model, GPT) and self._lanes is None else None
-        obstacle = (
-            f"the run is on {self.device.type}, and a CUDA graph needs a CUDA device"
-            if not on_cuda
-            else f"the run has {self.trainer.world_size} processes, and a graph holds no exchange between them"
-            if not alone
-            else None
-            if self.model.can_be_graphed
-            else "the model has parts whose work changes with the data (memory, experts, token_routing or layer_drop)"
-        )
+        if self._compile_blocks is None and self.device.type in GRAPH_DEVICES and has_triton() and not self.is_spread:
+            may = isinstance(self.model, GPT) and self._lanes is None
+            self._compiled = CompiledBlocks(self.model) if may else None  # type: ignore[arg-type]
+        obstacle = self._graph_obstacle()
         if obstacle is None and self._graph_steps is not False:
             self._graph = StepGraph(self.model)
         elif obstacle is not None and self._graph_steps:
             raise CallError(f"model.graph_steps is true, but {obstacle}: leave it out")
+
+    def _graph_obstacle(self) -> str | None:
+        """Why steps cannot be captured; None if they can."""
+        if self.device.type not in GRAPH_DEVICES:
+            return f"the run is on {self.device.type}, and a CUDA graph needs a CUDA device"
+        if self.trainer.world_size > 1 or self.is_spread:
+            return f"the run has {self.trainer.world_size} processes, and a graph holds no exchange between them"
+        if not self.model.can_be_graphed:
+            return "the model has parts whose work changes with the data (memory, experts, token_routing or layer_drop)"
+        return None
 
     def _total(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

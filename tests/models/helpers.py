@@ -1,5 +1,6 @@
 """What the tests of the models share: random weights, arrays for the reference, and settings for property tests."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import hypothesis
@@ -69,3 +70,20 @@ class TensorSizes(TorchDispatchMode):
         sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self.largest = max([self.largest, *sizes])
         return out
+
+
+def captured_again(
+    run: Callable[[], Any], device: torch.device, undo: Callable[[], object] = lambda: None
+) -> tuple[Callable[[], object], Any]:
+    """What :func:`lightning_gpt.models.graph.capture` returns, by running the work again instead of replaying it."""
+    chance = torch.get_rng_state()
+    kept = run()
+    undo()
+    torch.set_rng_state(chance)
+
+    def replay() -> None:
+        for old, new in zip(tree_leaves(kept), tree_leaves(run()), strict=True):
+            if old is not None:
+                old.copy_(new)
+
+    return replay, kept

@@ -1,6 +1,6 @@
 """Generation over a cache of fixed shape, with the graph replaced by the work that it would replay."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -11,21 +11,14 @@ from lightning_gpt.models import GPTConfig, LanguageModel, SingleHeadConfig, Sin
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Decoder
 from lightning_gpt.models.memory.gpt import gpt_with
-from tests.models.helpers import randomise
+from tests.models.helpers import captured_again, randomise
 from tests.models.variants import CONFIGS, SIZES
-
-
-def again(run: Callable[[], Any], device: torch.device, undo: Callable[[], object]) -> tuple[Callable[[], object], Any]:
-    """What :func:`lightning_gpt.models.graph.capture` returns, by running the work again."""
-    kept = run()
-    undo()
-    return lambda: kept.copy_(run()), kept
 
 
 @pytest.fixture
 def captures() -> Iterator[mock.Mock]:
     """The captures, while the CPU counts as a device that has graphs."""
-    spy = mock.Mock(side_effect=again)
+    spy = mock.Mock(side_effect=captured_again)
     with mock.patch.object(graph, "GRAPH_DEVICES", ("cpu",)), mock.patch.object(graph, "capture", spy):
         yield spy
 

@@ -12,30 +12,16 @@ from torch import Tensor
 from lightning_gpt.models import GPT, GPTConfig, graph
 from lightning_gpt.training import module as module_file
 from lightning_gpt.training.step_graph import StepGraph
+from tests.models.helpers import captured_again
 from tests.processes import run_command, tiny_config, tiny_corpus, write_config
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "dim": 32, "block_size": 16, "vocab_size": 60}
 
 
-def again(run: Callable[[], Any], device: torch.device) -> tuple[Callable[[], object], Any]:
-    """What :func:`lightning_gpt.models.graph.capture` returns, by running the work again."""
-    chance = torch.get_rng_state()
-    loss, gradients = run()
-    torch.set_rng_state(chance)
-
-    def replay() -> None:
-        new_loss, new_gradients = run()
-        for kept, new in zip([loss, *gradients], [new_loss, *new_gradients], strict=True):
-            if kept is not None:
-                kept.copy_(new)
-
-    return replay, (loss, gradients)
-
-
 @pytest.fixture
 def captures() -> Iterator[mock.Mock]:
     """The captures, while the CPU counts as a device that has graphs."""
-    spy = mock.Mock(side_effect=again)
+    spy = mock.Mock(side_effect=captured_again)
     devices = ("cpu",)
     with (
         mock.patch.object(graph, "GRAPH_DEVICES", devices),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_gpt.interop.family import Family, families
+from lightning_gpt.interop.family import Family, families, name_of
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import InPieces, Transposed
 from lightning_gpt.options import Depth, Heads, Length, NotNegative, VocabSize, Width
@@ -62,7 +62,6 @@ class Gpt2(Family):
         }
 
     def write(self, ours: Expressed) -> dict[str, Any]:
-        act = {kind: name for name, kind in reversed(UNGATED.items())}[ours["ffn"][0]["kind"]]
         return {
             "n_layer": ours["n_layer"],
             "n_head": ours["n_head"],
@@ -71,6 +70,6 @@ class Gpt2(Family):
             "vocab_size": ours["vocab_size"],
             "tie_word_embeddings": ours["tie_embeddings"],
             "layer_norm_epsilon": ours["norm"]["eps"],
-            "activation_function": act,
+            "activation_function": name_of(ours["ffn"][0]["kind"], UNGATED),
             "n_inner": ours["ffn"][0]["hidden"],
         }

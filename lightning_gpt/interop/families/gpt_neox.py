@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning_gpt.interop.families.gpt2 import UNGATED
-from lightning_gpt.interop.family import Family, families
+from lightning_gpt.interop.family import Family, families, name_of
 from lightning_gpt.interop.rotary import read_rotary, write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import HeadByHead, InPieces
@@ -56,7 +56,6 @@ class GptNeoX(Family):
         }
 
     def write(self, ours: Expressed) -> dict[str, Any]:
-        act = {kind: name for name, kind in reversed(UNGATED.items())}[ours["ffn"][0]["kind"]]
         position, share = ours["position"], ours["position"]["share"]
         rope = write_rotary(position)
         rope["rope_parameters"]["partial_rotary_factor"] = share  # its default is not 1 here
@@ -70,7 +69,7 @@ class GptNeoX(Family):
             "layer_norm_eps": ours["norm"]["eps"],
             "use_parallel_residual": ours["residual"]["kind"] == "parallel",
             "attention_bias": ours["attention"][0]["qkv_bias"],
-            "hidden_act": act,
+            "hidden_act": name_of(ours["ffn"][0]["kind"], UNGATED),
             "intermediate_size": ours["ffn"][0]["hidden"],
             "rotary_pct": share,
             "rotary_emb_base": position["base"],

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from lightning_gpt.interop.family import Family, families
+from lightning_gpt.interop.family import Family, families, name_of
 from lightning_gpt.interop.rotary import read_rotary, write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import InPieces
@@ -91,8 +91,7 @@ class Llama(Family):
 
     def write_ffn(self, ffn: Expressed) -> dict[str, Any]:
         """The options of the feed-forward network."""
-        act = {kind: name for name, kind in reversed(GATED.items())}[ffn["kind"]]
-        return {"hidden_act": act, "intermediate_size": ffn["hidden"]}
+        return {"hidden_act": name_of(ffn["kind"], GATED), "intermediate_size": ffn["hidden"]}
 
     def write_more(self, ours: Expressed) -> dict[str, Any]:
         """The options that only some families computed like Llama have."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning_gpt.interop.families.llama import GATED
 from lightning_gpt.interop.families.mistral import Mistral
-from lightning_gpt.interop.family import families
+from lightning_gpt.interop.family import families, name_of
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import EachExpert, InPieces
 from lightning_gpt.models.ffn.moe.mixture import ExpertCount
@@ -42,9 +42,8 @@ class Mixtral(Mistral):
         }
 
     def write_ffn(self, ffn: Expressed) -> dict[str, Any]:
-        act = {kind: name for name, kind in reversed(GATED.items())}[ffn["expert"]]
         return {
-            "hidden_act": act,
+            "hidden_act": name_of(ffn["expert"], GATED),
             "intermediate_size": ffn["hidden"],
             "num_local_experts": ffn["n_expert"],
             "num_experts_per_tok": ffn["top_k"],

@@ -40,7 +40,7 @@ class _Slots:
 
 
 class FixedKeyValues(KeyValues):
-    """Keys and values of one layer, all slots of which are returned for every token, the empty ones marked as such.
+    """Keys and values of one layer; each token is given every slot, with the empty ones marked.
 
     Args:
         grown: What the layer keeps of the prompt; its tensors are used further.
