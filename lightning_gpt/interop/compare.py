@@ -38,6 +38,7 @@ def _load(folder: Path) -> Any:
     place = {} if folder.is_dir() else {"gguf_file": folder.name}
     try:
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
+            # local_files_only: nothing is downloaded
             folder.parent if place else folder, dtype=torch.float32, local_files_only=True, **place
         )
         return model.eval()

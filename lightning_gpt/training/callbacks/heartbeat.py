@@ -152,7 +152,7 @@ class _Watch:
                 self._lost = True
                 return
             except Exception:  # nosec B112
-                continue
+                continue  # it does not answer, and is asked again
             self._answered = time.monotonic()
             said = self._hanging(found, self._answered) if found else None
             if said is not None and not ended.is_set():
