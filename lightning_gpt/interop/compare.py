@@ -39,7 +39,10 @@ def _load(folder: Path) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             # local_files_only: nothing is downloaded
-            folder.parent if place else folder, dtype=torch.float32, local_files_only=True, **place
+            folder.parent if place else folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            **place,
         )
         return model.eval()
     except Exception as error:  # whatever a library of many models raises
