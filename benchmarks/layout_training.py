@@ -33,6 +33,7 @@ from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.mup import MuP
 from lightning_gpt.training.optim import Optimization
 
+_TRIALS_OF_A_LAUNCH = 12  # what DTensor caches keeps groups alive after their end, and each has threads that wake up often
 _QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
@@ -251,15 +252,16 @@ class LayoutResult:
 
 
 def results_of(cases: Sequence[Trial], processes: int) -> list[LayoutResult]:
-    """Train cases of one number of processes in one launch, again after one that failed; returns their results."""
+    """Train cases of one number of processes, a few in each launch; a launch ends with one that failed."""
     left, results = list(cases), list[LayoutResult]()
     while left:
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder, "results.json"))
-            given = (processes, free_port(), left, out)
+            tried = left[:_TRIALS_OF_A_LAUNCH]
+            given = (processes, free_port(), tried, out)
             start_processes(_process, given, nprocs=processes, start_method="fork")  # type: ignore[no-untyped-call]
             found = json.loads(Path(out).read_text())
-            done = [LayoutResult(case, *each) for case, each in zip(left, found, strict=False)]
+            done = [LayoutResult(case, *each) for case, each in zip(tried, found, strict=False)]
         results += done
         left = left[len(done) :]
     return results

@@ -45,7 +45,7 @@ class _Referred:
 
 
 def run(cases: Sequence[LayoutCase], steps: int) -> list[LayoutResult]:
-    """Train cases of one number of devices in one launch; returns their results."""
+    """Train cases of one number of devices in launches; returns their results."""
     needed = dict.fromkeys((case.model, case.proof) for case in cases)
     references = {each: train(each[0], PROOFS[each[1]], steps, None) for each in needed}
     return results_of([_Referred(case, references, steps) for case in cases], cases[0].made().devices)
