@@ -23,7 +23,7 @@ def randomise(model: M, seed: int = 0, std: float = 0.3) -> M:
 
     The gains of LayerNorms are drawn about 1.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     with torch.no_grad():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -35,11 +35,11 @@ def randomise(model: M, seed: int = 0, std: float = 0.3) -> M:
 
 def arrays(model: nn.Module) -> dict[str, NDArray[np.float64]]:
     """The state dict as float64 arrays."""
-    return {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().double().numpy(force=True) for name, tensor in model.state_dict().items()}
 
 
 def random_ids(vocab_size: int, *shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(vocab_size, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(vocab_size, shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 @st.composite

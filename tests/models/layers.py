@@ -59,7 +59,9 @@ def make(choice: Given, position: Given = "none", **context: Any) -> MultiHeadAt
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
     """N(0, 1)."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    )
 
 
 def of_documents(documents: torch.Tensor, scheme: Any = None) -> Context:

@@ -26,20 +26,20 @@ def assert_equals_reference(
     x = x.clone().requires_grad_()
     parameters = dict(module.named_parameters())
     output = (run or module)(x)
-    at = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
-    start = x.detach().numpy()
+    at = {name: parameter.numpy(force=True) for name, parameter in parameters.items()}
+    start = x.numpy(force=True)
 
     def of_reference(inputs: Array, state: Mapping[str, Array]) -> Array:
         return np.stack([reference(row, state) for row in inputs])
 
     expected = of_reference(start, at)
-    np.testing.assert_allclose(output.detach().numpy(), expected, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(output.numpy(force=True), expected, rtol=1e-9, atol=1e-10)
     weights = rng.standard_normal(expected.shape)
     leaves = [x, *parameters.values()]
-    gradients = torch.autograd.grad((output * torch.from_numpy(weights)).sum(), leaves, materialize_grads=True)
+    gradients = torch.autograd.grad((output * torch.as_tensor(weights)).sum(), leaves, materialize_grads=True)
     for _ in range(3):
         directions = [rng.standard_normal(leaf.shape) for leaf in leaves]
-        slope = sum(float((g.numpy() * d).sum()) for g, d in zip(gradients, directions, strict=True))
+        slope = sum(float((g.numpy(force=True) * d).sum()) for g, d in zip(gradients, directions, strict=True))
         ends = []
         for step in (STEP, -STEP):
             moved = {name: at[name] + step * d for name, d in zip(at, directions[1:], strict=True)}

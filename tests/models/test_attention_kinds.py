@@ -71,7 +71,7 @@ def test_a_kind_with_groups_of_heads_and_normed_queries_equals_the_formula(name:
 @pytest.mark.parametrize("layer_number", [0, 5])
 def test_lambda_of_differential_attention_grows_with_depth_as_in_the_paper(layer_number: int) -> None:
     layer = make("differential", layer=layer_number)
-    state = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
+    state = {name: parameter.numpy(force=True) for name, parameter in layer.named_parameters()}
     assert float(layer.factor) == pytest.approx(plain.differential_factor(state, layer_number)[0])
 
 
@@ -125,10 +125,10 @@ def test_the_mask_is_the_definition(kind: tuple[Given, plain.Sees], lengths: lis
     with record(layer, ["mask", "pattern"]) as trace:
         layer(normal(1, time, DIM), of_documents(torch.tensor([row])) if apart else Context())
     expected = plain.mask(time, definition, row if apart else None)
-    np.testing.assert_array_equal(trace["mask"].numpy().reshape(time, time), expected)
+    np.testing.assert_array_equal(trace["mask"].numpy(force=True).reshape(time, time), expected)
     pattern = trace["pattern"].detach()
     assert pattern.shape == (1, N_HEAD, time, time)
-    assert torch.equal(pattern[0, 0] > 0, torch.from_numpy(expected))
+    assert torch.equal(pattern[0, 0] > 0, torch.as_tensor(expected))
 
 
 @property_test
@@ -186,9 +186,9 @@ def test_by_chunks_linear_attention_is_what_it_is_by_the_matrix(
 def test_linear_attention_over_many_chunks_equals_the_recurrence() -> None:
     layer, time = make("linear"), 3 * CHUNK + 5
     x = normal(1, time, DIM)
-    state = {name: parameter.detach().numpy() for name, parameter in layer.named_parameters()}
-    expected = plain.layer(x[0].numpy(), state, N_HEAD, plain.linear_head())
-    np.testing.assert_allclose(layer(x)[0].detach().numpy(), expected, **CLOSE)
+    state = {name: parameter.numpy(force=True) for name, parameter in layer.named_parameters()}
+    expected = plain.layer(x[0].numpy(force=True), state, N_HEAD, plain.linear_head())
+    np.testing.assert_allclose(layer(x)[0].numpy(force=True), expected, **CLOSE)
 
 
 def test_features_that_vanish_give_zeros_and_no_nan() -> None:
@@ -311,7 +311,7 @@ def test_layers_that_see_by_other_options_do_not_share_a_mask(
     with model.record("blocks.*.attention.mask") as trace:
         model(ids)
     for mask, (_, definition) in zip(trace.layers("attention.mask"), pattern, strict=True):
-        np.testing.assert_array_equal(mask.numpy(), plain.mask(20, definition, None))
+        np.testing.assert_array_equal(mask.numpy(force=True), plain.mask(20, definition, None))
 
 
 def test_no_positions_suits_every_kind() -> None:

@@ -33,7 +33,7 @@ def test_positions_restart_at_each_document() -> None:
     "model", models(), ids=lambda model: f"{type(model).__name__}-{model.config.attention_backend}"
 )
 def test_each_document_has_the_logits_that_it_has_alone(model: LanguageModel) -> None:
-    ids = torch.randint(50, DOCUMENTS.shape, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(50, DOCUMENTS.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
     logits = model(ids, DOCUMENTS)
     for row in range(2):
         for document in DOCUMENTS[row].unique():
@@ -45,7 +45,7 @@ def test_each_document_has_the_logits_that_it_has_alone(model: LanguageModel) ->
     "model", models(), ids=lambda model: f"{type(model).__name__}-{model.config.attention_backend}"
 )
 def test_loss_and_its_gradient_are_those_of_the_documents_alone(model: LanguageModel) -> None:
-    ids = torch.randint(50, DOCUMENTS.shape, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(50, DOCUMENTS.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
     targets = ids.roll(-1, 1)
     together = torch.autograd.grad(model.loss(ids, targets, DOCUMENTS) * ids.numel(), list(model.parameters()))
     alone = [torch.zeros_like(parameter) for parameter in model.parameters()]
@@ -71,13 +71,13 @@ def test_recorded_pattern_never_crosses_documents() -> None:
 
 def test_one_document_is_the_plain_model() -> None:
     model = models()[1]
-    ids = torch.randint(50, (2, 10), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(50, (2, 10), generator=torch.Generator(torch.get_default_device()).manual_seed(2))
     torch.testing.assert_close(model(ids, torch.zeros_like(ids)), model(ids), atol=1e-12, rtol=1e-12)
 
 
 def test_block_mask_of_the_gpu_path_hides_what_the_plain_mask_hides() -> None:
     """``flex_attention`` with its block mask, uncompiled here, beside the fused kernel with booleans."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     documents = torch.randint(0, 2, (2, 200), generator=generator).cumsum(dim=1)
     q, k, v = (torch.randn(2, 3, 200, 16, generator=generator) for _ in range(3))
     same = documents[:, :, None] == documents[:, None, :]

@@ -16,7 +16,12 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    return (
+        torch.randn(
+            *shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+        )
+        * scale
+    )
 
 
 def test_the_reference_has_every_dense_network_of_the_package() -> None:
@@ -37,8 +42,8 @@ def test_values_equal_the_formula(kind: str, scale: float, bias: bool) -> None:
     ffn = randomise(ffns.make(kind, dim=5, bias=bias).double())
     x = normal(2, 7, 5, scale=scale)
     state = arrays(ffn)
-    expected = [[reference.feed_forward(token, state, kind) for token in row] for row in x.numpy()]
-    np.testing.assert_allclose(ffn(x).detach().numpy(), expected, **CLOSE)
+    expected = [[reference.feed_forward(token, state, kind) for token in row] for row in x.numpy(force=True)]
+    np.testing.assert_allclose(ffn(x).numpy(force=True), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,14 +54,19 @@ def test_gradients_are_those_of_the_formula(kind: str) -> None:
 
     def value(state: reference.State) -> float:
         return float(
-            sum(reference.feed_forward(t, state, kind) @ w for t, w in zip(x.numpy(), weights.numpy(), strict=True))
+            sum(
+                reference.feed_forward(t, state, kind) @ w
+                for t, w in zip(x.numpy(force=True), weights.numpy(force=True), strict=True)
+            )
         )
 
     for name, parameter in ffn.named_parameters():
         direction = normal(*parameter.shape, seed=2)
         assert parameter.grad is not None
         along = float((parameter.grad * direction).sum())
-        assert along == pytest.approx(reference.derivative_along(value, arrays(ffn), name, direction.numpy()), rel=1e-6)
+        assert along == pytest.approx(
+            reference.derivative_along(value, arrays(ffn), name, direction.numpy(force=True)), rel=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -34,7 +34,7 @@ def kernel() -> Iterator[mock.Mock]:
     """The kernel's calls, while the CPU counts as a device that has it."""
     spy = mock.Mock(side_effect=reference)
     with (
-        mock.patch.object(mask, "FLEX_DEVICES", ("cpu",)),
+        mock.patch.object(mask, "FLEX_DEVICES", (torch.get_default_device().type,)),
         mock.patch.object(formula, "compiled_flex_attention", return_value=spy),
     ):
         yield spy
@@ -78,7 +78,7 @@ def test_queries_keys_and_values_have_one_precision_under_autocast(kernel: mock.
     """Norms and tables give fp32 beside half-precision products, and autocast leaves this kernel alone."""
     config = GPTConfig(n_layer=1, n_head=2, dim=64, block_size=32, vocab_size=61, position="rotary", **changes)
     model, ids = GPT(config), random_ids(61, 2, 32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         model.loss(ids, ids.roll(-1, 1), documents(32)).backward()
     assert {tensor.dtype for tensor in kernel.call_args.args} == {torch.bfloat16}
 

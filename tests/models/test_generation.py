@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest) -> LanguageModel:
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def probabilities(logits: list[float], **sampling: float | int | None) -> Tensor:
@@ -110,7 +110,7 @@ def test_probabilities_sum_to_one_and_none_is_negative(
 @given(logits=logits_strategy, temperature=st.floats(0.1, 20))
 def test_temperature_divides_the_logits(logits: list[float], temperature: float) -> None:
     expected = formulas.softmax(np.array(logits) / temperature)
-    np.testing.assert_allclose(probabilities(logits, temperature=temperature).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities(logits, temperature=temperature).numpy(force=True), expected, atol=1e-5)
 
 
 def test_a_low_temperature_sharpens_and_a_high_one_flattens() -> None:
@@ -136,7 +136,7 @@ def test_top_k_draws_only_from_the_k_most_likely_also_with_ties(logits: list[flo
     if not kept.all():
         assert values[kept].min() >= values[~kept].max()
     expected = formulas.top_k(np.array(logits), k)
-    np.testing.assert_allclose(np.sort(row.numpy()), np.sort(expected), atol=1e-6)
+    np.testing.assert_allclose(np.sort(row.numpy(force=True)), np.sort(expected), atol=1e-6)
 
 
 @property_test
@@ -145,7 +145,7 @@ def test_top_p_keeps_the_smallest_set_of_most_likely_tokens_that_reaches_p(logit
     whole = formulas.softmax(np.array(logits))
     sums = np.cumsum(np.sort(whole)[::-1])
     assume(np.abs(sums - p).min() > 1e-5)  # nearer to the border fp32 may fall on either side
-    row = probabilities(logits, top_p=p).numpy()
+    row = probabilities(logits, top_p=p).numpy(force=True)
     expected = formulas.top_p(whole, p)
     assert (row > 0).sum() == (expected > 0).sum()
     np.testing.assert_allclose(np.sort(row), np.sort(expected), rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from lightning_gpt.models.positions.llama3 import Llama3Positions
 from lightning_gpt.models.positions.rotary import RotaryPositions
 from tests.reference import parts
 
-CPU = torch.device("cpu")
+DEVICE = torch.get_default_device()
 SETTINGS = [
     # width, base, factor, original, fast, slow
     (128, 500000.0, 8.0, 8192, 4.0, 1.0),
@@ -27,8 +27,8 @@ def test_frequencies_are_those_of_the_formula_and_of_transformers(setting: tuple
     rope = pytest.importorskip("transformers.modeling_rope_utils")
     transformers = pytest.importorskip("transformers")
     width, base, factor, original, fast, slow = setting
-    found = Llama3Positions(16, base, factor, original, fast, slow).frequencies(width, CPU)
-    np.testing.assert_allclose(found.numpy(), parts.llama3_frequencies(*setting), rtol=1e-6)
+    found = Llama3Positions(16, base, factor, original, fast, slow).frequencies(width, DEVICE)
+    np.testing.assert_allclose(found.numpy(force=True), parts.llama3_frequencies(*setting), rtol=1e-6)
     config = transformers.LlamaConfig(
         hidden_size=2 * width,
         num_attention_heads=2,
@@ -47,8 +47,8 @@ def test_frequencies_are_those_of_the_formula_and_of_transformers(setting: tuple
 
 
 def test_a_factor_of_one_changes_nothing() -> None:
-    changed = Llama3Positions(16, 10000.0, 1.0).frequencies(8, CPU)
-    torch.testing.assert_close(changed, RotaryPositions().frequencies(8, CPU), rtol=1e-6, atol=0)
+    changed = Llama3Positions(16, 10000.0, 1.0).frequencies(8, DEVICE)
+    torch.testing.assert_close(changed, RotaryPositions().frequencies(8, DEVICE), rtol=1e-6, atol=0)
 
 
 def test_the_length_trained_on_is_the_block_size_unless_it_is_given() -> None:

@@ -22,7 +22,7 @@ def assert_same_model(filled: LanguageModel, direct: LanguageModel) -> None:
 
     assert filled.state_dict().keys() == direct.state_dict().keys()
     torch.testing.assert_close(numbers(filled), numbers(direct), rtol=0, atol=0)
-    assert all(weight.device.type == "cpu" and weight.requires_grad for weight in filled.parameters())
+    assert all(weight.device == torch.get_default_device() and weight.requires_grad for weight in filled.parameters())
     ids = random_ids(17, 2, 8)
     with torch.no_grad():
         torch.testing.assert_close(filled.eval()(ids), direct.eval()(ids), rtol=0, atol=0)
@@ -38,7 +38,7 @@ def test_a_model_filled_after_the_meta_device_is_the_one_made_directly_with_the_
         filled = fresh(changes)
     assert all(weight.is_meta for weight in filled.parameters())
     torch.manual_seed(3)
-    materialise(filled, "cpu")
+    materialise(filled, torch.get_default_device())
     assert_same_model(filled, direct)
 
 
@@ -49,7 +49,7 @@ def test_the_single_head_can_be_filled_later_too() -> None:
     with torch.device("meta"):
         filled = SingleHeadModel(config)
     torch.manual_seed(3)
-    materialise(filled, torch.device("cpu"))
+    materialise(filled, torch.get_default_device())
     assert_same_model(filled, direct)
 
 
@@ -60,7 +60,7 @@ def test_an_untied_head_and_projections_that_start_at_zero_are_filled_too() -> N
     with torch.device("meta"):
         filled = fresh(changes)
     torch.manual_seed(3)
-    materialise(filled, "cpu")
+    materialise(filled, torch.get_default_device())
     assert_same_model(filled, direct)
 
 
@@ -77,11 +77,11 @@ def test_a_module_that_cannot_fill_itself_is_refused_by_name_and_the_model_is_le
         model = GPT(GPTConfig(**SIZES))
         model.blocks[1].add_module("extra", Gain())
     with pytest.raises(CallError, match=r"^blocks\.1\.extra \(Gain\) has parameters or buffers of its own but no"):
-        materialise(model, "cpu")
+        materialise(model, torch.get_default_device())
     assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_a_model_whose_weights_came_from_another_is_refused() -> None:
     small = int8(GPT(GPTConfig(**SIZES)))
     with pytest.raises(CallError, match=r"\(Int8Linear\) has parameters or buffers of its own but no reset_parameters"):
-        materialise(small, "cpu")
+        materialise(small, torch.get_default_device())

@@ -58,14 +58,18 @@ def model_of_stream(memory: dict[str, Any]) -> tuple[OfStream, nn.Module, Tensor
     with torch.no_grad():
         for parameter in parts.parameters():
             parameter *= 0.5  # less curved, so that differences tell the slope
-    return model, parts, torch.randn(2, 14, SIZES["dim"], generator=torch.Generator().manual_seed(2)).double()
+    return (
+        model,
+        parts,
+        torch.randn(2, 14, SIZES["dim"], generator=torch.Generator(torch.get_default_device()).manual_seed(2)).double(),
+    )
 
 
 @pytest.mark.parametrize("length", [2, 4, 6])
 def test_segment_recurrence_equals_its_formula_and_its_gradient_stops_at_the_segment(length: int) -> None:
     model, parts, x = model_of_stream({"kind": "segment", "segment": 4, "length": length})
-    at = {name: parameter.detach().numpy() for name, parameter in parts.named_parameters()}
-    frozen = {row.tobytes(): plain.segment_recurrence(row, at, 4, 4, length)[1] for row in x.numpy()}
+    at = {name: parameter.numpy(force=True) for name, parameter in parts.named_parameters()}
+    frozen = {row.tobytes(): plain.segment_recurrence(row, at, 4, 4, length)[1] for row in x.numpy(force=True)}
     memories = list(frozen.values())
     calls = 0
 
@@ -75,7 +79,7 @@ def test_segment_recurrence_equals_its_formula_and_its_gradient_stops_at_the_seg
         calls += 1
         return plain.segment_recurrence(row, state, 4, 4, length, kept)[0]
 
-    for row, hidden in zip(x.numpy(), model.of(x).detach().numpy(), strict=True):
+    for row, hidden in zip(x.numpy(force=True), model.of(x).numpy(force=True), strict=True):
         np.testing.assert_allclose(hidden, plain.segment_recurrence(row, at, 4, 4, length)[0], **CLOSE)
     assert_equals_reference(parts, reference, x, model.of)
 

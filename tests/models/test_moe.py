@@ -28,7 +28,9 @@ SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "dim": 16, "block_size": 12,
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    )
 
 
 def build(dim: int = 5, seed: int = 0, bias: bool = True, **options: Any) -> MixtureOfExperts:
@@ -41,7 +43,7 @@ def build(dim: int = 5, seed: int = 0, bias: bool = True, **options: Any) -> Mix
 
 def expected_of(mixture: MixtureOfExperts, x: torch.Tensor, kind: str = "gelu", **options: Any) -> reference.Mixture:
     return reference.mixture(
-        x.reshape(-1, x.shape[-1]).numpy(),
+        x.reshape(-1, x.shape[-1]).numpy(force=True),
         arrays(mixture),
         n_expert=mixture.n_expert,
         top_k=mixture.top_k,
@@ -79,8 +81,8 @@ def test_output_and_routing_equal_the_formula(
     expected = expected_of(mixture, x, kind)
     routing = mixture.router(x)
     assert routing.chosen.flatten(0, 1).tolist() == expected.chosen
-    np.testing.assert_allclose(routing.gates.detach().flatten(0, 1).numpy(), expected.gates, **CLOSE)
-    np.testing.assert_allclose(mixture(x).detach().flatten(0, 1).numpy(), expected.output, **CLOSE)
+    np.testing.assert_allclose(routing.gates.detach().flatten(0, 1).numpy(force=True), expected.gates, **CLOSE)
+    np.testing.assert_allclose(mixture(x).detach().flatten(0, 1).numpy(force=True), expected.output, **CLOSE)
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.0, 100.0])
@@ -90,7 +92,7 @@ def test_over_capacity_the_later_choices_add_nothing_and_are_counted(top_k: int,
     x = normal(3, 8, 5)
     expected = expected_of(mixture, x, capacity=capacity_of(mixture, 24))
     output = mixture(x, Context(losses=CollectedLosses()))
-    np.testing.assert_allclose(output.detach().flatten(0, 1).numpy(), expected.output, **CLOSE)
+    np.testing.assert_allclose(output.detach().flatten(0, 1).numpy(force=True), expected.output, **CLOSE)
     use = mixture.take_use()
     assert use is not None
     assert int(use.dropped) == expected.dropped
@@ -106,7 +108,7 @@ def test_capacity_lets_no_token_depend_on_a_later_one_and_does_not_bind_evaluati
         changed = x.clone()
         changed[:, position:] = normal(1, 12 - position, 5, seed=position)
         torch.testing.assert_close(mixture(changed)[:, :position], output[:, :position], **CLOSE)
-    np.testing.assert_allclose(mixture.eval()(x)[0].detach().numpy(), expected_of(mixture, x).output, **CLOSE)
+    np.testing.assert_allclose(mixture.eval()(x)[0].numpy(force=True), expected_of(mixture, x).output, **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
@@ -175,7 +177,7 @@ def test_the_router_computes_in_fp32_under_autocast() -> None:
     mixture = randomise(MixtureOfExperts(16, bias=False), std=0.5)
     x = normal(2, 9, 16).float()
     plain = mixture.router(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         cast = mixture.router(x)
         assert mixture(x).dtype == torch.bfloat16
     assert torch.equal(cast.chosen, plain.chosen)
@@ -233,14 +235,14 @@ def test_gradients_are_those_of_the_formula_with_its_losses(router: str, top_k: 
     ((output * weights).sum() + sum(losses.terms)).backward()
 
     def value(state: reference.State) -> float:
-        found = reference.mixture(x.numpy(), state, n_expert=4, top_k=top_k, score=router)
-        return float((found.output * weights.numpy()).sum()) + 0.5 * found.balance_loss + 0.2 * found.z_loss
+        found = reference.mixture(x.numpy(force=True), state, n_expert=4, top_k=top_k, score=router)
+        return float((found.output * weights.numpy(force=True)).sum()) + 0.5 * found.balance_loss + 0.2 * found.z_loss
 
     for name, parameter in mixture.named_parameters():
         direction = normal(*parameter.shape, seed=2)
         assert parameter.grad is not None, name
         along = float((parameter.grad * direction).sum())
-        expected = reference.derivative_along(value, arrays(mixture), name, direction.numpy())
+        expected = reference.derivative_along(value, arrays(mixture), name, direction.numpy(force=True))
         assert along == pytest.approx(expected, rel=1e-5, abs=1e-8), name
 
 

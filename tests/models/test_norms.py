@@ -37,7 +37,9 @@ def by_formula(name: str, x: Array, state: State, prefix: str = "", **options: f
 
 
 def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return scale * torch.randn(
+        *shape, generator=torch.Generator(torch.get_default_device()).manual_seed(1), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -68,7 +70,10 @@ def test_without_biases_a_layer_norm_has_one_vector_of_parameters() -> None:
 @property_test
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 10**6))
 def test_scale_norm_gives_every_vector_the_same_length_at_first_the_root_of_the_width(scale: float, seed: int) -> None:
-    x = torch.randn(7, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    x = (
+        torch.randn(7, 9, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64)
+        * scale
+    )
     torch.testing.assert_close(ScaleNorm(9).double()(x).norm(dim=-1), torch.full((7,), 3.0, dtype=torch.float64))
 
 
@@ -105,6 +110,6 @@ def _normed(name: str, state: State, prefix: str, x: Array) -> Array:
 
 def test_the_reference_norms_are_told_apart() -> None:
     """What the tests above compare with is another function for each name."""
-    x, state = normal(3, 6).numpy(), {"weight": np.ones(6), "gain": np.array(1.0)}
+    x, state = normal(3, 6).numpy(force=True), {"weight": np.ones(6), "gain": np.array(1.0)}
     made = [by_formula(name, x, state) for name in norms.names]
     assert all(not np.allclose(made[i], made[j]) for i in range(len(made)) for j in range(i))

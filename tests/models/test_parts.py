@@ -22,13 +22,13 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 7])
 def test_the_causal_mask_allows_the_past_and_the_present(time: int) -> None:
-    np.testing.assert_array_equal(causal_mask(time).numpy(), formulas.causal_mask(time))
+    np.testing.assert_array_equal(causal_mask(time).numpy(force=True), formulas.causal_mask(time))
 
 
 @property_test
@@ -43,10 +43,10 @@ def test_scores_and_pattern_equal_the_reference_also_where_one_score_dwarfs_the_
 ) -> None:
     q, k = normal(time, dim, seed=seed, scale=scale), normal(time, dim, seed=seed + 1)
     scores = scaled_scores(q, k)
-    expected = formulas.scaled_scores(q.numpy(), k.numpy())
-    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-10, atol=1e-10 * scale)
+    expected = formulas.scaled_scores(q.numpy(force=True), k.numpy(force=True))
+    np.testing.assert_allclose(scores.numpy(force=True), expected, rtol=1e-10, atol=1e-10 * scale)
     pattern = attention_pattern(scores, causal_mask(time))
-    np.testing.assert_allclose(pattern.numpy(), formulas.causal_pattern(scores.numpy()), **CLOSE)
+    np.testing.assert_allclose(pattern.numpy(force=True), formulas.causal_pattern(scores.numpy(force=True)), **CLOSE)
     assert (pattern.triu(diagonal=1) == 0).all()
 
 
@@ -66,8 +66,8 @@ def test_multi_head_attention_equals_the_reference(
     layer = MultiHeadAttention(dim, heads, bias=bias, dropout=0.0, backend=backend).double()
     x = normal(2, time, dim, seed=seed)
     state = arrays(randomise(layer, seed))
-    expected = formulas.each(lambda row: formulas.multi_head_attention(row, state, heads), x.numpy())
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, **CLOSE)
+    expected = formulas.each(lambda row: formulas.multi_head_attention(row, state, heads), x.numpy(force=True))
+    np.testing.assert_allclose(layer(x).numpy(force=True), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -75,8 +75,8 @@ def test_multi_head_attention_equals_the_reference(
 def test_the_feed_forward_network_equals_the_reference(scale: float, bias: bool) -> None:
     ffn = randomise(FeedForward(5, bias=bias).double())
     x = normal(7, 5, scale=scale)
-    expected = formulas.feed_forward(x.numpy(), arrays(ffn))
-    np.testing.assert_allclose(ffn(x).detach().numpy(), expected, **CLOSE)
+    expected = formulas.feed_forward(x.numpy(force=True), arrays(ffn))
+    np.testing.assert_allclose(ffn(x).numpy(force=True), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -88,8 +88,8 @@ def test_a_block_equals_the_reference(bias: bool, offset: float) -> None:
     block = randomise(Block(attention, FeedForward(6, bias=bias), norm, dropout=0.0).double())
     x = normal(2, 4, 6) + offset
     state = arrays(block)
-    expected = formulas.each(lambda row: formulas.block(row, state, 2), x.numpy())
-    np.testing.assert_allclose(block(x).detach().numpy(), expected, **CLOSE)
+    expected = formulas.each(lambda row: formulas.block(row, state, 2), x.numpy(force=True))
+    np.testing.assert_allclose(block(x).numpy(force=True), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

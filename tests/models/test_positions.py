@@ -25,7 +25,9 @@ from tests.reference import attention_kinds, parts
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    )
 
 
 class Positioned(MultiHeadAttention):
@@ -77,7 +79,7 @@ def test_a_share_that_leaves_no_pairs_is_refused(share: float) -> None:
 
 def _precise(width: int, base: float = 10000.0, factor: float = 1.0, extension: str = "linear") -> torch.Tensor:
     """The frequencies in double precision; the scheme's are single, and checked against these here."""
-    held = RotaryPositions(base, factor, extension).frequencies(width, torch.device("cpu"))
+    held = RotaryPositions(base, factor, extension).frequencies(width, torch.get_default_device())
     if extension == "ntk":
         base, factor = base * factor ** (width / (width - 2)), 1.0
     precise = torch.tensor([base ** (-2 * i / width) / factor for i in range(width // 2)], dtype=torch.float64)
@@ -152,10 +154,10 @@ def test_sinusoids_are_the_papers_times_their_scale() -> None:
     expected = 0.5 * parts.sinusoids(50, 8)
     made = scheme.embedding(50, None)
     assert made is not None
-    np.testing.assert_allclose(made.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(made.numpy(force=True), expected, atol=1e-5)
     some = scheme.embedding(2, torch.tensor([[3, 4], [40, 41]]))
     assert some is not None
-    np.testing.assert_allclose(some.numpy(), expected[[[3, 4], [40, 41]]], atol=1e-5)
+    np.testing.assert_allclose(some.numpy(force=True), expected[[[3, 4], [40, 41]]], atol=1e-5)
 
 
 @property_test
@@ -202,7 +204,7 @@ def test_a_model_trained_at_64_tokens_reads_256(position: str) -> None:
 
 def _text(rows: int, time: int, seed: int) -> torch.Tensor:
     """Each token is one more than the one before it (6 in 10), the one two before it (2 in 10), or chance."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     ids = torch.randint(13, (rows, time), generator=generator)
     dice = torch.rand(rows, time, generator=generator)
     for t in range(2, time):

@@ -60,7 +60,7 @@ def test_the_embedding_norm_comes_before_the_first_block_and_is_seen() -> None:
     ids = torch.arange(8)[None]
     with model.record(["token_embedding", "position_embedding", "embedding"]) as trace, torch.no_grad():
         model(ids)
-    summed = (trace["token_embedding"] + trace["position_embedding"])[0].detach().numpy()
-    weight, bias = (parameter.detach().numpy() for parameter in model.embedding_norm.parameters())
+    summed = (trace["token_embedding"] + trace["position_embedding"])[0].numpy(force=True)
+    weight, bias = (parameter.numpy(force=True) for parameter in model.embedding_norm.parameters())
     expected = formulas.layer_norm(summed, weight, bias)
-    np.testing.assert_allclose(trace["embedding"][0].numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(trace["embedding"][0].numpy(force=True), expected, atol=1e-12)

@@ -326,9 +326,13 @@ def test_the_single_head_with_a_uniform_pattern_gives_what_the_reference_predict
     with torch.no_grad(), model.record(edits={"attention.pattern": uniform}) as trace:
         logits = model(IDS)
     state = arrays(model)
-    expected = formulas.each(lambda ids: formulas.single_head(state, ids, formulas.uniform_pattern).logits, IDS.numpy())
-    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-10, atol=1e-10)
-    np.testing.assert_array_equal(trace["attention.pattern"].numpy(), uniform(trace["attention.pattern"]).numpy())
+    expected = formulas.each(
+        lambda ids: formulas.single_head(state, ids, formulas.uniform_pattern).logits, IDS.numpy(force=True)
+    )
+    np.testing.assert_allclose(logits.numpy(force=True), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_array_equal(
+        trace["attention.pattern"].numpy(force=True), uniform(trace["attention.pattern"]).numpy(force=True)
+    )
     assert not torch.allclose(logits, model(IDS))
 
 
@@ -349,9 +353,10 @@ def test_an_edited_layer_gives_what_the_reference_predicts(
         logits = model(IDS)
     state = arrays(model)
     expected = formulas.each(
-        lambda ids: formulas.gpt(state, ids, n_layer=LAYERS, n_head=HEADS, pattern_of={1: pattern_of}), IDS.numpy()
+        lambda ids: formulas.gpt(state, ids, n_layer=LAYERS, n_head=HEADS, pattern_of={1: pattern_of}),
+        IDS.numpy(force=True),
     )
-    np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(logits.numpy(force=True), expected, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(logits, model(IDS))
 
 
@@ -400,7 +405,9 @@ def test_the_gradient_with_respect_to_a_recorded_pattern_predicts_what_an_edit_o
     with model.record([name]) as trace:
         (gradient,) = torch.autograd.grad(model.loss(IDS, TARGETS), trace[name])
     assert gradient.shape == trace[name].shape
-    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    direction = torch.randn(
+        gradient.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64
+    )
     losses = []
     for step in (1e-5, -1e-5):
         with torch.no_grad(), model.record([name], edits={name: lambda a, step=step: a + step * direction}):

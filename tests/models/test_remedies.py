@@ -32,9 +32,9 @@ def test_neutreno_adds_the_distance_from_the_first_layers_values(backend: str) -
     with torch.no_grad(), model.record(["*.attention_norm", "*.attention.output", "*.head_output"]) as trace:
         model(ids)
     states = [below(state, f"blocks.{layer}.attention") for layer in range(N_LAYER)]
-    normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in range(N_LAYER)]
+    normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy(force=True) for layer in range(N_LAYER)]
     for layer, expected in enumerate(remedies.neutreno_layers(normed, states, SIZES["n_head"], 0.7)):
-        np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), expected, **CLOSE)
+        np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(force=True), expected, **CLOSE)
 
 
 def test_neutreno_layers_that_differ_in_width_each_have_a_first_layer_of_their_width() -> None:
@@ -44,10 +44,10 @@ def test_neutreno_layers_that_differ_in_width_each_have_a_first_layer_of_their_w
         model(ids)
     for layers in ((0, 2), (1, 3)):
         states = [below(state, f"blocks.{layer}.attention") for layer in layers]
-        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in layers]
+        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy(force=True) for layer in layers]
         expected = remedies.neutreno_layers(normed, states, SIZES["n_head"], 0.4)
         for layer, output in zip(layers, expected, strict=True):
-            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), output, **CLOSE)
+            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(force=True), output, **CLOSE)
 
 
 def test_neutreno_without_strength_is_plain_attention() -> None:
@@ -99,8 +99,8 @@ def test_the_initial_residual_equals_the_formula_of_a_stack(share: float) -> Non
         model(ids)
     states = [below(state, f"blocks.{layer}") for layer in range(N_LAYER)]
     shares = [(1 - share, share)] * N_LAYER
-    expected = remedies.mixed_stack(trace["embedding"][0].numpy(), states, SIZES["n_head"], shares)
-    np.testing.assert_allclose(trace[f"blocks.{N_LAYER - 1}.after_ffn"][0].numpy(), expected, **CLOSE)
+    expected = remedies.mixed_stack(trace["embedding"][0].numpy(force=True), states, SIZES["n_head"], shares)
+    np.testing.assert_allclose(trace[f"blocks.{N_LAYER - 1}.after_ffn"][0].numpy(force=True), expected, **CLOSE)
 
 
 def test_without_a_share_of_the_embeddings_it_is_pre_ln() -> None:
@@ -131,7 +131,7 @@ def test_the_loss_has_the_gradient_of_the_formula_and_the_value_of_none(checkpoi
     plain, penalised = build(changes).train(), build({**changes, "diversity": 0.3}).train()
     assert float(penalised.loss(ids, ids)) == float(plain.loss(ids, ids))
     added = [after - before for after, before in zip(gradients(penalised, ids), gradients(plain, ids), strict=True)]
-    rng = torch.Generator().manual_seed(3)
+    rng = torch.Generator(torch.get_default_device()).manual_seed(3)
     directions = [torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in penalised.parameters()]
     slope = sum(float((g * d).sum()) for g, d in zip(added, directions, strict=True))
     ends = []
@@ -141,7 +141,7 @@ def test_the_loss_has_the_gradient_of_the_formula_and_the_value_of_none(checkpoi
                 parameter += step * direction
             with penalised.record(["blocks.1.after_ffn"]) as trace:
                 penalised(ids)
-        ends.append(np.mean([remedies.diversity(row.numpy()) for row in trace["blocks.1.after_ffn"]]))
+        ends.append(np.mean([remedies.diversity(row.numpy(force=True)) for row in trace["blocks.1.after_ffn"]]))
     assert slope == pytest.approx(0.3 * (ends[0] - ends[1]) / 2e-6, rel=1e-5)
 
 

@@ -87,14 +87,17 @@ CHOICES: dict[str, Given] = {TWO_NORMS: {"kind": "parallel", "n_norm": 2}}
 @pytest.mark.parametrize("rule", [*FORMULAS, TWO_NORMS])
 def test_a_block_and_its_gradient_equal_the_formula_of_its_rule(rule: str, offset: float) -> None:
     made = randomise(block(CHOICES.get(rule, rule))).double()
-    x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + offset
+    x = (
+        torch.randn(2, 4, 6, generator=torch.Generator(torch.get_default_device()).manual_seed(1), dtype=torch.float64)
+        + offset
+    )
     assert_equals_reference(made, partial(reference, rule, N_LAYER), x)
 
 
 @pytest.mark.parametrize("rule", FORMULAS)
 def test_a_block_of_attention_alone_and_its_gradient_equal_the_first_half_of_its_rule(rule: str) -> None:
     made = randomise(block(rule, ffn=None)).double()
-    x = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(2, 4, 6, generator=torch.Generator(torch.get_default_device()).manual_seed(1), dtype=torch.float64)
 
     def half(h: Array, state: State) -> Array:
         def mix(x: Array) -> Array:
@@ -157,7 +160,7 @@ def test_what_is_added_to_the_stream_starts_smaller_the_deeper_the_model(rule: s
 
 def test_rezero_starts_as_the_identity_and_both_numbers_have_a_gradient() -> None:
     made = block("rezero")
-    x = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, 4, 6, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
     assert torch.equal(made(x), x)
     made(x).square().sum().backward()
     for scale in (made.attention_scale, made.ffn_scale):
@@ -187,8 +190,8 @@ def test_the_trace_has_the_stream_after_each_half(rule: str) -> None:
     ids = torch.tensor([[1, 2, 3]])
     with model.record() as trace:
         model(ids)
-    state = {name: parameter.detach().numpy() for name, parameter in model.blocks[0].named_parameters()}
-    stream = trace["embedding"][0].detach().numpy()
+    state = {name: parameter.numpy(force=True) for name, parameter in model.blocks[0].named_parameters()}
+    stream = trace["embedding"][0].numpy(force=True)
     expected = reference(rule, 1, stream, state)
-    torch.testing.assert_close(trace["blocks.0.after_ffn"][0].detach(), torch.from_numpy(expected))
+    torch.testing.assert_close(trace["blocks.0.after_ffn"][0].detach(), torch.as_tensor(expected))
     assert {"blocks.0.attention_norm", "blocks.0.ffn_norm", "blocks.0.after_attention"} <= set(trace)

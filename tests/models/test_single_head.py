@@ -54,8 +54,8 @@ def test_logits_equal_the_reference(
 ) -> None:
     model = small_model(dim=dim, block_size=block_size, vocab_size=vocab_size, attention_backend=backend)
     ids = random_ids(vocab_size, batch, time)
-    expected = formulas.each(lambda row: formulas.single_head(arrays(model), row).logits, ids.numpy())
-    np.testing.assert_allclose(model(ids).detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+    expected = formulas.each(lambda row: formulas.single_head(arrays(model), row).logits, ids.numpy(force=True))
+    np.testing.assert_allclose(model(ids).numpy(force=True), expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dim", "block_size", "vocab_size", "batch", "time"), SIZES)
@@ -79,21 +79,23 @@ def test_every_intermediate_equals_the_reference(
         "residual": "y",
         "logits": "logits",
     }
-    for row, sequence in enumerate(ids.numpy()):
+    for row, sequence in enumerate(ids.numpy(force=True)):
         reference = formulas.single_head(state, sequence)
-        np.testing.assert_array_equal(trace["attention.mask"].numpy(), reference.mask)
+        np.testing.assert_array_equal(trace["attention.mask"].numpy(force=True), reference.mask)
         masked = trace["attention.scores"][row].masked_fill(~trace["attention.mask"], -torch.inf)
-        np.testing.assert_allclose(masked.numpy(), reference.masked_scores, rtol=1e-10, atol=1e-10)
+        np.testing.assert_allclose(masked.numpy(force=True), reference.masked_scores, rtol=1e-10, atol=1e-10)
         for name, letter in names.items():
             expected = getattr(reference, letter)
-            np.testing.assert_allclose(trace[name][row].numpy(), expected, rtol=1e-10, atol=1e-10, err_msg=name)
+            np.testing.assert_allclose(
+                trace[name][row].numpy(force=True), expected, rtol=1e-10, atol=1e-10, err_msg=name
+            )
 
 
 def test_the_loss_equals_the_reference_cross_entropy() -> None:
     model = small_model()
     ids, targets = random_ids(11, 3, 6), random_ids(11, 3, 6, seed=2)
-    logits = formulas.each(lambda row: formulas.single_head(arrays(model), row).logits, ids.numpy())
-    expected = formulas.cross_entropy(logits.reshape(-1, 11), targets.flatten().numpy())
+    logits = formulas.each(lambda row: formulas.single_head(arrays(model), row).logits, ids.numpy(force=True))
+    expected = formulas.cross_entropy(logits.reshape(-1, 11), targets.flatten().numpy(force=True))
     assert model.loss(ids, targets).item() == pytest.approx(expected, abs=1e-10)
 
 
@@ -139,7 +141,7 @@ def test_with_fresh_weights_the_pattern_is_nearly_uniform_over_the_allowed_posit
     model = SingleHeadModel(SingleHeadConfig())
     with torch.no_grad(), model.record(["attention.pattern"]) as trace:
         model(random_ids(50257, 5, 8))
-    uniform = torch.from_numpy(formulas.uniform_pattern(np.zeros((8, 8)))).float()
+    uniform = torch.as_tensor(formulas.uniform_pattern(np.zeros((8, 8)))).float()
     deviation = (trace["attention.pattern"] / uniform).where(uniform > 0, 1.0) - 1
     assert deviation.abs().max() < 0.15
     assert deviation.abs().max() > 1e-6, "exactly uniform: the scores do not depend on the input"

@@ -25,10 +25,14 @@ def test_values_that_are_brought_along_equal_the_formula_of_a_stack(kind: str, b
     with torch.no_grad(), model.record(["*.attention_norm", "*.attention.output"]) as trace:
         model(ids)
     states = [below(state, f"blocks.{layer}.attention") for layer in range(N_LAYER)]
-    normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in range(N_LAYER)]
-    tables = [state["value_table.weight"][ids[0].numpy()] for state in states] if kind == "value_embedding" else None
+    normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy(force=True) for layer in range(N_LAYER)]
+    tables = (
+        [state["value_table.weight"][ids[0].numpy(force=True)] for state in states]
+        if kind == "value_embedding"
+        else None
+    )
     for layer, expected in enumerate(remedies.value_layers(normed, states, SIZES["n_head"], tables)):
-        np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), expected, **CLOSE)
+        np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(force=True), expected, **CLOSE)
 
 
 def test_layers_whose_values_differ_in_width_each_have_a_first_layer_of_their_width() -> None:
@@ -39,10 +43,10 @@ def test_layers_whose_values_differ_in_width_each_have_a_first_layer_of_their_wi
         model(ids)
     for layers in ((0, 2), (1, 3)):
         states = [below(state, f"blocks.{layer}.attention") for layer in layers]
-        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy() for layer in layers]
+        normed = [trace[f"blocks.{layer}.attention_norm"][0].numpy(force=True) for layer in layers]
         expected = remedies.value_layers(normed, states, SIZES["n_head"], None)
         for layer, output in zip(layers, expected, strict=True):
-            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(), output, **CLOSE)
+            np.testing.assert_allclose(trace[f"blocks.{layer}.attention.output"][0].numpy(force=True), output, **CLOSE)
 
 
 def test_the_embedding_skip_equals_the_formula_of_a_stack() -> None:
@@ -52,8 +56,8 @@ def test_the_embedding_skip_equals_the_formula_of_a_stack() -> None:
         model(ids)
     states = [below(state, f"blocks.{layer}") for layer in range(N_LAYER)]
     shares = [(float(state["stream_shares"][0]), float(state["stream_shares"][1])) for state in states]
-    expected = remedies.mixed_stack(trace["embedding"][0].numpy(), states, SIZES["n_head"], shares)
-    np.testing.assert_allclose(trace[f"blocks.{N_LAYER - 1}.after_ffn"][0].numpy(), expected, **CLOSE)
+    expected = remedies.mixed_stack(trace["embedding"][0].numpy(force=True), states, SIZES["n_head"], shares)
+    np.testing.assert_allclose(trace[f"blocks.{N_LAYER - 1}.after_ffn"][0].numpy(force=True), expected, **CLOSE)
 
 
 def test_an_embedding_skip_starts_as_pre_ln() -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lightning_gpt.models import head
 from lightning_gpt.models.head import linear_cross_entropy, token_nll
 
-head.KERNEL_DEVICES = ("cpu",)
+head.KERNEL_DEVICES = (torch.get_default_device().type,)
 TERMS = ({}, {"label_smoothing": 0.1, "z_loss": 1e-3})
 for (dtype, bound), vocab_size, terms in itertools.product(
     ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)), (50, 4096, 5000), TERMS

@@ -20,7 +20,7 @@ SMALL = randomise(GPT(GPTConfig(n_layer=1, n_head=1, dim=8, block_size=32, vocab
 
 
 def draw(model: GPT, draft: GPT, ids: Tensor, n: int, sampling: Sampling, seed: int = 0, **options: Any) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     with evaluating(model), evaluating(draft):
         return [int(token) for token in sample_speculatively(model, draft, ids, n, sampling, generator, **options)]
 
@@ -56,7 +56,7 @@ def test_texts_are_drawn_with_the_large_models_probabilities(sampling: Sampling)
     ids, n = random_ids(VOCAB, 1, 3), 1200
     expected = exact_distribution(ids, 3, sampling) * n
     counts, count = torch.zeros(VOCAB**3, dtype=torch.float64), SpeculationCount()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     with evaluating(LARGE), evaluating(SMALL):
         for _ in range(n):
             # a fourth token lets a whole guess of two be read; only the first three count

@@ -63,7 +63,7 @@ def test_training_is_the_formula_with_the_best_of_each_row(capacity: float) -> N
             chosen = reference.best(reference.scores(h, of_block), capacity)
             h = reference.routed(h, of_block, SIZES["n_head"], chosen)
         expected = formulas.layer_norm(h, state["final_norm.weight"], state["final_norm.bias"])
-        np.testing.assert_allclose(hidden[row].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(hidden[row].numpy(force=True), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("routing", [ROUTED, BY_PREDICTOR], ids=["router", "predictor"])
@@ -80,7 +80,7 @@ def test_evaluation_is_the_formula_with_each_token_decided_by_itself(routing: di
             h = reference.routed(h, of_block, SIZES["n_head"], chosen) if chosen else h
         h = formulas.layer_norm(h, state["final_norm.weight"], state["final_norm.bias"])
         expected = formulas.linear(h, state["token_embedding.weight"])
-        np.testing.assert_allclose(logits[row].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(logits[row].numpy(force=True), expected, rtol=1e-9, atol=1e-9)
     assert len(counts) > 1  # rows of unequal numbers
 
 

@@ -85,7 +85,7 @@ def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, A
     """
     torch.manual_seed(0)
     model = fresh(changes)
-    start = torch.randint(17, (8, 3), generator=torch.Generator().manual_seed(0))
+    start = torch.randint(17, (8, 3), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     rows = start.repeat(1, 8)
     optimizer = adamw(model, lr=1e-2)
     first = float(model.loss(rows[:, :-1], rows[:, 1:]))

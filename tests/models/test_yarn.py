@@ -18,7 +18,7 @@ from tests.models.slopes import Array, assert_equals_reference
 from tests.models.variants import SIZES, build
 from tests.reference import attention_kinds, yarn
 
-CPU = torch.device("cpu")
+DEVICE = torch.get_default_device()
 SETTINGS = [
     # width, base, factor, original, beta_fast, beta_slow
     (64, 10000.0, 16.0, 4096, 32.0, 1.0),
@@ -40,15 +40,15 @@ def scheme_of(setting: tuple[Any, ...]) -> YarnPositions:
 
 @every_setting
 def test_frequencies_are_those_of_the_formula(setting: tuple[Any, ...]) -> None:
-    found = scheme_of(setting).frequencies(setting[0], CPU)
-    np.testing.assert_allclose(found.numpy(), yarn.frequencies(*setting), rtol=2e-6)
+    found = scheme_of(setting).frequencies(setting[0], DEVICE)
+    np.testing.assert_allclose(found.numpy(force=True), yarn.frequencies(*setting), rtol=2e-6)
 
 
 @every_setting
 def test_what_is_kept_or_interpolated_in_full_is_the_papers(setting: tuple[Any, ...]) -> None:
     """The paper's ramp rises with the turns, the code's with the index; they have the same two ends."""
     width, base, _, original, fast, slow = setting
-    for pair, kept in enumerate(scheme_of(setting).kept(width, CPU).tolist()):
+    for pair, kept in enumerate(scheme_of(setting).kept(width, DEVICE).tolist()):
         turns = yarn.turns(pair, width, base, original)
         expected = yarn.ramp_of_the_paper(turns, fast, slow)
         if expected in (0.0, 1.0):
@@ -77,7 +77,7 @@ def test_frequencies_and_temperature_are_those_of_transformers(setting: tuple[An
     )
     theirs, magnitude = rope.ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     scheme = scheme_of(setting)
-    torch.testing.assert_close(scheme.frequencies(width, CPU), theirs, rtol=2e-6, atol=0)
+    torch.testing.assert_close(scheme.frequencies(width, DEVICE), theirs, rtol=2e-6, atol=0)
     assert scheme.magnitude == pytest.approx(magnitude)
 
 
@@ -94,7 +94,7 @@ def test_attention_with_yarn_equals_the_formula(options: dict[str, float]) -> No
         head = attention_kinds.softmax_head()
         return attention_kinds.layer(x, state, 2, head, turn=lambda q: yarn.rotated(q, *given))
 
-    x = torch.randn(2, 9, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(2, 9, 12, generator=torch.Generator(torch.get_default_device()).manual_seed(1), dtype=torch.float64)
     assert_equals_reference(layer, reference, x, lambda x: layer(x, Context(scheme=scheme)))
 
 

@@ -153,7 +153,9 @@ class Fit(Section):
 
 
 def _number(value: float) -> str:
-    """A fitted number, without what rounding leaves of it."""
+    """A fitted number, without what rounding leaves of it; far from 1 in scientific notation."""
+    if value and not 1e-6 <= abs(value) < 1e7:
+        return f"{value:.4g}"
     return number_text(float(f"{value:.8g}"))
 
 
