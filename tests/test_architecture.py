@@ -95,7 +95,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
     {
         "positions": ("positions", "positions.*"),
-        "head": ("head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
+        "head": ("adjusted_head", "head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
     },
     {"context": ("context",)},
     {"norms": ("norms",)},
