@@ -14,7 +14,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.interop.settings import Settings
 from lightning_gpt.options import TokenId
 
-CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,6 +33,7 @@ class Folder:
     def __init__(self, path: Path, pickled: bool = False) -> None:
         self.path, self.pickled = path, pickled
         self.config = read_json(path / CONFIG)
+        self.generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
         if self.config.get("quantization_config"):
             raise CallError(f"{path / CONFIG}: the weights are quantised; only weights of floating point are read")
 

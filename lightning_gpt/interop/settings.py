@@ -72,6 +72,11 @@ class Settings:
         return values.pop() if len(values) == 1 else 0.0
 
 
+def plain_config(config: Any) -> dict[str, Any]:
+    """The fields of a model's config as plain values."""
+    return {each.name: plain(getattr(config, each.name)) for each in fields(config)}
+
+
 def expressed(config: GPTConfig) -> Expressed:
     """What a config's model computes in evaluation."""
     made = {each.name: plain(getattr(config, each.name)) for each in fields(config) if each.name not in _OF_TRAINING}
