@@ -67,11 +67,13 @@ class AdjustedHead(OutputHead):
         # besides the logits, a chunk's tanh, its softmax and their gradients are alive at once
         size = max(1, chunk_size(len(labels), len(self.weight), hidden.dtype, hidden.device) // 4)
         parts = zip(rows.split(size), labels.split(size), strict=True)
-        return torch.cat([checkpoint(self._chunk, *part, terms, use_reentrant=False) for part in parts])
+        # nothing is random here, and reading the state of random numbers would break a CUDA graph
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.cat([checkpoint(self._chunk, *part, terms, **options) for part in parts])
 
     def _chunk(self, hidden: Tensor, targets: Tensor, terms: Terms) -> Tensor:
-        logits = self(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = super().forward(hidden)
+        logits = self.adjust(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         counts = targets != IGNORED
         target = logits.gather(1, torch.where(counts, targets, 0)[:, None])[:, 0]
         mean = logits.mean(dim=-1) if terms.label_smoothing else None

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_gpt.checkpoint import Checkpoint
-from tests.interop.published import make
+from tests.interop.published import GROUPED, MODELS, make
 from tests.interop.published_tokenizers import FUZZ, save
 from tests.processes import run_forked
 
@@ -50,7 +50,7 @@ def write(folder: Path, tokenizer: Path, path: Path, architecture: str = "llama"
         writer.add_key_length(config["head_dim"])
     if architecture == "llama":
         writer.add_rope_dimension_count(config["head_dim"])
-    vocab = described["model"]["vocab"]
+    vocab = vocabulary(described)
     tokens = sorted(vocab, key=vocab.__getitem__)
     kinds = {token["content"]: 3 if token["special"] else 4 for token in described["added_tokens"]}
     writer.add_tokenizer_model("gpt2")
@@ -76,6 +76,11 @@ def write(folder: Path, tokenizer: Path, path: Path, architecture: str = "llama"
     writer.close()
 
 
+def vocabulary(described: dict[str, Any]) -> dict[str, int]:
+    """The ids of all tokens of a ``tokenizer.json``."""
+    return {**described["model"]["vocab"], **{token["content"]: token["id"] for token in described["added_tokens"]}}
+
+
 def tokens(kind: str, folder: Path) -> Path:
     """A tokenizer of a kind; Qwen's has single digits, which the one for other tests has not."""
     path = save(kind, folder) / "tokenizer.json"
@@ -93,8 +98,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     folder, calls = tmp_path_factory.mktemp("gguf"), {}
     for family, (kind, rule) in READ.items():
         tokenizer = tokens(kind, folder / kind)
-        size = len(json.loads(tokenizer.read_text())["model"]["vocab"])
-        make(family, folder / f"there {family}", vocab_size=size)
+        size = len(vocabulary(json.loads(tokenizer.read_text())))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(MODELS, "qwen3", ("qwen3", {**GROUPED, "head_dim": 8}))  # with positions as they are
+            make(family, folder / f"there {family}", vocab_size=size)
         write(folder / f"there {family}", tokenizer, folder / f"{family}.gguf", family, rule)
         calls |= {family: f"{family}.gguf", f"there {family}": f"there {family}"}
     tokenizer = folder / "smollm2" / "tokenizer.json"

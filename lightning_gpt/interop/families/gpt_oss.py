@@ -1,4 +1,4 @@
-"""gpt-oss, with weights of floating point; its published ones are in four bits, which are not read."""
+"""gpt-oss; the four bits of its published weights become bf16, in which it goes out."""
 
 from typing import Any
 
