@@ -96,7 +96,8 @@ class GgufFile:
             raise CallError(f"{path} is truncated, or not a GGUF file ({error})") from None
         self._fields = {name: field.contents for name, field in reader.fields.items()}
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.config, self.generation = self._config(), {}
+        self.config = self._config()
+        self.generation: dict[str, Any] = {}
 
     def _field(self, name: str, default: Any = None) -> Any:
         return self._fields[name]() if name in self._fields else default

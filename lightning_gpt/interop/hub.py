@@ -37,7 +37,7 @@ def downloaded(name: str, revision: str | None, pickled: bool) -> Path:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     what = f"{name} is no file or folder here, and "
@@ -45,7 +45,7 @@ def downloaded(name: str, revision: str | None, pickled: bool) -> Path:
     shards = [f"{Path(file).stem}-*{Path(file).suffix}" for file in weights]
     rest = [CONFIG, GENERATION, *FILES, *(f"{file}.index.json" for file in weights)]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*rest, *weights, *shards]))  # nosec B615
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*rest, *weights, *shards]))
     except GatedRepoError:
         raise CallError(
             f"{what}access to it on the Hub is not granted: ask there, and log in with hf auth login"

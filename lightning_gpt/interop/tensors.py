@@ -101,11 +101,10 @@ class TransposedExperts(ByItsName):
 
     def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
         outputs = theirs[0].mT if theirs[0].ndim == 3 else theirs[0]  # (experts, outputs, ...)
-        n_piece = max(len(pieces), 1)
-        return outputs.unflatten(1, (-1, n_piece)).transpose(1, 2).flatten(1, 2)
+        return _swapped(outputs, 1, -1, max(len(pieces), 1))
 
     def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
-        mixed = ours.unflatten(1, (max(len(pieces), 1), -1)).transpose(1, 2).flatten(1, 2)
+        mixed = _swapped(ours, 1, max(len(pieces), 1), -1)
         return [mixed.mT if mixed.ndim == 3 else mixed]
 
 
@@ -114,9 +113,14 @@ class HalvesApart(Published):
 
     def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
         half = len(theirs[0]) // n_head // 2
-        return torch.cat([each.unflatten(0, (2, -1, half)).transpose(0, 1).flatten(0, 2) for each in theirs])
+        return torch.cat([_swapped(each, 0, 2, -1, half) for each in theirs])
 
     def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
         half = pieces["q"] // n_head // 2
         parts = torch.split(ours, list(pieces.values()))
-        return [part.unflatten(0, (-1, 2, half)).transpose(0, 1).flatten(0, 2) for part in parts]
+        return [_swapped(part, 0, -1, 2, half) for part in parts]
+
+
+def _swapped(x: Tensor, dim: int, *sizes: int) -> Tensor:
+    """``x`` with dimension ``dim`` read as several of ``sizes``, of which the first two change places."""
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :]).transpose(dim, dim + 1).reshape(x.shape)

@@ -66,10 +66,12 @@ class AdjustedHead(OutputHead):
         rows, labels = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         # besides the logits, a chunk's tanh, its softmax and their gradients are alive at once
         size = max(1, chunk_size(len(labels), len(self.weight), hidden.dtype, hidden.device) // 4)
-        parts = zip(rows.split(size), labels.split(size), strict=True)
+        parts = zip(torch.split(rows, size), torch.split(labels, size), strict=True)
         # nothing is random here, and reading the state of random numbers would break a CUDA graph
-        options = {"use_reentrant": False, "preserve_rng_state": False}
-        return torch.cat([checkpoint(self._chunk, *part, terms, **options) for part in parts])
+        losses = [
+            checkpoint(self._chunk, *part, terms, use_reentrant=False, preserve_rng_state=False) for part in parts
+        ]
+        return torch.cat(losses)
 
     def _chunk(self, hidden: Tensor, targets: Tensor, terms: Terms) -> Tensor:
         logits = super().forward(hidden)

@@ -127,7 +127,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "both directions": (
         "gemma2",
         lambda f: changed(f, use_bidirectional_attention=True),
-        r"use_bidirectional_attention is True; no part of ours computes that, only null or false",
+        r"use_bidirectional_attention is True; no part of ours computes that, only none or false",
     ),
     "stretched windows": (
         "gemma3_text",
@@ -220,7 +220,7 @@ MODELS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         r"GPT2LMHeadModel has no ffn \[gelu, relu\]",
     ),
     "gemma's norms": (
-        {"norm": "rms_plus_one", "residual": "sandwich", "bias": False, "position": "rotary"},
+        {"norm": "rms_plus_one", "residual": "sandwich", "bias": False, "position": "rotary", "ffn": "geglu"},
         ["--family", "gemma2"],
         r"Gemma2ForCausalLM has no .*embedding_scale 1.0",
     ),

@@ -63,7 +63,7 @@ class Gemma2(Llama):
         """Whether a layer has a window."""
         kinds = given.get("layer_types", list[str], None)
         if kinds is None:
-            return (layer + 1) % given.get("sliding_window_pattern", Length, self.period) != 0
+            return bool((layer + 1) % given.get("sliding_window_pattern", Length, self.period))
         return layer_kind(kinds, layer) == "sliding_attention"
 
     def read_ffn(self, given: Settings) -> dict[str, Any]:
