@@ -94,9 +94,11 @@ def _attention(config: GPTConfig, layer: int) -> dict[str, Any]:
         made["n_kv_head"] = 1
     if choice.kind in ("grouped", "multi_query"):
         made["kind"] = "full"
+    width = made.get("head_dim") or config.dim // config.n_head
     standards = {
         "n_kv_head": config.n_head,
-        "head_dim": config.dim // config.n_head,
+        "head_dim": width,
+        "score_width": width,
         "qkv_bias": config.bias,
         "output_bias": config.bias,
     }
