@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
     "inference": {"models", "data", "errors"},
-    "interop": {"models", "data", "checkpoint", "checkpoint_file", "whole_file", "options", "errors"},
+    "interop": {
+        *("models", "data", "checkpoint", "checkpoint_file", "named_tensors", "whole_file", "options", "errors"),
+    },
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {
         *BELOW,
@@ -95,7 +97,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
     {
         "positions": ("positions", "positions.*"),
-        "head": ("head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
+        "head": ("adjusted_head", "head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
     },
     {"context": ("context",)},
     {"norms": ("norms",)},

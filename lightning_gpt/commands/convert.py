@@ -11,6 +11,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
 from lightning_gpt.interop.folder import Folder
 from lightning_gpt.interop.gguf_file import GgufFile
+from lightning_gpt.interop.hub import downloaded, is_hub_id
 from lightning_gpt.options import Positive
 
 
@@ -22,22 +23,29 @@ def convert(
     pickled: bool = False,
     compare: bool = True,
     tolerance: Positive = 1e-4,
+    shard_size: str = "5GB",
+    revision: str | None = None,
+    custom_code: bool = False,
     consolidate: bool = False,
 ) -> None:
-    """Convert a folder in Hugging Face's layout or a GGUF file into a checkpoint, or a checkpoint into such a folder.
+    """Convert a published model into a checkpoint, or a checkpoint into a folder in Hugging Face's layout.
 
     With ``--consolidate true``, a checkpoint, a layout's folder too, becomes one safetensors file, and such a file a
     checkpoint folder again.
 
     Args:
         source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama model, or a
-            checkpoint of this package.
+            checkpoint of this package. What is none of these here and has the form owner/name is looked for on the Hub.
         output: The folder to make; it must not exist.
         family: What to write a checkpoint as, such as llama; the first family that expresses it when omitted.
         tokenizer: Whether to convert the tokenizer of a folder, too.
         pickled: Whether weights may be read from pytorch_model.bin, a format that can hold code; none is run.
         compare: Whether to compare the logits with those that transformers computes before anything is written.
         tolerance: Largest difference of two logits, as a share of the largest logit.
+        shard_size: Largest file of weights of a folder that is written; a larger model becomes several, with an index.
+        revision: Branch, tag or commit of a model on the Hub; its main branch when omitted.
+        custom_code: Whether a model that no family expresses goes out with modelling code of its own, and whether such
+            code in a folder may be run to compare logits.
         consolidate: Whether to write a checkpoint as the one file output, with everything that a resume needs, or a
             .safetensors file made like that as the checkpoint folder output.
     """
@@ -50,13 +58,19 @@ def convert(
         (from_consolidated if path.suffix == ".safetensors" else as_one_file)(path, output)
         print(f"{output} holds all of {source}")
         return
+    if not path.exists() and is_hub_id(source):
+        path = downloaded(source, revision, pickled)
+    elif revision is not None:
+        raise CallError(
+            f"revision is {revision!r}; it says which version of a model on the Hub to read, and {source} is none"
+        )
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
         if family is not None:
             raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
-        lines = into_checkpoint(published, Path(output), tokenizer, allowed)
+        lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:
-        lines = into_folder(Checkpoint.read(path), Path(output), family, allowed)
+        lines = into_folder(Checkpoint.read(path), Path(output), family, allowed, shard_size, custom_code)
     for line in lines:
         print(line)
 

@@ -12,19 +12,19 @@ from lightning_gpt.models import LanguageModel
 _ROWS, _MOST_TOKENS = 2, 64
 
 
-def published_logits(folder: Path, ids: Tensor) -> Tensor:
+def published_logits(folder: Path, ids: Tensor, custom_code: bool = False) -> Tensor:
     """What transformers computes from a folder or a GGUF file, in fp32: ``(batch, time, vocab_size)``.
 
     Raises:
         CallError: transformers is not installed, or cannot load the folder.
     """
-    model = _load(folder)
+    model = _load(folder, custom_code)
     with torch.no_grad():
         logits: Tensor = model(ids).logits
     return logits
 
 
-def _load(folder: Path) -> Any:
+def _load(folder: Path, custom_code: bool) -> Any:
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -42,6 +42,7 @@ def _load(folder: Path) -> Any:
             folder.parent if place else folder,
             dtype=torch.float32,
             local_files_only=True,
+            trust_remote_code=custom_code,  # code that this package wrote, or that the user allows
             **place,
         )
         return model.eval()
@@ -56,19 +57,20 @@ def some_ids(model: LanguageModel) -> Tensor:
     return torch.randint(model.config.vocab_size, (_ROWS, length), generator=generator)
 
 
-def require_equal(model: LanguageModel, folder: Path, tolerance: float) -> str:
+def require_equal(model: LanguageModel, folder: Path, tolerance: float, custom_code: bool = False) -> str:
     """Compare the logits of random tokens; returns the result in words.
 
     Args:
         model: Our model, in evaluation mode.
         folder: The published one, a folder or a GGUF file.
         tolerance: The largest difference allowed, as a share of the largest logit.
+        custom_code: Whether to run modelling code that the folder holds.
 
     Raises:
         CallError: They differ by more, or the published model cannot be computed.
     """
     ids = some_ids(model)
-    theirs = published_logits(folder, ids)
+    theirs = published_logits(folder, ids, custom_code)
     with torch.no_grad():
         ours = model.float()(ids)
     if ours.shape != theirs.shape:

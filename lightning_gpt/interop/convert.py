@@ -1,11 +1,9 @@
 """A published folder into a checkpoint, and a checkpoint into a folder that transformers loads."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +16,16 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.interop import families  # noqa: F401  (imported to register them)
 from lightning_gpt.interop.compare import require_equal
-from lightning_gpt.interop.family import family_for, family_of
-from lightning_gpt.interop.folder import CONFIG, WEIGHTS
-from lightning_gpt.interop.tokenizers import published_files
-from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.registry import plain
+from lightning_gpt.interop.export import Exported, write_card
+from lightning_gpt.interop.family import Family, family_for, family_of
+from lightning_gpt.interop.own_code import NAMES, OWN, OwnCode
+from lightning_gpt.interop.settings import plain_config
+from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig
 from lightning_gpt.whole_file import sync_folder
 
 CHECKPOINT, SETTINGS, TOKENIZER = "model.ckpt", "model.yaml", "tokenizer"
+_GENERATION = "published_generation"  # the entry of a checkpoint with the generation_config.json that it came with
+_SAMPLING = ("temperature", "top_k", "top_p")
 _STATE = "model."  # what a checkpoint puts before the names of the weights
 
 
@@ -36,6 +36,8 @@ class PublishedModel(Protocol):
     """Where transformers finds it."""
     config: dict[str, Any]
     """The content of its ``config.json``."""
+    generation: dict[str, Any]
+    """The content of its ``generation_config.json``; empty if it has none."""
 
     def weights(self) -> Mapping[str, Tensor]:
         """Its tensors."""
@@ -44,7 +46,9 @@ class PublishedModel(Protocol):
         """Its tokenizer, for that many ids; None if it has none."""
 
 
-def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, tolerance: float | None) -> Iterator[str]:
+def into_checkpoint(
+    folder: PublishedModel, output: Path, tokenizer: bool, tolerance: float | None, custom_code: bool = False
+) -> Iterator[str]:
     """Convert a published model; yields a line for each thing done.
 
     Args:
@@ -52,29 +56,47 @@ def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, toler
         output: The folder to make: a checkpoint, the tokenizer, and a config for ``fit`` and ``validate``.
         tokenizer: Whether to convert the tokenizer.
         tolerance: The largest difference of logits, as a share of the largest logit; None skips the comparison.
+        custom_code: Whether modelling code in the folder may be run to compare logits; nothing else needs it.
 
     Raises:
         CallError: The model cannot be expressed, a file is wrong, or the logits differ; nothing is left behind.
     """
-    config = family_of(folder.config).config(folder.config)
-    state = family_of(folder.config).from_published(config, folder.weights())
+    is_own = folder.config.get("model_type") == OWN
+    if is_own and tolerance is not None and not custom_code:
+        raise CallError(
+            f"{folder.path} has modelling code of its own, which the comparison of logits would run: allow it with "
+            f"--custom_code true, or skip the comparison with --compare false"
+        )
+    expressing: Any = OwnCode() if is_own else family_of(folder.config)
+    config = expressing.config(folder.config)
+    state = expressing.from_published(config, folder.weights())
     words = folder.tokenizer(config.vocab_size) if tokenizer else None
-    content = _checkpoint(config, state, words)
+    content = _checkpoint(config, state, words, folder.generation)
     yield f"{_size(state)} read from {folder.path}"
     if tolerance is not None:
         model = Checkpoint(output / CHECKPOINT, content).build()
-        yield require_equal(model, folder.path, tolerance)
+        yield require_equal(model, folder.path, tolerance, custom_code and is_own)
     with _new_folder(output) as work:
         write_checkpoint(content, work / CHECKPOINT)
         if words is not None:
             words.save(work / TOKENIZER)
         (work / SETTINGS).write_text(_settings(config, output, words))
+    if folder.generation.get("do_sample"):
+        given = {name: folder.generation[name] for name in _SAMPLING if folder.generation.get(name) is not None}
+        yield f"published to be sampled with {' '.join(f'--{name} {value}' for name, value in given.items())}"
     if words is None:
         yield f"no tokenizer{'' if tokenizer else ' (--tokenizer false)'}: generate takes --ids"
     yield f"{output / CHECKPOINT}"
 
 
-def into_folder(checkpoint: Checkpoint, output: Path, family: str | None, tolerance: float | None) -> Iterator[str]:
+def into_folder(
+    checkpoint: Checkpoint,
+    output: Path,
+    family: str | None,
+    tolerance: float | None,
+    shard_size: str,
+    custom_code: bool = False,
+) -> Iterator[str]:
     """Convert a checkpoint into a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; yields lines.
 
     Args:
@@ -82,49 +104,64 @@ def into_folder(checkpoint: Checkpoint, output: Path, family: str | None, tolera
         output: The folder to make.
         family: The family to express it as; the first that can if None.
         tolerance: As in :func:`into_checkpoint`.
+        shard_size: The largest file of weights, as in ``5GB``.
+        custom_code: Whether a model that no family expresses may go out with modelling code of its own.
 
     Raises:
         CallError: No family expresses the model, or the logits differ; nothing is left behind.
     """
     config = checkpoint.config()
-    if checkpoint.model["name"] != GPT.name:
-        raise CallError(f"checkpoint {str(checkpoint.path)!r} holds a {checkpoint.model['name']}; no family has one")
-    name, expressing = family_for(config, family)
+    name, expressing = _expressing(checkpoint, config, family, custom_code)
     weights = checkpoint.content["state_dict"]
     state = {key.removeprefix(_STATE): value for key, value in weights.items() if key.startswith(_STATE)}
     model = checkpoint.build()  # refuses weights that are not the config's
     words = checkpoint.tokenizer() if "TextData" in checkpoint.content else None
+    generation = checkpoint.content.get(_GENERATION, {})
+    code = expressing.code(config) if isinstance(expressing, OwnCode) else {}
+    made = Exported(expressing.published(config), expressing.to_published(config, state), words, generation, code)
     with _new_folder(output) as work:
-        _write_published(work, expressing.published(config), expressing.to_published(config, state), words)
+        made.write(work, shard_size)
         yield f"{_size(state)} written as {name} ({expressing.architecture})"
+        compared = "not computed" if tolerance is None else require_equal(model, work, tolerance, bool(code))
         if tolerance is not None:
-            yield require_equal(model, work, tolerance)
+            yield compared
+        facts = {"steps of training": f"{checkpoint.content.get('global_step', 0):,}", "beside lightning_gpt": compared}
+        write_card(work, output.name, made, {"class_path": module_of(config), "init_args": plain_config(config)}, facts)
     yield f"{output}"
 
 
-def _write_published(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], words: Tokenizer | None
-) -> None:
-    from safetensors.torch import save_file
+def _expressing(
+    checkpoint: Checkpoint, config: Any, family: str | None, custom_code: bool
+) -> tuple[str, Family | OwnCode]:
+    """What the model of a checkpoint can be written as, and its name.
 
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    dtype = str(max(dtypes, key=lambda each: each.itemsize)).removeprefix("torch.")
-    ends = {  # written where there are none, too, as transformers would put its own
-        "bos_token_id": None if words is None else next(iter(words.start), None),
-        "eos_token_id": None if words is None else words.end_of_text,
-        "pad_token_id": None,
-    }
-    described = {**config, **ends, "dtype": dtype, "torch_dtype": dtype}
-    (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
-    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    if words is not None:
-        (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
-        for name, text in published_files(words).items():
-            (folder / name).write_text(text, "utf-8")
+    Raises:
+        CallError: Nothing that is allowed.
+    """
+    own = NAMES.get(type(config))
+    try:
+        if own != GPT.name:
+            raise CallError(
+                f"checkpoint {str(checkpoint.path)!r} holds a {checkpoint.model['name']}; no family has one"
+            )
+        return family_for(config, family)
+    except CallError as error:
+        if own is None or family is not None:
+            raise
+        if not custom_code:
+            raise CallError(
+                f"{error}; --custom_code true writes modelling code of its own beside the weights"
+            ) from None
+    return "a model with code of its own", OwnCode()
 
 
-def _checkpoint(config: GPTConfig, state: Mapping[str, Tensor], words: Tokenizer | None) -> dict[str, Any]:
-    described = {"name": GPT.name, "config": plain({each.name: getattr(config, each.name) for each in fields(config)})}
+def _checkpoint(
+    config: GPTConfig | SingleHeadConfig,
+    state: Mapping[str, Tensor],
+    words: Tokenizer | None,
+    generation: Mapping[str, Any],
+) -> dict[str, Any]:
+    described = {"name": NAMES[type(config)], "config": plain_config(config)}
     data = {} if words is None else {"TextData": {"tokenizer": words.state_dict()}}
     return {
         MODEL_KEY: described,
@@ -133,16 +170,22 @@ def _checkpoint(config: GPTConfig, state: Mapping[str, Tensor], words: Tokenizer
         "global_step": 0,
         "pytorch-lightning_version": "2.6.0",
         **data,
+        **({_GENERATION: dict(generation)} if generation else {}),
     }
 
 
-def _settings(config: GPTConfig, output: Path, words: Tokenizer | None) -> str:
+def _settings(config: GPTConfig | SingleHeadConfig, output: Path, words: Tokenizer | None) -> str:
     """A config for ``fit`` and ``validate``: this model, in the form of our YAML files."""
-    given = {each.name: plain(getattr(config, each.name)) for each in fields(config)}
+    given = plain_config(config)
     given.pop("vocab_size")  # the tokenizer's
     data = {} if words is None else {"data": {"tokenizer": str(output / TOKENIZER / words.file_name)}}
-    content = {"model": {"class_path": "GPTModule", "init_args": given}, **data}
+    content = {"model": {"class_path": module_of(config), "init_args": given}, **data}
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def module_of(config: GPTConfig | SingleHeadConfig) -> str:
+    """The class of a config file that trains such a model."""
+    return "GPTModule" if isinstance(config, GPTConfig) else "SingleHeadModule"
 
 
 def _size(state: Mapping[str, Tensor]) -> str:

@@ -11,10 +11,12 @@ from torch import Tensor
 from lightning_gpt.checkpoint_file import read_pickled
 from lightning_gpt.data.published_tokenizer import MAIN, PublishedTokenizer
 from lightning_gpt.errors import CallError
+from lightning_gpt.interop.mxfp4 import Dequantised
 from lightning_gpt.interop.settings import Settings
 from lightning_gpt.options import TokenId
 
-CONFIG, WEIGHTS, PICKLED = "config.json", "model.safetensors", "pytorch_model.bin"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 _TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,8 +34,25 @@ class Folder:
     def __init__(self, path: Path, pickled: bool = False) -> None:
         self.path, self.pickled = path, pickled
         self.config = read_json(path / CONFIG)
-        if self.config.get("quantization_config"):
-            raise CallError(f"{path / CONFIG}: the weights are quantised; only weights of floating point are read")
+        self.generation = read_json(path / GENERATION) if (path / GENERATION).is_file() else {}
+        self._quantised = self._quantisation()
+
+    def _quantisation(self) -> bool:
+        """Whether weights are in the four bits of gpt-oss.
+
+        Raises:
+            CallError: They are quantised in another way.
+        """
+        described = self.config.get("quantization_config")
+        if not described:
+            return False
+        method = described.get("quant_method") if isinstance(described, dict) else described
+        if method != "mxfp4" or self.config.get("model_type") != "gpt_oss":
+            raise CallError(
+                f"{self.path / CONFIG}: the weights are quantised; only weights of floating point are read, and "
+                f"gpt-oss's in mxfp4"
+            )
+        return True
 
     def weights(self) -> Mapping[str, Tensor]:
         """All tensors, each read when it is asked for.
@@ -50,7 +69,8 @@ class Folder:
                     f"{self.path} has weights in {name} alone, a format that can hold code: allow it with --pickled "
                     f"true (no code in it is run), or convert it to safetensors"
                 )
-            return _Pickled(files) if pickled else _Safetensors(files)
+            tensors = _Pickled(files) if pickled else _Safetensors(files)
+            return Dequantised(tensors) if self._quantised else tensors
         raise CallError(f"{self.path} has neither {WEIGHTS} nor {PICKLED}")
 
     def _files(self, name: str) -> list[Path]:

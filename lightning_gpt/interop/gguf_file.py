@@ -1,8 +1,9 @@
-"""Models of the Llama family in a GGUF file, the format of llama.cpp. Its quantised weights become fp32."""
+"""Models in a GGUF file, the format of llama.cpp. Its quantised weights become fp32."""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,49 @@ _INSIDE = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_SPLIT_DIGITS = {"gpt-2": False, "smollm": True}
-"""The ways to cut a text in words that are read: whether digits are words of their own, before GPT-2's rule."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How llama.cpp stores a family of models that are computed as Llama is.
+
+    Args:
+        inside: Its names of the tensors in a block, and the published ones.
+        paired: Whether it rotates neighbours, so that the rows of each head are interleaved.
+        width: The option with the width of a head; None if that follows from the other sizes.
+    """
+
+    inside: Mapping[str, str]
+    paired: bool = False
+    width: str | None = None
+
+
+_KINDS = {
+    "llama": _Kind(_INSIDE, paired=True, width="rope.dimension_count"),
+    "qwen2": _Kind(_INSIDE),
+    "qwen3": _Kind({**_INSIDE, **_NORMS}, width="attention.key_length"),
+}
+_LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [],
+    "smollm": [{"type": "Digits", "individual_digits": True}],
+    **{
+        name: [
+            {
+                "type": "Split",
+                "pattern": {"Regex": f"{_ENDINGS}|{_LETTERS}|{digits}|{_REST}"},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        ]
+        for name, digits in (("llama-bpe", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"))
+    },
+}
+"""The ways to cut a text in words that are read: what comes before the bytes."""
 _NORMAL, _SPECIAL, _ADDED = 1, 3, 4  # types of a token
 
 
@@ -56,6 +97,7 @@ class GgufFile:
         self._fields = {name: field.contents for name, field in reader.fields.items()}
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self.config = self._config()
+        self.generation: dict[str, Any] = {}
 
     def _field(self, name: str, default: Any = None) -> Any:
         return self._fields[name]() if name in self._fields else default
@@ -63,32 +105,40 @@ class GgufFile:
     def _config(self) -> dict[str, Any]:
         """The same as a ``config.json``."""
         given = Settings({name: self._field(name) for name in self._fields if not name.startswith("tokenizer.")})
-        if given.values.get("general.architecture") != "llama":
-            kind = shown(given.values.get("general.architecture"))
-            raise CallError(f"{self.path} holds a model of the family {kind}; only llama is read from GGUF files")
-        given.require("llama.rope.scaling.type", None, "none")
-        given.require("llama.expert_count", None, 0)
-        dim, n_head = (given.values.get(f"llama.{name}") for name in ("embedding_length", "attention.head_count"))
-        width = given.values.get("llama.rope.dimension_count")
-        given.require("llama.attention.key_length", None, width)
+        family = given.values.get("general.architecture")
+        if family not in _KINDS:
+            raise CallError(
+                f"{self.path} holds a model of the family {shown(family)}; from GGUF files, {', '.join(_KINDS)} "
+                f"are read"
+            )
+        self._kind = _KINDS[family]
+        given.require(f"{family}.rope.scaling.type", None, "none")
+        given.require(f"{family}.expert_count", None, 0)
+
+        def option(name: str, default: Any = None) -> Any:
+            return given.values.get(f"{family}.{name}", default)
+
+        dim, n_head = option("embedding_length"), option("attention.head_count")
+        width = option(self._kind.width) if self._kind.width else None
+        given.require(f"{family}.attention.key_length", None, width)
         return {
-            "model_type": "llama",
+            "model_type": family,
             "hidden_size": dim,
-            "num_hidden_layers": given.values.get("llama.block_count"),
+            "num_hidden_layers": option("block_count"),
             "num_attention_heads": n_head,
-            "num_key_value_heads": given.values.get("llama.attention.head_count_kv", n_head),
+            "num_key_value_heads": option("attention.head_count_kv", n_head),
             "head_dim": width,
-            "intermediate_size": given.values.get("llama.feed_forward_length"),
-            "max_position_embeddings": given.values.get("llama.context_length"),
-            "vocab_size": len(self._field("tokenizer.ggml.tokens", ())) or given.values.get("llama.vocab_size"),
-            "rms_norm_eps": _shortest(given.values.get("llama.attention.layer_norm_rms_epsilon", 1e-5)),
-            "rope_theta": float(given.values.get("llama.rope.freq_base", 10000.0)),
+            "intermediate_size": option("feed_forward_length"),
+            "max_position_embeddings": option("context_length"),
+            "vocab_size": len(self._field("tokenizer.ggml.tokens", ())) or option("vocab_size"),
+            "rms_norm_eps": _shortest(option("attention.layer_norm_rms_epsilon", 1e-5)),
+            "rope_theta": float(option("rope.freq_base", 10000.0)),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
 
     def weights(self) -> Mapping[str, Tensor]:
         """All tensors by the names of the family, each computed when it is asked for."""
-        return _Weights(self._tensors, self.config)
+        return _Weights(self._tensors, self.config, self._kind)
 
     def tokenizer(self, vocab_size: int) -> PublishedTokenizer | None:
         """The tokenizer.
@@ -97,22 +147,23 @@ class GgufFile:
             CallError: It is of a kind that is not read.
         """
         kind, rule = self._field("tokenizer.ggml.model"), self._field("tokenizer.ggml.pre")
-        if kind != "gpt2" or rule not in _SPLIT_DIGITS or self._field("tokenizer.ggml.add_bos_token"):
+        begins = self._field("tokenizer.ggml.add_bos_token") and rule != "llama-bpe"
+        if kind != "gpt2" or rule not in _WORDS or begins:
             raise CallError(
                 f"the tokenizer of {self.path} is {shown(kind)} with {shown(rule)}; from GGUF files, gpt2 with "
-                f"{' or '.join(_SPLIT_DIGITS)} is read: leave it out with --tokenizer false"
+                f"{', '.join(_WORDS)} are read: leave it out with --tokenizer false"
             )
         tokens = self._field("tokenizer.ggml.tokens")
         end = int(self._field("tokenizer.ggml.eos_token_id"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end]}
         template = self._field("tokenizer.chat_template")
         files = {
-            MAIN: json.dumps(self._described(tokens, _SPLIT_DIGITS[rule]), ensure_ascii=False),
+            MAIN: json.dumps(self._described(tokens, rule), ensure_ascii=False),
             CONFIG: json.dumps({**config, **({"chat_template": template} if template else {})}, indent=2),
         }
         return PublishedTokenizer(self.path.stem, files, end, vocab_size)
 
-    def _described(self, tokens: list[str], split_digits: bool) -> dict[str, Any]:
+    def _described(self, tokens: list[str], rule: str) -> dict[str, Any]:
         """The content of ``tokenizer.json``."""
         types = self._field("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -121,27 +172,39 @@ class GgufFile:
             for number, kind in enumerate(types)
             if kind in (_SPECIAL, _ADDED)
         ]
-        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        digits = [{"type": "Digits", "individual_digits": True}] if split_digits else []
+        by_gpt2 = rule in ("gpt-2", "smollm")
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": by_gpt2}
         return {
             "version": "1.0",
             "added_tokens": added,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*digits, level]},
-            "post_processor": None,
+            "normalizer": {"type": "NFC"} if rule == "qwen2" else None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*_WORDS[rule], level]},
+            "post_processor": self._first(tokens),
             "decoder": level,
             "model": {
                 "type": "BPE",
+                "ignore_merges": rule == "llama-bpe",
                 "vocab": {token: number for number, token in enumerate(tokens)},
                 "merges": [merge.split(" ") for merge in self._field("tokenizer.ggml.merges")],
             },
         }
 
+    def _first(self, tokens: list[str]) -> dict[str, Any] | None:
+        """What puts the first token before a text; None if there is none."""
+        if not self._field("tokenizer.ggml.add_bos_token"):
+            return None
+        number = int(self._field("tokenizer.ggml.bos_token_id"))
+        first = {"SpecialToken": {"id": tokens[number], "type_id": 0}}
+        single = [first, {"Sequence": {"id": "A", "type_id": 0}}]
+        of_it = {tokens[number]: {"id": tokens[number], "ids": [number], "tokens": [tokens[number]]}}
+        pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+        return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": of_it}
+
 
 class _Weights(Mapping[str, Tensor]):
-    def __init__(self, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        self._of = {_published(name): tensor for name, tensor in tensors.items()}
-        self._config = config
+    def __init__(self, tensors: Mapping[str, Any], config: Mapping[str, Any], kind: _Kind) -> None:
+        self._of = {_published(name, kind.inside): tensor for name, tensor in tensors.items()}
+        self._config, self._paired = config, kind.paired
 
     def __getitem__(self, name: str) -> Tensor:
         from gguf.quants import dequantize
@@ -153,7 +216,7 @@ class _Weights(Mapping[str, Tensor]):
             raise CallError(f"tensor {name} is {tensor.tensor_type.name}; gguf cannot convert it") from None
         heads = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
         for part, count in heads.items():
-            if part in name:  # llama.cpp rotates neighbours, so the rows of a head are interleaved
+            if part in name and self._paired:
                 paired = weight.view(self._config[count], -1, 2, weight.shape[1])
                 return paired.transpose(1, 2).flatten(0, 2).contiguous()
         return weight
@@ -165,10 +228,10 @@ class _Weights(Mapping[str, Tensor]):
         return len(self._of)
 
 
-def _published(name: str) -> str:
+def _published(name: str, names: Mapping[str, str]) -> str:
     inside = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if inside is not None and inside[2] in _INSIDE:
-        return f"model.layers.{inside[1]}.{_INSIDE[inside[2]]}.{inside[3]}"
+    if inside is not None and inside[2] in names:
+        return f"model.layers.{inside[1]}.{names[inside[2]]}.{inside[3]}"
     stem, _, ending = name.rpartition(".")
     return f"{_OUTSIDE[stem]}.{ending}" if stem in _OUTSIDE else name
 

@@ -72,6 +72,11 @@ class Settings:
         return values.pop() if len(values) == 1 else 0.0
 
 
+def plain_config(config: Any) -> dict[str, Any]:
+    """The fields of a model's config as plain values."""
+    return {each.name: plain(getattr(config, each.name)) for each in fields(config)}
+
+
 def expressed(config: GPTConfig) -> Expressed:
     """What a config's model computes in evaluation."""
     made = {each.name: plain(getattr(config, each.name)) for each in fields(config) if each.name not in _OF_TRAINING}
@@ -89,9 +94,11 @@ def _attention(config: GPTConfig, layer: int) -> dict[str, Any]:
         made["n_kv_head"] = 1
     if choice.kind in ("grouped", "multi_query"):
         made["kind"] = "full"
+    width = made.get("head_dim") or config.dim // config.n_head
     standards = {
         "n_kv_head": config.n_head,
-        "head_dim": config.dim // config.n_head,
+        "head_dim": width,
+        "score_width": width,
         "qkv_bias": config.bias,
         "output_bias": config.bias,
     }

@@ -83,3 +83,44 @@ class EachExpert(Published):
     def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
         lengths = list(pieces.values()) if len(self.names) > 1 else [ours.shape[1]]
         return [piece for expert in ours for piece in torch.split(expert, lengths)]
+
+
+class ByItsName(InPieces):
+    """A tensor whose published name is whole as it stands, without an ending."""
+
+    def named(self, ending: str, layer: int | None, n_expert: int) -> list[str]:
+        return [name.format(layer=layer) for name in self.names]
+
+
+class TransposedExperts(ByItsName):
+    """A stack of experts whose matrices have a row for each input; biases are as they are.
+
+    Pieces alternate: the published outputs 0, 1, 2, ... are output 0 of the first piece, output 0 of the second, output
+    1 of the first, and so on.
+    """
+
+    def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
+        outputs = theirs[0].mT if theirs[0].ndim == 3 else theirs[0]  # (experts, outputs, ...)
+        return _swapped(outputs, 1, -1, max(len(pieces), 1))
+
+    def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
+        mixed = _swapped(ours, 1, max(len(pieces), 1), -1)
+        return [mixed.mT if mixed.ndim == 3 else mixed]
+
+
+class HalvesApart(Published):
+    """One tensor for each piece, with the first halves of all heads before the second halves of all heads."""
+
+    def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
+        half = len(theirs[0]) // n_head // 2
+        return torch.cat([_swapped(each, 0, 2, -1, half) for each in theirs])
+
+    def split(self, ours: Tensor, pieces: Pieces, n_head: int) -> list[Tensor]:
+        half = pieces["q"] // n_head // 2
+        parts = torch.split(ours, list(pieces.values()))
+        return [_swapped(part, 0, -1, 2, half) for part in parts]
+
+
+def _swapped(x: Tensor, dim: int, *sizes: int) -> Tensor:
+    """``x`` with dimension ``dim`` read as several of ``sizes``, of which the first two change places."""
+    return x.reshape(*x.shape[:dim], *sizes, *x.shape[dim + 1 :]).transpose(dim, dim + 1).reshape(x.shape)

@@ -51,6 +51,8 @@ class LanguageModel(Layer, Generating):
     class_name: str
     """The name of the class, also when a layout has put a class of its own before it; set likewise."""
     token_embedding: Embedding
+    embedding_scale: float = 1.0
+    """What the token embeddings are multiplied by."""
     positions: Positions
     head: OutputHead
     config: Any
@@ -167,7 +169,10 @@ class LanguageModel(Layer, Generating):
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
         """Token embeddings plus absolute position embeddings, if any, then their norm, ``(batch, time, dim)``."""
-        tokens = self.see("token_embedding", self.token_embedding(ids))  # (B, T, d)
+        tokens = self.token_embedding(ids)
+        if self.embedding_scale != 1:
+            tokens = tokens * self.embedding_scale
+        tokens = self.see("token_embedding", tokens)  # (B, T, d)
         if self.positions.is_absolute:
             added = self.positions.embedding(ids.shape[1], context.positions)  # (T, d) or (B, T, d)
             tokens = tokens + self.see("position_embedding", added)

@@ -14,7 +14,17 @@ from lightning_gpt.models.registry import Given, GivenByLayer, as_read
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_routings
-from lightning_gpt.options import Depth, Heads, Length, NotNegative, ShareBelowOne, VocabSize, Width, check_options
+from lightning_gpt.options import (
+    Depth,
+    Heads,
+    Length,
+    NotNegative,
+    Positive,
+    ShareBelowOne,
+    VocabSize,
+    Width,
+    check_options,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,10 @@ class GPTConfig:
         qk_norm: The norm of each head's queries and keys.
         embedding_norm: The norm of the embeddings before the first block (BigScience 2022, "BLOOM", 2211.05100,
             section 3.2.2).
+        embedding_scale: What the token embeddings are multiplied by on their way in, but not in the output head
+            (Vaswani et al. 2017, 1706.03762, section 3.4, where it is √dim).
+        head_bias: Whether the output head has a bias.
+        logit_softcap: c, if logits become ``c tanh(logits / c)`` (Gemma Team 2024, 2408.00118, section 2).
         layer_drop: Which blocks a training step skips, for example ``{kind: linear, rate: 0.2}``.
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
         n_unique: Number of blocks with their own weights; layer i runs block i modulo ``n_unique``. ``n_layer`` if
@@ -71,6 +85,9 @@ class GPTConfig:
     ffn: GivenByLayer = "gelu"
     qk_norm: Given = "none"
     embedding_norm: Given = "none"
+    embedding_scale: Positive = 1.0
+    head_bias: bool = False
+    logit_softcap: Positive | None = None
     layer_drop: Given = None
     token_routing: Given = None
     n_unique: Depth | None = None

@@ -110,14 +110,18 @@ class Context:
         """The positions as a tensor, even if they are the default 0, 1, 2, ..."""
         return torch.arange(time, device=device) if self.positions is None else self.positions
 
-    def rotate(self, x: Tensor) -> Tensor:
-        """Queries or keys ``(batch, n_head, time, head_dim)``, rotated if the position scheme rotates."""
-        scheme = self.scheme
+    def rotate(self, x: Tensor, own: Positions | None = None) -> Tensor:
+        """Queries or keys ``(batch, n_head, time, head_dim)``, rotated if the position scheme rotates.
+
+        The scheme is ``own``, that of the layer, if it has one.
+        """
+        scheme = self.scheme if own is None else own
         if scheme is None or not scheme.rotates:
             return x
         time, width = x.shape[-2:]
         dtype = torch.promote_types(x.dtype, torch.float32)  # bf16 cannot represent all integers above 256
         rotation = self.shared.rotations.made(
-            (width, time, dtype), lambda: scheme.rotation(width, self.numbered(time, x.device), dtype)
+            (None if own is None else own.made_with, width, time, dtype),
+            lambda: scheme.rotation(width, self.numbered(time, x.device), dtype),
         )
         return scheme.rotate(x, *rotation)

@@ -8,6 +8,7 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 from torch import Tensor, nn
 
 from lightning_gpt.models import residual  # noqa: F401  (imported to register its variants)
+from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.block import Block, blocks
@@ -45,6 +46,7 @@ class GPT(LanguageModel):
         super().__init__()
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.dim)
+        self.embedding_scale = config.embedding_scale
         self.positions = position_schemes.make(
             config.position, dim=config.dim, n_head=config.n_head, block_size=config.block_size
         )
@@ -58,7 +60,7 @@ class GPT(LanguageModel):
         self._add_parts()
         self.diversity = TokenDiversity(config.diversity) if config.diversity else None
         self.final_norm = NoNorm() if all(block.ends_normed for block in own) else self._norm()
-        self.head = OutputHead(config.dim, config.vocab_size, self.token_embedding if config.tie_embeddings else None)
+        self.head = self._head()
         self.init_all()
 
     def each_block(self) -> list[Block | RoutedBlock]:
@@ -67,6 +69,12 @@ class GPT(LanguageModel):
 
     def _add_parts(self) -> None:
         """Create the parts that a subclass adds; called before weights are initialised."""
+
+    def _head(self) -> OutputHead:
+        c, tied_to = self.config, self.token_embedding if self.config.tie_embeddings else None
+        if not c.head_bias and c.logit_softcap is None:
+            return OutputHead(c.dim, c.vocab_size, tied_to)
+        return AdjustedHead(c.dim, c.vocab_size, tied_to, bias=c.head_bias, softcap=c.logit_softcap)
 
     def _norm(self) -> Norm:
         return norms.make(self.config.norm, dim=self.config.dim, bias=self.config.bias)

@@ -44,6 +44,26 @@ class RMSNorm(nn.RMSNorm, Norm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
+@norms.register("rms_plus_one")
+class RMSNormPlusOne(RMSNorm):
+    """``(1 + g) ⊙ x / √(mean x² + ε)``, g initially 0: Gemma's form of RMSNorm (Gemma Team 2024, 2408.00118, table 1).
+
+    Weight decay then pulls the gains towards 1 instead of 0.
+    """
+
+    has_gain = False
+
+    def reset_parameters(self) -> None:
+        """g = 0."""
+        assert self.weight is not None
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., dim)`` to the same shape."""
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, (1 + self.weight).to(x.dtype), self.eps)
+
+
 @norms.register("scale")
 class ScaleNorm(Norm):
     """``g x / max(‖x‖, ε)`` with one scalar ``g``, initially √dim: Nguyen & Salazar 2019 (1910.05895), eq. 5."""

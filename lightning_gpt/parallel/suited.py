@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel, MemoryGPT
+from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import at_layer
 from lightning_gpt.parallel.context import require_divisible_rows
@@ -85,6 +86,11 @@ def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> 
         raise CallError(
             f"compile_blocks and parallel.tensor {size} cannot be combined: leave one of them out, or divide by "
             f"parallel.shard"
+        )
+    if isinstance(model.head, AdjustedHead):
+        raise CallError(
+            f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias or logit_softcap "
+            f"cannot be divided: use parallel.shard"
         )
     vocabulary = model.config.vocab_size
     if (size - 1) * -(-vocabulary // size) >= vocabulary:

@@ -67,8 +67,8 @@ def checkpoint_of(folder: Path) -> str:
 def test_the_variants_are_trained_with_their_options(trained: Path) -> None:
     config = torch.load(checkpoint_of(trained), weights_only=True)["lightning_gpt_model"]["config"]
     assert config["norm"] == {"kind": "peak", "eps": 0.001}
-    biases = {"qkv_bias": None, "output_bias": None}
-    assert config["attention"] == [{"kind": "dilated", "gap": 3, "n_kv_head": None, "head_dim": None, **biases}]
+    rest = ("n_kv_head", "head_dim", "qkv_bias", "output_bias", "score_width", "softcap", "rotary_base")
+    assert config["attention"] == [{"kind": "dilated", "gap": 3, **dict.fromkeys(rest)}]
 
 
 def test_a_checkpoint_is_read_with_the_module_and_not_without_it(trained: Path) -> None:
@@ -89,7 +89,8 @@ def test_a_run_is_resumed_with_the_module_and_not_without_it(trained: Path) -> N
     refused = run_command(*call, cwd=trained)
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
-        "error: norm is 'peak'; it must be one of layer, none, rms, scale, or registered by a module that --trust names"
+        "error: norm is 'peak'; it must be one of layer, none, rms, rms_plus_one, scale, or registered by a module "
+        "that --trust names"
     )
     other = run_command(*call, "--model.norm", "layer", "--model.attention", "full", cwd=trained)
     assert other.returncode == 2

@@ -40,6 +40,13 @@ EXPERTS = {
     "norm_topk_prob": True,
 }
 
+GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 6, "sliding_window": 5}
+OSS = {**GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 12}
+BASES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+}
+
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "gpt2 untied, relu": (
@@ -75,6 +82,39 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_neox",
         {**NEOX, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0},
     ),
+    "phi": ("phi", {**NEOX, "num_attention_heads": 2}),
+    "phi with fewer key heads": (
+        "phi",
+        {**GROUPED, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.34}},
+    ),
+    "phi3": ("phi3", {**GROUPED, "sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5}),
+    "gemma2 without bounds": (
+        "gemma2",
+        {
+            **GEMMA,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    ),
+    "gemma3_text": ("gemma3_text", {**GEMMA, "sliding_window_pattern": 2}),
+    "gemma3_text with a long context": (
+        "gemma3_text",
+        {**GEMMA, "sliding_window_pattern": 3, "rope_parameters": BASES},
+    ),
+    "gpt_oss": ("gpt_oss", {**OSS, "sliding_window": 5}),
+    "gpt_oss with other positions": (
+        "gpt_oss",
+        {
+            **OSS,
+            "attention_bias": False,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": YARN,
+        },
+    ),
+    "diffllama": ("diffllama", {**LLAMA, "num_key_value_heads": 2, "head_dim": 8}),
+    "diffllama with biases": ("diffllama", {**LLAMA, "attention_bias": True, "rms_norm_eps": 1e-4}),
     "bloom": ("bloom", {**BLOOM, "n_head": 4}),
     "bloom with six heads": ("bloom", {**BLOOM, "n_head": 6}),
 }

@@ -87,7 +87,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "unknown family": (
         "llama",
         lambda f: changed(f, model_type="mamba"),
-        r"model_type is 'mamba'; the known families are bloom, gpt2, gpt_neox, llama",
+        r"model_type is 'mamba'; the known families are bloom, diffllama, gemma2, gemma3_text, gpt2, gpt_neox, gpt_oss",
     ),
     "no family": ("llama", lambda f: changed(f, model_type=None), r"model_type is None; the known families are"),
     "no width": ("llama", lambda f: changed(f, hidden_size=None), r"config.json has no hidden_size"),
@@ -113,6 +113,46 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "qwen3_moe",
         lambda f: changed(f, norm_topk_prob=False),
         r"norm_topk_prob is False; no part of ours computes that, only true",
+    ),
+    "normed queries with biases": (
+        "phi",
+        lambda f: changed(f, qk_layernorm=True),
+        r"qk_layernorm is True; no part of ours computes that, only false",
+    ),
+    "positions by length": (
+        "phi3",
+        lambda f: changed(f, rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        r"rope_type is 'longrope'; no position scheme of ours does that",
+    ),
+    "both directions": (
+        "gemma2",
+        lambda f: changed(f, use_bidirectional_attention=True),
+        r"use_bidirectional_attention is True; no part of ours computes that, only none or false",
+    ),
+    "stretched windows": (
+        "gemma3_text",
+        lambda f: changed(f, rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
+        r"rope_type is 'linear'; no part of ours computes that, only default",
+    ),
+    "other bounds": (
+        "gpt_oss",
+        lambda f: changed(f, swiglu_limit=5.0),
+        r"swiglu_limit is 5.0; no part of ours computes that, only 7.0",
+    ),
+    "one expert, bounded": (
+        "gpt_oss",
+        lambda f: changed(f, num_experts_per_tok=1),
+        r"num_experts_per_tok is 1; no part of ours",
+    ),
+    "unpaired heads": (
+        "diffllama",
+        lambda f: changed(f, num_key_value_heads=1),
+        r"num_key_value_heads is 1; differential attention takes heads in pairs, so it must be even",
+    ),
+    "generation config no JSON": (
+        "llama",
+        lambda f: (f / "generation_config.json").write_text("{"),
+        r"generation_config.json is not valid JSON",
     ),
     "one expert": (
         "mixtral",
@@ -179,7 +219,12 @@ MODELS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["--family", "gpt2"],
         r"GPT2LMHeadModel has no ffn \[gelu, relu\]",
     ),
-    "unknown": ({}, ["--family", "lama"], r"family 'lama'|family is 'lama'; it must be one of bloom, gpt2"),
+    "gemma's norms": (
+        {"norm": "rms_plus_one", "residual": "sandwich", "bias": False, "position": "rotary", "ffn": "geglu"},
+        ["--family", "gemma2"],
+        r"Gemma2ForCausalLM has no .*embedding_scale 1.0",
+    ),
+    "unknown": ({}, ["--family", "lama"], r"family 'lama'|family is 'lama'; it must be one of bloom, diffllama"),
 }
 """By name: our model, what is typed, and what the line says."""
 

@@ -33,6 +33,10 @@ HEADS: dict[str, tuple[Given, Callable[[State], plain.Head]]] = {
         lambda state: plain.softmax_head(),
     ),  # without a norm; with one: test_published_parts.py
     "sink": ("sink", lambda state: plain.sink_head(state["null_logit"])),
+    "sink_window": (
+        {"kind": "sink_window", "window": 4},
+        lambda state: plain.sink_head(state["null_logit"], plain.sees_window(4)),
+    ),
     "differential": ("differential", lambda state: plain.differential_head(state, LAYER)),
     "linear": ("linear", lambda state: plain.linear_head()),
     "shaped": ("shaped", lambda state: remedies.shaped_head(state)),

@@ -217,7 +217,7 @@ def test_rows_sum_to_what_each_kind_says() -> None:
         if name == "differential":
             expected = (1 - layer.factor).expand_as(sums).detach()
             assert trace["second_scores"].shape == trace["scores"].shape == (2, N_HEAD, 9, 9)
-        elif name == "sink":
+        elif name in ("sink", "sink_window"):
             seen = trace["scores"].masked_fill(~trace["mask"], -torch.inf).logsumexp(dim=-1)
             expected = (seen - layer.null_logit[:, None]).sigmoid().detach()
         elif name == "shaped":

@@ -335,8 +335,14 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
         ({"balance": "luck"}, "ffn balance is 'luck'; it must be one of loss, bias, none"),
         ({"balance_rate": -0.1}, "ffn balance_rate is -0.1; it must be a number of at least 0, or null"),
         ({"z_loss": -1.0}, "ffn z_loss is -1.0; it must be a number of at least 0"),
-        ({"expert": "moe"}, "ffn expert is 'moe'; it must be one of geglu, gelu, gelu_erf, relu, relu2, swiglu"),
-        ({"expert": "none"}, "ffn expert is 'none'; it must be one of geglu, gelu, gelu_erf, relu, relu2, swiglu"),
+        (
+            {"expert": "moe"},
+            "ffn expert is 'moe'; it must be one of clamped_swiglu, geglu, gelu, gelu_erf, relu, relu2, swiglu",
+        ),
+        (
+            {"expert": "none"},
+            "ffn expert is 'none'; it must be one of clamped_swiglu, geglu, gelu, gelu_erf, relu, relu2, swiglu",
+        ),
         ({"hidden": 0}, "ffn hidden is 0; it must be a whole number from 1 to 1,048,576"),
     ],
 )

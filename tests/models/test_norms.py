@@ -30,6 +30,9 @@ def by_formula(name: str, x: Array, state: State, prefix: str = "", **options: f
     if name == "rms":
         assert weight is not None
         return parts.rms_norm(x, weight, **options)
+    if name == "rms_plus_one":
+        assert weight is not None
+        return parts.rms_norm(x, 1 + weight, **options)
     if name == "scale":
         return parts.scale_norm(x, float(state[f"{prefix}gain"]), **options)
     assert name == "none"

@@ -111,15 +111,31 @@ def softmax_head(sees: Sees = sees_all_before, bias: Array | None = None) -> Hea
     return head
 
 
-def sink_head(null_logit: Array) -> Head:
+def capped_head(sees: Sees, width: float, bound: float) -> Head:
+    """``softmax_j(c tanh(q_i k_j / (√w c)))`` over what i sees: Gemma Team 2024 (2408.00118), section 2."""
+
+    def head(q: Array, k: Array, v: Array, number: int) -> Array:
+        mixed = np.zeros_like(v)
+        for i in range(len(q)):
+            seen = [j for j in range(len(k)) if sees(i, j)]
+            scores = np.array([bound * math.tanh(sum(q[i] * k[j]) / math.sqrt(width) / bound) for j in seen])
+            for weight, j in zip(softmax(scores), seen, strict=True):
+                mixed[i] += weight * v[j]
+        return mixed
+
+    return head
+
+
+def sink_head(null_logit: Array, sees: Sees = sees_all_before) -> Head:
     """``e^S_ij / (e^b + Σ_k e^S_ik)``: Xiao et al. 2023 (2309.17453), eq. 2, with e^b for its 1."""
 
     def head(q: Array, k: Array, v: Array, number: int) -> Array:
         scores = scaled_scores(q, k)
         mixed = np.zeros_like(v)
         for i in range(len(q)):
-            total = math.exp(null_logit[number]) + sum(math.exp(scores[i, j]) for j in range(i + 1))
-            for j in range(i + 1):
+            seen = [j for j in range(len(k)) if sees(i, j)]
+            total = math.exp(null_logit[number]) + sum(math.exp(scores[i, j]) for j in seen)
+            for j in seen:
                 mixed[i] += math.exp(scores[i, j]) / total * v[j]
         return mixed
 

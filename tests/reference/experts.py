@@ -29,6 +29,13 @@ def gelu_erf(x: Array) -> Array:
     return np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in x.flat]).reshape(x.shape)
 
 
+def _clamped(gate: Array, up: Array) -> Array:
+    """``(u + 1) g σ(1.702 g)`` with g at most 7 and u within ±7: OpenAI 2025 (2508.10925), section 2.2."""
+    gate = np.array([min(value, 7.0) for value in gate])
+    up = np.array([max(-7.0, min(value, 7.0)) for value in up])
+    return (up + 1) * gate * sigmoid(1.702 * gate)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu_tanh,
     "gelu_erf": gelu_erf,
@@ -36,6 +43,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: relu(x) ** 2,  # So et al. 2021 (2109.08668), section 4
     "swiglu": _gated(lambda x: x * sigmoid(x)),
     "geglu": _gated(gelu_tanh),
+    "clamped_swiglu": lambda both: _clamped(both[: len(both) // 2], both[len(both) // 2 :]),
 }
 
 

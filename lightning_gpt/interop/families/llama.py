@@ -84,10 +84,14 @@ class Llama(Family):
             "vocab_size": ours["vocab_size"],
             "tie_word_embeddings": ours["tie_embeddings"],
             "rms_norm_eps": ours["norm"]["eps"],
-            **write_rotary(ours["position"]),
+            **self.write_positions(ours),
             **self.write_ffn(ours["ffn"][0]),
             **self.write_more(ours),
         }
+
+    def write_positions(self, ours: Expressed) -> dict[str, Any]:
+        """The options of the rotary positions."""
+        return write_rotary(ours["position"])
 
     def write_ffn(self, ffn: Expressed) -> dict[str, Any]:
         """The options of the feed-forward network."""

@@ -28,6 +28,18 @@ class Qwen2(Llama):
         return write_windows(ours)
 
 
+def layer_kind(kinds: list[str], layer: int) -> str:
+    """What ``layer_types`` says of a layer.
+
+    Raises:
+        CallError: It is neither of the two kinds that there are.
+    """
+    name = f"layer_types of layer {layer}"
+    known = Settings({name: kinds[layer] if layer < len(kinds) else None})
+    kind: str = known.require(name, "full_attention", "sliding_attention")
+    return kind
+
+
 def window_of(given: Settings, layer: int) -> int | None:
     """The window of a layer; None where it sees everything."""
     if not given.get("use_sliding_window", bool, False):
@@ -36,10 +48,7 @@ def window_of(given: Settings, layer: int) -> int | None:
     kinds = given.get("layer_types", list[str], None)
     if kinds is None:
         return window if layer >= given.get("max_window_layers", Index, 28) else None
-    kind = kinds[layer] if layer < len(kinds) else None
-    known = Settings({f"layer_types of layer {layer}": kind})
-    kind = known.require(f"layer_types of layer {layer}", "full_attention", "sliding_attention")
-    return window if kind == "sliding_attention" else None
+    return window if layer_kind(kinds, layer) == "sliding_attention" else None
 
 
 def write_windows(ours: Expressed) -> dict[str, Any]:

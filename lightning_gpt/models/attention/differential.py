@@ -17,6 +17,7 @@ from lightning_gpt.models.layer import Cut
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
+from lightning_gpt.options import NotNegative
 
 
 @attentions.register("differential")
@@ -37,11 +38,22 @@ class DifferentialAttention(MultiHeadAttention):
         layer: The layer's index, from 0.
         positions: The position scheme.
         qk_norm: The norm of each half of the queries and keys.
+        head_gain: Whether the norm of a head's output has gains.
+        head_eps: Its ε.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; the head width must be
             even, and a multiple of 4 with rotary positions.
     """
 
-    def __init__(self, *, layer: int, positions: Positions, qk_norm: Given = "none", **shared: Any) -> None:
+    def __init__(
+        self,
+        *,
+        layer: int,
+        positions: Positions,
+        qk_norm: Given = "none",
+        head_gain: bool = True,
+        head_eps: NotNegative = 1e-5,
+        **shared: Any,
+    ) -> None:
         super().__init__(qk_norm=qk_norm, positions=positions, **shared)
         multiple = 4 if positions.rotates else 2
         if self.head_dim % multiple:
@@ -51,13 +63,14 @@ class DifferentialAttention(MultiHeadAttention):
                 f"it must be a multiple of {multiple}"
             )
         self.half_dim = self.head_dim // 2
+        self.score_width = self.score_width or self.half_dim
         self.q_norm = norms.make(qk_norm, dim=self.half_dim, bias=False)
         self.k_norm = norms.make(qk_norm, dim=self.half_dim, bias=False)
         self.initial = 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.first_q, self.first_k, self.second_q, self.second_k = (
             nn.Parameter(torch.empty(self.half_dim)) for _ in range(4)
         )
-        self.head_norm = nn.RMSNorm(self.head_dim, eps=1e-5)
+        self.head_norm = nn.RMSNorm(self.head_dim, eps=head_eps, elementwise_affine=head_gain)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,10 +102,10 @@ class DifferentialAttention(MultiHeadAttention):
         return self.see("pattern", first - self.factor * second)  # (B, H, T, T)
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
-        """The kernel needs queries as wide as values, so each half is zero-padded and rescaled to compensate."""
+        """The kernel needs queries as wide as values, so each half is zero-padded."""
         first, second = (
             super(DifferentialAttention, self)._kernel(
-                F.pad(queries * math.sqrt(2), (0, self.half_dim)), F.pad(keys, (0, self.half_dim)), v, mask, dropout
+                F.pad(queries, (0, self.half_dim)), F.pad(keys, (0, self.half_dim)), v, mask, dropout
             )
             for queries, keys in zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
         )

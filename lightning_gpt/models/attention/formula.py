@@ -22,9 +22,12 @@ Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, which holds no ``time × time`` matrix. ``manual``: the formula, step by step."""
 
 
-def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
-    """``Q Kᵀ / √d`` before any mask: ``(..., rows, d)`` and ``(..., columns, d)`` to ``(..., rows, columns)``."""
-    return q @ k.mT / math.sqrt(q.shape[-1])
+def scaled_scores(q: Tensor, k: Tensor, width: float | None = None) -> Tensor:
+    """``Q Kᵀ / √d`` before any mask: ``(..., rows, d)`` and ``(..., columns, d)`` to ``(..., rows, columns)``.
+
+    ``width`` is the d of the root, if it is not that of the queries.
+    """
+    return q @ k.mT / math.sqrt(width or q.shape[-1])
 
 
 def attention_pattern(scores: Tensor, mask: Tensor) -> Tensor:
@@ -44,6 +47,10 @@ class CausalAttention(Mixer):
     has_pattern = True
     span: int | None = None
     """How many positions back a token can see, counting itself; None for all."""
+    score_width: float | None = None
+    """The d of the scores' ``√d``; the queries' width if None."""
+    softcap: float | None = None
+    """The bound c of scores that become ``c tanh(scores / c)``; None for no bound."""
 
     def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
         super().__init__()
@@ -112,7 +119,8 @@ class CausalAttention(Mixer):
         is_plain = is_plain and n_row in (1, n_column)
         mask = AttentionMask(self, context, columns, n_row, n_column, q.ndim == 4, q.dtype, q.device, is_plain)
         dropout = self.dropout if self.training else 0.0
-        if self.backend == "manual" or self.asked_for("mask", "scores", "pattern"):
+        by_formula = self.backend == "manual" or self.softcap is not None  # which the fused kernel does not have
+        if by_formula or self.asked_for("mask", "scores", "pattern"):
             return F.dropout(self._pattern(q, k, mask), dropout) @ v
         return self._kernel(q, k, v, mask, dropout)
 
@@ -123,7 +131,9 @@ class CausalAttention(Mixer):
 
     def _scores(self, name: str, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         """Scaled scores ``(..., rows, columns)`` with the position scheme's bias, recorded as ``name``."""
-        scores, bias = scaled_scores(q, k), mask.bias()
+        scores, bias = scaled_scores(q, k, self.score_width), mask.bias()
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         return self.see(name, scores if bias is None else scores + bias)
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -132,11 +142,16 @@ class CausalAttention(Mixer):
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, dropout: float) -> Tensor:
         """The same by torch's fused kernel, or on a GPU by the one that skips blocks of other documents."""
-        scheme = mask.context.scheme
+        scheme, scale = mask.context.scheme, self.kernel_scale
         if mask.is_plain and not (scheme is not None and scheme.biases):
-            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1)
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1, scale=scale)
         if mask.suits_flex(q.shape[-1]) and dropout == 0:
             # autocast does not cast this kernel's inputs, and norms and rotations may return fp32
             q, k, v = (x.to(compute_dtype(v)) for x in (q, k, v))
-            return compiled_flex_attention()(q, k, v, block_mask=mask.document_blocks())
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout)
+            return compiled_flex_attention()(q, k, v, block_mask=mask.document_blocks(), scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout, scale=scale)
+
+    @property
+    def kernel_scale(self) -> float | None:
+        """What the fused kernel multiplies scores by; None for its own ``1/√d`` of the queries' width d."""
+        return None if self.score_width is None else 1 / math.sqrt(self.score_width)

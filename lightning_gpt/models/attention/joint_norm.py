@@ -32,7 +32,7 @@ class JointNormAttention(MultiHeadAttention):
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Norm queries or keys ``(batch, heads, time, width)`` over all heads, then rotate them."""
         merged = norm(x.transpose(1, 2).flatten(2))
-        return context.rotate(merged.view(*merged.shape[:2], x.shape[1], -1).transpose(1, 2))
+        return context.rotate(merged.view(*merged.shape[:2], x.shape[1], -1).transpose(1, 2), self.rotary)
 
     def cut(self) -> Cut | None:
         """Refused: the norm needs all heads."""

@@ -70,6 +70,9 @@ class LinearAttention(MultiHeadAttention):
 
     def __init__(self, *, positions: Positions, **shared: Any) -> None:
         super().__init__(positions=positions, **shared)
+        for option in ("score_width", "softcap", "rotary_base"):
+            if shared.get(option) is not None:
+                raise CallError(f"attention linear has no scores, and so no {option}: leave it out")
         if positions.biases:
             raise CallError(
                 f"attention linear has no scores for {type(positions).__name__} to add to; "

@@ -5,6 +5,7 @@ the few *far* tokens that a kind defines. Which of these a query sees is still d
 :meth:`~lightning_gpt.models.attention.formula.CausalAttention.visible`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,23 +44,35 @@ class LocalAttention(MultiHeadAttention):
         """
         return None
 
+    def beside(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add what the queries of every block meet besides tokens.
+
+        Args:
+            q: Queries ``(batch, head, n_block, block, width)``.
+            k: Keys ``(batch, head, n_block, n_column, width)``.
+            v: Values of the same shape.
+            mask: ``(batch or 1, n_block, head or 1, block, n_column)``, booleans or values added to the scores.
+        """
+        return q, k, v, mask
+
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
         if not seen.is_whole or seen.n_row <= self.block:
             return super()._kernel(q, k, v, seen, dropout)
         grid: _Grid = seen.context.shared.layouts.made((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
         mask = _added(grid, self, seen)
-        rows, time = grid.split(q), q.shape[-2]
+        rows, keys, values, mask = self.beside(grid.split(q), grid.keys(k), grid.keys(v), mask)
+        (time, width), scale = q.shape[-2:], self.kernel_scale or 1 / math.sqrt(q.shape[-1])
         # SDPA takes four dimensions: first those along which the mask varies, then those along which it is constant
         order = [2] + [dim for dim in (0, 1) if mask.shape[2 * dim] > 1]  # mask: (B, N, H, W, C)
         order += [dim for dim in (0, 1) if dim not in order]
         varying = mask.transpose(0, 1).flatten(0, 2)[:, None]  # (X, 1, W, C)
-        q, k, v = (
-            x.permute(*order, 3, 4).reshape(len(varying), -1, *x.shape[3:]) for x in (rows, grid.keys(k), grid.keys(v))
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=varying, dropout_p=dropout)  # (X, Y, W, D)
+        q, k, v = (x.permute(*order, 3, 4).reshape(len(varying), -1, *x.shape[3:]) for x in (rows, keys, values))
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=varying, dropout_p=dropout, scale=scale
+        )  # (X, Y, W, D)
         mixed = mixed.view(*(rows.shape[dim] for dim in order), *mixed.shape[2:])
         back = [order.index(dim) for dim in (0, 1, 2)]
-        return mixed.permute(*back, 3, 4).flatten(2, 3)[:, :, :time]
+        return mixed.permute(*back, 3, 4).flatten(2, 3)[:, :, :time, :width]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Cut, Linear
 from lightning_gpt.models.norms import norms
+from lightning_gpt.models.positions.rotary import Base, own_rotary
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
-from lightning_gpt.options import Heads, Width
+from lightning_gpt.options import Heads, Positive, Width
 
 
 @attentions.register("full")
@@ -35,6 +36,12 @@ class MultiHeadAttention(CausalAttention):
         qkv_bias: Whether the products for queries, keys and values have a bias; ``bias`` if None. Qwen2 has biases
             there alone (Yang et al. 2024, 2407.10671, section 2.2.1).
         output_bias: Whether the output projection has a bias; ``bias`` if None.
+        score_width: The d of the scores' ``√d``; the head's width if None.
+        softcap: c, if scores become ``c tanh(scores / c)`` before position bias and mask: Gemma Team 2024
+            (2408.00118), section 2, "Logit soft-capping". The fused kernel does not compute it, so every pass holds the
+            ``time × time`` matrix, also with a window.
+        rotary_base: The base of rotary positions that this layer has in place of the model's scheme where that rotates,
+            and besides it where not: Gemma Team 2025 (2503.19786), section 2. None for the model's scheme alone.
         positions: The position scheme, used to check the head width; None to skip the check.
     """
 
@@ -51,6 +58,9 @@ class MultiHeadAttention(CausalAttention):
         head_dim: Width | None = None,
         qkv_bias: bool | None = None,
         output_bias: bool | None = None,
+        score_width: Positive | None = None,
+        softcap: Positive | None = None,
+        rotary_base: Base | None = None,
         positions: Positions | None = None,
     ) -> None:
         super().__init__(backend, dropout)
@@ -58,8 +68,11 @@ class MultiHeadAttention(CausalAttention):
         self.head_dim = head_dim or dim // n_head
         if n_head % self.n_kv_head:
             raise CallError(f"n_kv_head is {n_kv_head}; it must divide n_head, which is {n_head}")
-        if positions is not None:
-            positions.check_width(self.head_dim)
+        self.score_width, self.softcap = score_width, softcap
+        self.rotary = None if rotary_base is None else own_rotary(rotary_base)
+        for scheme in (positions, self.rotary):
+            if scheme is not None:
+                scheme.check_width(self.head_dim)
         rows, kv_rows = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
         pieces = {"q": rows, "k": kv_rows, "v": kv_rows}
         has_bias = bias if qkv_bias is None else qkv_bias
@@ -82,7 +95,7 @@ class MultiHeadAttention(CausalAttention):
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Norm queries or keys ``(batch, heads, time, width)``, then rotate them if the position scheme rotates."""
-        return context.rotate(norm(x)) if context.scheme is not None and context.scheme.rotates else norm(x)
+        return context.rotate(norm(x), self.rotary)
 
     def merge_heads(self, mixed: Tensor) -> Tensor:
         """Concatenate the heads and apply the output projection: ``(batch, time, dim)``."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.models.attention.formula import attention_pattern
+from lightning_gpt.models.attention.local import WindowAttention
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
@@ -46,20 +47,41 @@ class SinkAttention(MultiHeadAttention):
         return attention_pattern(torch.cat([null, scores], dim=-1), F.pad(mask, (1, 0), value=True))[..., 1:]
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
-        """Add a first key whose score is b: it has √d·b in an extra dimension, where queries are 1, and 0 elsewhere."""
-        width = q.shape[-1]
-        null = (self.null_logit * math.sqrt(width)).to(k.dtype).view(1, -1, 1, 1).expand(len(k), -1, 1, 1)
-        k = torch.cat([F.pad(null, (width, 0)), F.pad(k, (0, 1))], dim=-2)
-        q, v = F.pad(q, (0, 1), value=1.0), F.pad(v, (0, 1, 1, 0))
+        width, scale = q.shape[-1], self.kernel_scale or 1 / math.sqrt(q.shape[-1])
+        q, k, v = self._with_null(q, k, v)
         plain = seen.is_plain and seen.bias_scheme is None
         if plain and seen.n_row > 1:  # an extra first query keeps the kernel's causal mask square
             mixed = F.scaled_dot_product_attention(
-                F.pad(q, (0, 0, 1, 0)), k, v, dropout_p=dropout, is_causal=True, scale=1 / math.sqrt(width)
+                F.pad(q, (0, 0, 1, 0)), k, v, dropout_p=dropout, is_causal=True, scale=scale
             )[..., 1:, :]
         else:
             mask = None if plain else seen.added()
             mask = mask if mask is None else F.pad(mask, (1, 0), value=mask.dtype == torch.bool)
-            mixed = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, scale=1 / math.sqrt(width)
-            )
-        return mixed[..., :-1]
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return mixed[..., :width]
+
+    def _with_null(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a first key whose score is b: it has √d·b in an extra dimension, where queries are 1, and 0 elsewhere.
+
+        Each is ``(batch, head, ..., tokens, width)``.
+        """
+        width = q.shape[-1]
+        null = (
+            (self.null_logit / (self.kernel_scale or 1 / math.sqrt(q.shape[-1])))
+            .to(k.dtype)
+            .view(1, -1, *[1] * (k.ndim - 2))
+        )
+        first = F.pad(null.expand(*k.shape[:-2], 1, 1), (width, 0))
+        return F.pad(q, (0, 1), value=1.0), torch.cat([first, F.pad(k, (0, 1))], dim=-2), F.pad(v, (0, 1, 1, 0))
+
+
+@attentions.register("sink_window")
+class WindowedSinkAttention(WindowAttention, SinkAttention):
+    """``sink`` over the last ``window`` tokens, as every second layer of gpt-oss: OpenAI 2025 (2508.10925), section 2.
+
+    Args:
+        shared: As in :class:`~lightning_gpt.models.attention.local.WindowAttention`.
+    """
+
+    def beside(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self._with_null(q, k, v), F.pad(mask, (1, 0), value=mask.dtype == torch.bool)

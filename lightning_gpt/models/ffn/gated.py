@@ -1,9 +1,13 @@
 """Feed-forward networks whose hidden activations are gated by a second product."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
+
+CLAMP, SHARPNESS = 7.0, 1.702
+"""The constants of ``clamped_swiglu``."""
 
 
 class GatedFeedForward(FeedForward):
@@ -29,6 +33,21 @@ class SwiGLU(GatedFeedForward):
     def activate(up: Tensor) -> Tensor:
         gate, value = up.chunk(2, dim=-1)
         return F.silu(gate) * value
+
+
+@ffns.register("clamped_swiglu")
+class ClampedSwiGLU(GatedFeedForward):
+    """``((u + 1) ⊙ g σ(1.702 g)) W_down``, ``g = min(x W_gate + b, 7)`` and ``u`` is ``x W_up + b'`` within ±7.
+
+    OpenAI 2025 (gpt-oss, 2508.10925), section 2.2: "unconventional [...] clamping and a residual connection"; the
+    constants are those of its code. ``g σ(1.702 g)`` is the sigmoid approximation of GELU (1606.08415, section 2).
+    """
+
+    @staticmethod
+    def activate(up: Tensor) -> Tensor:
+        gate, value = up.chunk(2, dim=-1)
+        gate, value = gate.clamp(max=CLAMP), value.clamp(-CLAMP, CLAMP)
+        return (value + 1) * gate * torch.sigmoid(SHARPNESS * gate)
 
 
 @ffns.register("geglu")

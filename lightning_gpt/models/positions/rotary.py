@@ -77,3 +77,8 @@ class RotaryPositions(Positions):
         first, second = x[..., :half], x[..., half : 2 * half]
         rest = [x[..., 2 * half :]] if self.share < 1 else []
         return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], dim=-1)
+
+
+def own_rotary(base: float) -> Positions:
+    """A scheme of a layer's own; layers with equal bases share what is computed of it in a pass."""
+    return position_schemes.make({"kind": "rotary", "base": base})

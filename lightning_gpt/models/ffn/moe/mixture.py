@@ -37,15 +37,17 @@ class MixtureOfExperts(Layer):
 
     Args:
         dim: Width of the residual stream.
-        bias: Whether the experts' products have biases; the router has none.
+        bias: Whether the experts' products have biases; the router's is ``router_bias``.
         n_expert: Number of routed experts.
         top_k: Number of routed experts per token.
         n_shared: Number of additional experts that process every token.
-        expert: Kind of expert: ``gelu``, ``gelu_erf``, ``relu``, ``relu2``, ``swiglu`` or ``geglu``.
+        expert: Kind of expert: ``gelu``, ``gelu_erf``, ``relu``, ``relu2``, ``swiglu``, ``geglu`` or
+            ``clamped_swiglu``.
         hidden: Hidden width of an expert. If None, the width of the dense network of its kind divided by
             ``top_k + n_shared``, rounded to a multiple of 8, so that a token uses as many parameters as in that network
             (plus the router's ``dim·n_expert``).
         router: ``softmax`` or ``sigmoid``: how a token's experts are scored.
+        router_bias: Whether the router's product has a bias, as in gpt-oss.
         capacity_factor: An expert's capacity in training, as a multiple of its equal share; None for dropless.
         balance: How expert use is balanced: by a ``loss``, a ``bias`` on the choice, or ``none``.
         balance_rate: Coefficient of that loss (0.01 if None) or step of the bias (0.001 if None).
@@ -65,6 +67,7 @@ class MixtureOfExperts(Layer):
         expert: str = "gelu",
         hidden: Width | None = None,
         router: Score = "softmax",
+        router_bias: bool = False,
         capacity_factor: Annotated[float, Range(above=0, most=2**16)] | None = None,
         balance: Balance = "loss",
         balance_rate: NotNegative | None = None,
@@ -72,7 +75,7 @@ class MixtureOfExperts(Layer):
     ) -> None:
         super().__init__()
         kind = _expert_kind(expert)
-        self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss)
+        self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss, router_bias)
         self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
         hidden = self.hidden_of_one(dim, expert, top_k, n_shared, hidden)
         self.experts = Experts(kind, dim, hidden, n_expert, bias=bias)

@@ -82,12 +82,21 @@ class Router(Layer):
         balance: ``loss``: the load-balancing loss; ``bias``: see :meth:`rebalance`; ``none``.
         rate: The loss's coefficient α, or the bias's step; 0.01 or 0.001 if None.
         z_loss: Coefficient of the router z-loss.
+        has_bias: Whether the product has a bias, which is trained like any weight, other than that of ``balance``.
     """
 
     bias: Tensor
 
     def __init__(
-        self, dim: int, n_expert: int, top_k: int, score: Score, balance: Balance, rate: float | None, z_loss: float
+        self,
+        dim: int,
+        n_expert: int,
+        top_k: int,
+        score: Score,
+        balance: Balance,
+        rate: float | None,
+        z_loss: float,
+        has_bias: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= n_expert:
@@ -96,18 +105,21 @@ class Router(Layer):
         self.rate = _RATES[balance] if rate is None else rate
         # not an nn.Linear, so that quantisation does not change the choice of experts
         self.weight = nn.Parameter(torch.empty(n_expert, dim))
+        self.logit_bias = nn.Parameter(torch.empty(n_expert)) if has_bias else None
         if balance == "bias":
             self.register_buffer("bias", torch.empty(n_expert))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """W ~ N(0, 0.02²); b = 0: no expert is favoured."""
+        """W ~ N(0, 0.02²); biases 0: no expert is favoured."""
         nn.init.normal_(self.weight, std=0.02)
+        if self.logit_bias is not None:
+            nn.init.zeros_(self.logit_bias)
         if self.balance == "bias":
             nn.init.zeros_(self.bias)
 
     def matrices(self) -> Iterator[Matrix]:
-        yield Matrix(self.weight, "stream", "experts")
+        yield Matrix(self.weight, "stream", "experts", bias=self.logit_bias)
 
     def flops(self, positions: Tensor) -> float:
         return 2.0 * self.weight.numel()
@@ -117,6 +129,8 @@ class Router(Layer):
         with without_autocast(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ self.weight.to(dtype).T  # (..., n_expert)
+            if self.logit_bias is not None:
+                logits = logits + self.logit_bias.to(dtype)
             scores = self.see("scores", logits.softmax(dim=-1) if self.score == "softmax" else logits.sigmoid())
             wanted = scores + self.bias if self.balance == "bias" else scores
             chosen = wanted.topk(self.top_k, dim=-1).indices
