@@ -83,7 +83,8 @@ def _read(line: str, chat: bool, sampling: Mapping[str, Any]) -> tuple[dict[str,
             raise CallError(f"unknown key {shortened(name, 40)!r}; the keys are {', '.join(known)}")
     given = [name for name in PROMPTS if name in content]
     if len(given) != 1:
-        raise CallError(f"it has {' and '.join(given) or 'none of'} {'' if given else ', '.join(PROMPTS)}; give one")
+        said = " and ".join(given) if given else f"none of {', '.join(PROMPTS)}"
+        raise CallError(f"it has {said}; give one")
     check_option(given[0], content[given[0]], PROMPTS[given[0]])
     options = {name: value for name, value in content.items() if name in (*_OPTIONS, *sampling)}
     for name, hint in _OPTIONS.items():
@@ -111,6 +112,8 @@ def ids_of(line: RequestLine, model: LanguageModel, tokenizer: Tokenizer) -> tor
             return chat_ids(model, tokenizer, line.content["messages"])
         if "prompt" in line.content:
             return prompt_ids(model, tokenizer, line.content["prompt"])
+        if not line.content["ids"]:
+            raise CallError("ids is []; give at least one token id")
         return checked_ids(model, torch.tensor(line.content["ids"], dtype=torch.long))
     except CallError as error:
         raise CallError(f"{line.place}{error}") from None

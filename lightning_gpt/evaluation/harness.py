@@ -51,7 +51,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.model, self.words, self.max_length, self.batch_size = model, tokenizer, window, batch_size
-        self.device, self.seed = device, seed
+        self._device, self.seed = device, seed
 
     @property
     def eot_token_id(self) -> int:
@@ -115,7 +115,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return ScoredWindow(ids, len(continuation), len(continuation))
 
     def _scored(self, windows: Sequence[ScoredWindow]) -> list[tuple[float, bool]]:
-        states, targets, counts = scored_hidden(self.model, windows, self.device)
+        states, targets, counts = scored_hidden(self.model, windows, self._device)
         logp, greedy = [], []
         for part, wanted in zip(torch.split(states, _ROWS), torch.split(targets, _ROWS), strict=True):
             logits = self.model.head(part).float()
@@ -165,7 +165,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"a task asks for {new_tokens} new tokens, and the window has {self.max_length}: lower its max_gen_toks"
             )
         rules = given if draws else {name: value for name, value in given.items() if name.endswith("penalty")}
-        ids = torch.tensor(self.tok_encode(context)[-room:], device=self.device)
+        ids = torch.tensor(self.tok_encode(context)[-room:], device=self._device)
         sampling = Sampling(**{"temperature": 1.0, **rules} if draws else {**rules, "temperature": 0.0})
         return TextRequest(ids, new_tokens, sampling, self.seed, tuple(stop))
 
