@@ -12,7 +12,7 @@ from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.console import console, say
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.evaluation.perplexity import Documents, Reading, TextScores, require_readable, score_texts
+from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
 from lightning_gpt.options import Count, Length, Rows, Seed
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def evaluate(
     model, tokenizer = read.build(), read.tokenizer()
     model = (model.bfloat16() if precision == "bf16" else model.float()).to(where)
     size = window or model.config.block_size
-    reading = Reading(size, stride or max(1, size // 2), batch_size, documents, first_token)
+    reading = ReadingOptions(size, stride or max(1, size // 2), batch_size, documents, first_token)
     require_readable(model, reading)
     if tasks is not None:
         results = run_tasks(model, tokenizer, loaded, size, batch_size, where, limit, shots, seed)
@@ -108,11 +108,11 @@ def _texts(data: "TextData | None", split: Literal["train", "val", "test"]) -> I
     return data.texts(split)
 
 
-def _described(scores: TextScores, reading: Reading) -> dict[str, Any]:
+def _described(scores: TextScores, reading: ReadingOptions) -> dict[str, Any]:
     return {**scores.as_dict(), "window": reading.window, "stride": reading.stride, "split_at": reading.documents}
 
 
-def _table(scores: TextScores, reading: Reading, starts: bool) -> str:
+def _table(scores: TextScores, reading: ReadingOptions, starts: bool) -> str:
     """The figures for people, and what they are figures of."""
     left_out = scores.tokens - scores.scored
     first = "the tokenizer's start" if starts else "<|endoftext|>" if reading.first_token else "nothing"

@@ -18,7 +18,7 @@ Documents = Literal["apart", "joined"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """How texts are read.
 
     Args:
@@ -110,7 +110,7 @@ def score_texts(
     model: LanguageModel,
     tokenizer: Tokenizer,
     texts: Iterable[str],
-    reading: Reading,
+    reading: ReadingOptions,
     device: torch.device,
     report: Callable[[TextScores], object] = lambda scores: None,
 ) -> TextScores:
@@ -149,7 +149,7 @@ def score_texts(
     return scores
 
 
-def require_readable(model: LanguageModel, reading: Reading) -> None:
+def require_readable(model: LanguageModel, reading: ReadingOptions) -> None:
     """Refuse windows that the model cannot read.
 
     Raises:
@@ -162,7 +162,9 @@ def require_readable(model: LanguageModel, reading: Reading) -> None:
         raise CallError(f"window is {reading.window}; the model's learned positions end at block_size {limit}")
 
 
-def _streams(tokenizer: Tokenizer, texts: Iterable[str], reading: Reading, scores: TextScores) -> Iterator[Tensor]:
+def _streams(
+    tokenizer: Tokenizer, texts: Iterable[str], reading: ReadingOptions, scores: TextScores
+) -> Iterator[Tensor]:
     """The tokens of each text to be cut into windows, ``(time,)``, counting what is read."""
     before = list(tokenizer.start) or ([tokenizer.end_of_text] if reading.first_token else [])
     joined: list[Tensor] = []

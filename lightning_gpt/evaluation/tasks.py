@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness: loading them without surprises, running them, and their figures."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import torch
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.options import shown
 from lightning_gpt.safe_yaml import TaggedText, read_yaml
 
 if TYPE_CHECKING:
@@ -45,15 +46,16 @@ def tasks_at(given: Sequence[str], code: bool) -> LoadedTasks:
     """
     if not given:
         raise CallError("tasks is empty; give at least one task file or name")
-    files = [each for each in given if each.endswith((".yaml", ".yml"))]
-    for file in files:
-        _check(Path(file), code, ())
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        import lm_eval.api.metrics  # noqa: F401  (registers them)
         from lm_eval import utils
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise CallError(f"tasks need lm-evaluation-harness ({error}): pip install 'lightning-gpt[eval]'") from None
+    files = [each for each in given if each.endswith((".yaml", ".yml"))]
+    for file in files:
+        _check(Path(file), code, ())
     if not code:
         utils.env = _sandboxed(utils.env)
     manager = TaskManager(include_defaults=len(files) < len(given))
@@ -75,35 +77,55 @@ def _reason(error: Exception) -> str:
 
 
 def _check(path: Path, code: bool, seen: tuple[Path, ...]) -> None:
-    """Refuse a file that is not a task, before the harness reads it.
+    """Refuse a file that is not a task, before the harness reads it, and what runs code unless that is allowed.
 
     Raises:
         CallError: Says what is wrong.
     """
+    name = f"task file {str(path)!r}"
     if path in seen:
-        raise CallError(f"task file {str(path)!r} includes itself")
+        raise CallError(f"{name} includes itself")
     content = read_yaml(path, "task file", tags=(_FUNCTION,))
-    function = _first_function(content)
-    if function is not None and not code:
-        raise CallError(
-            f"task file {str(path)!r} names the function {function!r}: allow its code with --task_code true"
-        )
+    for part in _within(content):
+        if isinstance(part, TaggedText) and not code:
+            raise CallError(f"{name} names the function {str(part)!r}: allow its code with --task_code true")
+        metrics = part.get("metric_list", []) if isinstance(part, dict) else []
+        for metric in metrics if isinstance(metrics, list) else []:
+            _check_metric(metric, name, code)
     included = content.get("include", [])
     for each in included if isinstance(included, list) else [included]:
         _check(path.parent / str(each), code, (*seen, path))
     if not seen:
         if "include" not in content and not isinstance(content.get("task", content.get("group")), str | list):
-            raise CallError(f"task file {str(path)!r} has no key 'task' with the task's name")
+            raise CallError(f"{name} has no key 'task' with the task's name")
         kind = content.get("output_type", _KINDS[0])
         if kind not in _KINDS:
-            raise CallError(f"task file {str(path)!r}: output_type is {kind!r}; it must be one of {', '.join(_KINDS)}")
+            raise CallError(f"{name}: output_type is {kind!r}; it must be one of {', '.join(_KINDS)}")
 
 
-def _first_function(value: Any) -> str | None:
-    if isinstance(value, TaggedText):
-        return str(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((found for part in parts if (found := _first_function(part)) is not None), None)
+def _check_metric(metric: Any, name: str, code: bool) -> None:
+    """Refuse a metric that the harness would load as a script, from a folder or the Hub."""
+    from lm_eval.api.registry import metric_registry
+
+    asked = metric.get("metric") if isinstance(metric, dict) else metric
+    if isinstance(asked, TaggedText) or code:
+        return
+    if (
+        not isinstance(asked, str)
+        or asked not in metric_registry
+        or (isinstance(metric, dict) and metric.get("hf_evaluate"))
+    ):
+        raise CallError(
+            f"{name}: the metric {shown(asked)} is none of the harness's own, and would be loaded as a script; allow "
+            f"that with --task_code true"
+        )
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """A value and everything in it."""
+    yield value
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _within(part)
 
 
 def _sandboxed(environment: Any) -> Any:

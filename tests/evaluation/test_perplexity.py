@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.cli import main
 from lightning_gpt.errors import CallError
-from lightning_gpt.evaluation.perplexity import Reading, TextScores, score_texts
+from lightning_gpt.evaluation.perplexity import ReadingOptions, TextScores, score_texts
 from lightning_gpt.evaluation.windows import windows_of
 from lightning_gpt.models import GPT, GPTConfig
 from tests.inference.published import convert, publish
@@ -63,7 +63,7 @@ def recipe(folder: Path, text: str, max_length: int, stride: int) -> float:
 
 @pytest.mark.parametrize(("window", "stride"), [(48, 16), (48, 48), (256, 100), (20, 5), (33, 32)])
 def test_the_recipe_of_transformers_gives_the_same(window: int, stride: int, folder: Path, ours: Any) -> None:
-    found = score_texts(*ours, [TEXT], Reading(window, stride, batch_size=3), CPU)
+    found = score_texts(*ours, [TEXT], ReadingOptions(window, stride, batch_size=3), CPU)
     expected = recipe(folder, TEXT, window, stride)
     assert found.window_mean_perplexity == pytest.approx(expected, rel=1e-5)
     if window == stride:  # then it counts each token once, as we do
@@ -93,7 +93,7 @@ def test_stride_1_predicts_each_token_from_the_full_context(ours: Any) -> None:
         for place in range(1, len(ids)):
             before = ids[max(0, place - 11) : place]
             expected -= float(model(before[None])[0, -1].double().log_softmax(dim=-1)[ids[place]])
-    found = score_texts(model, words, [TEXT[:200]], Reading(12, 1, batch_size=5), CPU)
+    found = score_texts(model, words, [TEXT[:200]], ReadingOptions(12, 1, batch_size=5), CPU)
     assert found.nll == pytest.approx(expected, rel=1e-5)
     assert (found.scored, found.tokens) == (len(ids) - 1, len(ids))
 
@@ -117,7 +117,7 @@ def test_documents_apart_and_joined_and_what_comes_before_them(ours: Any) -> Non
         ({"documents": "joined", "first_token": True}, nll([end, *joined]), len(joined), len(joined)),
     ]
     for options, expected, scored, tokens in cases:
-        found = score_texts(model, words, texts, Reading(200, 100, **options), CPU)
+        found = score_texts(model, words, texts, ReadingOptions(200, 100, **options), CPU)
         assert found.nll == pytest.approx(expected, rel=1e-5), options
         assert (found.documents, found.scored, found.tokens) == (3, scored, tokens)
         size = sum(len(text.encode()) for text in texts)
@@ -128,11 +128,11 @@ def test_documents_apart_and_joined_and_what_comes_before_them(ours: Any) -> Non
 
 def test_a_tokenizer_s_own_start_is_read_first_and_not_scored(ours: Any) -> None:
     model, words = ours
-    plain = score_texts(model, words, [TEXT[:90]], Reading(200, 100, first_token=True), CPU)
+    plain = score_texts(model, words, [TEXT[:90]], ReadingOptions(200, 100, first_token=True), CPU)
     words.start = (words.end_of_text,)
     try:
         for first in (True, False):
-            assert score_texts(model, words, [TEXT[:90]], Reading(200, 100, first_token=first), CPU) == plain
+            assert score_texts(model, words, [TEXT[:90]], ReadingOptions(200, 100, first_token=first), CPU) == plain
     finally:
         words.start = ()
 
@@ -140,20 +140,20 @@ def test_a_tokenizer_s_own_start_is_read_first_and_not_scored(ours: Any) -> None
 def test_what_cannot_be_read_is_refused(ours: Any) -> None:
     model, words = ours
     with pytest.raises(CallError, match="stride is 9 and window 8; a longer stride would skip tokens"):
-        score_texts(model, words, [TEXT], Reading(8, 9), CPU)
+        score_texts(model, words, [TEXT], ReadingOptions(8, 9), CPU)
     with pytest.raises(CallError, match="no token to score: 1 documents have 1 tokens"):
-        score_texts(model, words, ["a"], Reading(8, 4), CPU)
+        score_texts(model, words, ["a"], ReadingOptions(8, 4), CPU)
     learned = GPT(GPTConfig(n_layer=1, n_head=1, dim=8, block_size=16, vocab_size=words.vocab_size)).eval()
     with pytest.raises(CallError, match="window is 17; the model's learned positions end at block_size 16"):
-        score_texts(learned, words, [TEXT], Reading(17, 4), CPU)
+        score_texts(learned, words, [TEXT], ReadingOptions(17, 4), CPU)
     small = GPT(GPTConfig(n_layer=1, n_head=1, dim=8, block_size=16, vocab_size=300)).eval()
     with pytest.raises(CallError, match="outside the vocabulary of 300"):
-        score_texts(small, words, [TEXT], Reading(16, 8), CPU)
+        score_texts(small, words, [TEXT], ReadingOptions(16, 8), CPU)
 
 
 def test_progress_is_reported_after_each_batch(ours: Any) -> None:
     seen: list[int] = []
-    scores = score_texts(*ours, [TEXT], Reading(32, 16, batch_size=4), CPU, lambda now: seen.append(now.scored))
+    scores = score_texts(*ours, [TEXT], ReadingOptions(32, 16, batch_size=4), CPU, lambda now: seen.append(now.scored))
     assert seen == sorted(seen)
     assert seen[-1] == scores.scored
     assert len(seen) > 3
@@ -177,7 +177,7 @@ def test_the_command_prints_a_table_or_json(folder: Path, ours: Any, capsys: Any
     options = ("evaluate", "--checkpoint", "ours/model.ckpt", "--text", "text.txt", "--window", "48", "--stride", "16")
     assert call(*options, "--json", "true") == 0
     said = json.loads(capsys.readouterr().out)
-    expected = score_texts(*ours, [TEXT], Reading(48, 16), CPU)
+    expected = score_texts(*ours, [TEXT], ReadingOptions(48, 16), CPU)
     assert said["perplexity"] == pytest.approx(expected.perplexity)
     assert (said["window"], said["stride"], said["scored"]) == (48, 16, expected.scored)
     assert call(*options) == 0

@@ -181,7 +181,11 @@ WRONG: dict[str, tuple[str, str]] = {
     "no data": (yaml.safe_dump(GOOD), r"task 'no data.yaml' cannot be loaded: "),
     "unknown metric": (
         yaml.safe_dump({**GOOD, "metric_list": [{"metric": "luck"}]}),
-        r"task 'unknown metric.yaml' cannot be loaded: ",
+        r"the metric 'luck' is none of the harness's own, and would be loaded as a script",
+    ),
+    "a metric's script": (
+        yaml.safe_dump({"include": "unknown metric.yaml", "metric_list": [{"metric": "acc", "hf_evaluate": True}]}),
+        r"the metric 'acc' is none of the harness's own",
     ),
     "unknown field": ("UNKNOWN", r"task .* cannot be loaded: UndefinedError: 'nothing' is undefined"),
     "a template for Python": ("PYTHON", r"task .* cannot be loaded: SecurityError: access to attribute '__class__'"),
