@@ -141,6 +141,33 @@ def test_penalties_and_early_exit_reach_the_text(generate: Any) -> None:
     assert "early exit: 1.00 of 2 layers" in said
 
 
+RULE = """
+import torch
+from lightning_gpt.models.decoding.rules.rule import SamplingRule, rules
+
+
+@rules.register("only_even")
+class OnlyEven(SamplingRule):
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def apply(self, logits, counts):
+        place = torch.arange(logits.shape[-1], device=logits.device)
+        return logits.masked_fill((place % 2 == 1) & (place <= self.last), -torch.inf)
+"""
+
+
+def test_a_rule_of_a_trusted_module_is_used(generate: Any, folder: Path) -> None:
+    (folder / "even_rules.py").write_text(RULE)
+    asked = ("--rules", "[{kind: only_even, last: 9999}]", "--logprobs", "0", *SHORT)
+    found = objects(generate("--prompt", "The", "--trust", "even_rules.py", *asked)[1])[0]
+    assert len(found["tokens"]) > 5
+    assert all(token % 2 == 0 for token in found["tokens"])
+    assert any(
+        each["token"] % 2 for each in objects(generate("--prompt", "The", "--logprobs", "0", *SHORT)[1])[0]["logprobs"]
+    )
+
+
 WRONG_LINES = {
     "{": "line 1: '{' is not valid JSON",
     "[1]": r"line 1: '\[1\]' is not a JSON object",
