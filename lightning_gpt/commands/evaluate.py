@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from json import dumps
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
@@ -13,11 +13,12 @@ from lightning_gpt.commands.device import named_device
 from lightning_gpt.console import console, say
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
-from lightning_gpt.options import Count, Length, Rows, Seed
+from lightning_gpt.options import Count, Length, Range, Rows, Seed
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
+Shots = Annotated[int, Range(0, 1000)]
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -32,7 +33,7 @@ def evaluate(
     first_token: bool = False,
     tasks: list[str] | None = None,
     limit: Count | None = None,
-    shots: int | None = None,
+    shots: Shots | None = None,
     task_code: bool = False,
     seed: Seed = 0,
     batch_size: Rows = 8,
@@ -91,6 +92,8 @@ def evaluate(
 
 
 def _read(file: str) -> str:
+    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
+        raise CallError(f"text {file!r} cannot be read: it is not a regular file")
     try:
         content = Path(file).read_bytes().decode("utf-8")
     except OSError as error:

@@ -50,6 +50,8 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
     Raises:
         CallError: The file cannot be read or is empty, or a line is wrong; names the line.
     """
+    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
+        raise CallError(f"prompts {file!r} cannot be read: it is not a regular file")
     try:
         text = Path(file).read_text("utf-8")
     except OSError as error:

@@ -198,6 +198,7 @@ def test_wrong_lines_are_refused_before_anything_is_written(content: str, genera
 
 
 WRONG_CALLS = {
+    ("--prompts", "/dev/zero"): "prompts '/dev/zero' cannot be read: it is not a regular file",
     ("--prompts", "none.jsonl"): "prompts 'none.jsonl' cannot be read: No such file",
     ("--prompts", "prompts.jsonl", "--prompt", "x"): "prompts and prompt cannot be combined: leave one of them out",
     ("--prompts", "prompts.jsonl", "--draft", "ours/model.ckpt"): "prompts and draft cannot be combined",
