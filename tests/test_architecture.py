@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "checkpoint_folder": {"checkpoint_file", "errors"},
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
-    "inference": {"models", "data", "errors"},
+    "inference": {"models", "data", "options", "errors"},
+    "evaluation": {"models", "data", "inference", "safe_yaml", "options", "errors"},
     "interop": {
         *("models", "data", "checkpoint", "checkpoint_file", "named_tensors", "whole_file", "options", "errors"),
     },
@@ -81,6 +82,7 @@ MAY_IMPORT = {
         "stopping",
         "studies",
         "doctor",
+        "evaluation",
         "interop",
         "trust",
         "consolidated",
@@ -93,6 +95,10 @@ MAY_IMPORT = {
 # the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
 # floors; rooms on one floor do not import each other
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
+GENERATION = (
+    *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
+    *("decoding.rules", "decoding.rules.*"),
+)
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
     {
@@ -107,7 +113,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"block": ("block", "residual", "diversity")},
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
-    {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating", "decoding.captured")},
+    {"layers": ("wrappers.layers",), "generation": GENERATION},
     {"base": ("base",)},
     {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
     {
