@@ -92,7 +92,19 @@ MAY_IMPORT = {
 # floors; rooms on one floor do not import each other
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
 FLOORS: list[dict[str, tuple[str, ...]]] = [
-    {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
+    {
+        "ground": (
+            "registry",
+            "one_vector",
+            "layer",
+            "record",
+            "kv_cache",
+            "row_cache",
+            "part_losses",
+            "evaluating",
+            "graph",
+        )
+    },
     {
         "positions": ("positions", "positions.*"),
         "head": ("head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),
