@@ -91,6 +91,10 @@ MAY_IMPORT = {
 # the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
 # floors; rooms on one floor do not import each other
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
+GENERATION = (
+    *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
+    *("decoding.rules", "decoding.rules.*"),
+)
 FLOORS: list[dict[str, tuple[str, ...]]] = [
     {
         "ground": (
@@ -117,7 +121,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"block": ("block", "residual", "diversity")},
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
-    {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating", "decoding.captured")},
+    {"layers": ("wrappers.layers",), "generation": GENERATION},
     {"base": ("base",)},
     {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
     {

@@ -29,6 +29,9 @@ class LayerState(Protocol):
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ``(new,)`` indices, in this order."""
+
 
 class KeyValues:
     """Keys and values of one layer: the first ``pinned`` positions permanently, the rest in a ring buffer.
@@ -96,6 +99,11 @@ class KeyValues:
         if self.k is not None:
             self.places[self.places >= length] = -1
         self.seen = min(self.seen, length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ``(new,)`` indices, in this order."""
+        if self.k is not None:
+            self.k, self.v, self.places = self.k[rows], self.v[rows], self.places[rows]
 
     def _allocate(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = (x.new_zeros(*x.shape[:-2], self.capacity, x.shape[-1]) for x in (k, v))
@@ -168,6 +176,9 @@ class Cache:
     """Runs of the pass's tokens, each with the number of first keys among which all are that it can see; if empty, the
     tokens are attended for together."""
 
+    can_select = True
+    """Whether :meth:`select` works."""
+
     def __init__(self, layers: list[LayerState]) -> None:
         self.layers = layers
         self.length = 0
@@ -204,3 +215,10 @@ class Cache:
         self.lengths = None
         for layer in self.layers:
             layer.truncate(length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ``(new,)`` indices, in this order; a row may be taken several times or not at all."""
+        if self.lengths is not None:
+            self.lengths = self.lengths[rows]
+        for layer in self.layers:
+            layer.select(rows)

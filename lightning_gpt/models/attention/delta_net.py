@@ -40,6 +40,10 @@ class DeltaState:
     def truncate(self, length: int) -> None:
         raise CallError("attention delta_net keeps one state, from which tokens cannot be removed; read the text again")
 
+    def select(self, rows: Tensor) -> None:
+        self.memory = None if self.memory is None else self.memory[rows]
+        self.inputs = None if self.inputs is None else self.inputs[rows]
+
 
 @attentions.register("delta_net")
 class GatedDeltaNet(Mixer):

@@ -44,6 +44,10 @@ class Sums:
     def truncate(self, length: int) -> None:
         raise CallError("linear attention keeps sums, from which tokens cannot be removed; read the text again")
 
+    def select(self, rows: Tensor) -> None:
+        if self.s is not None:
+            self.s, self.z = self.s[rows], self.z[rows]
+
 
 @attentions.register("linear")
 class LinearAttention(MultiHeadAttention):

@@ -1,6 +1,7 @@
 """Text generation for language models."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,18 +58,16 @@ class Generating(nn.Module, ABC):
         max_new_tokens: int,
         *,
         lengths: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
         generator: torch.Generator | None = None,
+        **sampling: Any,
     ) -> Tensor:
         """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
 
+        ``sampling`` are options of :class:`~lightning_gpt.models.decoding.sampling.Sampling`, such as ``top_k=50``;
         ``temperature=0`` is greedy. For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt
         ids in each row; the new tokens follow the prompt directly, and the padding comes after them. Past the end of
         learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
         generation.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         with evaluating(self):
-            return continued(self, ids, max_new_tokens, sampling, lengths, generator)
+            return continued(self, ids, max_new_tokens, Sampling(**sampling), lengths, generator)

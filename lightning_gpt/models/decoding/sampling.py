@@ -1,16 +1,28 @@
 """From logits to tokens: choosing the next token, and the generation loop."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Protocol
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.decoding.captured import CapturedReading, Reads, can_be_captured
+from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
+from lightning_gpt.models.decoding.rules.temperature import Temperature
 from lightning_gpt.models.kv_cache import Cache
-from lightning_gpt.options import NotNegative, Range, ShareAboveZero, VocabSize, check_option, check_options
+from lightning_gpt.options import (
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    ShareAboveZero,
+    VocabSize,
+    check_option,
+    check_options,
+)
 
 NewTokens = Annotated[int, Range(0, 2**20)]
 """Tokens to generate after a prompt. The cache has room for all of them from the start."""
@@ -18,49 +30,81 @@ NewTokens = Annotated[int, Range(0, 2**20)]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn from its logits.
+    """How the next token is drawn from its logits: rules in the order of these options, each left out if None.
 
     Args:
+        repetition_penalty: Divides the logits of tokens that the prompt or the new text holds, if they are positive,
+            and multiplies them if not.
+        frequency_penalty: Subtracted from a token's logit for each time that it has been drawn.
+        presence_penalty: Subtracted from the logit of each token that has been drawn.
+        rules: Further rules, by their names and options, such as those of a module of your own.
         temperature: Divides the logits; 0 takes the most likely token (greedy), 1 leaves the model's distribution
             unchanged.
-        top_k: Draw only from the ``k`` most likely tokens (Fan et al. 2018, 1805.04833).
-        top_p: Draw only from the smallest set of tokens whose total probability reaches ``p`` (Holtzman et al. 2020,
-            1904.09751, section 3.1); applied after ``temperature`` and ``top_k``.
+        top_k: Draw only from the ``k`` most likely tokens.
+        top_p: Draw only from the smallest set of tokens whose total probability reaches ``p``.
+        min_p: Draw only from tokens that are at least ``p`` times as likely as the most likely one.
     """
 
+    repetition_penalty: Positive | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    rules: tuple[str | dict[str, Any], ...] = ()
     temperature: NotNegative = 1.0
     top_k: VocabSize | None = None
     top_p: ShareAboveZero | None = None
+    min_p: Share | None = None
 
     def __post_init__(self) -> None:
         check_options(Sampling.__init__, vars(self))
+        object.__setattr__(self, "rules", tuple(rules.require(given, "rules") for given in self.rules))
+        _ = self.chain  # a rule that cannot be made is refused here
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """The sampling distribution: logits ``(batch, vocab_size)`` to rows that sum to 1."""
-        logits = logits.float()
-        if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-        # relative to the largest and in fp64, so that tiny temperatures do not overflow
-        logits = ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            # scatter the k winners rather than compare with the k-th: ties cannot let more than k through
-            values, indices = logits.topk(self.top_k, dim=-1)
-            logits = torch.full_like(logits, -torch.inf).scatter_(-1, indices, values)
-        probabilities = logits.softmax(dim=-1)
-        if self.top_p is not None and self.top_p < 1:
-            ordered, indices = probabilities.sort(dim=-1, descending=True)
-            reached_before = ordered.cumsum(dim=-1) - ordered >= self.top_p
-            ordered = ordered.masked_fill(reached_before, 0.0)
-            ordered[..., 0] = ordered[..., 0].clamp(min=torch.finfo(ordered.dtype).tiny)
-            probabilities = torch.zeros_like(probabilities).scatter_(-1, indices, ordered)
-            probabilities /= probabilities.sum(dim=-1, keepdim=True)
-        return probabilities
+    @cached_property
+    def chain(self) -> tuple[SamplingRule, ...]:
+        """The rules in the order in which they are applied."""
+        made: list[SamplingRule] = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.name == "rules":
+                made += [rules.make(given) for given in value]
+            elif value is not None:
+                made.append(rules.get(option.name)(value))  # type: ignore[call-arg]
+            if option.name == "temperature" and value == 0:
+                break  # one token is left
+        return tuple(made)
 
-    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One token id per row of ``logits`` ``(batch, vocab_size)``: ``(batch,)``."""
+    @property
+    def reads_text(self) -> bool:
+        """Whether a rule needs to know the tokens of the text so far."""
+        return any(rule.reads_text for rule in self.chain)
+
+    def changed(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
+        """The logits ``(rows, vocab_size)`` after all rules, in fp32."""
+        return _through(self.chain, logits, counts)
+
+    def likeliest(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
+        """The token that temperature 0 takes in each row, ``(rows,)``."""
+        before = [rule for rule in self.chain if not isinstance(rule, Temperature)]
+        return _through(before, logits, counts).argmax(dim=-1)
+
+    def probabilities(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
+        """The sampling distribution: logits ``(rows, vocab_size)`` to rows that sum to 1."""
+        return self.changed(logits, counts).softmax(dim=-1)
+
+    def draw(
+        self, logits: Tensor, generator: torch.Generator | None = None, counts: TokenCounts | None = None
+    ) -> Tensor:
+        """One token id per row of ``logits`` ``(rows, vocab_size)``: ``(rows,)``."""
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return torch.multinomial(self.probabilities(logits), 1, generator=generator).squeeze(-1)
+            return self.likeliest(logits, counts)
+        return torch.multinomial(self.probabilities(logits, counts), 1, generator=generator).squeeze(-1)
+
+
+def _through(chain: Iterable[SamplingRule], logits: Tensor, counts: TokenCounts | None) -> Tensor:
+    logits = logits.float()
+    for rule in chain:
+        logits = rule.apply(logits, counts)
+    return logits
 
 
 class TokenReader(Reads, Protocol):
@@ -131,6 +175,19 @@ class Decoder:
             self.cache = self._captured = None
             self.logits = self._slide()
 
+    @property
+    def can_select(self) -> bool:
+        """Whether :meth:`select` works: not if reading is a graph, or if the cache cannot."""
+        return self._captured is None and (self.cache is None or self.cache.can_select)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows, ``(new,)`` indices, in this order; a row may be taken several times or not at all."""
+        self.ids, self.logits = self.ids[rows], self.logits[rows]
+        if self.lengths is not None:
+            self.lengths = self.lengths[rows]
+        if self.cache is not None:
+            self.cache.select(rows)
+
     def _slide(self) -> Tensor:
         """Logits computed from only the last ids of each row."""
         if self.lengths is None:
@@ -153,9 +210,14 @@ def sample(
         sampling: How each token is drawn.
         generator: Source of randomness; torch's global one if omitted.
     """
+    counts = None
+    if sampling.reads_text:
+        counts = TokenCounts.of_prompts(decoder.ids, decoder.lengths, decoder.logits.shape[-1])
     for drawn in range(max_new_tokens):
-        token = sampling.draw(decoder.logits, generator)
+        token = sampling.draw(decoder.logits, generator, counts)
         yield token
+        if counts is not None:
+            counts.add(token)
         if drawn + 1 < max_new_tokens:
             decoder.feed(token)
 

@@ -80,6 +80,11 @@ def sample_speculatively(
             f"they must be the same"
         )
     check_option("n_guess", n_guess, Guesses)
+    if sampling.reads_text:
+        raise CallError(
+            "speculative decoding draws several tokens at once, so rules that depend on the text so far, such as "
+            "penalties, cannot be combined with it; use no draft"
+        )
     limits = [limit for limit in (model.context_limit, draft.context_limit) if limit is not None]
     end = min([ids.shape[1] + max_new_tokens, *limits])
     capacity = end + n_guess + 1

@@ -60,6 +60,8 @@ class MemoryCache(Cache):
     Rows of unequal length are at different positions within their segments, so each has its own cache.
     """
 
+    can_select = False
+
     def __init__(self, layers: list[KeyValues], capacity: int, takes_back: bool) -> None:
         super().__init__([*layers])
         self.capacity = capacity

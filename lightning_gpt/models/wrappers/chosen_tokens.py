@@ -131,6 +131,12 @@ class ChosenKeyValues(KeyValues):
             self.places[self.places >= length] = -1
             self.counts = (self.places >= 0).sum(dim=1)  # positions increase along the slots
 
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ``(new,)`` indices, in this order."""
+        super().select(rows)
+        if self.k is not None:
+            self.counts = self.counts[rows]
+
     def _allocate(self, k: Tensor, v: Tensor) -> None:
         self.k, self.v = k, v
         self.places = torch.full((len(k), 0), -1, device=k.device)
