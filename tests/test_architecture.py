@@ -93,6 +93,7 @@ MAY_IMPORT = {
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
 GENERATION = (
     *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
+    "decoding.rows",
     *("decoding.rules", "decoding.rules.*"),
 )
 FLOORS: list[dict[str, tuple[str, ...]]] = [

@@ -23,8 +23,8 @@ class LayerState(Protocol):
     can_share: bool
     """Whether texts can join and leave a batch of it (:class:`~lightning_gpt.models.row_cache.RowCache`)."""
     row_tensors: tuple[str, ...]
-    """Names of the tensors ``(batch, ...)`` that are all it keeps, zeros standing for no text; empty for keys and values
-    in slots."""
+    """Names of the tensors ``(batch, ...)`` that are all it keeps, zeros standing for an empty text; none for keys and
+    values in slots."""
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""

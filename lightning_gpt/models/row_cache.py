@@ -1,7 +1,7 @@
 """A cache for texts that join and leave a batch at any token, in memory that is allocated once.
 
-Each row has a text of its own length. The rows in use are the first ones; a row that leaves is replaced by the last one,
-so a pass always reads a contiguous range and copies nothing.
+Each row has a text of its own length. The rows in use are the first ones; the last one replaces a row that leaves, so a
+pass always reads a contiguous range and copies nothing.
 """
 
 import torch
