@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "checkpoint_folder": {"checkpoint_file", "errors"},
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
-    "inference": {"models", "data", "errors"},
+    "inference": {"models", "data", "options", "errors"},
+    "evaluation": {"models", "data", "inference", "options", "errors"},
     "interop": {"models", "data", "checkpoint", "checkpoint_file", "whole_file", "options", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {
@@ -79,6 +80,7 @@ MAY_IMPORT = {
         "stopping",
         "studies",
         "doctor",
+        "evaluation",
         "interop",
         "trust",
         "consolidated",

@@ -28,6 +28,7 @@ from lightning_gpt.analysis.page import Ablated, Page, layers_of_page
 from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.device import named_device
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids
@@ -49,6 +50,7 @@ def inspect(
     page_layers: list[Index] | None = None,
     output: str = "inspect",
     seed: Seed = 0,
+    device: str = "cpu",
 ) -> None:
     """Show which tokens each head of a model attends to in a text, and what the model would predict after each layer.
 
@@ -68,9 +70,12 @@ def inspect(
         page_layers: Layers whose matrices the page contains; all if omitted, [] for no page.
         output: Folder for the page, the plots and the arrays.
         seed: Seed for the random weights used without a checkpoint.
+        device: Where the model runs: cpu, cuda, cuda:1, mps.
     """
+    where = named_device(device)
     model, tokenizer = _model_and_tokenizer(checkpoint, seed)
     token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids).long())
+    model, token_ids = model.to(where), token_ids.to(where)
     if not len(token_ids):
         raise CallError("ids is []; give at least one token id, or a text")
     parts = [] if ablate in ("", "all") else [Part.parse(name) for name in ablate.split(",")]

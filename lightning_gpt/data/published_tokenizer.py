@@ -15,7 +15,8 @@ from lightning_gpt.data.tokenizer import Tokenizer, byte_of
 from lightning_gpt.errors import CallError
 
 MAIN, CONFIG = "tokenizer.json", "tokenizer_config.json"
-FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
+SPECIAL, TEMPLATE = "special_tokens_map.json", "chat_template.jinja"
+FILES = (MAIN, CONFIG, SPECIAL, TEMPLATE)
 """The files of a published tokenizer; all but the first are optional."""
 _ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
@@ -118,6 +119,39 @@ class PublishedTokenizer(Tokenizer):
         plain, full = (self._fast.encode("a", add_special_tokens=added).ids for added in (False, True))
         begins = next((at for at in range(len(full)) if full[at : at + len(plain)] == plain), 0)
         return tuple(full[:begins])
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that turns messages into a prompt; None if the model came with none."""
+        if TEMPLATE in self.files:
+            return self.files[TEMPLATE]
+        named = _parsed(self.files.get(CONFIG, "{}"), CONFIG).get("chat_template")
+        if isinstance(named, list):  # several under names
+            named = {each.get("name"): each.get("template") for each in named if isinstance(each, dict)}.get("default")
+        return named if isinstance(named, str) else None
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of the tokens that have a name, such as ``bos_token``."""
+        found = {}
+        for name in (SPECIAL, CONFIG):
+            for key, token in _parsed(self.files.get(name, "{}"), name).items():
+                content = token.get("content") if isinstance(token, dict) else token
+                if key.endswith("_token") and isinstance(content, str):
+                    found[key] = content
+        return found
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        """Token ids ``(tokens,)`` of a text in which special tokens are written out, as chat templates do."""
+        return np.array(self._marked.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    @cached_property
+    def _marked(self) -> Fast:
+        """The encoder that takes special tokens in a text for such."""
+        fast = Fast.from_str(self.files[MAIN])
+        fast.no_padding()
+        fast.no_truncation()
+        return fast
 
     @property
     def file_name(self) -> str:

@@ -129,9 +129,18 @@ class Decoder:
         ids: The prompts ``(batch, time)``.
         lengths: Number of prompt ids in each row, ``(batch,)``; all if None.
         max_new_tokens: Upper bound on the number of tokens read after the prompts.
+        same_rows: Whether the rows stay the same to the end, so that reading may be captured as a graph;
+            :meth:`select` then may be impossible.
     """
 
-    def __init__(self, model: TokenReader, ids: Tensor, lengths: Tensor | None, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: TokenReader,
+        ids: Tensor,
+        lengths: Tensor | None,
+        max_new_tokens: int,
+        same_rows: bool = True,
+    ) -> None:
         if ids.ndim != 2 or ids.shape[1] < 1:
             raise CallError(
                 f"the prompt ids have shape {tuple(ids.shape)}; it must be (batch, time) with at least one token"
@@ -151,7 +160,7 @@ class Decoder:
             whole = ids.shape[1] + max_new_tokens
             self.cache = model.new_cache(whole if self.limit is None else min(whole, self.limit))
             self.logits = model.next_logits(ids, lengths, self.cache)
-            if can_be_captured(model, self.cache, max_new_tokens, ids.device):
+            if same_rows and can_be_captured(model, self.cache, max_new_tokens, ids.device):
                 self._captured = CapturedReading(model, self.cache, len(ids), ids.device)
         else:
             self.logits = self._slide()

@@ -1,0 +1,170 @@
+"""Many prompts as JSON lines, and what became of them as JSON lines."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError, shortened
+from lightning_gpt.inference.batch import Continuation, TextRequest
+from lightning_gpt.inference.chat import chat_ids
+from lightning_gpt.inference.prompts import checked_ids, prompt_ids
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
+from lightning_gpt.options import Seed, TokenId, check_option
+
+PROMPTS = {"prompt": str, "messages": list, "ids": list[TokenId]}
+"""What a line continues, one of these, and its type."""
+_OPTIONS = {"seed": Seed, "max_new_tokens": NewTokens, "stop": list[str]}
+
+
+@dataclass(frozen=True)
+class RequestLine:
+    """A line of the file of prompts.
+
+    Args:
+        content: The object as written.
+        options: The options that it sets for itself.
+    """
+
+    content: Mapping[str, Any]
+    options: Mapping[str, Any]
+    place: str = ""
+    """Where it stands, for messages; empty for one that was typed."""
+
+
+def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[RequestLine]:
+    """The requests of a file; every line is checked before the first is continued.
+
+    Args:
+        file: The file.
+        chat: Whether a prompt is a user's message.
+        sampling: The options of sampling for lines that do not set their own.
+
+    Raises:
+        CallError: The file cannot be read or is empty, or a line is wrong; names the line.
+    """
+    try:
+        text = Path(file).read_text("utf-8")
+    except OSError as error:
+        raise CallError(f"prompts {file!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CallError(f"prompts {file!r} is not UTF-8 text (byte {error.start:,})") from None
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"prompts {file!r}, line {number}: "
+            try:
+                lines.append(RequestLine(*_read(line, chat, sampling), place))
+            except CallError as error:
+                raise CallError(f"{place}{error}") from None
+    if not lines:
+        raise CallError(f"prompts {file!r} has no lines")
+    return lines
+
+
+def _read(line: str, chat: bool, sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The object of a line, and the options that it sets."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise CallError(f"{shortened(line, 40)!r} is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise CallError(f"{shortened(line, 40)!r} is not a JSON object")
+    known = (*PROMPTS, "id", *_OPTIONS, *sampling)
+    for name in content:
+        if name not in known:
+            raise CallError(f"unknown key {shortened(name, 40)!r}; the keys are {', '.join(known)}")
+    given = [name for name in PROMPTS if name in content]
+    if len(given) != 1:
+        raise CallError(f"it has {' and '.join(given) or 'none of'} {'' if given else ', '.join(PROMPTS)}; give one")
+    check_option(given[0], content[given[0]], PROMPTS[given[0]])
+    options = {name: value for name, value in content.items() if name in (*_OPTIONS, *sampling)}
+    for name, hint in _OPTIONS.items():
+        if name in content:
+            check_option(name, content[name], hint)
+    if "stop" in options:
+        options["stop"] = tuple(options["stop"])
+    if "rules" in options:
+        check_option("rules", options["rules"], list)
+        options["rules"] = tuple(options["rules"])
+    Sampling(**{**sampling, **{name: value for name, value in options.items() if name in sampling}})
+    if chat and "prompt" in content:
+        content["messages"] = [{"role": "user", "content": content.pop("prompt")}]
+    return content, options
+
+
+def ids_of(line: RequestLine, model: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:
+    """The ids ``(time,)`` of what a line continues.
+
+    Raises:
+        CallError: They do not fit the model, there are none, or the tokenizer has no chat template.
+    """
+    try:
+        if "messages" in line.content:
+            return chat_ids(model, tokenizer, line.content["messages"])
+        if "prompt" in line.content:
+            return prompt_ids(model, tokenizer, line.content["prompt"])
+        return checked_ids(model, torch.tensor(line.content["ids"], dtype=torch.long))
+    except CallError as error:
+        raise CallError(f"{line.place}{error}") from None
+
+
+def as_json(text: Continuation, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a line of the output says of a continuation."""
+    said: dict[str, Any] = {"text": text.text, "tokens": text.tokens, "finish": text.finish}
+    if text.request.logprobs is not None:
+        said["logprobs"] = [
+            {
+                **_token(each.token, each.logprob, tokenizer),
+                "top": [_token(token, value, tokenizer) for token, value in each.top],
+            }
+            for each in text.logprobs
+        ]
+    return said
+
+
+def _token(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"token": token, "text": tokenizer.decode([token]), "logprob": logprob}
+
+
+def write_lines(
+    lines: Sequence[RequestLine],
+    requests: Sequence[TextRequest],
+    continued: Callable[[list[TextRequest]], Sequence[dict[str, Any]]],
+    output: str | None,
+    batch_size: int,
+) -> None:
+    """Continue the prompts batch by batch, and write a line for each: the line as it was and what ``continued`` says.
+
+    Raises:
+        CallError: The output exists or cannot be made.
+    """
+    with _opened(output) as file:
+        for start in range(0, len(lines), batch_size):
+            batch = slice(start, start + batch_size)
+            for line, said in zip(lines[batch], continued(list(requests[batch])), strict=True):
+                file.write(json.dumps({**line.content, **said}, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+@contextmanager
+def _opened(output: str | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    path = Path(output)
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        raise CallError(f"output {output!r} exists; choose another one, or delete it") from None
+    except OSError as error:
+        raise CallError(f"output {output!r} cannot be made: {error.strerror}") from None
+    with path.open("w", encoding="utf-8") as file:
+        yield file

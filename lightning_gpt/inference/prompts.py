@@ -1,0 +1,32 @@
+"""Prompts as token ids that a model can read."""
+
+import torch
+
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import LanguageModel
+
+
+def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
+    """The ids ``(time,)`` of a prompt; an empty one becomes the tokenizer's start, or else ``<|endoftext|>``.
+
+    Raises:
+        CallError: If the prompt is longer than the model's context, or has ids outside its vocabulary.
+    """
+    ids = [*tokenizer.start, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text]
+    return checked_ids(model, torch.tensor(ids))
+
+
+def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
+    """Return ``ids`` ``(time,)`` if they fit the model's context and vocabulary.
+
+    Raises:
+        CallError: If they do not.
+    """
+    if len(ids) > model.config.block_size:
+        raise CallError(
+            f"the prompt has {len(ids)} tokens but the model's context (block_size) is {model.config.block_size}: "
+            f"shorten the prompt"
+        )
+    model.require_ids(ids[None])
+    return ids
