@@ -20,6 +20,7 @@ _COMMANDS = {
     "prepare": ("prepare", "tokenise a config's documents into a folder that training maps into memory"),
     "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
     "generate": ("generate", "continue a prompt from a checkpoint"),
+    "serve": ("serve", "answer OpenAI's HTTP requests from a checkpoint, many at once"),
     "convert": ("convert", "turn a published model's folder into a checkpoint, or a checkpoint into such a folder"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "inference": {"models", "data", "options", "errors"},
     "evaluation": {"models", "data", "inference", "options", "errors"},
     "interop": {"models", "data", "checkpoint", "checkpoint_file", "whole_file", "options", "errors"},
+    "serving": {"models", "data", "inference", "console", "stopping", "system_error", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {
         *BELOW,
@@ -82,6 +83,7 @@ MAY_IMPORT = {
         "doctor",
         "evaluation",
         "interop",
+        "serving",
         "trust",
         "consolidated",
         "checkpoint_folder",

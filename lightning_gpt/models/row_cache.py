@@ -103,7 +103,7 @@ class _RowTensors:
                     self._kept[name] = new.new_zeros(n_row, *new.shape[1:])
                 self._kept[name][rows] = new
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def move(self, source: int, target: int) -> None:
         """Copy the state of a text from one row to another."""
         for kept in self._kept.values():
             kept[target] = kept[source]
@@ -126,6 +126,7 @@ class RowCache(Cache):
         n_row: Number of rows.
     """
 
+    can_select = False
     rows = slice(0, 0)
     """The rows that the current pass reads."""
 
@@ -153,7 +154,7 @@ class RowCache(Cache):
             self._places[alike] = _Places(of, self.n_row, device)
         return self._places[alike]
 
-    def select(self, first: int, last: int) -> None:
+    def open(self, first: int, last: int) -> None:
         """The next pass reads rows ``first`` to ``last − 1``: any number of tokens of one row, or one of each."""
         self.rows = slice(first, last)
         self.length = max(self.counts[self.rows])
@@ -178,8 +179,10 @@ class RowCache(Cache):
 
     def move(self, source: int, target: int) -> None:
         """Copy the text of one row into another."""
-        for state in (*self._keys, *self._tensors):
-            state.move(source, target, self.counts[source])
+        for keys in self._keys:
+            keys.move(source, target, self.counts[source])
+        for state in self._tensors:
+            state.move(source, target)
         for places in self._places.values():
             places.held[target] = places.held[source]
         self.counts[target] = self.counts[source]

@@ -50,7 +50,8 @@ class _Texts:
             self.continued.append(self.begun)
             self.begun = None
             row = self.chance.randrange(len(self.continued))
-            if len(self.continued) < MOST and self.rows.join_copy(row):
+            if len(self.continued) < MOST and self.rows.shares_passes:
+                self.rows.join_copy(row)
                 self.continued.append(list(self.continued[row]))
                 self.copied += 1
 

@@ -52,9 +52,9 @@ class Rows(ABC):
     def join(self) -> None:
         """The text that was read is continued from now on, as the last row."""
 
-    @abstractmethod
-    def join_copy(self, row: int) -> bool:
-        """Continue a copy of a row as the last row; False if that cannot be done and it has to be read again."""
+    def join_copy(self, row: int) -> None:
+        """Continue a copy of a row as the last row; only if rows share passes."""
+        raise NotImplementedError
 
     @abstractmethod
     def feed(self, tokens: Tensor) -> Tensor:
@@ -87,19 +87,18 @@ class SharedRows(Rows):
         self._cache.forget(self.n_row)
 
     def read(self, ids: Tensor) -> Tensor:
-        self._cache.select(self.n_row, self.n_row + 1)
+        self._cache.open(self.n_row, self.n_row + 1)
         return self.model.next_logits(ids[None], cache=self._cache)
 
     def join(self) -> None:
         self.n_row += 1
 
-    def join_copy(self, row: int) -> bool:
+    def join_copy(self, row: int) -> None:
         self._cache.move(row, self.n_row)
         self.n_row += 1
-        return True
 
     def feed(self, tokens: Tensor) -> Tensor:
-        self._cache.select(0, self.n_row)
+        self._cache.open(0, self.n_row)
         return self.model.next_logits(tokens[:, None], cache=self._cache)
 
     def leave(self, row: int) -> None:
@@ -144,9 +143,6 @@ class SeparateRows(Rows):
         self._caches.append(self._begun)
         self._begun = None
         self.n_row += 1
-
-    def join_copy(self, row: int) -> bool:
-        return False
 
     def feed(self, tokens: Tensor) -> Tensor:
         read = zip(tokens[:, None, None], self._caches, strict=True)
