@@ -1,5 +1,6 @@
 """The objects that OpenAI's API replies with, whole and in pieces."""
 
+import codecs
 import secrets
 import time
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ class Reply:
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._prompt_tokens, self._tokens = prompt_tokens, 0
-        self._offsets = [0] * choices  # characters of each text that were written
+        self._offsets = [0] * choices  # complete characters of each text so far
+        self._characters = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(choices)]
         self._begun = [False] * choices
 
     def whole(self, texts: Sequence[Piece]) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Reply:
     def _of_chat(self, log_probs: Sequence[TokenLogProbability]) -> dict[str, Any]:
         def described(token: int, log_prob: float) -> dict[str, Any]:
             content = self._tokenizer.decode_bytes(token)
-            return {"token": content.decode("utf-8", "replace"), "logprob": log_prob, "bytes": list(content)}
+            return {"token": self._text_of(token), "logprob": log_prob, "bytes": list(content)}
 
         return {
             "content": [
@@ -83,11 +85,10 @@ class Reply:
         }
 
     def _of_text(self, index: int, log_probs: Sequence[TokenLogProbability]) -> dict[str, Any]:
-        tokens = [self._text_of(each.token) for each in log_probs]
-        offsets = []
-        for token in tokens:
+        tokens, offsets = [self._text_of(each.token) for each in log_probs], []
+        for each in log_probs:
             offsets.append(self._offsets[index])
-            self._offsets[index] += len(token)
+            self._offsets[index] += len(self._characters[index].decode(self._tokenizer.decode_bytes(each.token)))
         return {
             "tokens": tokens,
             "token_logprobs": [each.logprob for each in log_probs],
@@ -99,4 +100,9 @@ class Reply:
         }
 
     def _text_of(self, token: int) -> str:
-        return self._tokenizer.decode_bytes(token).decode("utf-8", "replace")
+        """A token as text; one that is no whole character as OpenAI writes it, so that no two become the same."""
+        content = self._tokenizer.decode_bytes(token)
+        try:
+            return content.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

@@ -1,6 +1,6 @@
 """What OpenAI's API calls the body of a request: its fields, their types and ranges."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -62,9 +62,8 @@ class CompletionRequest(GenerationRequest):
         """The prompts, each text or ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        is_of_ids = bool(self.prompt) and isinstance(self.prompt[0], int)
+        return cast(list[str] | list[list[int]], [self.prompt] if is_of_ids else self.prompt)
 
 
 class _Part(BaseModel):
