@@ -76,7 +76,7 @@ def written(token: int) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError:
-        return "bytes:" + repr(content)[2:-1]
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
 def requests(number: int) -> list[dict[str, Any]]:
