@@ -4,13 +4,15 @@
 
 Starts the real command and sends it streaming requests over HTTP: random token ids for prompts of unequal length, each
 continued by the same number of tokens. The numbers of clients take turns in each round. Prints, for each number, tokens
-per second (median over rounds), relative to one client, the time to the first token and between tokens, and the memory
-of the server. Nothing passes or fails.
+per second (median over rounds), relative to one client, the time to the first token and between tokens, the processor time
+that the server takes for a token (which other work on the machine changes less), and its memory. Nothing passes or
+fails.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import signal
 import statistics
@@ -59,7 +61,7 @@ async def measured(url: str, requests: list[dict[str, Any]], clients: int) -> tu
         while waiting:
             done.append(await _stream(client, waiting.pop()))
 
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:  # noqa: S113 - it is measured
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
         start = time.perf_counter()
         await asyncio.gather(*(send(client) for _ in range(clients)))
         seconds = time.perf_counter() - start
@@ -114,15 +116,27 @@ def main() -> None:
             process.wait()
 
 
+def _processor_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 where the system does not say."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not stat.exists():
+        return 0.0
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def _measure(asked: argparse.Namespace, url: str, pid: int) -> None:
     requests = _requests("m", asked.requests, asked.tokens, asked.prompt)
     rates: dict[int, list[float]] = {clients: [] for clients in asked.clients}
     streams: dict[int, list[_Stream]] = {clients: [] for clients in asked.clients}
+    processor = dict.fromkeys(asked.clients, 0.0)
     asyncio.run(measured(url, requests[:2], 1))
     for _ in range(asked.rounds):
         for clients in asked.clients:
             part = requests[: max(clients, asked.requests // (8 if clients == 1 else 1))]
+            before = _processor_seconds(pid)
             rate, done = asyncio.run(measured(url, part, clients))
+            processor[clients] += _processor_seconds(pid) - before
             rates[clients].append(rate)
             streams[clients] += done
     one = statistics.median(rates[asked.clients[0]])
@@ -130,9 +144,10 @@ def _measure(asked: argparse.Namespace, url: str, pid: int) -> None:
         rate, done = statistics.median(rates[clients]), streams[clients]
         first = statistics.median(stream.first for stream in done)
         between = statistics.median((stream.whole - stream.first) / max(1, stream.tokens - 1) for stream in done)
+        of_token = processor[clients] / sum(stream.tokens for stream in done)
         print(
-            f"{clients:>4} clients: {rate:8,.0f} tokens/s, {rate / one:5.2f} x; first token after {1000 * first:,.0f} ms, "
-            f"then {1000 * between:,.1f} ms a token"
+            f"{clients:>4} clients: {rate:8,.0f} tokens/s, {rate / one:5.2f} x; first token after {1000 * first:,.0f} "
+            f"ms, then {1000 * between:,.1f} ms a token; {1000 * of_token:,.2f} ms of the processor a token"
         )
     status = Path(f"/proc/{pid}/status")
     if status.exists():
