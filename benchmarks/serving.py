@@ -3,10 +3,10 @@
     python -m benchmarks.serving runs/quickstart/version_0/checkpoints/last.ckpt --clients 1 4 16 64
 
 Starts the real command and sends it streaming requests over HTTP: random token ids for prompts of unequal length, each
-continued by the same number of tokens. The numbers of clients take turns in each round. Prints, for each number, tokens
-per second (median over rounds), relative to one client, the time to the first token and between tokens, the processor time
-that the server takes for a token (which other work on the machine changes less), and its memory. Nothing passes or
-fails.
+continued by the same number of tokens. The numbers of clients take turns in each round. Prints for each number: tokens
+per second (median over rounds), also relative to one client; the time to the first token and between tokens; and the
+processor time that the server takes for a token, which other work on the machine changes less. Then the server's memory.
+Nothing passes or fails.
 """
 
 import argparse
@@ -61,7 +61,7 @@ async def measured(url: str, requests: list[dict[str, Any]], clients: int) -> tu
         while waiting:
             done.append(await _stream(client, waiting.pop()))
 
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=3600, limits=limits) as client:
         start = time.perf_counter()
         await asyncio.gather(*(send(client) for _ in range(clients)))
         seconds = time.perf_counter() - start

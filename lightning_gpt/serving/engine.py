@@ -19,10 +19,10 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.rows import rows_for
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each, log_probabilities
 from lightning_gpt.models.evaluating import evaluating
-from lightning_gpt.serving.task import Failure, Piece, Task
+from lightning_gpt.serving.task import Failure, TextPiece, TextTask
 from lightning_gpt.system_error import described
 
-Deliver = Callable[[list[tuple[Task, Piece]]], None]
+Deliver = Callable[[list[tuple[TextTask, TextPiece]]], None]
 """Takes what the texts have grown by; called in the engine's thread, and must not wait."""
 
 
@@ -49,16 +49,16 @@ class Counts:
 class _Running:
     """A text whose prompt is being read, or that is being continued."""
 
-    def __init__(self, task: Task, deadline: float, tokenizer: Tokenizer, vocab_size: int) -> None:
+    def __init__(self, task: TextTask, deadline: float, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.task, self.deadline = task, deadline
         self.sampler = Sampler(task.request.sampling, task.request.ids, vocab_size, task.request.seed)
         self.text = Continuation(tokenizer, task.request)
         self._end_of_text = tokenizer.end_of_text
 
-    def take(self, token: int, log_probs: tuple[TokenLogProbability, ...]) -> Piece:
+    def take(self, token: int, log_probs: tuple[TokenLogProbability, ...]) -> TextPiece:
         """What a token that was drawn adds."""
         added = self.text.add(token)
-        return Piece(added, 1, () if token == self._end_of_text else log_probs, self.text.finish)
+        return TextPiece(added, 1, () if token == self._end_of_text else log_probs, self.text.finish)
 
 
 class Engine:
@@ -83,10 +83,10 @@ class Engine:
         self._running: list[_Running] = []
         self._reading: tuple[_Running, int] | None = None  # a text, and how much of its prompt was read
         self._changed = threading.Condition()  # guards what follows
-        self._waiting: deque[tuple[Task, float]] = deque()  # with the end of its time
+        self._waiting: deque[tuple[TextTask, float]] = deque()  # with the end of its time
         self._draining = self._cutting = self._closing = False
         self._completed = self._cancelled = self._cut = 0
-        self._pieces: list[tuple[Task, Piece]] = []
+        self._pieces: list[tuple[TextTask, TextPiece]] = []
         self._deliver: Deliver = lambda pieces: None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -111,7 +111,7 @@ class Engine:
         self._deliver = deliver
         self._thread.start()
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[TextTask]) -> None:
         """Generate these texts, in this order as slots become free.
 
         Raises:
@@ -127,7 +127,7 @@ class Engine:
             self._waiting.extend((task, now + task.seconds) for task in tasks)
             self._changed.notify()
 
-    def cancel(self, tasks: Iterable[Task]) -> None:
+    def cancel(self, tasks: Iterable[TextTask]) -> None:
         """Forget these texts before their next token; does nothing to those that are complete."""
         with self._changed:
             for task in tasks:
@@ -200,7 +200,7 @@ class Engine:
             if self._drop(text.task, text.deadline, now, cutting):
                 self._leave(row)
 
-    def _drop(self, task: Task, deadline: float, now: float, cutting: bool) -> bool:
+    def _drop(self, task: TextTask, deadline: float, now: float, cutting: bool) -> bool:
         if task.cancelled:
             self._cancelled += 1
         elif cutting:
@@ -211,9 +211,9 @@ class Engine:
             return False
         return True
 
-    def _fail(self, task: Task, failure: Failure) -> None:
+    def _fail(self, task: TextTask, failure: Failure) -> None:
         self._cut += 1
-        self._pieces.append((task, Piece(failure=failure)))
+        self._pieces.append((task, TextPiece(failure=failure)))
 
     def _stop_reading(self) -> None:
         self._reading = None
@@ -225,7 +225,7 @@ class Engine:
         if row < len(self._running):
             self._running[row] = last
 
-    def _next_waiting(self, chosen: Task | None = None) -> _Running | None:
+    def _next_waiting(self, chosen: TextTask | None = None) -> _Running | None:
         """The text that has waited longest, or the chosen one, taken out of the queue; None if there is none."""
         with self._changed:
             for entry in self._waiting:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.inference.batch import TokenLogProbability
-from lightning_gpt.serving.task import Piece
+from lightning_gpt.serving.task import TextPiece
 
 
 class Reply:
@@ -31,7 +31,7 @@ class Reply:
         self._characters = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(choices)]
         self._begun = [False] * choices
 
-    def whole(self, texts: Sequence[Piece]) -> dict[str, Any]:
+    def whole(self, texts: Sequence[TextPiece]) -> dict[str, Any]:
         """The reply with all texts, which are complete."""
         choices = []
         for index, piece in enumerate(texts):
@@ -39,7 +39,7 @@ class Reply:
             choices.append(self._choice(index, piece, content))
         return self._object(choices, "") | {"usage": self._usage()}
 
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
+    def chunk(self, index: int, piece: TextPiece) -> dict[str, Any]:
         """A part of the reply: what was added to one text."""
         if self._chat:
             role = {} if self._begun[index] else {"role": "assistant"}
@@ -53,7 +53,7 @@ class Reply:
         """The last part, with the numbers of tokens, for clients that ask for it."""
         return self._object([], ".chunk" if self._chat else "") | {"usage": self._usage()}
 
-    def count(self, piece: Piece) -> None:
+    def count(self, piece: TextPiece) -> None:
         """Count the tokens of a piece without text, which is not written."""
         self._tokens += piece.tokens
 
@@ -65,7 +65,7 @@ class Reply:
         total = self._prompt_tokens + self._tokens
         return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._tokens, "total_tokens": total}
 
-    def _choice(self, index: int, piece: Piece, content: dict[str, Any]) -> dict[str, Any]:
+    def _choice(self, index: int, piece: TextPiece, content: dict[str, Any]) -> dict[str, Any]:
         self.count(piece)
         log_probs = None
         if piece.log_probs:

@@ -21,7 +21,7 @@ from lightning_gpt.serving.limits import Limits
 from lightning_gpt.serving.refusals import NOT_AGAIN, RefusedError
 from lightning_gpt.serving.replies import Reply
 from lightning_gpt.serving.requests import ChatRequest, CompletionRequest, GenerationRequest
-from lightning_gpt.serving.task import Piece, Task
+from lightning_gpt.serving.task import TextPiece, TextTask
 
 _COMPLETION_TOKENS = 16  # what OpenAI generates where a completion does not say how much
 
@@ -35,11 +35,11 @@ class Answer:
         reply: Writes the reply.
     """
 
-    def __init__(self, service: "Service", tasks: Sequence[Task], reply: Reply) -> None:
+    def __init__(self, service: "Service", tasks: Sequence[TextTask], reply: Reply) -> None:
         self.reply = reply
         self._service, self._tasks = service, tasks
         self._numbers = {task: number for number, task in enumerate(tasks)}
-        self._arrived: deque[tuple[int, Piece]] = deque()
+        self._arrived: deque[tuple[int, TextPiece]] = deque()
         self._news = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -50,12 +50,12 @@ class Answer:
     ) -> None:
         self._service.forget(self._tasks)
 
-    def put(self, task: Task, piece: Piece) -> None:
+    def put(self, task: TextTask, piece: TextPiece) -> None:
         """Take a piece of a text."""
         self._arrived.append((self._numbers[task], piece))
         self._news.set()
 
-    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+    async def pieces(self) -> AsyncIterator[tuple[int, TextPiece]]:
         """What is added to each text by its number, as it comes; what came meanwhile is put together.
 
         Raises:
@@ -65,7 +65,7 @@ class Answer:
         while left:
             await self._news.wait()
             self._news.clear()
-            together: dict[int, Piece] = {}
+            together: dict[int, TextPiece] = {}
             while self._arrived:
                 number, piece = self._arrived.popleft()
                 together[number] = together[number] + piece if number in together else piece
@@ -75,13 +75,13 @@ class Answer:
                 left -= piece.is_last
                 yield number, piece
 
-    async def whole(self) -> list[Piece]:
+    async def whole(self) -> list[TextPiece]:
         """The complete texts.
 
         Raises:
             RefusedError: One was cut off.
         """
-        texts = [Piece()] * len(self._tasks)
+        texts = [TextPiece()] * len(self._tasks)
         async for number, piece in self.pieces():
             texts[number] += piece
         return texts
@@ -99,26 +99,26 @@ class Service:
     def __init__(self, engine: Engine, name: str, limits: Limits) -> None:
         self.engine, self.name, self.limits = engine, name, limits
         self.tokenizer: Tokenizer = engine.tokenizer
-        self._answers: dict[Task, Answer] = {}
+        self._answers: dict[TextTask, Answer] = {}
         self._longest_token = int(self.tokenizer.byte_lengths.max())
 
     def start(self) -> None:
         """Start the engine; called in the event loop that the routes run in."""
         loop = asyncio.get_running_loop()
 
-        def deliver(pieces: list[tuple[Task, Piece]]) -> None:
+        def deliver(pieces: list[tuple[TextTask, TextPiece]]) -> None:
             with suppress(RuntimeError):  # the loop was closed before the engine
                 loop.call_soon_threadsafe(self._take, pieces)
 
         self.engine.start(deliver)
 
-    def _take(self, pieces: list[tuple[Task, Piece]]) -> None:
+    def _take(self, pieces: list[tuple[TextTask, TextPiece]]) -> None:
         for task, piece in pieces:
             answer = self._answers.get(task)
             if answer is not None:
                 answer.put(task, piece)
 
-    def forget(self, tasks: Sequence[Task]) -> None:
+    def forget(self, tasks: Sequence[TextTask]) -> None:
         """Cancel texts; what they give is not delivered any more."""
         for task in tasks:
             self._answers.pop(task, None)
@@ -220,13 +220,13 @@ class Service:
         except CallError as error:
             raise RefusedError(400, str(error)) from None
         seed = secrets.randbits(32) if request.seed is None else request.seed
-        tasks: list[Task] = []
+        tasks: list[TextTask] = []
         for ids in prompts:
             on_device = ids.to(self.engine.device)
-            alike: list[Task] = []
+            alike: list[TextTask] = []
             for number in range(request.n):
                 text = TextRequest(on_device, max_tokens, sampling, (seed + number) % 2**63, request.stops, top)
-                alike.append(Task(text, self.limits.seconds, alike))
+                alike.append(TextTask(text, self.limits.seconds, alike))
             tasks += alike
         n_prompt = sum(len(ids) for ids in prompts)
         answer = Answer(self, tasks, Reply(self.name, self.tokenizer, n_prompt, n_choice, chat))

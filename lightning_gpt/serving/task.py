@@ -10,7 +10,7 @@ Failure = Literal["timeout", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """What further tokens have added to a text.
 
     Args:
@@ -32,8 +32,8 @@ class Piece:
         """Whether nothing more comes."""
         return self.finish is not None or self.failure is not None
 
-    def __add__(self, later: "Piece") -> "Piece":
-        return Piece(
+    def __add__(self, later: "TextPiece") -> "TextPiece":
+        return TextPiece(
             self.text + later.text,
             self.tokens + later.tokens,
             self.log_probs + later.log_probs,
@@ -43,7 +43,7 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Task:
+class TextTask:
     """A text to be generated.
 
     Args:
@@ -54,6 +54,6 @@ class Task:
 
     request: TextRequest
     seconds: float = float("inf")
-    alike: list["Task"] = field(default_factory=list)
+    alike: list["TextTask"] = field(default_factory=list)
     cancelled: bool = False
     """Set by the engine's ``cancel``: nothing more is delivered."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models import GPT
-from lightning_gpt.models.decoding.rows import Rows, SeparateRows, SharedRows, rows_for
+from lightning_gpt.models.decoding.rows import JoiningRows, SeparateRows, SharedRows, rows_for
 from tests.models.helpers import random_ids
 from tests.models.variants import CONFIGS, build, name_of
 
@@ -26,7 +26,7 @@ def shares_passes(changes: dict[str, Any]) -> bool:
 class _Texts:
     """Random texts read through ``rows``; every logit is compared with a pass over the text alone."""
 
-    def __init__(self, model: GPT, rows: Rows, seed: int) -> None:
+    def __init__(self, model: GPT, rows: JoiningRows, seed: int) -> None:
         self.model, self.rows, self.chance = model, rows, random.Random(seed)
         self.texts = [random_ids(17, LONGEST, seed=100 + number) for number in range(8)]
         self.wanted = [model(text[None])[0] for text in self.texts]

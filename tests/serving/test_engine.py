@@ -17,7 +17,7 @@ from lightning_gpt.serving.app import create_app
 from lightning_gpt.serving.engine import Engine
 from lightning_gpt.serving.limits import Limits
 from lightning_gpt.serving.service import Service
-from lightning_gpt.serving.task import Piece, Task
+from lightning_gpt.serving.task import TextPiece, TextTask
 from tests.serving.served import plain_tokenizer, tiny_model
 
 TOKENIZER = plain_tokenizer()
@@ -27,16 +27,16 @@ class _Collected:
     """Takes what the engine delivers."""
 
     def __init__(self) -> None:
-        self.texts: dict[Task, Piece] = {}
+        self.texts: dict[TextTask, TextPiece] = {}
         self._ended = threading.Condition()
 
-    def __call__(self, pieces: list[tuple[Task, Piece]]) -> None:
+    def __call__(self, pieces: list[tuple[TextTask, TextPiece]]) -> None:
         with self._ended:
             for task, piece in pieces:
-                self.texts[task] = self.texts.get(task, Piece()) + piece
+                self.texts[task] = self.texts.get(task, TextPiece()) + piece
             self._ended.notify()
 
-    def wait(self, tasks: list[Task]) -> list[Piece]:
+    def wait(self, tasks: list[TextTask]) -> list[TextPiece]:
         """The texts of these tasks, complete."""
         with self._ended:
             done = lambda: all(task in self.texts and self.texts[task].is_last for task in tasks)  # noqa: E731
@@ -55,10 +55,10 @@ def running(model: LanguageModel, slots: int = 4, prefill: int = 7) -> Iterator[
         engine.close()
 
 
-def tasks_of(number: int) -> list[Task]:
+def tasks_of(number: int) -> list[TextTask]:
     chance = random.Random(number)
     return [
-        Task(
+        TextTask(
             TextRequest(
                 torch.tensor([chance.randrange(300) for _ in range(chance.randint(1, 60))]),
                 chance.randint(1, 40),
@@ -97,9 +97,9 @@ def test_texts_are_those_that_each_request_gets_alone(changes: dict[str, Any]) -
 
 def test_texts_of_one_prompt_read_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(TOKENIZER.vocab_size, block_size=128).double()
-    alike: list[Task] = []
+    alike: list[TextTask] = []
     for seed in range(4):
-        alike.append(Task(TextRequest(torch.arange(50), 10, Sampling(), seed), alike=alike))
+        alike.append(TextTask(TextRequest(torch.arange(50), 10, Sampling(), seed), alike=alike))
     read: list[int] = []
     with running(model) as (engine, collected):
         before = engine._rows.read
@@ -148,7 +148,7 @@ def test_logits_that_are_not_finite_end_their_text_alone() -> None:
     with torch.no_grad():
         model.token_embedding.weight[poisoned] = torch.nan
     tasks = [
-        Task(TextRequest(torch.tensor([5, token, 6]), 20, Sampling(temperature=0.0))) for token in (7, poisoned, 8)
+        TextTask(TextRequest(torch.tensor([5, token, 6]), 20, Sampling(temperature=0.0))) for token in (7, poisoned, 8)
     ]
     with running(model) as (engine, collected):
         engine.submit(tasks)

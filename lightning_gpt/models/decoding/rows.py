@@ -24,7 +24,7 @@ class ReadsRows(Protocol):
         """An empty cache."""
 
 
-class Rows(ABC):
+class JoiningRows(ABC):
     """Texts being continued, numbered from 0, and at most one more that is being read.
 
     Args:
@@ -74,7 +74,7 @@ class Rows(ABC):
         """Memory allocated for good, in bytes; None if it is allocated text by text."""
 
 
-class SharedRows(Rows):
+class SharedRows(JoiningRows):
     """Rows of one :class:`~lightning_gpt.models.row_cache.RowCache`: one pass reads a token of each."""
 
     shares_passes = True
@@ -122,7 +122,7 @@ class SharedRows(Rows):
         return self._cache.n_bytes
 
 
-class SeparateRows(Rows):
+class SeparateRows(JoiningRows):
     """Rows with a cache each, for models whose state cannot be divided by rows: each is read in a pass of its own."""
 
     shares_passes = False
@@ -161,7 +161,7 @@ class SeparateRows(Rows):
         return None
 
 
-def rows_for(model: ReadsRows, most: int, capacity: int) -> Rows:
+def rows_for(model: ReadsRows, most: int, capacity: int) -> JoiningRows:
     """Rows that share passes where every layer's state can be divided by rows, otherwise separate ones."""
     kind = SharedRows if model.new_cache(1).can_share else SeparateRows
     return kind(model, most, capacity)
