@@ -21,6 +21,7 @@ _COMMANDS = {
     "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
     "generate": ("generate", "continue a prompt, or many, from a checkpoint"),
     "evaluate": ("evaluate", "perplexity and bits per byte of a text, or tasks of lm-evaluation-harness"),
+    "serve": ("serve", "answer OpenAI's HTTP requests from a checkpoint, many at once"),
     "convert": ("convert", "turn a published model's folder into a checkpoint, or a checkpoint into such a folder"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),

@@ -34,13 +34,19 @@ from lightning_gpt.commands.train import _FIRST_PROCESS
 from lightning_gpt.data.sources.embedded import WikipediaSlice
 
 _COMMANDS = (
-    *("bench", "convert", "generate", "inspect", "lightning_cli", "prepare", "study", "study_check", "tokenizer"),
-    "train",
+    *("bench", "convert", "generate", "inspect", "lightning_cli", "prepare", "serve", "study", "study_check"),
+    *("tokenizer", "train"),
 )
 # what the commands import only when they need it
 _LATE = (
     *("datasets", "datasketch", "gensim.corpora.wikicorpus", "matplotlib.pyplot", "pyarrow.parquet", "rich.progress"),
     *("tensorboard.backend.event_processing.event_accumulator", "tokenizers"),
+    *(
+        "lightning_gpt.serving.server",
+        "lightning_gpt.serving.app",
+        "uvicorn.lifespan.on",
+        "uvicorn.protocols.http.h11_impl",
+    ),
     "encodings.utf_8_sig",  # another user, which a fork may become, may not read the interpreter's files
 )
 

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "interop": {
         *("models", "data", "checkpoint", "checkpoint_file", "named_tensors", "whole_file", "options", "errors"),
     },
+    "serving": {"models", "data", "inference", "console", "stopping", "system_error", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {
         *BELOW,
@@ -84,6 +85,7 @@ MAY_IMPORT = {
         "doctor",
         "evaluation",
         "interop",
+        "serving",
         "trust",
         "consolidated",
         "checkpoint_folder",
@@ -97,10 +99,23 @@ MAY_IMPORT = {
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
 GENERATION = (
     *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
+    "decoding.rows",
     *("decoding.rules", "decoding.rules.*"),
 )
 FLOORS: list[dict[str, tuple[str, ...]]] = [
-    {"ground": ("registry", "one_vector", "layer", "record", "kv_cache", "part_losses", "evaluating", "graph")},
+    {
+        "ground": (
+            "registry",
+            "one_vector",
+            "layer",
+            "record",
+            "kv_cache",
+            "row_cache",
+            "part_losses",
+            "evaluating",
+            "graph",
+        )
+    },
     {
         "positions": ("positions", "positions.*"),
         "head": ("adjusted_head", "head", "chunked_softmax", "tokens_first", "one_pass", "softmax_kernel"),

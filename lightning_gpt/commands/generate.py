@@ -109,7 +109,7 @@ def generate(
     free = {} if strategy == "beam" else sampling
     lines = [RequestLine(line, {})] if prompts is None else read_lines(prompts, chat, free)
     read = Checkpoint.read(checkpoint)
-    model, tokenizer = _rounded(read.build(), precision).to(where), read.tokenizer()
+    model, tokenizer = rounded(read.build(), precision).to(where), read.tokenizer()
     early_exit = None if exit_confidence is None else _exiting(model, exit_confidence)
 
     def requested(of: RequestLine) -> TextRequest:
@@ -135,7 +135,7 @@ def generate(
         if strategy == "beam":
             sys.stdout.write(continued([request])[0]["text"])
         else:
-            drafting = None if draft is None else _rounded(Checkpoint.read(draft).build(), precision).to(where)
+            drafting = None if draft is None else rounded(Checkpoint.read(draft).build(), precision).to(where)
             _stream(model, tokenizer, request, drafting, n_guess, early_exit)
         sys.stdout.write("\n")
     if early_exit is not None:
@@ -213,7 +213,7 @@ def _exiting(model: LanguageModel, confidence: float) -> EarlyExit:
     return EarlyExit(model, confidence)
 
 
-def _rounded(model: LanguageModel, precision: str) -> LanguageModel:
+def rounded(model: LanguageModel, precision: str) -> LanguageModel:
     """The model with its weights converted to ``precision``."""
     if precision == "int8":
         return int8(model)

@@ -20,6 +20,11 @@ class LayerState(Protocol):
     can_truncate: bool
     can_be_fixed: bool
     """Whether it can go on in tensors that keep their shape, one token a row at a time."""
+    can_share: bool
+    """Whether texts can join and leave a batch of it (:class:`~lightning_gpt.models.row_cache.RowCache`)."""
+    row_tensors: tuple[str, ...]
+    """Names of the tensors ``(batch, ...)`` that are all it keeps, zeros standing for an empty text; none for keys and
+    values in slots."""
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""
@@ -42,6 +47,8 @@ class KeyValues:
 
     can_truncate = True
     can_be_fixed = True
+    can_share = True
+    row_tensors: tuple[str, ...] = ()
 
     def __init__(self, capacity: int, pinned: int = 0) -> None:
         self.capacity, self.pinned, self.ring = capacity, pinned, capacity - pinned
@@ -196,6 +203,11 @@ class Cache:
     def can_truncate(self) -> bool:
         """Whether every layer's state can forget its last tokens."""
         return all(layer.can_truncate for layer in self.layers)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether every layer's state can be divided by rows, so that texts can join and leave."""
+        return all(layer.can_share for layer in self.layers)
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later in every row; at most :data:`LOOKAHEAD` tokens can be forgotten."""

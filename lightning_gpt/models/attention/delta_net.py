@@ -30,6 +30,8 @@ class DeltaState:
 
     can_truncate = False
     can_be_fixed = False
+    can_share = True
+    row_tensors: tuple[str, ...] = ("memory", "inputs")
 
     def __init__(self) -> None:
         self.memory: Tensor | None = None  # (batch, n_head, head_dim, value_dim)

@@ -30,6 +30,8 @@ class Sums:
 
     can_truncate = False
     can_be_fixed = False
+    can_share = True
+    row_tensors: tuple[str, ...] = ("s", "z")
 
     def __init__(self) -> None:
         self.s: Tensor | None = None  # (batch, n_head, head_dim, head_dim)

@@ -74,6 +74,11 @@ class MemoryCache(Cache):
         """Whether the last tokens can be forgotten."""
         return self._takes_back and not self.rows
 
+    @property
+    def can_share(self) -> bool:
+        """No: rows of unequal length are in different segments."""
+        return False
+
 
 class Memory(Layer, ABC):
     """Base class of memories: splits a text into segments, and continues from a state, a cache or neither.

@@ -94,6 +94,8 @@ class ChosenKeyValues(KeyValues):
         of_all: The state the layer would keep if all tokens went through it.
     """
 
+    can_share = False  # rows keep different numbers of tokens
+
     def __init__(self, of_all: KeyValues) -> None:
         super().__init__(of_all.capacity, of_all.pinned)
         self.counts: Tensor  # (batch,): number of tokens kept per row
