@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cluster": {"errors"},
     "data": {
         *("models", "console", "hardware", "whole_file", "options", "stopping", "json_text", "system_error", "trust"),
-        *("cluster", "errors"),
+        *("cluster", "checkpoint_folder", "errors"),
     },
     "checkpoint_file": {"whole_file", "system_error", "errors"},
     "named_tensors": set(),
@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
     "inference": {"models", "data", "errors"},
-    "interop": {"models", "data", "checkpoint", "checkpoint_file", "whole_file", "options", "errors"},
+    "interop": {"models", "data", "checkpoint", "checkpoint_file", "named_tensors", "whole_file", "options", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},
     "training": {
         *BELOW,
@@ -107,7 +107,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": ("decoding.sampling", "decoding.generating", "decoding.captured")},
     {"base": ("base",)},
-    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
+    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",), "adapters": ("adapters",)},
     {
         "memory": ("memory", "memory.*"),
         "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),

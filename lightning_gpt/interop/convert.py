@@ -1,10 +1,7 @@
 """A published folder into a checkpoint, and a checkpoint into a folder that transformers loads."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,15 +12,16 @@ from torch import Tensor
 from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError
 from lightning_gpt.interop import families  # noqa: F401  (imported to register them)
 from lightning_gpt.interop.compare import require_equal
 from lightning_gpt.interop.family import family_for, family_of
 from lightning_gpt.interop.folder import CONFIG, WEIGHTS
+from lightning_gpt.interop.new_folder import new_folder
 from lightning_gpt.interop.tokenizers import published_files
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.base import models
 from lightning_gpt.models.registry import plain
-from lightning_gpt.whole_file import sync_folder
 
 CHECKPOINT, SETTINGS, TOKENIZER = "model.ckpt", "model.yaml", "tokenizer"
 _STATE = "model."  # what a checkpoint puts before the names of the weights
@@ -64,11 +62,8 @@ def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, toler
     if tolerance is not None:
         model = Checkpoint(output / CHECKPOINT, content).build()
         yield require_equal(model, folder.path, tolerance)
-    with _new_folder(output) as work:
-        write_checkpoint(content, work / CHECKPOINT)
-        if words is not None:
-            words.save(work / TOKENIZER)
-        (work / SETTINGS).write_text(_settings(config, output, words))
+    with new_folder(output) as work:
+        _write_checkpoint(work, content, output, words)
     if words is None:
         yield f"no tokenizer{'' if tokenizer else ' (--tokenizer false)'}: generate takes --ids"
     yield f"{output / CHECKPOINT}"
@@ -90,16 +85,43 @@ def into_folder(checkpoint: Checkpoint, output: Path, family: str | None, tolera
     if checkpoint.model["name"] != GPT.name:
         raise CallError(f"checkpoint {str(checkpoint.path)!r} holds a {checkpoint.model['name']}; no family has one")
     name, expressing = family_for(config, family)
-    weights = checkpoint.content["state_dict"]
-    state = {key.removeprefix(_STATE): value for key, value in weights.items() if key.startswith(_STATE)}
+    state = checkpoint.weights()
     model = checkpoint.build()  # refuses weights that are not the config's
     words = checkpoint.tokenizer() if "TextData" in checkpoint.content else None
-    with _new_folder(output) as work:
+    with new_folder(output) as work:
         _write_published(work, expressing.published(config), expressing.to_published(config, state), words)
         yield f"{_size(state)} written as {name} ({expressing.architecture})"
         if tolerance is not None:
             yield require_equal(model, work, tolerance)
     yield f"{output}"
+
+
+def merge(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
+    """Write a checkpoint with adapters as a plain one, for any command; yields a line.
+
+    Args:
+        checkpoint: The checkpoint of a run with ``model.lora``.
+        output: The folder to make, as :func:`into_checkpoint` does.
+
+    Raises:
+        CallError: It has no adapters.
+    """
+    if checkpoint.lora is None:
+        raise CallError(
+            f"checkpoint {str(checkpoint.path)!r} has no adapters to merge: its run was not given model.lora"
+        )
+    words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
+    content = _checkpoint(checkpoint.config(), checkpoint.weights(), words)
+    with new_folder(output) as work:
+        _write_checkpoint(work, content, output, words)
+    yield f"{output / CHECKPOINT}"
+
+
+def _write_checkpoint(folder: Path, content: dict[str, Any], output: Path, words: Tokenizer | None) -> None:
+    write_checkpoint(content, folder / CHECKPOINT)
+    if words is not None:
+        words.save(folder / TOKENIZER)
+    (folder / SETTINGS).write_text(_settings(models.config(content[MODEL_KEY]), output, words))
 
 
 def _write_published(
@@ -149,25 +171,3 @@ def _size(state: Mapping[str, Tensor]) -> str:
     count = sum(tensor.numel() for tensor in state.values())
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     return f"{count:,} parameters in {len(state)} tensors of {' and '.join(dtypes)}"
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder that gets the name ``output`` if the context ends well, and is removed if not.
-
-    Raises:
-        CallError: There is something of this name.
-        WorkError: It cannot be written.
-    """
-    if output.exists():
-        raise CallError(f"{output} exists; choose another output, or delete it")
-    work = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        work.mkdir(parents=True)
-        yield work
-        work.replace(output)
-        sync_folder(output.parent)
-    except OSError as error:
-        raise WorkError(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -140,6 +140,11 @@ class LanguageModel(Layer, Generating):
         return self.positions.limit
 
     @property
+    def knows_length(self) -> bool:
+        """Whether ``block_size`` is part of what it computes, rather than the length of the training rows alone."""
+        return self.positions.knows_length
+
+    @property
     def trace_limit(self) -> int | None:
         """The longest text whose intermediates one pass can record, in tokens; None if unlimited."""
         return None
