@@ -112,9 +112,16 @@ class Checkpoint:
         return model.eval()
 
     def weights(self) -> dict[str, Any]:
-        """The weights by their names in the bare model, with adapters merged into those that they are beside."""
+        """The weights by their names in the bare model, with adapters merged into those that they are beside.
+
+        Raises:
+            CallError: The adapters are not those that the checkpoint describes.
+        """
         lora, state = self.lora, self.state()
-        return state if lora is None else merged(state, lora.scale)
+        try:
+            return state if lora is None else merged(state, lora.scale)
+        except (KeyError, RuntimeError):
+            raise CallError(f"checkpoint {str(self.path)!r} has adapters that do not fit its weights") from None
 
     def state(self) -> dict[str, Any]:
         """The weights by their names in the model as it was trained, adapters apart."""
@@ -123,8 +130,15 @@ class Checkpoint:
 
     @property
     def lora(self) -> LoRA | None:
-        """The adapters that were trained; None if all weights were."""
-        return LoRA.of(self.content[LORA_KEY]) if LORA_KEY in self.content else None
+        """The adapters that were trained; None if all weights were.
+
+        Raises:
+            CallError: The checkpoint does not describe them as this version does.
+        """
+        try:
+            return LoRA.of(self.content[LORA_KEY]) if LORA_KEY in self.content else None
+        except (CallError, KeyError, TypeError):
+            raise CallError(f"checkpoint {str(self.path)!r} does not describe adapters of this version") from None
 
     def require_same_adapters(self, lora: LoRA | None) -> None:
         """Refuse to load adapters into a module without them, or with others; dropout may differ.

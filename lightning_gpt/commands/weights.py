@@ -69,7 +69,7 @@ def _last(args: list[str], option: str) -> Any:
     found = None
     for name, value in _options(args):
         if name == f"--{option}":
-            found = value
+            found = None if value == "null" else value
         elif name in ("--config", "-c"):
             found = read_yaml(Path(value), "config file").get(option, found)
     return found

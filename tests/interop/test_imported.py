@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_gpt.checkpoint import Checkpoint, load
+from lightning_gpt.checkpoint import LORA_KEY, Checkpoint, load
+from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.errors import CallError
 from lightning_gpt.models.adapters import LoRA, adapt
 from tests.interop.published import make
 from tests.interop.published_tokenizers import CORPUS, save
@@ -17,6 +19,7 @@ from tests.processes import must_run, run_forked, write_config
 STEPS, MIDDLE = 6, 3
 FIRST = ("--weights", "ours/model.ckpt", "--config", "data.yaml")
 LORA = ("--model.lora.rank", "3", "--model.lora.alpha", "6", "--model.lora.dropout", "0.1")
+PLAINLY = ("--diagnostics.enabled", "false", "--trainer.limit_val_batches", "0")
 EACH = ("--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.every_n_train_steps={MIDDLE}")
 ALL = ("--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}")
 
@@ -159,14 +162,23 @@ def test_families_with_transposed_and_interleaved_matrices(name: str, tmp_path: 
     adapt(model, lora)
     for name_, weight in model.named_parameters():
         if name_.endswith(("_a", "_b")):
-            torch.nn.init.normal_(weight, std=0.3)
-    from lightning_gpt.checkpoint import LORA_KEY
-    from lightning_gpt.checkpoint_file import write_checkpoint
-
+            torch.nn.init.normal_(weight, std=0.1)
     stored = {f"model.{key}": weight.detach() for key, weight in model.state_dict().items()}
     write_checkpoint({**read.content, LORA_KEY: lora.described(), "state_dict": stored}, tmp_path / "lora.ckpt")
     call = ("convert", "--source", "lora.ckpt", "--output", "adapters", "--adapters_for", "there")
     assert "100.0% of first choices agree" in must_run(*call, cwd=tmp_path).stdout
+
+
+def test_adapters_that_do_not_fit_are_refused(folder: Path) -> None:
+    read = Checkpoint.read(folder / "runs/lora/version_0/checkpoints/last.ckpt")
+    name = "model.blocks.0.ffn.up.adapter_b"
+    without = {key: weight for key, weight in read.content["state_dict"].items() if key != name}
+    wider = {**read.content["state_dict"], name: torch.zeros(3, 3)}
+    for state_dict in (without, wider):
+        with pytest.raises(CallError, match="has adapters that do not fit its weights"):
+            Checkpoint(read.path, {**read.content, "state_dict": state_dict}).build()
+    with pytest.raises(CallError, match="does not describe adapters of this version"):
+        Checkpoint(read.path, {**read.content, LORA_KEY: {"rank": 0, "parts": []}}).build()
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -218,7 +230,7 @@ def test_the_instruments_take_it(folder: Path) -> None:
     assert "ablation.png" in said
     layers = json.loads((folder / "runs/full/version_0/layers.json").read_text())
     assert [entry["step"] for entry in layers] == [0, MIDDLE, STEPS]
-    assert len(layers[0]["figures"]["token_cosine"]) == 4
+    assert len(layers[0]["token_cosine"]) == 4
 
 
 def test_its_speed_is_measured(folder: Path) -> None:
@@ -233,7 +245,7 @@ def test_its_speed_is_measured(folder: Path) -> None:
 def test_a_study_starts_its_cells_from_the_weights(folder: Path) -> None:
     config = yaml.safe_load((folder / "data.yaml").read_text())
     config["trainer"]["max_steps"], config["weights"] = 2, str(folder / "ours/model.ckpt")
-    config["trainer"]["val_check_interval"] = 2
+    config["trainer"]["val_check_interval"], config["diagnostics"] = 2, {"enabled": False}
     config["data"]["sources"][0]["init_args"]["paths"] = str(folder / "texts/*.txt")
     content = {
         "name": "tuned",
@@ -247,11 +259,11 @@ def test_a_study_starts_its_cells_from_the_weights(folder: Path) -> None:
     assert [cell["status"] for cell in cells] == ["finished", "finished"]
     first = first_loss(folder / "runs/full/version_0")
     for cell in cells:
-        assert cell["measures"]["initial/loss"] == pytest.approx(first, abs=1e-4)
+        assert cell["values"]["initial/loss"] == pytest.approx(first, abs=1e-4)
 
 
 def test_two_processes_train_the_adapters_as_one(folder: Path) -> None:
-    options = (*FIRST, *LORA, "--model.lora.dropout", "0", "--model.dropout", "0", "--trainer.max_steps", "2")
+    options = (*FIRST, *PLAINLY, *LORA, "--model.lora.dropout", "0", "--model.dropout", "0", "--trainer.max_steps", "2")
     apart = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_size", "2")
     must_run("fit", *options, "--name", "one", cwd=folder)
     must_run("fit", *options, *apart, "--name", "two", cwd=folder)
@@ -261,7 +273,7 @@ def test_two_processes_train_the_adapters_as_one(folder: Path) -> None:
 
 
 def test_a_layout_starts_from_the_weights(folder: Path) -> None:
-    options = (*FIRST, "--model.dropout", "0", "--trainer.max_steps", "2", "--data.global_batch", "4")
+    options = (*FIRST, *PLAINLY, "--model.dropout", "0", "--trainer.max_steps", "2", "--data.global_batch", "4")
     must_run("fit", *options, "--name", "whole", cwd=folder)
     spread = ("--trainer.devices", "2", "--parallel.shard", "2", "--data.batch_size", "2")
     must_run("fit", *options, *spread, "--name", "spread", cwd=folder)
