@@ -93,6 +93,10 @@ class LanguageModel(Layer, Generating):
         """A residual stream ``(..., dim)`` as the head reads it: after the final norm, if the model has one."""
         return stream
 
+    def read_out_share(self, part: Tensor, stream: Tensor) -> Tensor:
+        """What ``part`` of a residual stream ``(..., dim)`` contributes to :meth:`read_out`; linear in ``part``."""
+        return part
+
     @property
     def unembedding(self) -> Tensor:
         """The matrix ``(vocab_size, dim)`` that scores each token against a hidden state."""
