@@ -1,6 +1,6 @@
 """A trained model: a training step as a share of the machine's peak, and generation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ from lightning_gpt.checkpoint import load
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.planning.flops import training_flops_per_token
+from lightning_gpt.training.optim import adamw
 
 
 def trained(bench: Bench) -> Iterator[Outcome]:
@@ -35,7 +36,7 @@ def _model(bench: Bench) -> LanguageModel:
 def _subject(bench: Bench, model: LanguageModel, bf16: bool, trains: bool) -> Subject:
     work = replace(bench.workload, vocab_size=model.config.vocab_size)
     spec = replace(bench.spec("ours", len(model.block_views()), bf16), workload=work)
-    optimizer = peers.adamw(model, peers.LR, peers.WEIGHT_DECAY, peers.BETAS) if trains else None
+    optimizer = adamw(model, peers.LR, peers.WEIGHT_DECAY, peers.BETAS) if trains else None
     return Subject(spec, model, optimizer, model.loss, peers.greedy(model))
 
 
@@ -56,10 +57,10 @@ def _generation(bench: Bench) -> Iterator[Outcome]:
     makers = {"fp32": _model, "bf16": lambda bench: _model(bench).bfloat16(), "int8": lambda bench: int8(_model(bench))}
     subjects = {name: _subject(bench, make(bench), False, trains=False) for name, make in makers.items()}
 
-    def seconds(subject: Subject) -> float:
-        return subject.timed_generate(1)
+    def generating(subject: Subject) -> Callable[[], float]:
+        return lambda: subject.timed_generate(1)
 
-    calls = {name: (lambda subject=subject: seconds(subject)) for name, subject in subjects.items()}
+    calls = {name: generating(subject) for name, subject in subjects.items()}
     work = bench.workload
     speeds = {
         name: Spread.of([work.new_tokens / t for t in found])

@@ -76,9 +76,8 @@ class AdaptedLinear(Linear):
             )
         self.weight, self.bias = linear.weight, linear.bias
         self.scale, self.adapter_dropout = lora.scale, lora.dropout
-        like = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-        self.adapter_a = nn.Parameter(torch.empty(lora.rank, linear.in_features, **like))
-        self.adapter_b = nn.Parameter(torch.zeros(linear.out_features, lora.rank, **like))
+        self.adapter_a = nn.Parameter(linear.weight.new_empty(lora.rank, linear.in_features))
+        self.adapter_b = nn.Parameter(linear.weight.new_zeros(linear.out_features, lora.rank))
         # as in the paper's code: U(−1/√n_in, 1/√n_in), and zero, so that training starts at the model as it is
         nn.init.kaiming_uniform_(self.adapter_a, a=math.sqrt(5))
 
