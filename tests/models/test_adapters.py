@@ -73,6 +73,21 @@ def test_a_fresh_adapter_changes_nothing_and_alone_is_trained() -> None:
     assert all(math.isfinite(each.grad.norm()) for each in model.parameters() if each.grad is not None)
 
 
+@pytest.mark.parametrize("checkpointing", ["block", "attention"])
+def test_recomputed_blocks_give_the_same_gradients(checkpointing: str) -> None:
+    """The input of the first block has no gradient, as the embeddings are left as they are."""
+    model, ids, gradients = adapted({}, LORA).train(), random_ids(SIZES["vocab_size"], 2, 20), []
+    for changes in ({}, {"checkpointing": checkpointing}):
+        twin = fresh(changes).double().train()
+        adapt(twin, LORA)
+        twin.load_state_dict(model.state_dict())
+        twin.loss(ids, ids.roll(-1, 1)).backward()
+        gradients.append({name: each.grad for name, each in twin.named_parameters() if each.grad is not None})
+    assert set(gradients[0]) == adapter_names(model)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12)
+
+
 def test_only_the_chosen_part_is_adapted_and_a_shared_block_once() -> None:
     model = fresh({"n_layer": 4, "n_unique": 2})
     adapt(model, LoRA(parts=("ffn",)))
