@@ -54,7 +54,11 @@ def _step(bench: Bench, bf16: bool) -> Outcome:
 
 
 def _generation(bench: Bench) -> Iterator[Outcome]:
-    makers = {"fp32": _model, "bf16": lambda bench: _model(bench).bfloat16(), "int8": lambda bench: int8(_model(bench))}
+    makers: dict[str, Callable[[Bench], LanguageModel]] = {
+        "fp32": _model,
+        "bf16": lambda bench: _model(bench).bfloat16(),
+        "int8": lambda bench: int8(_model(bench)),
+    }
     subjects = {name: _subject(bench, make(bench), False, trains=False) for name, make in makers.items()}
 
     def generating(subject: Subject) -> Callable[[], float]:
