@@ -29,6 +29,7 @@ class Bench:
         rounds: Number of measured rounds.
         peer_dir: Folder with the clones of nanoGPT and minGPT.
         litgpt_python: Python interpreter of an environment with litgpt, if it is not installed in this one.
+        checkpoint: A trained model to measure.
     """
 
     workload: Workload
@@ -36,6 +37,7 @@ class Bench:
     rounds: int
     peer_dir: str | None
     litgpt_python: str | None
+    checkpoint: str | None = None
     _step_times: dict[tuple[int, bool], dict[str, list[float]]] = field(default_factory=dict)
 
     @property

@@ -56,7 +56,7 @@ def ours(spec: Spec) -> Subject:
     """:class:`lightning_gpt.GPT` with the fused loss, AdamW as ``fit`` makes it, and the KV cache."""
     model = gpt(spec)
     loss = _compiled_loss(model) if spec.compiled else model.loss
-    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), loss, _greedy(model))
+    return Subject(spec, model, adamw(model, LR, WEIGHT_DECAY, BETAS), loss, greedy(model))
 
 
 def _compiled_loss(model: GPT) -> Loss:
@@ -77,10 +77,11 @@ def ours_rounded(spec: Spec, precision: Literal["bf16", "int8"]) -> Subject:
     with torch.device(spec.device):
         model = gpt(spec)
         rounded = int8(model) if precision == "int8" else model.bfloat16()
-    return Subject(spec, rounded, None, rounded.loss, _greedy(rounded))
+    return Subject(spec, rounded, None, rounded.loss, greedy(rounded))
 
 
-def _greedy(model: LanguageModel) -> Generate:
+def greedy(model: LanguageModel) -> Generate:
+    """How our models continue prompts here."""
     return lambda prompts, new_tokens: model.generate(prompts, new_tokens, temperature=0)
 
 

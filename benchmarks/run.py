@@ -23,6 +23,7 @@ def run_rows(
     litgpt_python: str | None,
     profile: bool,
     folder: Path,
+    checkpoint: str | None = None,
 ) -> None:
     """Measure the rows ``names`` (all if None), print each outcome to standard output and write the files.
 
@@ -35,7 +36,7 @@ def run_rows(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkError(f"cannot create the output folder {str(folder)!r}: {error.strerror}") from None
-    bench = Bench(workload, device, rounds, peer_dir, litgpt_python)
+    bench = Bench(workload, device, rounds, peer_dir, litgpt_python, checkpoint)
     with console.status("measuring the machine's limits"):
         description = machine.describe(bench.torch_device, rounds)
     for name, value in {**description, "rounds": rounds}.items():

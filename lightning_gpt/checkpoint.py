@@ -12,6 +12,7 @@ from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.adapters import LoRA, adapter_names, merged
 from lightning_gpt.models.base import models
 from lightning_gpt.models.registry import UnknownVariant, readable
 from lightning_gpt.named_tensors import differences
@@ -19,6 +20,8 @@ from lightning_gpt.whole_file import previous_of
 
 MODEL_KEY = "lightning_gpt_model"
 """The entry of a checkpoint that names the model's name and config."""
+LORA_KEY = "lightning_gpt_lora"
+"""The entry that holds the options of the adapters that were trained; absent where all weights were."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Checkpoint:
             return before
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether it says which tokenizer the model was trained with."""
+        return "tokenizer" in self.content.get("TextData", {})
+
+    @property
     def model(self) -> dict[str, Any]:
         """The model's name and config, as returned by :meth:`~lightning_gpt.models.LanguageModel.describe`."""
         described: dict[str, Any] = self.content[MODEL_KEY]
@@ -93,7 +101,7 @@ class Checkpoint:
         self.config()
         model = models.build(self.model)
         said = f"checkpoint {str(self.path)!r} has other weights than the model it describes"
-        weights = self._weights()
+        weights = self.weights()
         differing = differences(_shapes(weights), _shapes(model.state_dict()))
         if differing:
             raise CallError(f"{said}: {differing}")
@@ -103,9 +111,48 @@ class Checkpoint:
             raise CallError(said) from None
         return model.eval()
 
-    def _weights(self) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
+        """The weights by their names in the bare model, with adapters merged into those that they are beside.
+
+        Raises:
+            CallError: The adapters are not those that the checkpoint describes.
+        """
+        lora, state = self.lora, self.state()
+        try:
+            return state if lora is None else merged(state, lora.scale)
+        except (KeyError, RuntimeError):
+            raise CallError(f"checkpoint {str(self.path)!r} has adapters that do not fit its weights") from None
+
+    def state(self) -> dict[str, Any]:
+        """The weights by their names in the model as it was trained, adapters apart."""
         prefix = "model."
         return {k.removeprefix(prefix): v for k, v in self.content["state_dict"].items() if k.startswith(prefix)}
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters that were trained; None if all weights were.
+
+        Raises:
+            CallError: The checkpoint does not describe them as this version does.
+        """
+        try:
+            return LoRA.of(self.content[LORA_KEY]) if LORA_KEY in self.content else None
+        except (CallError, KeyError, TypeError):
+            raise CallError(f"checkpoint {str(self.path)!r} does not describe adapters of this version") from None
+
+    def require_same_adapters(self, lora: LoRA | None) -> None:
+        """Refuse to load adapters into a module without them, or with others; dropout may differ.
+
+        Raises:
+            CallError: They differ.
+        """
+        was, now = (None if each is None else {**each.described(), "dropout": 0} for each in (self.lora, lora))
+        if was != now:
+            there, here = (
+                "without adapters" if each is None else f"with model.lora {readable(each.described())}"
+                for each in (self.lora, lora)
+            )
+            raise CallError(f"checkpoint {str(self.path)!r} was trained {there}, and this is a module {here}")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with.
@@ -113,10 +160,9 @@ class Checkpoint:
         Raises:
             CallError: If the model was trained without :class:`~lightning_gpt.data.datamodule.TextData`.
         """
-        state = self.content.get("TextData", {}).get("tokenizer")
-        if state is None:
+        if not self.has_tokenizer:
             raise CallError(f"checkpoint {str(self.path)!r} has no tokenizer: it was trained without TextData")
-        return Tokenizer.from_state_dict(state)
+        return Tokenizer.from_state_dict(self.content["TextData"]["tokenizer"])
 
     def require_training(self) -> None:
         """Refuse to resume from a model alone.
@@ -127,7 +173,7 @@ class Checkpoint:
         if "optimizer_states" not in self.content:
             raise CallError(
                 f"checkpoint {str(self.path)!r} holds a model without a training to resume, as convert writes it; "
-                f"validate, generate and inspect take it"
+                f"to start one from its weights, give --weights instead of --ckpt_path"
             )
 
     def require_same_model(self, model: LanguageModel) -> None:
@@ -144,11 +190,15 @@ class Checkpoint:
             )
         was, now = vars(stored), vars(model.config)
         free = {"dropout", "attention_backend", "checkpointing"}  # they change neither shape nor meaning of a weight
+        if not model.knows_length:
+            free.add("block_size")
         keys = [key for key in now if key not in free and was[key] != now[key]]
         if keys:
             differing = [f"{key} is {readable(was[key])} there and {readable(now[key])} here" for key in keys]
             raise CallError(f"checkpoint {str(self.path)!r} has a different architecture: {'; '.join(differing)}")
-        differing_weights = differences(_shapes(self._weights()), _shapes(model.state_dict()))
+        adapters = adapter_names(model)
+        plain = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
+        differing_weights = differences(_shapes(self.weights()), _shapes(plain))
         if differing_weights:
             raise CallError(f"checkpoint {str(self.path)!r} has other weights than this model: {differing_weights}")
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cluster": {"errors"},
     "data": {
         *("models", "console", "hardware", "whole_file", "options", "stopping", "json_text", "system_error", "trust"),
-        *("cluster", "errors"),
+        *("cluster", "checkpoint_folder", "errors"),
     },
     "checkpoint_file": {"whole_file", "system_error", "errors"},
     "named_tensors": set(),
@@ -130,7 +130,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": GENERATION},
     {"base": ("base",)},
-    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",)},
+    {"gpt": ("gpt",), "single_head": ("single_head",), "materialise": ("materialise",), "adapters": ("adapters",)},
     {
         "memory": ("memory", "memory.*"),
         "decoding": ("decoding", "decoding.early_exit", "decoding.int8", "decoding.speculative"),

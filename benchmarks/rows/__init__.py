@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.report import Outcome
-from benchmarks.rows import attention, fit, generation, gpu, memory, startup, training
+from benchmarks.rows import attention, fit, generation, gpu, memory, startup, trained, training
 
 ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "step": training.step,
@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "position": generation.position,
     "attention": attention.memory,
     "window": attention.window,
+    "trained": trained.trained,
     "help": startup.help_,
     "start": startup.start,
 }

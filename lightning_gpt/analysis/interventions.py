@@ -3,7 +3,8 @@
 Ablation replaces a head's output ``A V`` or an FFN's output by zero, or by its mean over the batch and positions of an
 unmodified run. Wang et al. 2023, "Interpretability in the Wild" (2211.00593), section 2.1, prefer the mean: zero is a
 value that later layers may never have seen. Activation patching: Vig et al. 2020 (2004.12265) and Meng et al. 2022
-(2202.05262), section 2.1. Both use ``model.record(names, edits)``.
+(2202.05262), section 2.1. Path patching: Wang et al. 2023, section 3.1 and appendix B; Goldowsky-Dill et al. 2023
+(2304.05969). All use ``model.record(names, edits)``.
 """
 
 import re
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_gpt.analysis.logit_lens import stream_names
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
@@ -87,9 +89,7 @@ def ablation_edits(
         CallError: If a part does not exist, or ``mean`` has no reference.
     """
     check_parts(model, parts)
-    by_name: dict[str, list[Part]] = {}
-    for part in parts:
-        by_name.setdefault(_output_name(model, part), []).append(part)
+    by_name = _by_output(model, parts)
     if kind == "zero":
         return {name: _replace([part.head for part in those], None) for name, those in by_name.items()}
     if reference_ids is None:
@@ -106,18 +106,30 @@ def _output_name(model: LanguageModel, part: Part) -> str:
     return f"{view.ffn_name}.output" if part.head is None else f"{view.mixer_name}.head_output"
 
 
+def _by_output(model: LanguageModel, parts: Iterable[Part]) -> dict[str, list[Part]]:
+    """The parts by the name of the intermediate that holds their outputs."""
+    by_name: dict[str, list[Part]] = {}
+    for part in parts:
+        by_name.setdefault(_output_name(model, part), []).append(part)
+    return by_name
+
+
 def _replace(heads: list[int | None], mean: Tensor | None) -> Edit:
     """Replace some heads of ``(batch, n_head, time, head_dim)``, or the whole output, by ``mean`` (0 if None)."""
 
     def edit(output: Tensor) -> Tensor:
-        instead = torch.zeros_like(output) if mean is None else mean.expand_as(output)
-        if output.ndim < 4:  # the output of an FFN or of the one-head model has no head axis
-            return instead
-        changed = output.clone()
-        changed[:, heads] = instead[:, heads]
-        return changed
+        return _with_heads(output, torch.zeros_like(output) if mean is None else mean.expand_as(output), heads)
 
     return edit
+
+
+def _with_heads(output: Tensor, other: Tensor, heads: list[int | None]) -> Tensor:
+    """``output`` with ``heads`` from ``other``; all of it if it has no head axis (an FFN's, the one-head model's)."""
+    if output.ndim < 4:
+        return other
+    changed = output.clone()
+    changed[:, heads] = other[:, heads]
+    return changed
 
 
 def text_loss(model: LanguageModel, ids: Tensor, edits: dict[str, Edit] | None = None) -> float:
@@ -200,3 +212,88 @@ def _patch(name: str, source: Tensor, positions: Sequence[int] | None) -> Edit:
         return changed
 
     return edit
+
+
+LOGITS: Literal["logits"] = "logits"
+"""The receiver of the direct path to the output."""
+
+Receiver = Part | Literal["logits"]
+"""Where a path ends: a head or an FFN, with all that it reads, or the final norm and output head."""
+
+
+def path_patched_logits(
+    model: LanguageModel, source_ids: Tensor, target_ids: Tensor, sender: Part, receivers: Sequence[Receiver]
+) -> Tensor:
+    """Logits over ``target_ids`` if ``receivers`` alone read what ``sender`` puts out over ``source_ids``.
+
+    A path is direct: from the sender through the residual stream into a receiver, with every other head and FFN held at
+    its output of the unmodified run. A first pass takes the outputs that the receivers would then have, a second one
+    inserts those and lets everything after them follow.
+
+    Args:
+        model: The model.
+        source_ids: ``(batch, time)``, the run that the sender's output is taken from.
+        target_ids: ``(batch, time)``, the run that it is inserted into.
+        sender: A head or an FFN.
+        receivers: Heads and FFNs after the sender, or :data:`LOGITS`.
+
+    Returns:
+        ``(batch, time, vocab_size)``.
+
+    Raises:
+        CallError: If the texts differ in shape, a part does not exist, or a receiver does not come after the sender.
+    """
+    if source_ids.shape != target_ids.shape:
+        raise CallError(
+            f"the texts have shapes {tuple(source_ids.shape)} and {tuple(target_ids.shape)}; paths are patched between "
+            f"texts of the same shape"
+        )
+    ends = [receiver for receiver in receivers if isinstance(receiver, Part)]
+    check_parts(model, [sender, *ends])
+    for end in ends:
+        if _order(end) <= _order(sender):
+            raise CallError(f"no path leads from {sender} to {end}: it must come after the sender")
+    last = stream_names(model)[-1]
+    outputs = _by_output(model, all_parts(model))
+    with evaluating(model):
+        with model.record(_output_name(model, sender)) as source:
+            model.hidden(source_ids)
+        with model.record([*outputs, last]) as target:
+            model.hidden(target_ids)
+        held = {name: target[name] for name in outputs}
+        name = _output_name(model, sender)
+        held[name] = _with_heads(held[name], source[name], [sender.head])
+        computed: dict[str, Tensor] = {}
+        with model.record(last, {name: _hold(computed, name, output) for name, output in held.items()}) as through:
+            model.hidden(target_ids)
+        edits: dict[str, Edit] = {}
+        for name, those in _by_output(model, ends).items():
+            edits[name] = _insert(computed[name], [part.head for part in those])
+        if LOGITS in receivers:
+            edits[last] = _add(through[last] - target[last])
+        with model.record([], edits):
+            logits: Tensor = model(target_ids)
+    return logits
+
+
+def _order(part: Part) -> tuple[int, bool]:
+    """Parts with a larger one read what those with a smaller one wrote."""
+    return part.layer, part.head is None
+
+
+def _hold(computed: dict[str, Tensor], name: str, output: Tensor) -> Edit:
+    """Replace an intermediate by ``output``, and keep in ``computed`` what it would have been."""
+
+    def edit(value: Tensor) -> Tensor:
+        computed[name] = value
+        return output
+
+    return edit
+
+
+def _insert(output: Tensor, heads: list[int | None]) -> Edit:
+    return lambda value: _with_heads(value, output, heads)
+
+
+def _add(change: Tensor) -> Edit:
+    return lambda value: value + change

@@ -12,10 +12,28 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.attention_statistics import attention_distance, attention_entropy, first_token_share
+from lightning_gpt.analysis.layer_measures import (
+    Layers,
+    block_cka,
+    logit_lens_loss,
+    logit_rms,
+    of_patterns,
+    of_square_patterns,
+    of_streams,
+    of_updates,
+    of_value_projections,
+    per_block_energy,
+    strongest_head,
+)
+from lightning_gpt.analysis.outliers import (
+    activation_kurtosis,
+    largest_activation,
+    largest_over_median,
+    residual_sink,
+)
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.analysis.similarity import (
     activation_rms,
-    dirichlet_energy,
     effective_rank,
     rank_residual,
     token_cosine,
@@ -26,96 +44,10 @@ from lightning_gpt.analysis.spectral import (
     spectral_gap,
     spectral_radius,
 )
-from lightning_gpt.models.evaluating import evaluating
-from lightning_gpt.models.head import IGNORED
+from lightning_gpt.analysis.updates import angular_distance, update_cosine, update_size
 
 Value = float | list[float | None] | None
 """The value of a layer: a number, or a list with one per head; None where there is none or it is not finite."""
-
-Layers = list[Tensor | None]
-"""The same as tensors: ``()`` or ``(n_head,)`` per layer."""
-
-
-# --- from a probe to a value per layer -------------------------------------------------------------------------
-
-
-def _of_streams(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """``formula`` of each stream, averaged over the batch."""
-    return lambda probe: [formula(stream).mean() for stream in probe.streams]
-
-
-def _of_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """``formula`` of each block's patterns by head, averaged over the batch."""
-    return lambda probe: [None if pattern is None else formula(pattern).mean(dim=0) for pattern in probe.patterns]
-
-
-def _of_square_patterns(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """The same, using only the tokens' attention to each other."""
-    return _of_patterns(lambda pattern: formula(pattern[..., -pattern.shape[-2] :]))
-
-
-def _of_value_projections(formula: Callable[[Tensor], Tensor]) -> Callable[[Probe], Layers]:
-    """``formula`` of the eigenvalues of each block's value projections, by head."""
-    return lambda probe: [None if found is None else formula(found) for found in probe.value_spectra]
-
-
-def _dirichlet_energy(probe: Probe) -> Layers:
-    entering = probe.streams[:-1, :, None]  # (n_layer, B, 1, T, d)
-    return [
-        None if pattern is None else dirichlet_energy(x, pattern[..., -pattern.shape[-2] :]).mean(dim=0)
-        for x, pattern in zip(entering, probe.patterns, strict=True)
-    ]
-
-
-def _cka(probe: Probe) -> Layers:
-    return list(cka_matrix(probe).diagonal(1))
-
-
-def cka_matrix(probe: Probe) -> Tensor:
-    """Linear CKA between every two layers of the stream, ``(n_layer + 1, n_layer + 1)``.
-
-    Computed from Gram matrices, ``⟨K, L⟩ / (‖K‖ ‖L‖)`` with ``K = XXᵀ`` of the centred X, which equals
-    :func:`~lightning_gpt.analysis.similarity.linear_cka` of each pair: Kornblith et al. 2019 (1905.00414), eq. 1.
-    """
-    tokens = probe.streams.flatten(1, 2)
-    centred = tokens - tokens.mean(dim=1, keepdim=True)
-    grams = (centred @ centred.mT).flatten(1)
-    unit: Tensor = grams / grams.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    return unit @ unit.mT
-
-
-def logit_lens_loss(probe: Probe) -> Layers:
-    """The loss in nats if the output head read each layer of the stream directly.
-
-    ``−mean log softmax(norm_f(h_l) Uᵀ)[target]``. Range: at least 0; the last layer gives the model's own loss. Source:
-    nostalgebraist 2020, "interpreting GPT: the logit lens".
-    """
-    model, kept = probe.model, probe.targets != IGNORED
-    losses: Layers = []
-    with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
-        for stream in probe.streams:
-            hidden = model.read_out(stream.to(model.unembedding))
-            losses.append(model.head.token_nll(hidden, probe.targets).sum() / kept.sum())
-    return losses
-
-
-def logit_rms(probe: Probe) -> Layers:
-    """Root mean square of the logits if the output head read each layer of the stream directly.
-
-    Computed without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; the last layer gives that of the
-    model's own logits.
-    """
-    model = probe.model
-    sizes: Layers = []
-    with evaluating(model), torch.autocast(probe.targets.device.type, enabled=False):
-        gram = (model.unembedding.mT @ model.unembedding).cpu() / len(model.unembedding)
-        for stream in probe.streams:
-            hidden = model.read_out(stream.to(model.unembedding)).to(gram)
-            sizes.append(((hidden @ gram) * hidden).sum(dim=-1).mean().sqrt())
-    return sizes
-
-
-# --- the table of diagnostics ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +69,7 @@ class Diagnostic:
 
     name: str
     title: str
-    theme: Literal["over-smoothing", "attention", "spectra", "training"]
+    theme: Literal["over-smoothing", "outliers", "updates", "attention", "induction", "spectra", "training"]
     of: Literal["stream", "blocks"]
     meaning: str
     by_head: bool = False
@@ -157,7 +89,7 @@ _ALL = (
         low=-1.0,
         high=1.0,
         smoothing="higher",
-        measure=_of_streams(token_cosine),
+        measure=of_streams(token_cosine),
     ),
     Diagnostic(
         name="rank_residual",
@@ -167,7 +99,7 @@ _ALL = (
         meaning="‖X − 1x̄ᵀ‖/‖X‖: 0 where all tokens are equal",
         high=1.0,
         smoothing="lower",
-        measure=_of_streams(rank_residual),
+        measure=of_streams(rank_residual),
     ),
     Diagnostic(
         name="effective_rank",
@@ -177,7 +109,7 @@ _ALL = (
         meaning="number of directions the tokens fill: exp of the entropy of the normalised singular values",
         low=1.0,
         smoothing="lower",
-        measure=_of_streams(effective_rank),
+        measure=of_streams(effective_rank),
     ),
     Diagnostic(
         name="dirichlet_energy",
@@ -187,7 +119,7 @@ _ALL = (
         meaning="how much tokens differ from the tokens they attend to, relative to their size",
         by_head=True,
         smoothing="lower",
-        measure=_dirichlet_energy,
+        measure=per_block_energy,
     ),
     Diagnostic(
         name="cka",
@@ -196,7 +128,7 @@ _ALL = (
         of="blocks",
         meaning="linear centred kernel alignment: 1 where the block changes nothing but scale and rotation",
         high=1.0,
-        measure=_cka,
+        measure=block_cka,
     ),
     Diagnostic(
         name="rms",
@@ -204,7 +136,7 @@ _ALL = (
         theme="over-smoothing",
         of="stream",
         meaning="root mean square of the residual stream",
-        measure=_of_streams(activation_rms),
+        measure=of_streams(activation_rms),
     ),
     Diagnostic(
         name="logit_lens_loss",
@@ -223,6 +155,65 @@ _ALL = (
         measure=logit_rms,
     ),
     Diagnostic(
+        name="kurtosis",
+        title="kurtosis of the stream's dimensions",
+        theme="outliers",
+        of="stream",
+        meaning="1 where all dimensions are equally large, the width where one holds everything",
+        measure=of_streams(activation_kurtosis),
+    ),
+    Diagnostic(
+        name="largest_activation",
+        title="largest activation",
+        theme="outliers",
+        of="stream",
+        meaning="the largest magnitude in the residual stream",
+        measure=of_streams(largest_activation),
+    ),
+    Diagnostic(
+        name="largest_over_median",
+        title="largest activation over the median",
+        theme="outliers",
+        of="stream",
+        meaning="the largest magnitude over the median one: massive activations are above 1,000",
+        measure=of_streams(largest_over_median),
+    ),
+    Diagnostic(
+        name="residual_sink",
+        title="strongest residual sink",
+        theme="outliers",
+        of="stream",
+        meaning="size of the largest dimension in most tokens, over the token's RMS: about 0.7 without a sink",
+        measure=of_streams(residual_sink),
+    ),
+    Diagnostic(
+        name="angular_distance",
+        title="angle between a block's input and output (half turns)",
+        theme="updates",
+        of="blocks",
+        meaning="near 0 the block hardly turns the stream",
+        high=1.0,
+        measure=of_updates(angular_distance),
+    ),
+    Diagnostic(
+        name="update_cosine",
+        title="cosine of a block's update and its input",
+        theme="updates",
+        of="blocks",
+        meaning="−1 where the block takes away what is there, 0 where it writes a new direction",
+        low=-1.0,
+        high=1.0,
+        measure=of_updates(update_cosine),
+    ),
+    Diagnostic(
+        name="update_size",
+        title="size of a block's update relative to its input",
+        theme="updates",
+        of="blocks",
+        meaning="‖y − x‖/‖x‖ of the stream before and after the block",
+        measure=of_updates(update_size),
+    ),
+    Diagnostic(
         name="attention_entropy",
         title="attention entropy (nats)",
         theme="attention",
@@ -230,7 +221,7 @@ _ALL = (
         meaning="mean entropy of a row of attention: 0 where each token attends to a single one",
         by_head=True,
         smoothing="higher",
-        measure=_of_patterns(attention_entropy),
+        measure=of_patterns(attention_entropy),
     ),
     Diagnostic(
         name="attention_distance",
@@ -239,7 +230,7 @@ _ALL = (
         of="blocks",
         meaning="mean distance between a token and the tokens it attends to",
         by_head=True,
-        measure=_of_patterns(attention_distance),
+        measure=of_patterns(attention_distance),
     ),
     Diagnostic(
         name="first_token_share",
@@ -249,7 +240,25 @@ _ALL = (
         meaning="mean weight on the first token: near 1 means an attention sink",
         by_head=True,
         high=1.0,
-        measure=_of_patterns(first_token_share),
+        measure=of_patterns(first_token_share),
+    ),
+    Diagnostic(
+        name="induction",
+        title="induction score of the strongest head",
+        theme="induction",
+        of="blocks",
+        meaning="attention to what followed a token before, in repeated random tokens: near 1 in an induction head",
+        high=1.0,
+        measure=strongest_head("induction"),
+    ),
+    Diagnostic(
+        name="previous_token",
+        title="previous-token score of the strongest head",
+        theme="induction",
+        of="blocks",
+        meaning="attention to the previous token, in repeated random tokens",
+        high=1.0,
+        measure=strongest_head("previous_token"),
     ),
     Diagnostic(
         name="spectral_gap",
@@ -260,7 +269,7 @@ _ALL = (
         by_head=True,
         high=1.0,
         smoothing="higher",
-        measure=_of_square_patterns(spectral_gap),
+        measure=of_square_patterns(spectral_gap),
     ),
     Diagnostic(
         name="second_singular_value",
@@ -270,7 +279,7 @@ _ALL = (
         meaning="σ₂ of the attention pattern: 0 where every token gets the same mixture, at most √(t/2)",
         by_head=True,
         smoothing="lower",
-        measure=_of_square_patterns(second_singular_value),
+        measure=of_square_patterns(second_singular_value),
     ),
     Diagnostic(
         name="value_positive_share",
@@ -281,7 +290,7 @@ _ALL = (
         by_head=True,
         high=1.0,
         smoothing="higher",
-        measure=_of_value_projections(positive_share),
+        measure=of_value_projections(positive_share),
     ),
     Diagnostic(
         name="value_radius",
@@ -290,7 +299,7 @@ _ALL = (
         of="blocks",
         meaning="max |λ| of W_V W_O; the residual connection has 1",
         by_head=True,
-        measure=_of_value_projections(spectral_radius),
+        measure=of_value_projections(spectral_radius),
     ),
     Diagnostic(
         name="grad_norm",

@@ -11,7 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_gpt.analysis.induction import PERIOD, HeadScores, head_scores, longest_period
 from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.analysis.patterns import by_head
 from lightning_gpt.analysis.spectral import value_projection_eigenvalues
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
@@ -45,7 +47,7 @@ class Probe:
                 raise  # otherwise only the patterns are missing: no block has softmax attention
         streams = torch.stack([trace[name].float().cpu() for name in names])
         patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
-        return cls(model, targets, streams, [p if p is None else _by_head(p.float().cpu()) for p in patterns])
+        return cls(model, targets, streams, [p if p is None else by_head(p.float().cpu()) for p in patterns])
 
     @cached_property
     def value_spectra(self) -> list[Tensor | None]:
@@ -60,10 +62,17 @@ class Probe:
             spectra.append(None if found is None else value_projection_eigenvalues(*found))
         return spectra
 
+    @cached_property
+    def head_scores(self) -> HeadScores | None:
+        """Scores of the heads on repeated random tokens; None for a model that reads fewer than four tokens.
 
-def _by_head(pattern: Tensor) -> Tensor:
-    """Add the head axis to the one-head model's ``(batch, time, keys)``."""
-    return pattern if pattern.ndim == 4 else pattern[:, None]
+        Computed on first access, by a pass of its own over at most 128 tokens, the same at each probe.
+        """
+        period = min(PERIOD // 2, longest_period(self.model))
+        if period < 2:
+            return None
+        with torch.autocast(self.targets.device.type, enabled=False):
+            return head_scores(self.model, rows=2, period=period)
 
 
 def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:

@@ -12,7 +12,8 @@ _QUICK_ROUNDS = 2
 
 
 def bench(
-    rows: str = "all",
+    rows: str | None = None,
+    checkpoint: str | None = None,
     peer_dir: str | None = None,
     litgpt_python: str | None = None,
     threads: Processes | None = None,
@@ -27,7 +28,9 @@ def bench(
 
     Args:
         rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, gpu_step, memory,
-            checkpointing, fit, generate, generate_batch, position, attention, window, help, start; or all.
+            checkpointing, fit, generate, generate_batch, position, attention, window, trained, help, start; or all,
+            which is the default without a checkpoint.
+        checkpoint: A trained model to measure in the row trained: its training step and its generation.
         peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
         litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.
         threads: Number of threads for all projects; torch's default if omitted.
@@ -42,6 +45,10 @@ def bench(
 
     from benchmarks.run import run_rows
 
+    if rows is None:
+        rows = "all" if checkpoint is None else "trained"
+    if checkpoint is not None and not Path(checkpoint).exists():
+        raise CallError(f"checkpoint is {checkpoint!r}, which does not exist")
     if peer_dir is not None and not Path(peer_dir).is_dir():
         raise CallError(f"peer_dir is {peer_dir!r}, which is not a folder")
     if litgpt_python is not None and not Path(litgpt_python).is_file():
@@ -59,6 +66,7 @@ def bench(
         litgpt_python=litgpt_python,
         profile=profile,
         folder=Path(output),
+        checkpoint=checkpoint,
     )
 
 

@@ -8,7 +8,9 @@ from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.consolidated import consolidate as as_one_file
 from lightning_gpt.consolidated import from_consolidated
 from lightning_gpt.errors import CallError
+from lightning_gpt.interop.adapters import into_adapters
 from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
+from lightning_gpt.interop.convert import merge as merged
 from lightning_gpt.interop.folder import Folder
 from lightning_gpt.interop.gguf_file import GgufFile
 from lightning_gpt.interop.hub import downloaded, is_hub_id
@@ -27,6 +29,8 @@ def convert(
     revision: str | None = None,
     custom_code: bool = False,
     consolidate: bool = False,
+    merge: bool = False,
+    adapters_for: str | None = None,
 ) -> None:
     """Convert a published model into a checkpoint, or a checkpoint into a folder in Hugging Face's layout.
 
@@ -48,10 +52,24 @@ def convert(
             code in a folder may be run to compare logits.
         consolidate: Whether to write a checkpoint as the one file output, with everything that a resume needs, or a
             .safetensors file made like that as the checkpoint folder output.
+        merge: Whether to write a checkpoint of a run with model.lora as a plain checkpoint, with the adapters merged
+            into its weights.
+        adapters_for: The folder of the published model that such a run started from: writes the adapters alone, as a
+            folder that peft puts on that model.
     """
     path, allowed = Path(source), tolerance if compare else None
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
+    if merge + consolidate + (adapters_for is not None) > 1:
+        raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
+    if merge or adapters_for is not None:
+        if family is not None:
+            raise CallError(f"family is {family!r}; adapters, and what they are merged into, keep their own form")
+        read = Checkpoint.read(path)
+        base = None if adapters_for is None else Path(adapters_for)
+        for line in merged(read, Path(output)) if base is None else into_adapters(read, base, Path(output), allowed):
+            print(line)
+        return
     if consolidate:
         if family is not None:
             raise CallError(f"family is {family!r}; a checkpoint that is consolidated keeps its own form: leave it out")

@@ -154,4 +154,5 @@ def _training_bytes(cli: "TrainCLI") -> int:
     muon = hidden_matrices(model) if optimization.optimizer == "muon" else {}
     by_muon = {parameter for parameters in muon.values() for parameter in parameters}
     width = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(cli.trainer.precision, 4)
-    return sum(width * parameter.numel() * (2 + (1 if parameter in by_muon else 2)) for parameter in model.parameters())
+    copies = ((parameter, 2 + (1 if parameter in by_muon else 2)) for parameter in model.parameters())
+    return sum(width * each.numel() * (count if each.requires_grad else 1) for each, count in copies)

@@ -28,6 +28,7 @@ from lightning_gpt.commands.unsupported import (
     refused,
     refused_value,
 )
+from lightning_gpt.commands.weights import start_of, with_model_of
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
@@ -59,6 +60,7 @@ from lightning_gpt.training.callbacks import (
     StepMetrics,
     TokenRoutes,
     Upcycle,
+    Weights,
 )
 from lightning_gpt.training.callbacks.non_finite import Action
 from lightning_gpt.training.checkpoint_io import CheckedFiles
@@ -125,6 +127,12 @@ class TrainCLI(LightningCLI):
             help="Name of the run, which is kept in runs/<name>; or the absolute path of the folder to keep it in.",
         )
         parser.add_argument(
+            "--weights",
+            type=str | None,
+            default=None,
+            help="Checkpoint to start from: its weights, with a new optimizer at step 0, its model and its tokenizer.",
+        )
+        parser.add_argument(
             "--non_finite",
             type=Action,
             default="stop",
@@ -144,9 +152,11 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.vocab_size", "model.init_args.vocab_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with mistakes said in one line."""
+        """Parse, with mistakes said in one line; the model is that of the weights to start from, if there are any."""
         known = {option for each in self._subcommand_parsers.values() for option in option_names(each)}
-        self.config = parse(parser, sys.argv[1:] if args is None else args, sorted(known))
+        args = sys.argv[1:] if args is None else args
+        self._start = start_of(args)
+        self.config = parse(parser, with_model_of(self._start, args), sorted(known))
         check_trainer(vars(self.config[self.config.subcommand].trainer))
         check_option("seed_everything", self.config[self.config.subcommand].seed_everything, bool | Seed)
 
@@ -244,6 +254,8 @@ class TrainCLI(LightningCLI):
             callbacks.append(RunProgress(metrics))
         if self.subcommand == "fit":
             callbacks += [SameStart(self._started_with()), NonFinite(self._get(self.config, "non_finite"))]
+            if self._start is not None:
+                given.insert(0, Weights(self._start))  # before those that copy the model
             given.insert(0, self._get(self.config_init, "heartbeat"))  # first: another callback may be what hangs
             if config.enable_checkpointing is not False and not config.fast_dev_run:
                 callbacks += [BestCheckpoint(), self._get(self.config_init, "checkpoints")]
@@ -273,8 +285,16 @@ class TrainCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Refuse a checkpoint of another architecture, or a model that the layout cannot hold, before work starts."""
+        for checkpoint in (self.checkpoint, self._start):
+            if checkpoint is not None:
+                checkpoint.require_same_model(self.model.model)
         if self.checkpoint is not None:
-            self.checkpoint.require_same_model(self.model.model)
+            self.checkpoint.require_same_adapters(self.model.lora)
+        elif self.model.lora is not None and self._start is None:
+            raise CallError(
+                "model.lora trains adapters of a trained model and leaves the model as it is: give --weights"
+            )
+        self._start = None  # its memory is not needed in training
         if isinstance(self.trainer.strategy, MeshStrategy):
             require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
 

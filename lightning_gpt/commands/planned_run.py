@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gpt.commands.study_check import ParsedOnly
+from lightning_gpt.errors import CallError
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import strategy_for
 from lightning_gpt.planning.devices import DeviceKind, fitting_precisions
@@ -62,6 +63,10 @@ class PlannedRun:
         if cli.layout.is_chosen:
             strategy_for(cli.layout, cli.asked["strategy"], precision)
         module, data, trainer = cli.model, cli.datamodule, cli.trainer
+        if module.lora is not None:
+            raise CallError(
+                "plan counts a training of all weights, and model.lora leaves them as they are: leave it out"
+            )
         averaging = cli.config.fit.averaging.decay is not None
         training = Training(
             model=module.model,

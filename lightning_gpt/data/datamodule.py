@@ -39,8 +39,9 @@ class TextData(L.LightningDataModule):
             Language Reference), which needs no network.
         prepared: A folder made by ``lightning-gpt prepare`` from these sources, with this tokenizer and these shares.
             The batches are the same, training starts in seconds, and nothing is tokenised while training.
-        tokenizer: ``gpt2``, the path of a ranks file in tiktoken's format or of a ``tokenizer.json``, or the size of a
-            byte-level BPE vocabulary to train on the training documents and save with the run.
+        tokenizer: ``gpt2``, the path of a ranks file in tiktoken's format, of a ``tokenizer.json`` or of a checkpoint
+            (``.ckpt``) that has one, or the size of a byte-level BPE vocabulary to train on the training documents and
+            save with the run.
         block_size: Inputs per row, in tokens. Linked to the model's.
         batch_size: Rows per process and micro-batch.
         global_batch: Rows of an optimizer step over all processes. It stays the same for any number of processes; the

@@ -97,8 +97,24 @@ class Tokenizer:
 
     @classmethod
     def named(cls, name: str) -> "Tokenizer":
-        """The tokenizer that an option names: ``gpt2``, or the path of a file as for :meth:`from_file`."""
-        return cls.gpt2() if name == "gpt2" else cls.from_file(name)
+        """The tokenizer that an option names: ``gpt2``, or a file for :meth:`from_file` or :meth:`from_checkpoint`."""
+        if name == "gpt2":
+            return cls.gpt2()
+        return cls.from_checkpoint(name) if name.endswith(".ckpt") else cls.from_file(name)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer that a checkpoint's model was trained with.
+
+        Raises:
+            CallError: The checkpoint cannot be read, or has none.
+        """
+        from lightning_gpt.checkpoint_folder import read_saved  # imports torch, which workers do without
+
+        state = read_saved(path).get("TextData", {}).get("tokenizer")
+        if state is None:
+            raise CallError(f"tokenizer {str(path)!r} is a checkpoint without a tokenizer")
+        return cls.from_state_dict(state)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
@@ -117,7 +133,7 @@ class Tokenizer:
                 raise OSError(errno.EINVAL, "it is not a regular file")
             table = file.read_bytes()
         except OSError as error:
-            allowed = "allowed: gpt2, a ranks file, a tokenizer.json, or a vocabulary size such as 4096"
+            allowed = "allowed: gpt2, a ranks file, a tokenizer.json, a checkpoint, or a vocabulary size such as 4096"
             raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
         if file.suffix == ".json":
             return cls._published().from_text(table, file)

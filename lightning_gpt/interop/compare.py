@@ -18,13 +18,18 @@ def published_logits(folder: Path, ids: Tensor, custom_code: bool = False) -> Te
     Raises:
         CallError: transformers is not installed, or cannot load the folder.
     """
-    model = _load(folder, custom_code)
+    model = transformers_model(folder, custom_code)
     with torch.no_grad():
         logits: Tensor = model(ids).logits
     return logits
 
 
-def _load(folder: Path, custom_code: bool) -> Any:
+def transformers_model(folder: Path, custom_code: bool = False) -> Any:
+    """The model in a folder or a GGUF file, in fp32 and evaluation mode.
+
+    Raises:
+        CallError: transformers is not installed, or cannot load it.
+    """
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -73,6 +78,20 @@ def require_equal(model: LanguageModel, folder: Path, tolerance: float, custom_c
     theirs = published_logits(folder, ids, custom_code)
     with torch.no_grad():
         ours = model.float()(ids)
+    return differ(ours, theirs, tolerance)
+
+
+def differ(ours: Tensor, theirs: Tensor, tolerance: float) -> str:
+    """How far the logits of two models are apart, in words.
+
+    Args:
+        ours: ``(batch, time, vocab_size)``.
+        theirs: The same of the other.
+        tolerance: The largest difference allowed, as a share of the largest logit.
+
+    Raises:
+        CallError: They differ by more.
+    """
     if ours.shape != theirs.shape:
         raise CallError(f"the logits are {tuple(ours.shape)} here and {tuple(theirs.shape)} in transformers")
     difference, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())

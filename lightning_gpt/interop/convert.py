@@ -1,9 +1,6 @@
 """A published folder into a checkpoint, and a checkpoint into a folder that transformers loads."""
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,15 +10,15 @@ from torch import Tensor
 from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError
 from lightning_gpt.interop import families  # noqa: F401  (imported to register them)
 from lightning_gpt.interop.compare import require_equal
 from lightning_gpt.interop.export import Exported, write_card
 from lightning_gpt.interop.family import Family, family_for, family_of
+from lightning_gpt.interop.new_folder import new_folder
 from lightning_gpt.interop.own_code import NAMES, OWN, OwnCode
 from lightning_gpt.interop.settings import plain_config
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig
-from lightning_gpt.whole_file import sync_folder
 
 CHECKPOINT, SETTINGS, TOKENIZER = "model.ckpt", "model.yaml", "tokenizer"
 _GENERATION = "published_generation"  # the entry of a checkpoint with the generation_config.json that it came with
@@ -76,11 +73,8 @@ def into_checkpoint(
     if tolerance is not None:
         model = Checkpoint(output / CHECKPOINT, content).build()
         yield require_equal(model, folder.path, tolerance, custom_code and is_own)
-    with _new_folder(output) as work:
-        write_checkpoint(content, work / CHECKPOINT)
-        if words is not None:
-            words.save(work / TOKENIZER)
-        (work / SETTINGS).write_text(_settings(config, output, words))
+    with new_folder(output) as work:
+        _write_checkpoint(work, content, _settings(config, output, words), words)
     if folder.generation.get("do_sample"):
         given = {name: folder.generation[name] for name in _SAMPLING if folder.generation.get(name) is not None}
         yield f"published to be sampled with {' '.join(f'--{name} {value}' for name, value in given.items())}"
@@ -112,14 +106,13 @@ def into_folder(
     """
     config = checkpoint.config()
     name, expressing = _expressing(checkpoint, config, family, custom_code)
-    weights = checkpoint.content["state_dict"]
-    state = {key.removeprefix(_STATE): value for key, value in weights.items() if key.startswith(_STATE)}
+    state = checkpoint.weights()
     model = checkpoint.build()  # refuses weights that are not the config's
-    words = checkpoint.tokenizer() if "TextData" in checkpoint.content else None
+    words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
     generation = checkpoint.content.get(_GENERATION, {})
     code = expressing.code(config) if isinstance(expressing, OwnCode) else {}
     made = Exported(expressing.published(config), expressing.to_published(config, state), words, generation, code)
-    with _new_folder(output) as work:
+    with new_folder(output) as work:
         made.write(work, shard_size)
         yield f"{_size(state)} written as {name} ({expressing.architecture})"
         compared = "not computed" if tolerance is None else require_equal(model, work, tolerance, bool(code))
@@ -128,6 +121,35 @@ def into_folder(
         facts = {"steps of training": f"{checkpoint.content.get('global_step', 0):,}", "beside lightning_gpt": compared}
         write_card(work, output.name, made, {"class_path": module_of(config), "init_args": plain_config(config)}, facts)
     yield f"{output}"
+
+
+def merge(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
+    """Write a checkpoint with adapters as a plain one, for any command; yields a line.
+
+    Args:
+        checkpoint: The checkpoint of a run with ``model.lora``.
+        output: The folder to make, as :func:`into_checkpoint` does.
+
+    Raises:
+        CallError: It has no adapters.
+    """
+    if checkpoint.lora is None:
+        raise CallError(
+            f"checkpoint {str(checkpoint.path)!r} has no adapters to merge: its run was not given model.lora"
+        )
+    words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
+    config, generation = checkpoint.config(), checkpoint.content.get(_GENERATION, {})
+    content = _checkpoint(config, checkpoint.weights(), words, generation)
+    with new_folder(output) as work:
+        _write_checkpoint(work, content, _settings(config, output, words), words)
+    yield f"{output / CHECKPOINT}"
+
+
+def _write_checkpoint(folder: Path, content: dict[str, Any], settings: str, words: Tokenizer | None) -> None:
+    write_checkpoint(content, folder / CHECKPOINT)
+    if words is not None:
+        words.save(folder / TOKENIZER)
+    (folder / SETTINGS).write_text(settings)
 
 
 def _expressing(
@@ -192,25 +214,3 @@ def _size(state: Mapping[str, Tensor]) -> str:
     count = sum(tensor.numel() for tensor in state.values())
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})
     return f"{count:,} parameters in {len(state)} tensors of {' and '.join(dtypes)}"
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A folder that gets the name ``output`` if the context ends well, and is removed if not.
-
-    Raises:
-        CallError: There is something of this name.
-        WorkError: It cannot be written.
-    """
-    if output.exists():
-        raise CallError(f"{output} exists; choose another output, or delete it")
-    work = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        work.mkdir(parents=True)
-        yield work
-        work.replace(output)
-        sync_folder(output.parent)
-    except OSError as error:
-        raise WorkError(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

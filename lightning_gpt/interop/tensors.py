@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Published(ABC):
     """
 
     names: tuple[str, ...]
+    transposes: ClassVar[bool] = False
+    """Whether the rows of ours are columns there."""
 
     def __init__(self, *names: str) -> None:
         object.__setattr__(self, "names", names)
@@ -49,6 +52,8 @@ class InPieces(Published):
 
 class Transposed(Published):
     """A matrix whose rows are inputs, as in GPT-2's ``Conv1D``; biases are as they are."""
+
+    transposes = True
 
     def join(self, theirs: Sequence[Tensor], pieces: Pieces, n_head: int) -> Tensor:
         return theirs[0].T if theirs[0].ndim == 2 else theirs[0]

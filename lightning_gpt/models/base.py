@@ -95,6 +95,10 @@ class LanguageModel(Layer, Generating):
         """A residual stream ``(..., dim)`` as the head reads it: after the final norm, if the model has one."""
         return stream
 
+    def read_out_share(self, part: Tensor, stream: Tensor) -> Tensor:
+        """What ``part`` of a residual stream ``(..., dim)`` contributes to :meth:`read_out`; linear in ``part``."""
+        return part
+
     @property
     def unembedding(self) -> Tensor:
         """The matrix ``(vocab_size, dim)`` that scores each token against a hidden state."""
@@ -140,6 +144,11 @@ class LanguageModel(Layer, Generating):
     def context_limit(self) -> int | None:
         """The longest sequence the model can read, in tokens (the end of learned positions); None if unlimited."""
         return self.positions.limit
+
+    @property
+    def knows_length(self) -> bool:
+        """Whether ``block_size`` is part of what it computes, rather than the length of the training rows alone."""
+        return self.positions.knows_length
 
     @property
     def trace_limit(self) -> int | None:

@@ -155,14 +155,18 @@ class GPT(LanguageModel):
             if isinstance(block, Absent):
                 continue
             name, inside = f"blocks.{layer}", block.unwrapped
-            ffn_name = None if inside.ffn is None else f"{name}.ffn"
+            ffn_name, half = (None, None) if inside.ffn is None else (f"{name}.ffn", f"{name}.after_attention")
             mixer = inside.attention, f"{name}.attention"
-            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn"))
+            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn", half))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:
         """Apply the final norm to a residual stream ``(..., dim)``."""
         return self.final_norm(stream)  # type: ignore[no-any-return]
+
+    def read_out_share(self, part: Tensor, stream: Tensor) -> Tensor:
+        """The final norm's share of ``part``."""
+        return self.final_norm.share(part, stream)
 
     def flops(self, positions: Tensor) -> float:
         """Sum over the executed layers, counting a shared block once per layer, plus the head."""

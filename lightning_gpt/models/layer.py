@@ -178,6 +178,11 @@ class Linear(nn.Linear, Layer):
         super().__init__(n_in, n_out, bias=bias)
         self.maps, self.pieces = maps, pieces or {}
 
+    @property
+    def applied(self) -> Tensor:
+        """The matrix that it multiplies by, ``(n_out, n_in)``, with all that is added to W."""
+        return self.weight
+
     def init_weights(self) -> None:
         """W ~ N(0, 0.02²), b = 0, as in the code of GPT-2 (Radford et al. 2019, section 2.3)."""
         nn.init.normal_(self.weight, std=0.02)

@@ -18,6 +18,15 @@ class Norm(Layer):
     has_gain = False
     """Whether its parameters scale the whole output, so that a factor on the output can be folded into them."""
 
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """What ``part`` contributes to the norm of ``whole``, both ``(..., dim)``, if nothing else in it changed.
+
+        It is linear in ``part``, and shares of parts that add up to ``whole`` add up to its norm without the bias. By
+        default each entry is scaled as the norm scales that entry of ``whole``.
+        """
+        scaled = (self(whole) - self(torch.zeros_like(whole))) / whole
+        return part * torch.where(whole == 0, 0.0, scaled)
+
 
 @norms.register("layer")
 class LayerNorm(nn.LayerNorm, Norm):
@@ -27,6 +36,11 @@ class LayerNorm(nn.LayerNorm, Norm):
 
     def __init__(self, dim: int, bias: bool = True, eps: NotNegative = 1e-5) -> None:
         super().__init__(dim, bias=bias, eps=eps)
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """``g ⊙ (p − mean p) / √(var x + ε)``."""
+        deviation = (whole.var(dim=-1, keepdim=True, correction=0) + self.eps).sqrt()
+        return self.weight * (part - part.mean(dim=-1, keepdim=True)) / deviation
 
 
 @norms.register("rms")
@@ -89,3 +103,7 @@ class NoNorm(nn.Identity, Norm):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """The part itself."""
+        return part

@@ -20,6 +20,7 @@ class BlockView:
         ffn: The feed-forward network; None if there is none.
         ffn_name: Prefix of the feed-forward network's intermediates; None if there is none.
         stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
+        half_name: Name of the residual stream between the block's halves; None if it has only one.
     """
 
     layer: int
@@ -29,3 +30,4 @@ class BlockView:
     ffn: Layer | None
     ffn_name: str | None
     stream_name: str
+    half_name: str | None

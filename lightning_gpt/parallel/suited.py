@@ -7,6 +7,7 @@ from torch import nn
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel, MemoryGPT
 from lightning_gpt.models.adjusted_head import AdjustedHead
+from lightning_gpt.models.adapters import adapter_names
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import at_layer
 from lightning_gpt.parallel.context import require_divisible_rows
@@ -55,6 +56,11 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
         raise CallError(
             f"model memory and parallel ({layout.described()}) cannot be combined: leave parallel out, which trains "
             f"copies of the model on all devices"
+        )
+    if adapter_names(model):
+        raise CallError(
+            f"model.lora and parallel ({layout.described()}) cannot be combined: leave parallel out, which trains "
+            f"copies of the adapters on all devices"
         )
     if layout.tensor > 1:
         _require_divisible(model, layout, compiles)

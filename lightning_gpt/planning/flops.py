@@ -3,7 +3,7 @@
 import torch
 
 from lightning_gpt.models.base import LanguageModel
-from lightning_gpt.models.layer import Layer
+from lightning_gpt.models.layer import Layer, Linear
 
 BACKWARD = 2
 """FLOPs of the backward pass per FLOP of the forward pass: one gradient for each of a product's two factors."""
@@ -34,5 +34,18 @@ def active_parameters(model: LanguageModel) -> int:
 
 
 def training_flops_per_token(model: LanguageModel, time: int) -> float:
-    """FLOPs per token of a training step, forward and backward; see :func:`flops_per_token`."""
-    return (1 + BACKWARD) * flops_per_token(model, time)
+    """FLOPs per token of a training step, forward and backward; see :func:`flops_per_token`.
+
+    Weights that are left as they are, beside adapters, take no gradient.
+    """
+    return (1 + BACKWARD) * flops_per_token(model, time) - _gradients_left_out(model)
+
+
+def _gradients_left_out(model: LanguageModel) -> float:
+    linear = (part for view in model.block_views() for whole in view.parts for part in whole.modules())
+    frozen = sum(2.0 * part.weight.numel() for part in linear if isinstance(part, Linear) and _is_frozen(part))
+    return frozen + (2.0 * model.unembedding.numel() if not model.unembedding.requires_grad else 0.0)
+
+
+def _is_frozen(linear: Linear) -> bool:
+    return not linear.weight.requires_grad

@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_gpt.checkpoint import MODEL_KEY
+from lightning_gpt.checkpoint import LORA_KEY, MODEL_KEY
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
@@ -20,6 +20,7 @@ from lightning_gpt.data.share import data_place
 from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.adapters import LoRA, adapt
 from lightning_gpt.models.graph import GRAPH_DEVICES
 from lightning_gpt.models.materialise import outline
 from lightning_gpt.models.memory.gpt import gpt_with
@@ -71,6 +72,8 @@ class LanguageModule(EvaluatedModule):
     ) -> None:
         super().__init__(model)
         self.optimization = optimization
+        self.lora: LoRA | None = None
+        """The adapters that are trained, and nothing else; None if all weights are."""
         self.experts: ExpertBalance | None = None
         """The balance of the model's mixtures of experts; None before fit."""
         self._cursor: Cursor | None = None
@@ -319,6 +322,8 @@ class LanguageModule(EvaluatedModule):
         trained."""
         checkpoint[MODEL_KEY] = self.model.describe()
         checkpoint[resumed.OPTIMIZATION_KEY] = self._recorded_optimization()
+        if self.lora is not None:
+            checkpoint[LORA_KEY] = self.lora.described()
         if self._lanes is not None:
             checkpoint[_MEMORY_KEY] = self._lanes.all(self._of_all_shares)
 
@@ -349,6 +354,8 @@ class GPTModule(LanguageModule):
             CUDA graph, so that the device does not wait for each kernel's launch. By default it is done on one CUDA
             device, for models whose work does not change with the data.
         memory: What is carried from one segment of a text to the next, for example ``{kind: segment, length: 128}``.
+        lora: Trains low-rank adapters of the linear layers, for example ``{rank: 8}``, and leaves all weights as they
+            are; they should be those of a trained model.
         **config: The fields of :class:`~lightning_gpt.models.config.GPTConfig`.
     """
 
@@ -358,9 +365,17 @@ class GPTModule(LanguageModule):
         compile_blocks: bool | None = None,
         graph_steps: bool | None = None,
         memory: Given = None,
+        lora: LoRA | None = None,
         **config: Any,
     ) -> None:
-        super().__init__(gpt_with(memory, GPTConfig(**config)), optimization, compile_blocks, graph_steps)
+        model = gpt_with(memory, GPTConfig(**config))
+        if lora is not None:
+            if optimization.optimizer != "adamw" or optimization.mup is not None:
+                what = "optimizer muon" if optimization.mup is None else "mup"
+                raise CallError(f"model.lora and optimization.{what} cannot be combined: leave one of them out")
+            adapt(model, lora)
+        super().__init__(model, optimization, compile_blocks, graph_steps)
+        self.lora = lora
 
 
 class SingleHeadModule(LanguageModule):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.interventions import (
+    LOGITS,
     Ablation,
     Part,
     ablate_each,
@@ -18,10 +19,12 @@ from lightning_gpt.analysis.interventions import (
     all_parts,
     check_parts,
     patched_logits,
+    path_patched_logits,
     text_loss,
 )
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
+from tests.analysis.copying_model import copying_model
 from tests.models.helpers import arrays, random_ids, randomise
 from tests.models.variants import CONFIGS, build, name_of
 from tests.reference import formulas
@@ -309,3 +312,111 @@ def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_
 def test_what_cannot_be_patched_is_refused(call: Callable[[GPT], Tensor], message: str) -> None:
     with pytest.raises(CallError, match=message):
         call(gpt())
+
+
+# --- path patching -----------------------------------------------------------------------------------------------
+
+LATER = [Part(1, 0), Part(1, 1)]
+
+
+def two_layers(**options: Any) -> GPT:
+    config = GPTConfig(n_layer=2, n_head=HEADS, dim=DIM, block_size=6, vocab_size=VOCAB, ffn="none", **options)
+    return randomise(GPT(config).double()).eval()
+
+
+def test_all_paths_together_are_the_patched_activation() -> None:
+    model, sender = two_layers(), Part(0, 1)
+    with torch.no_grad(), model.record("blocks.0.attention.head_output") as source:
+        model(OTHER)
+
+    def replace(output: Tensor) -> Tensor:
+        changed = output.clone()
+        changed[:, 1] = source["blocks.0.attention.head_output"][:, 1]
+        return changed
+
+    expected = edited(model, {"blocks.0.attention.head_output": replace})
+    patched = path_patched_logits(model, OTHER, IDS, sender, [*LATER, LOGITS])
+    torch.testing.assert_close(patched, expected, **CLOSE)
+    assert not torch.allclose(patched, model(IDS))
+
+
+def test_a_path_is_the_one_from_the_sender_to_the_receiver_alone() -> None:
+    """From the weights: head 0 of layer 1 reads the stream with the sender's other output, everything else does not."""
+    model = two_layers(residual="pre")
+    with torch.no_grad(), model.record() as source:
+        model(OTHER)
+    with torch.no_grad(), model.record() as target:
+        model(IDS)
+    first, second = model.blocks
+    with torch.no_grad():
+        name = "attention.head_output"
+        moved = (source[name, 0][:, 1] - target[name, 0][:, 1]) @ first.attention.w_o.weight[:, columns(Part(0, 1))].T
+        stream = target["after_ffn", 0]
+        with model.record(["blocks.1.attention.head_output"]) as reading:
+            second.attention(second.attention_norm(stream + moved))
+        change = (reading[name, 1][:, 0] - target[name, 1][:, 0]) @ second.attention.w_o.weight[
+            :, columns(Part(1, 0))
+        ].T
+        after = target["after_ffn", 1]
+        expected = model.head(model.final_norm(after + change))
+        direct = model.head(model.final_norm(after + moved))
+    torch.testing.assert_close(path_patched_logits(model, OTHER, IDS, Part(0, 1), [Part(1, 0)]), expected, **CLOSE)
+    torch.testing.assert_close(path_patched_logits(model, OTHER, IDS, Part(0, 1), [LOGITS]), direct, **CLOSE)
+    assert (change.abs().amax(dim=-1) > 1e-6).all()
+
+
+def test_a_path_into_an_ffn_and_out_of_one() -> None:
+    model = gpt()
+    with torch.no_grad(), model.record() as source:
+        model(OTHER)
+    with torch.no_grad(), model.record() as target:
+        model(IDS)
+        moved = source["ffn.output", 0] - target["ffn.output", 0]
+    last = model.blocks[2]
+    with torch.no_grad():
+        entering = target["after_attention", 2] + moved
+        change = last.ffn(last.ffn_norm(entering)) - target["ffn.output", 2]
+        expected = model.head(model.final_norm(target["after_ffn", 2] + change))
+    patched = path_patched_logits(model, OTHER, IDS, Part(0, None), [Part(2, None)])
+    torch.testing.assert_close(patched, expected, **CLOSE)
+
+
+def test_no_receiver_and_the_same_text_change_nothing() -> None:
+    model = gpt()
+    for source, receivers in ((OTHER, []), (IDS, [Part(1, 0), Part(2, None), LOGITS])):
+        patched = path_patched_logits(model, source, IDS, Part(0, 0), receivers)  # type: ignore[arg-type]
+        torch.testing.assert_close(patched, model(IDS), **CLOSE)
+
+
+def test_the_induction_head_reads_the_previous_token_head() -> None:
+    """In a text that repeats, the copying stops if the induction head reads another text's previous tokens."""
+    model, repeated = copying_model(), torch.arange(12)[None] % 6
+    other = (torch.arange(12)[None] % 6 + 20).flip(1)
+    other[:, :] = torch.where(torch.arange(12) < 6, other, repeated)
+    follows = repeated.roll(-1, 1)[0, 6:11]
+    plain = model(repeated)[0, 6:11].argmax(dim=-1)
+    assert torch.equal(plain, follows)
+    patched = path_patched_logits(model, other, repeated, Part(0, 0), [Part(1, 0)])[0, 6:11].argmax(dim=-1)
+    assert not (patched == follows).any()
+    directly = path_patched_logits(model, other, repeated, Part(0, 0), [LOGITS])[0, 6:11].argmax(dim=-1)
+    assert torch.equal(directly, follows)
+
+
+@pytest.mark.parametrize(
+    ("sender", "receivers", "said"),
+    [
+        (Part(1, 0), [Part(0, 0)], r"no path leads from 1\.0 to 0\.0"),
+        (Part(1, 0), [Part(1, 1)], r"no path leads from 1\.0 to 1\.1"),
+        (Part(1, None), [Part(1, None)], r"no path leads from 1\.ffn to 1\.ffn"),
+        (Part(0, 0), [Part(3, 0)], r"the model has no part 3\.0"),
+        (Part(0, 5), [LOGITS], r"the model has no part 0\.5"),
+    ],
+)
+def test_paths_that_do_not_exist_are_refused(sender: Part, receivers: list[Any], said: str) -> None:
+    with pytest.raises(CallError, match=said):
+        path_patched_logits(gpt(), OTHER, IDS, sender, receivers)
+
+
+def test_paths_between_texts_of_other_shapes_are_refused() -> None:
+    with pytest.raises(CallError, match=r"the texts have shapes \(2, 4\) and \(2, 5\)"):
+        path_patched_logits(gpt(), OTHER[:, :4], IDS, Part(0, 0), [LOGITS])

@@ -211,3 +211,28 @@ def _text(rows: int, time: int, seed: int) -> torch.Tensor:
         ids[:, t] = torch.where(dice[:, t] < 0.6, (ids[:, t - 1] + 1) % 13, ids[:, t])
         ids[:, t] = torch.where(dice[:, t] > 0.8, ids[:, t - 2], ids[:, t])
     return ids
+
+
+STRETCHED = ({"kind": "yarn", "factor": 4.0}, {"kind": "llama3", "factor": 4.0, "base": 100.0})
+
+
+@pytest.mark.parametrize(
+    "position",
+    [*position_schemes.names, *STRETCHED, *({**given, "original": 8} for given in STRETCHED)],
+    ids=str,
+)
+def test_a_scheme_says_whether_the_block_size_is_part_of_what_it_computes(position: Given) -> None:
+    """Weights trained at one block size then compute the same at another, where it is not."""
+    sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "dim": 16, "vocab_size": 17, "position": position}
+    long, short = (randomise(GPT(GPTConfig(**sizes, block_size=size))).double().eval() for size in (64, 12))
+    if position == "learned":
+        assert long.knows_length
+        assert long.positions.weight.shape != short.positions.weight.shape
+        return
+    short.load_state_dict(long.state_dict())
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        same = torch.allclose(long(ids), short(ids), rtol=0, atol=1e-12)
+    if isinstance(position, dict):
+        assert same is ("original" in position)
+    assert same or long.knows_length

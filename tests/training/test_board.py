@@ -101,7 +101,8 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     assert [category.title for category in layout.category] == [
-        *("loss", "layers: over-smoothing", "layers: attention", "layers: spectra", "layers: training")
+        *("loss", "layers: over-smoothing", "layers: outliers", "layers: updates", "layers: attention"),
+        *("layers: induction", "layers: spectra", "layers: training"),
     ]
     assert len(charts) == 3 + len(DIAGNOSTICS)
     tags = events.Tags()["scalars"]

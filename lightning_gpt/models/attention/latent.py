@@ -141,7 +141,7 @@ class LatentAttention(CausalAttention):
 
     def _mix_latents(self, q: Tensor, kept: Tensor, columns: Tensor | None, context: Context) -> Tensor:
         """The same, scoring and mixing the latents themselves."""
-        made = torch.split(self.kv_up.weight, list(self.kv_up.pieces.values()))
+        made = torch.split(self.kv_up.applied, list(self.kv_up.pieces.values()))
         w_k, w_v = (weight.view(self.n_head, -1, self.kv_rank) for weight in made)  # (H, D, C), (H, D_v, C)
         q = torch.cat([q[..., : self.plain_dim] @ w_k, q[..., self.plain_dim :]], dim=-1)  # (B, H, T, C + R)
         q = q * math.sqrt(q.shape[-1] / self.head_dim)  # the kernel divides scores by the root of this width

@@ -113,7 +113,7 @@ class MultiHeadAttention(CausalAttention):
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []
 
     def value_output(self) -> tuple[Tensor, Tensor]:
-        _, _, w_v = torch.split(self.qkv.weight, list(self.qkv.pieces.values()))
+        _, _, w_v = torch.split(self.qkv.applied, list(self.qkv.pieces.values()))
         values = w_v.view(self.n_kv_head, self.head_dim, -1).mT  # (H_kv, d, D)
-        output = self.w_o.weight.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)
+        output = self.w_o.applied.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)
         return values.repeat_interleave(self.n_head // self.n_kv_head, dim=0), output

@@ -16,6 +16,8 @@ from lightning_gpt.models.layer import Layer, Linear
 
 _FEW_ROWS = 8
 """Up to this many rows, the integer kernel is faster than dequantising first."""
+_VECTOR = 16
+"""The integer kernel reads this many columns at once, and beyond the end of a matrix whose width is not a multiple."""
 
 
 class Int8Linear(nn.Module):
@@ -29,14 +31,15 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        self.filling = -weight.shape[1] % _VECTOR
+        self.register_buffer("weight", F.pad((weight / scale[:, None]).round().to(torch.int8), (0, self.filling)))
         self.register_buffer("scale", scale.to(torch.bfloat16))
         self.register_buffer("bias", None if bias is None else bias.to(torch.bfloat16))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``, bfloat16."""
         weight, scale, bias = self.get_buffer("weight"), self.get_buffer("scale"), self._buffers["bias"]
-        rows = x.to(torch.bfloat16).reshape(-1, x.shape[-1])
+        rows = F.pad(x.to(torch.bfloat16).reshape(-1, x.shape[-1]), (0, self.filling))
         if len(rows) <= _FEW_ROWS:
             out = torch._weight_int8pack_mm(rows, weight, scale)
             out = out if bias is None else out + bias

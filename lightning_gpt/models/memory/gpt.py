@@ -80,6 +80,11 @@ class MemoryGPT(GPT):
         return None
 
     @property
+    def knows_length(self) -> bool:
+        """True: the segments divide a row."""
+        return True
+
+    @property
     def trace_limit(self) -> int | None:
         """The segment length, in tokens."""
         return self.memory.segment

@@ -14,6 +14,7 @@ class LearnedPositions(Positions):
     """A learned vector for each position up to ``block_size``, as in GPT-2: ``X = E_tok[ids] + E_pos[0..T−1]``."""
 
     is_absolute = True
+    knows_length = True
 
     def __init__(self, dim: int, block_size: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class Llama3Positions(RotaryPositions):
         super().__init__(base, factor, share=share)
         if slow >= fast:
             raise CallError(f"position slow is {slow}; it must be below fast, which is {fast}")
-        self.original = original or block_size
+        self.original, self.knows_length = original or block_size, original is None
         self.fast, self.slow = fast, slow
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:

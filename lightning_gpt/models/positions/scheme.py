@@ -20,6 +20,8 @@ class Positions(Layer):
 
     limit: int | None = None
     """The longest sequence, in tokens; None if unlimited."""
+    knows_length: bool = False
+    """Whether the model's ``block_size`` is part of what it computes."""
     is_absolute: bool = False
     """Whether it adds position vectors to the embeddings."""
     rotates: bool = False

@@ -56,7 +56,7 @@ class YarnPositions(RotaryPositions):
         super().__init__(base, factor, share=share)
         if beta_slow >= beta_fast:
             raise CallError(f"position beta_slow is {beta_slow}; it must be below beta_fast, which is {beta_fast}")
-        self.original = original or block_size
+        self.original, self.knows_length = original or block_size, original is None
         self.beta_fast, self.beta_slow, self.rounded = beta_fast, beta_slow, rounded
         self.magnitude = 0.1 * math.log(factor) + 1 if magnitude is None else magnitude
 

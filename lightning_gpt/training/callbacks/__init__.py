@@ -1,7 +1,8 @@
 """What is logged, checked, saved and reported while a model trains; one callback per file.
 
 Callbacks that log and draw never change what is trained. Those that do are options, off by default: ``Averaging``,
-``Spikes``, ``Grow`` and ``Upcycle``. ``NonFinite`` stops a run by default, and changes only steps that are not finite.
+``Spikes``, ``Weights``, ``Grow`` and ``Upcycle``. ``NonFinite`` stops a run by default, and changes only steps that are
+not finite.
 """
 
 from lightning_gpt.training.callbacks.averaging import Averaging
@@ -25,6 +26,7 @@ from lightning_gpt.training.callbacks.step_metrics import StepMetrics
 from lightning_gpt.training.callbacks.summary import RunSummary
 from lightning_gpt.training.callbacks.token_routes import TokenRoutes
 from lightning_gpt.training.callbacks.upcycle import Upcycle
+from lightning_gpt.training.callbacks.weights import Weights
 
 __all__ = [
     "Averaging",
@@ -49,4 +51,5 @@ __all__ = [
     "StepMetrics",
     "TokenRoutes",
     "Upcycle",
+    "Weights",
 ]

@@ -11,7 +11,7 @@ from lightning_gpt.training.module import LanguageModule
 class InitialLoss(Callback):
     """Logs ``initial/loss`` at step 0, and beside it ``initial/uniform_loss``, the loss ln|V| of a uniform guess.
 
-    The loss is that of the untrained weights over the batches of Lightning's sanity check: the whole validation split
+    The loss is that before training, over the batches of Lightning's sanity check: the whole validation split
     unless ``num_sanity_val_steps`` says otherwise.
     """
 

@@ -12,7 +12,8 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, cka_matrix, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, layer_value, measure
+from lightning_gpt.analysis.layer_measures import cka_matrix
 from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.console import say

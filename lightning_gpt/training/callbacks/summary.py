@@ -51,6 +51,9 @@ class RunSummary(Callback):
                 table.add_row(f"{name}{_copies(part)}", f"{parameters:,}")
         total, active = _parameters(model), active_parameters(model)
         table.add_row("all", f"{total:,}", style="bold")
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if trained != total:
+            table.add_row("trained", f"{trained:,}", style="bold")
         if active != total:
             table.add_row("active per token", f"{active:,}", style="bold")
         console.print(table)

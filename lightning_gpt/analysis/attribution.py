@@ -1,0 +1,113 @@
+"""Direct logit attribution: how much of a logit each part of the model wrote into the residual stream.
+
+The last layer's stream is a sum: the embeddings, then what each block half added. With the statistics of the final norm
+held at those of the whole stream, the logits are linear in that sum, so each term has its own share of them. Elhage et
+al. 2021, "A Mathematical Framework for Transformer Circuits", section "Zero-layer transformers" and after; Wang et al.
+2023 (2211.00593), section 3.1, there as the direct effect on a difference of two logits.
+
+What a term does through later layers is not counted: for that, see
+:func:`~lightning_gpt.analysis.interventions.path_patched_logits`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.record import Trace
+from lightning_gpt.models.view import BlockView
+
+_BIAS_SPREAD = 1e-3
+"""How much what the heads leave over may differ between tokens, relative to what they write, to be a bias."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The terms of a logit.
+
+    Args:
+        parts: Names of the terms: ``embedding``, ``0.attention`` (or ``0.0``, ``0.1``, … by head, and ``0.bias``),
+            ``0.ffn``, …, ``bias`` of the final norm.
+        values: ``(parts, batch, time)``: what each adds to the logit of the target, less what it adds to the mean logit
+            of all tokens (or to the other token's). Over the parts they add up to the model's logit, less that mean.
+    """
+
+    parts: list[str]
+    values: Tensor
+
+    def mean(self) -> dict[str, float]:
+        """The mean of each part over all tokens."""
+        return dict(zip(self.parts, self.values.mean(dim=(1, 2)).tolist(), strict=True))
+
+
+def direct_logit_attribution(
+    model: LanguageModel, ids: Tensor, targets: Tensor, against: Tensor | None = None, by_head: bool = False
+) -> Attribution:
+    """What each part of ``model`` adds directly to the logit of ``targets`` after each token of ``ids``.
+
+    A block half's term is what it changes in the stream: exactly its branch's output in pre-LN models, and the whole
+    change under rules that also scale or norm the stream.
+
+    Args:
+        model: The model.
+        ids: The tokens to read, ``(batch, time)``.
+        targets: The token whose logit is explained at each position, ``(batch, time)``.
+        against: Another token at each position, to explain the difference of the two logits; None for the mean logit of
+            all tokens.
+        by_head: Whether to split attention into its heads and its output bias.
+
+    Raises:
+        CallError: If the heads are asked for and a block does not add their outputs to the stream as they are.
+    """
+    views = model.block_views()
+    halves = [view.half_name for view in views if view.half_name is not None]
+    outputs = [f"{view.mixer_name}.head_output" for view in views] if by_head else []
+    with evaluating(model), model.record([*stream_names(model), *halves, *outputs]) as trace:
+        model.hidden(ids)
+    with evaluating(model):
+        direction = model.unembedding[targets]
+        direction = direction - (model.unembedding.mean(dim=0) if against is None else model.unembedding[against])
+        last = trace[stream_names(model)[-1]]
+        parts, values = [], []
+        for name, term in _terms(trace, views, by_head):
+            parts.append(name)
+            values.append((model.read_out_share(term, last) * direction).sum(dim=-1))
+        norm_bias = model.read_out(last) - model.read_out_share(last, last)
+        return Attribution([*parts, "bias"], torch.stack([*values, (norm_bias * direction).sum(dim=-1)]))
+
+
+def _terms(trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tuple[str, Tensor]]:
+    """The terms ``(batch, time, dim)`` of the last stream, by name."""
+    stream = trace["embedding"]
+    yield "embedding", stream
+    for view in views:
+        after = trace[view.half_name or view.stream_name]
+        if by_head:
+            yield from _heads(view, trace[f"{view.mixer_name}.head_output"], after - stream)
+        else:
+            yield f"{view.layer}.attention", after - stream
+        stream = trace[view.stream_name]
+        if view.half_name is not None:
+            yield f"{view.layer}.ffn", stream - after
+
+
+def _heads(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What each head of a block adds to the stream, and the bias; ``added`` is what they add together."""
+    weights = view.mixer.value_output()
+    by_head = output if output.ndim == 4 else output[:, None]  # the one-head model has no head axis
+    written = [] if weights is None else [by_head[:, head] @ w_o for head, w_o in enumerate(weights[1])]
+    rest = added - sum(written)
+    spread = (rest - rest.mean(dim=(0, 1))).norm()
+    if not written or spread > _BIAS_SPREAD * added.norm():
+        raise CallError(
+            f"block {view.layer} does not add its heads' outputs to the stream as they are, so they have no terms of "
+            f"their own; leave out by_head"
+        )
+    for head, term in enumerate(written):
+        yield f"{view.layer}.{head}", term
+    yield f"{view.layer}.bias", rest

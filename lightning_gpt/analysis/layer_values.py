@@ -1,0 +1,61 @@
+"""What each layer is worth: how much the loss rises when a block adds nothing, or only what it adds on average.
+
+Sun et al. 2025, "The Curse of Depth in Large Language Models" (2502.05795), section 2: in pre-LN models the loss hardly
+changes when one of the deep layers is removed. Men et al. 2024 (2403.03853) and Gromov et al. 2024 (2403.17887) prune
+by the same observation.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_gpt.analysis.interventions import text_loss
+from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.analysis.streams import residual_streams
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.record import Edit
+
+Removal = Literal["skip", "mean"]
+"""``skip``: the stream passes the block unchanged. ``mean``: the block adds its mean update over batch and positions of
+the unmodified run, the same to every token."""
+
+
+def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -> list[float]:
+    """The rise in loss in nats when each block alone is removed, over ``ids`` ``(batch, time)``.
+
+    0 or less for a block that is worth nothing.
+
+    Raises:
+        CallError: If there is no second token.
+    """
+    before, names = text_loss(model, ids), stream_names(model)
+    # the last token is only predicted, so the run that is averaged does not contain it
+    streams = residual_streams(model, ids[:, :-1]) if removal == "mean" else None
+    values = []
+    for layer in range(len(names) - 1):
+        mean = None if streams is None else (streams[layer + 1] - streams[layer]).mean(dim=(0, 1))
+        values.append(text_loss(model, ids, _without(names, layer, mean)) - before)
+    return values
+
+
+def _without(names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edit]:
+    """Edits that make the stream after a block what it was before it, plus ``mean``.
+
+    Memory tokens enter the first block without an embedding; they go through all blocks.
+    """
+    first, entering, leaving, last = names[0], names[layer], names[layer + 1], names[-1]
+    kept: dict[str, Tensor] = {}  # of the pass being run, from its embedding on
+
+    def edit_of(name: str) -> Edit:
+        def edit(stream: Tensor) -> Tensor:
+            if name == first or (name == entering and kept):
+                kept[name] = stream
+            if name == leaving and kept:
+                stream = kept[entering] if mean is None else kept[entering] + mean
+            if name == last:
+                kept.clear()
+            return stream
+
+        return edit
+
+    return {name: edit_of(name) for name in (first, entering, leaving, last)}
