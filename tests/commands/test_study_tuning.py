@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,40 @@ def test_rates_are_chosen_in_a_stage_that_resumes_and_cells_use_them(
     assert len(list((tmp_path / "out/vocabularies").iterdir())) == 1, "trials and cells share a vocabulary"
 
 
+def test_successive_halving_stops_hopeless_rates_and_resumes(tmp_path: Path) -> None:
+    tune = {"key": RATE, "values": [1.0e-9, 1.0e-3, 1.0e-2, 1.0e-8], "budget": 8, "halving": 2}
+    write_study(tmp_path, tune=tune, grid={LAYERS: [1]})
+    said = must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    assert "tuned-tuning: 4 cells, 0 already done" in said
+    assert "tuned-tuning-2: 2 cells, 0 already done" in said
+    trials = {path: json.loads(path.read_text()) for path in done_cells(tmp_path / "out/tuning")}
+    ran = sorted((each["config"]["trainer"]["max_steps"], each["settings"][RATE]) for each in trials.values())
+    assert ran == [(4, 1.0e-9), (4, 1.0e-8), (4, 1.0e-3), (4, 1.0e-2), (8, 1.0e-3), (8, 1.0e-2)]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "the best 2 anew for 8 (successive halving)" in report
+    assert report.count(" after 4 |") == 2
+
+    lost = next(path for path, each in trials.items() if each["config"]["trainer"]["max_steps"] == 8)
+    shutil.rmtree(lost.parent)
+    said = must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    assert "tuned-tuning: 4 cells, 4 already done" in said
+    assert "tuned-tuning-2: 2 cells, 1 already done" in said
+    assert "tuned: 1 cells, 1 already done" in said
+    again = json.loads(lost.read_text())
+    assert again["values"]["val/loss"] == trials[lost]["values"]["val/loss"]
+    assert (tmp_path / "out/report.md").read_text().split("## How")[1] == report.split("## How")[1]
+
+
 @pytest.mark.parametrize(
     ("over", "args", "message"),
     [
         ({}, ("--tuning",), "--tuning is for --cell or --slurm, of a study that has a first stage"),
         ({"tune": {}}, ("--tuning", "--slurm"), "--tuning is for --cell or --slurm, of a study that has a first stage"),
+        (
+            {"tune": {"key": RATE, "values": [1.0, 2.0, 3.0], "budget": 4, "halving": 2}},
+            ("--tuning", "--slurm"),
+            "--tuning cannot be combined with tune: halving, whose later trials depend on earlier ones",
+        ),
         ({}, ("--tuning", "--cell", "4"), r"cell is 4; this study has 4 \(allowed: 0 to 3\)"),
         (
             {"tune": {"key": "model.init_args.n_head", "values": [2, 3], "budget": 2}},

@@ -57,6 +57,8 @@ class Study:
         alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
         steps: Optimizer steps of the cells of a stage; None for those of their configurations.
         equal: What all settings train with as much of as the first: ``tokens`` or ``flops``; empty for their own steps.
+        among: For the trials of a later rung: the option's key, and the values left of each setting, by
+            :func:`~lightning_gpt.studies.spec.cells.setting_id`; None for all values of the grid.
         work: That of an optimizer step of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         in_rounds: Whether all settings are run with one seed before any is with the next, so that what changes on the
             machine in the meantime meets all settings alike.
@@ -77,6 +79,7 @@ class Study:
     alone: int | None = None
     steps: int | None = None
     equal: str = ""
+    among: tuple[str, Mapping[str, Sequence[Any]]] | None = None
     work: Mapping[str, StepWork] = field(default_factory=dict)
     in_rounds: bool = False
 
@@ -89,10 +92,12 @@ class Study:
     def cells(self) -> list[Cell]:
         """All cells of the study, in order."""
         cells = make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
-        if not self.in_rounds:
-            return cells
-        rounds = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
-        return [replace(cell, number=number) for number, cell in enumerate(rounds)]
+        if self.among is not None:
+            key, left = self.among
+            cells = [cell for cell in cells if cell.settings[key] in left[setting_id(cell.without(key))]]
+        if self.in_rounds:
+            cells = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
+        return [replace(cell, number=number) for number, cell in enumerate(cells)]
 
     def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         setting = setting_id(settings)
@@ -111,13 +116,18 @@ class Study:
 
     @property
     def trials(self) -> "Study":
-        """The first stage as a study of its own: each setting with each value that is tried."""
+        """The first stage as a study of its own: each setting with each value that is tried; its first rung."""
+        return self.rung(0, None)
+
+    def rung(self, number: int, left: Mapping[str, Sequence[Any]] | None) -> "Study":
+        """The trials of a rung of the first stage, with the values that are left of each setting; None for all."""
         assert self.tune is not None
         grid = {**self.grid, self.tune.key: self.tune.values}
-        study = replace(
-            self, name=f"{self.name}-tuning", grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[]
-        )
-        return replace(study, reference=None, tune=None, alone=None, steps=self.tune.budget)
+        name = f"{self.name}-tuning" if number == 0 else f"{self.name}-tuning-{number + 1}"
+        study = replace(self, name=name, grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[])
+        _, steps = self.tune.rungs[number]
+        among = None if left is None else (self.tune.key, left)
+        return replace(study, reference=None, tune=None, alone=None, steps=steps, among=among)
 
     @property
     def costs(self) -> "Study":
@@ -318,14 +328,17 @@ class _Reader:
         given = self.mapping("tune")
         if not given:
             return None
-        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds"), f"{self.where}tune: ")
+        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds", "halving"), f"{self.where}tune: ")
         key, budget = given.get("key"), reader.steps("budget")
         if not isinstance(key, str) or not key:
             raise reader.error(f"key is {key!r}; it must be the dotted key of an option")
         values = reader.axis(key, given.get("values"), "values")
         if len(values) < 2:
             raise reader.error(f"values is {values}; there must be two or more to choose from")
-        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])))
+        halving = given.get("halving")
+        if halving is not None and (not isinstance(halving, int) or isinstance(halving, bool) or halving < 2):
+            raise reader.error(f"halving is {halving!r}; it must be a whole number of at least 2, or be left out")
+        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])), halving)
 
     def _section(self, entry: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(entry, str):
