@@ -28,12 +28,16 @@ class Probe:
         targets: ``(batch, time)``, the target ids.
         streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block.
         patterns: Each block's attention ``(batch, n_head, time, keys)``; None for a block without softmax attention.
+        ids: ``(batch, time)``, the token ids that were read; None for a probe put together by hand.
+        documents: Each token's document; None where rows are read whole.
     """
 
     model: LanguageModel
     targets: Tensor
     streams: Tensor
     patterns: list[Tensor | None]
+    ids: Tensor | None = None
+    documents: Tensor | None = None
 
     @classmethod
     def take(cls, model: LanguageModel, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> "Probe":
@@ -47,7 +51,8 @@ class Probe:
                 raise  # otherwise only the patterns are missing: no block has softmax attention
         streams = torch.stack([trace[name].float().cpu() for name in names])
         patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
-        return cls(model, targets, streams, [p if p is None else by_head(p.float().cpu()) for p in patterns])
+        by_heads = [p if p is None else by_head(p.float().cpu()) for p in patterns]
+        return cls(model, targets, streams, by_heads, ids, documents)
 
     @cached_property
     def value_spectra(self) -> list[Tensor | None]:

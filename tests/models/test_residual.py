@@ -21,7 +21,7 @@ from tests.models.slopes import Array, assert_equals_reference
 from tests.reference import formulas, parts
 
 State = Mapping[str, Array]
-N_LAYER = 3
+N_LAYER, LAYER = 3, 1
 
 
 def attention(choice: Given = "full", dim: int = 6, n_head: int = 2) -> Mixer:
@@ -38,6 +38,7 @@ def block(rule: Given, ffn: Given = "gelu") -> Block:
         dim=6,
         dropout=0.0,
         n_layer=N_LAYER,
+        layer=LAYER,
     )
 
 
@@ -56,6 +57,10 @@ def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: 
         return parts.sandwich(h, branch, norm, layer_norm(state, f"{name}_out_norm"))
     if rule == "deepnorm":
         return parts.deepnorm(h, branch, norm, n_layer)
+    if rule == "scaled_norms":  # a block made alone is the second layer; a model of one layer has the first
+        return parts.pre(h, branch, lambda h: norm(h) / math.sqrt(1 if n_layer == 1 else LAYER + 1))
+    if rule == "depth_scaled":
+        return parts.scaled(h, branch, norm, 2 / n_layer)
     if rule == "normed_branches":
         return parts.normed_branch(h, branch, norm)
     rules: dict[str, Callable[..., Array]] = {"pre": parts.pre, "post": parts.post, "none": parts.no_residual}
@@ -78,7 +83,10 @@ def reference(rule: str, n_layer: int, h: Array, state: State) -> Array:
     return by_rule(rule, n_layer, h, state, "ffn", feed)
 
 
-FORMULAS = ["pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"]
+FORMULAS = [
+    *("pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"),
+    *("scaled_norms", "depth_scaled"),
+]
 TWO_NORMS = "parallel with two norms"
 CHOICES: dict[str, Given] = {TWO_NORMS: {"kind": "parallel", "n_norm": 2}}
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, measure, one_value
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
@@ -87,7 +87,8 @@ def entries(run: Path) -> list[dict[str, Any]]:
 def test_every_diagnostic_is_in_the_file_at_every_validation(run: Path) -> None:
     assert [entry["step"] for entry in entries(run)] == [0, 4, 8, 12]
     for entry in entries(run):
-        expected = set(DIAGNOSTICS) - (OF_STEPS if entry["step"] == 0 else set())
+        measured = {name for name, diagnostic in DIAGNOSTICS.items() if not diagnostic.on_request}
+        expected = measured - (OF_STEPS if entry["step"] == 0 else set())
         assert set(entry) == {"step", *expected}
         for name in expected:
             diagnostic = DIAGNOSTICS[name]
@@ -95,7 +96,7 @@ def test_every_diagnostic_is_in_the_file_at_every_validation(run: Path) -> None:
             for value in entry[name]:
                 assert isinstance(value, list) == diagnostic.by_head, name
                 assert not diagnostic.by_head or len(value) == 2, name
-                number = layer_value(value)
+                number = one_value(value)
                 assert number is not None
                 assert diagnostic.low is None or number >= diagnostic.low, name
                 assert diagnostic.high is None or number <= diagnostic.high + 1e-6, name
@@ -109,7 +110,7 @@ def test_scalars_are_the_files_figures_with_heads_averaged(run: Path) -> None:
             if name == "update_ratio":
                 step = max(measured for measured in RATIO_STEPS if measured <= step)
             for layer, value in enumerate(entry[name]):
-                assert logged[f"layers/{name}/layer_{layer:02}", step] == pytest.approx(layer_value(value), rel=1e-5)
+                assert logged[f"layers/{name}/layer_{layer:02}", step] == pytest.approx(one_value(value), rel=1e-5)
     for name, expected in (("grad_norm", list(range(1, STEPS + 1))), ("update_ratio", RATIO_STEPS)):
         assert [step for tag, step in logged if tag == f"layers/{name}/layer_00"] == expected
 

@@ -99,7 +99,7 @@ class MultiHeadAttention(CausalAttention):
     def query_gains(self) -> list[nn.Parameter]:
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []
 
-    def value_output(self) -> tuple[Tensor, Tensor]:
+    def value_output(self) -> tuple[Tensor, Tensor] | None:
         _, _, w_v = torch.split(self.qkv.weight, list(self.qkv.pieces.values()))
         values = w_v.view(self.n_kv_head, self.head_dim, -1).mT  # (H_kv, d, D)
         output = self.w_o.weight.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)
