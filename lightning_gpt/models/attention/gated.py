@@ -1,14 +1,10 @@
 """Softmax attention whose output is gated by its input."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.layer import Linear
 
 
 @attentions.register("gated")
@@ -21,16 +17,10 @@ class GatedAttention(MultiHeadAttention):
 
     Intermediates: ``gate`` ``(batch, n_head, time, head_dim)``, after the sigmoid; ``head_output`` is ``A V``, without
     the gate.
-
-    Args:
-        shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
-    def __init__(self, **shared: Any) -> None:
-        super().__init__(**shared)
-        pieces: Mapping[str, int] = {**self.qkv.pieces, "gate": self.n_head * self.head_dim}
-        has_bias, width = self.qkv.bias is not None, self.qkv.in_features
-        self.qkv = Linear(width, sum(pieces.values()), bias=has_bias, maps=("stream", "heads"), pieces=pieces)
+    def pieces_of(self, rows: int, kv_rows: int) -> dict[str, int]:
+        return {**super().pieces_of(rows, kv_rows), "gate": rows}
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         q, k, v, gate = self._split(x)
