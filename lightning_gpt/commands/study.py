@@ -24,6 +24,7 @@ from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
 from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder
 from lightning_gpt.studies.spec.cells import Cell, setting_id
+from lightning_gpt.studies.spec.equal import PARAMETERS
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
@@ -66,7 +67,7 @@ def study(
     if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
         raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
     if read.equal:
-        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)]))
+        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)], read.equal))
     if tuning and (read.tune is None or (cell is None and not slurm)):
         raise CallError("--tuning is for --cell or --slurm, of a study that has a first stage (tune)")
     if tuning and read.tune is not None and len(read.tune.rungs) > 1:
@@ -184,12 +185,12 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     return sizes
 
 
-def _step_work(cells: list[Cell], modules: list[str]) -> list[dict[str, float]]:
-    """Tokens and FLOPs of a step of each cell."""
-    from lightning_gpt.commands.study_check import step_work
+def _step_work(cells: list[Cell], equal: str, modules: list[str]) -> list[dict[str, float]]:
+    """Tokens and FLOPs of a step of each cell, or the width with equal parameters."""
+    from lightning_gpt.commands.study_check import equal_widths, step_work
 
     trust(modules)
-    return step_work(cells)
+    return equal_widths(cells) if equal == PARAMETERS else step_work(cells)
 
 
 def _report(results: StudyResults, folder: Path) -> None:

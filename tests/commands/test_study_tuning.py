@@ -152,3 +152,16 @@ def test_times_are_measured_alone_after_cells_of_equal_flops_that_ran_beside_oth
     assert f"as many FLOPs as the first. Optimizer steps: a, n_layer 1: 60, a, n_layer 2: {steps}." in (
         report.replace("\\", "")
     )
+
+
+def test_settings_of_equal_parameters_differ_in_width(tmp_path: Path) -> None:
+    write_study(tmp_path, tune={}, equal="parameters", grid={LAYERS: [1, 4]}, measure=["val/loss", "cost/parameters"])
+    must_run(*CALL, cwd=tmp_path, timeout=600)
+    first, second = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    widths = [cell["config"]["model"]["init_args"]["dim"] for cell in (first, second)]
+    assert widths[0] == 32 > widths[1]
+    counts = [cell["values"]["cost/parameters"] for cell in (first, second)]
+    assert counts[1] == pytest.approx(counts[0], rel=0.1)  # the next width, 4 less or more, is further away
+    assert f"by their width: n_layer 1: 32, n_layer 4: {widths[1]}" in (
+        (tmp_path / "out/report.md").read_text().replace("\\", "")
+    )

@@ -1,5 +1,6 @@
 """A study's YAML file, read and checked before anything runs."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
-from lightning_gpt.studies.spec.equal import AMOUNTS, StepWork, amount_of, steps_for
+from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, WIDTH_KEY, StepWork, amount_of, steps_for
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.tune import MEASURE, TIMES, Tune, shortened
 
@@ -56,7 +57,8 @@ class Study:
         chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
         steps: Optimizer steps of the cells of a stage; None for those of their configurations.
-        equal: What all settings train with as much of as the first: ``tokens`` or ``flops``; empty for their own steps.
+        equal: What all settings train with as much of as the first: ``tokens``, ``flops`` or ``parameters``; empty for
+            their own steps and widths.
         among: For the trials of a later rung: the option's key, and the values left of each setting, by
             :func:`~lightning_gpt.studies.spec.cells.setting_id`; None for all values of the grid.
         work: That of an optimizer step of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
@@ -102,9 +104,12 @@ class Study:
     def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         setting = setting_id(settings)
         tuned = {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+        by_width = self.equal == PARAMETERS and bool(self.work)
+        if by_width:
+            tuned[WIDTH_KEY] = int(self.work[setting][WIDTH_KEY])
         if self.steps is not None:
             return {**tuned, **shortened(config, self.steps)}
-        if not self.work:
+        if not self.work or by_width:
             return tuned
         return {**tuned, **steps_for(config, self.work[setting], self.equal, self._amount)}
 
@@ -127,7 +132,12 @@ class Study:
         study = replace(self, name=name, grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[])
         _, steps = self.tune.rungs[number]
         among = None if left is None else (self.tune.key, left)
-        return replace(study, reference=None, tune=None, alone=None, steps=steps, among=among)
+        work = {
+            setting_id({**cell.settings, self.tune.key: value}): self.work[setting_id(cell.settings)]
+            for cell in (self.cells if self.work else ())
+            for value in self.tune.values
+        }
+        return replace(study, reference=None, tune=None, alone=None, steps=steps, among=among, work=work)
 
     @property
     def costs(self) -> "Study":
@@ -304,8 +314,8 @@ class _Reader:
     def equal(self) -> str:
         """What all settings train with as much of; empty for their own steps."""
         value = self.content.get("equal", "")
-        if value != "" and value not in AMOUNTS:
-            raise self.error(f"equal is {value!r}; it must be {' or '.join(AMOUNTS)}")
+        if value not in ("", *AMOUNTS, PARAMETERS):
+            raise self.error(f"equal is {value!r}; it must be {', '.join(AMOUNTS)} or {PARAMETERS}")
         return str(value)
 
     def alone(self) -> int | None:
@@ -371,6 +381,10 @@ class _Reader:
         tuned = None if study.tune is None else study.tune.key
         if tuned in study.grid:
             raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
+        if study.equal == PARAMETERS and WIDTH_KEY in [*study.grid, tuned, *itertools.chain(*study.variants.values())]:
+            raise self.error(
+                f"equal: {PARAMETERS} sets {WIDTH_KEY}, so it cannot be an axis, tuned or set by a variant"
+            )
         for name, values in study.variants.items():
             if tuned in values:
                 raise self.error(f"variant {name} sets {tuned}, which tune chooses")
