@@ -234,10 +234,10 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
     def synchronize(*_: Any) -> None:
         clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
 
-    def measured(probe: Probe) -> Any:
+    def measured(probe: Probe, requested: bool) -> Any:
         clock["queued"] += 1
         synchronize()  # figures are read on the CPU
-        return measure(probe)
+        return measure(probe, requested)
 
     callback = "lightning_gpt.training.callbacks.layer_diagnostics"
     monkeypatch.setattr("lightning_gpt.training.device_clock.synchronize", synchronize)
@@ -249,6 +249,16 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
     (share,) = events.Scalars("layers/share_of_time")
     probes = 1 + STEPS // EVERY
     assert share.value == pytest.approx(probes / (probes + 9 * STEPS))
+
+
+def test_what_blocks_are_worth_is_measured_if_asked_for(corpus: Path, tmp_path: Path) -> None:
+    run = fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(layer_values=True), max_steps=4)
+    logged = scalars(run)
+    for entry in entries(run):
+        assert len(entry["layer_value"]) == 3
+        for layer, value in enumerate(entry["layer_value"]):
+            assert logged[f"layers/layer_value/layer_{layer:02}", entry["step"]] == pytest.approx(value, rel=1e-5)
+    assert [entry["step"] for entry in entries(run)] == [0, 4]
 
 
 def test_a_probe_of_one_token_is_refused() -> None:
