@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.analysis.induction import PERIOD, HeadScores, head_scores, longest_period
+from lightning_gpt.analysis.induction import PERIOD, PatternScores, longest_period, repeated_tokens
 from lightning_gpt.analysis.logit_lens import stream_names
 from lightning_gpt.analysis.patterns import by_head
 from lightning_gpt.analysis.spectral import value_projection_eigenvalues
@@ -68,7 +68,7 @@ class Probe:
         return spectra
 
     @cached_property
-    def head_scores(self) -> HeadScores | None:
+    def head_scores(self) -> PatternScores | None:
         """Scores of the heads on repeated random tokens; None for a model that reads fewer than four tokens.
 
         Computed on first access, by a pass of its own over at most 128 tokens, the same at each probe.
@@ -76,8 +76,9 @@ class Probe:
         period = min(PERIOD // 2, longest_period(self.model))
         if period < 2:
             return None
-        with torch.autocast(self.targets.device.type, enabled=False):
-            return head_scores(self.model, rows=2, period=period)
+        ids = repeated_tokens(self.model.config.vocab_size, 2, period).to(self.targets.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            return PatternScores.of(self.model, ids, period)
 
 
 def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:
