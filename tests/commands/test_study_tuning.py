@@ -10,6 +10,7 @@ import pytest
 
 from lightning_gpt.commands import study as command
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.models import GPT, GPTConfig
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 
@@ -161,7 +162,14 @@ def test_settings_of_equal_parameters_differ_in_width(tmp_path: Path) -> None:
     widths = [cell["config"]["model"]["init_args"]["dim"] for cell in (first, second)]
     assert widths[0] == 32 > widths[1]
     counts = [cell["values"]["cost/parameters"] for cell in (first, second)]
-    assert counts[1] == pytest.approx(counts[0], rel=0.1)  # the next width, 4 less or more, is further away
+    given = {key: second["config"]["model"]["init_args"][key] for key in ("n_layer", "n_head", "block_size")}
+    unit = 2 * given["n_head"]
+    nearby = [
+        sum(p.numel() for p in GPT(GPTConfig(**given, dim=widths[1] + step, vocab_size=300)).parameters())
+        for step in (-unit, 0, unit)
+    ]
+    assert nearby[1] == counts[1]
+    assert min(nearby, key=lambda count: abs(count - counts[0])) == counts[1]
     assert f"by their width: n_layer 1: 32, n_layer 4: {widths[1]}" in (
         (tmp_path / "out/report.md").read_text().replace("\\", "")
     )
