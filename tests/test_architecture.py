@@ -125,7 +125,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"attention": ("attention", "attention.*")},
     {"view": ("view",)},
     {"ffn": ("ffn", "ffn.*")},
-    {"block": ("block", "residual", "diversity")},
+    {"block": ("block", "residual", "depth_factors", "diversity")},
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": GENERATION},

@@ -21,20 +21,39 @@ PERIOD = 64
 
 
 @dataclass(frozen=True)
-class HeadScores:
-    """Scores of each head on repeated random tokens: ``(n_head,)`` per block, None without softmax attention.
+class PatternScores:
+    """Scores of each head on repeated tokens: ``(n_head,)`` per block, None without softmax attention.
 
     Args:
         induction: Mean attention from a token to the one after its earlier occurrence.
         previous_token: Mean attention to the previous token.
         duplicate_token: Mean attention from a token to its earlier occurrence.
-        first_loss: Mean loss in nats of the tokens when they occur first; nothing predicts them.
-        repeat_loss: Mean loss in nats of their repetition, without its first token, which is not predictable either.
     """
 
     induction: list[Tensor | None]
     previous_token: list[Tensor | None]
     duplicate_token: list[Tensor | None]
+
+    @classmethod
+    def of(cls, model: LanguageModel, ids: Tensor, period: int) -> "PatternScores":
+        """The scores of ``model`` over ``ids`` ``(batch, time)``, whose last ``2 · period`` tokens are repeated."""
+        patterns, start = attention_patterns(model, ids), ids.shape[1] - period
+
+        def mean_lookback(back: int, begin: int) -> list[Tensor | None]:
+            return [None if p is None else lookback_score(p, back, begin).mean(dim=0) for p in patterns]
+
+        return cls(mean_lookback(period - 1, start), mean_lookback(1, 1), mean_lookback(period, start))
+
+
+@dataclass(frozen=True)
+class HeadScores(PatternScores):
+    """The same on repeated random tokens, and whether the model makes use of the repetition.
+
+    Args:
+        first_loss: Mean loss in nats of the tokens when they occur first; nothing predicts them.
+        repeat_loss: Mean loss in nats of their repetition, without its first token, which is not predictable either.
+    """
+
     first_loss: float
     repeat_loss: float
 
@@ -63,17 +82,12 @@ def head_scores(
             f"the repeated sequence has {period} tokens; it must have at least 2, so that one can be copied"
         )
     ids = repeated_tokens(model.config.vocab_size, rows, period, seed, first).to(model.unembedding.device)
-    patterns = attention_patterns(model, ids)
+    scores, start = PatternScores.of(model, ids, period), period + extra
     with evaluating(model):
         nll = model.token_nll(ids[:, :-1], ids[:, 1:]).double()  # of the tokens after the first
-    start = period + extra  # of the repetition
-    induction, duplicate = (
-        [None if p is None else lookback_score(p, back, start).mean(dim=0) for p in patterns]
-        for back in (period - 1, period)
+    return HeadScores(
+        **vars(scores), first_loss=float(nll[:, : start - 1].mean()), repeat_loss=float(nll[:, start:].mean())
     )
-    previous = [None if p is None else lookback_score(p, 1, 1).mean(dim=0) for p in patterns]
-    first_loss, repeat_loss = float(nll[:, : start - 1].mean()), float(nll[:, start:].mean())
-    return HeadScores(induction, previous, duplicate, first_loss, repeat_loss)
 
 
 def longest_period(model: LanguageModel, extra: int = 0) -> int:

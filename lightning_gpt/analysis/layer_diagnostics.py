@@ -15,6 +15,7 @@ from lightning_gpt.analysis.attention_statistics import attention_distance, atte
 from lightning_gpt.analysis.layer_measures import (
     Layers,
     block_cka,
+    layer_value,
     logit_lens_loss,
     logit_rms,
     of_patterns,
@@ -65,6 +66,7 @@ class Diagnostic:
         smoothing: The direction in which over-smoothing moves it; None if it is not a sign of over-smoothing.
         meaning: One clause that explains it to a reader.
         measure: Computes it from a probe; None if it is measured at an optimizer step.
+        on_request: Whether it is measured only if that is asked for, because it takes many passes.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Diagnostic:
     high: float | None = None
     smoothing: Literal["higher", "lower"] | None = None
     measure: Callable[[Probe], Layers] | None = None
+    on_request: bool = False
 
 
 _ALL = (
@@ -214,6 +217,16 @@ _ALL = (
         measure=of_updates(update_size),
     ),
     Diagnostic(
+        name="layer_value",
+        title="rise in loss when the block is skipped (nats)",
+        theme="updates",
+        of="blocks",
+        meaning="what the block is worth",
+        low=None,
+        measure=layer_value,
+        on_request=True,
+    ),
+    Diagnostic(
         name="attention_entropy",
         title="attention entropy (nats)",
         theme="attention",
@@ -321,13 +334,16 @@ DIAGNOSTICS = {diagnostic.name: diagnostic for diagnostic in _ALL}
 """Every diagnostic by name, in display order."""
 
 
-def measure(probe: Probe) -> dict[str, list[Value]]:
-    """Every diagnostic that a probe gives, by name: one value per layer, as plain numbers."""
+def measure(probe: Probe, requested: bool = False) -> dict[str, list[Value]]:
+    """Every diagnostic that a probe gives, by name: one value per layer, as plain numbers.
+
+    Those that are measured on request are among them if ``requested``.
+    """
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         return {
             name: [_plain(value) for value in diagnostic.measure(probe)]
             for name, diagnostic in DIAGNOSTICS.items()
-            if diagnostic.measure is not None
+            if diagnostic.measure is not None and (requested or not diagnostic.on_request)
         }
 
 
@@ -340,7 +356,7 @@ def _plain(value: Tensor | None) -> Value:
     return float(numbers) if math.isfinite(numbers) else None
 
 
-def layer_value(value: Value) -> float | None:
+def one_value(value: Value) -> float | None:
     """A single number for a layer: the mean over its heads; None if any of them is missing."""
     if not isinstance(value, list):
         return value

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_gpt.analysis.layer_values import rises
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.analysis.similarity import dirichlet_energy
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.models.record import Edit
 
 Layers = list[Tensor | None]
 """The value of each layer, ``()`` or ``(n_head,)``; None where there is none."""
@@ -92,6 +94,19 @@ def logit_lens_loss(probe: Probe) -> Layers:
             hidden = model.read_out(stream.to(model.unembedding))
             losses.append(model.head.token_nll(hidden, probe.targets).sum() / kept.sum())
     return losses
+
+
+def layer_value(probe: Probe) -> Layers:
+    """The rise in loss in nats when each block is skipped: see :mod:`~lightning_gpt.analysis.layer_values`."""
+    model, ids, kept = probe.model, probe.ids, probe.targets != IGNORED
+    if ids is None:
+        return [None] * len(probe.patterns)
+
+    def loss(edits: dict[str, Edit]) -> float:
+        with evaluating(model), torch.autocast(ids.device.type, enabled=False), model.record([], edits):
+            return float(model.token_nll(ids, probe.targets, probe.documents).double().sum() / kept.sum())
+
+    return [torch.tensor(value, dtype=torch.float64) for value in rises(model, loss)]
 
 
 def logit_rms(probe: Probe) -> Layers:

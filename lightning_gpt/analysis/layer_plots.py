@@ -8,7 +8,7 @@ from matplotlib.patches import Circle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_gpt.analysis.layer_diagnostics import Diagnostic, Value, layer_value
+from lightning_gpt.analysis.layer_diagnostics import Diagnostic, Value, one_value
 
 _MOST_LABELS = 9
 
@@ -30,7 +30,7 @@ class Heatmaps:
             steps: The optimizer step of each column, in increasing order.
             figures: For each step, the value of each layer; missing values are grey.
         """
-        grid = np.array([[layer_value(value) for value in layers] for layers in figures], dtype=float).T
+        grid = np.array([[one_value(value) for value in layers] for layers in figures], dtype=float).T
         key = (diagnostic.of == "stream", len(grid), tuple(steps))
         if key not in self._made:
             self._made[key] = self._axes(grid, steps, stream=diagnostic.of == "stream")

@@ -5,6 +5,8 @@ changes when one of the deep layers is removed. Men et al. 2024 (2403.03853) and
 by the same observation.
 """
 
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -28,14 +30,24 @@ def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -
     Raises:
         CallError: If there is no second token.
     """
-    before, names = text_loss(model, ids), stream_names(model)
     # the last token is only predicted, so the run that is averaged does not contain it
     streams = residual_streams(model, ids[:, :-1]) if removal == "mean" else None
-    values = []
-    for layer in range(len(names) - 1):
-        mean = None if streams is None else (streams[layer + 1] - streams[layer]).mean(dim=(0, 1))
-        values.append(text_loss(model, ids, _without(names, layer, mean)) - before)
-    return values
+    means = None if streams is None else [(y - x).mean(dim=(0, 1)) for x, y in itertools.pairwise(streams)]
+    return rises(model, lambda edits: text_loss(model, ids, edits), means)
+
+
+def rises(
+    model: LanguageModel, loss: Callable[[dict[str, Edit]], float], means: Sequence[Tensor] | None = None
+) -> list[float]:
+    """The rise of ``loss``, computed under some edits of ``model``, when each block alone is removed.
+
+    With ``means``, one ``(dim,)`` per block, a removed block adds its mean.
+    """
+    names, before = stream_names(model), loss({})
+    return [
+        loss(_without(names, layer, None if means is None else means[layer])) - before
+        for layer in range(len(names) - 1)
+    ]
 
 
 def _without(names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edit]:

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.analysis.induction import PERIOD, HeadScores, head_scores, longest_period
+from lightning_gpt.analysis.induction import PERIOD, PatternScores, longest_period, repeated_tokens
 from lightning_gpt.analysis.logit_lens import stream_names
 from lightning_gpt.analysis.patterns import by_head
 from lightning_gpt.analysis.spectral import value_projection_eigenvalues
@@ -28,12 +28,16 @@ class Probe:
         targets: ``(batch, time)``, the target ids.
         streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block.
         patterns: Each block's attention ``(batch, n_head, time, keys)``; None for a block without softmax attention.
+        ids: ``(batch, time)``, the token ids that were read; None for a probe put together by hand.
+        documents: Each token's document; None where rows are read whole.
     """
 
     model: LanguageModel
     targets: Tensor
     streams: Tensor
     patterns: list[Tensor | None]
+    ids: Tensor | None = None
+    documents: Tensor | None = None
 
     @classmethod
     def take(cls, model: LanguageModel, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> "Probe":
@@ -47,7 +51,8 @@ class Probe:
                 raise  # otherwise only the patterns are missing: no block has softmax attention
         streams = torch.stack([trace[name].float().cpu() for name in names])
         patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
-        return cls(model, targets, streams, [p if p is None else by_head(p.float().cpu()) for p in patterns])
+        by_heads = [p if p is None else by_head(p.float().cpu()) for p in patterns]
+        return cls(model, targets, streams, by_heads, ids, documents)
 
     @cached_property
     def value_spectra(self) -> list[Tensor | None]:
@@ -63,7 +68,7 @@ class Probe:
         return spectra
 
     @cached_property
-    def head_scores(self) -> HeadScores | None:
+    def head_scores(self) -> PatternScores | None:
         """Scores of the heads on repeated random tokens; None for a model that reads fewer than four tokens.
 
         Computed on first access, by a pass of its own over at most 128 tokens, the same at each probe.
@@ -71,8 +76,9 @@ class Probe:
         period = min(PERIOD // 2, longest_period(self.model))
         if period < 2:
             return None
-        with torch.autocast(self.targets.device.type, enabled=False):
-            return head_scores(self.model, rows=2, period=period)
+        ids = repeated_tokens(self.model.config.vocab_size, 2, period).to(self.targets.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            return PatternScores.of(self.model, ids, period)
 
 
 def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:

@@ -22,8 +22,9 @@ from lightning_gpt.studies.run.result import cell_folder, read_result, read_resu
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
-from lightning_gpt.studies.run.tuning import costs_folder, tuning_folder
-from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder
+from lightning_gpt.studies.spec.cells import Cell, setting_id
+from lightning_gpt.studies.spec.equal import PARAMETERS
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
@@ -66,9 +67,11 @@ def study(
     if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
         raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
     if read.equal:
-        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)]))
+        read = read.with_work(_elsewhere(_step_work, read.provisional.cells[:: len(read.seeds)], read.equal))
     if tuning and (read.tune is None or (cell is None and not slurm)):
         raise CallError("--tuning is for --cell or --slurm, of a study that has a first stage (tune)")
+    if tuning and read.tune is not None and len(read.tune.rungs) > 1:
+        raise CallError("--tuning cannot be combined with tune: halving, whose later trials depend on earlier ones")
     chosen = read.trials if tuning else read.provisional
     if cell is not None and not 0 <= cell < len(chosen.cells):
         raise CallError(f"cell is {cell}; this study has {len(chosen.cells)} (allowed: 0 to {len(chosen.cells) - 1})")
@@ -96,14 +99,16 @@ def study(
             _run_one(runner, cells[0], Display(chosen.measure, work))
             return
         if read.tune is not None:
-            trial_work = {each.number: size for each, size in zip(trials, sizes, strict=False)}
-            _run_trials(replace(runner, study=read.trials, folder=tuning_folder(place)), trial_work, ray)
+            trial_work = {setting_id(each.settings): size for each, size in zip(trials, sizes, strict=False)}
+            for rung, _ in rungs(read, place):
+                rung_work = {each.number: trial_work[setting_id(each.settings)] for each in rung.cells}
+                _run_trials(replace(runner, study=rung, folder=tuning_folder(place)), rung_work, ray)
             runner = replace(runner, study=collect(read, place).study)
         _run_all(runner, read, Display(read.measure, work), ray)
 
 
 def _run_trials(runner: Runner, work: dict[int, int], ray: str | None) -> None:
-    """Run the first stage; a trial that fails is none to choose, and stops nothing."""
+    """Run a rung of the first stage; a trial that fails is none to choose, and stops nothing."""
     try:
         _run(runner, Display(runner.study.measure, work), ray)
     finally:
@@ -180,12 +185,12 @@ def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabulari
     return sizes
 
 
-def _step_work(cells: list[Cell], modules: list[str]) -> list[dict[str, float]]:
-    """Tokens and FLOPs of a step of each cell."""
-    from lightning_gpt.commands.study_check import step_work
+def _step_work(cells: list[Cell], equal: str, modules: list[str]) -> list[dict[str, float]]:
+    """Tokens and FLOPs of a step of each cell, or the width with equal parameters."""
+    from lightning_gpt.commands.study_check import equal_widths, step_work
 
     trust(modules)
-    return step_work(cells)
+    return equal_widths(cells) if equal == PARAMETERS else step_work(cells)
 
 
 def _report(results: StudyResults, folder: Path) -> None:

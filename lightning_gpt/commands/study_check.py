@@ -3,10 +3,12 @@
 import io
 import json
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +18,10 @@ import yaml
 from lightning_gpt.commands.lightning_cli import TrainCLI
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.errors import CallError
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.studies.spec.cells import Cell
+from lightning_gpt.studies.spec.equal import WIDTH_KEY
 from lightning_gpt.whole_file import write_file
 
 _Figure = TypeVar("_Figure")
@@ -56,7 +60,7 @@ def check_cells(cells: Sequence[Cell]) -> list[int]:
     Raises:
         CallError: ``fit`` would refuse a cell; the message names the cell and the reason.
     """
-    return _of_each_built(cells, lambda cli: sum(parameter.numel() for parameter in cli.model.parameters()))
+    return _of_each_built(cells, lambda cli: _parameters(cli.model))
 
 
 def step_work(cells: Sequence[Cell]) -> list[dict[str, float]]:
@@ -72,6 +76,40 @@ def _step_work(cli: ParsedOnly) -> dict[str, float]:
     data, model = cli.datamodule, cli.model.model
     tokens = data.batch_size * cli.trainer.accumulate_grad_batches * model.config.block_size
     return {"tokens": tokens, "flops": tokens * training_flops_per_token(model, model.config.block_size)}
+
+
+def equal_widths(cells: Sequence[Cell]) -> list[dict[str, float]]:
+    """For each cell, the width at which its model has most nearly as many parameters as the first cell's model.
+
+    Widths are multiples of twice the number of heads, so that a head's width is even; the first keeps its own.
+
+    Raises:
+        CallError: ``fit`` would refuse a cell.
+    """
+    models = _of_each_built(cells, lambda cli: cli.model.model)
+    wanted = _parameters(models[0])
+    widths = [models[0].config.dim, *(_width_with(model, wanted) for model in models[1:])]
+    return [{WIDTH_KEY: width} for width in widths]
+
+
+def _width_with(model: LanguageModel, parameters: int) -> int:
+    unit = 2 * math.lcm(*(view.mixer.n_head for view in model.block_views()))
+
+    def count(units: int) -> int:
+        with torch.device("meta"):
+            return _parameters(type(model)(replace(model.config, dim=units * unit)))
+
+    low, high = 1, 2
+    while count(high) < parameters:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) < parameters else (low, middle)
+    return unit * min((low, high), key=lambda units: abs(count(units) - parameters))
+
+
+def _parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _of_each_built(cells: Sequence[Cell], figure: Callable[[ParsedOnly], _Figure]) -> list[_Figure]:

@@ -14,7 +14,7 @@ from lightning_gpt.models.registry import Registry
 
 Branch = Callable[[Tensor, Context], Tensor]
 
-blocks: Registry["Block"] = Registry("residual", "attention", "ffn", "norm", "dim", "dropout", "n_layer")
+blocks: Registry["Block"] = Registry("residual", "attention", "ffn", "norm", "dim", "dropout", "n_layer", "layer")
 
 
 @blocks.register("pre")
@@ -37,7 +37,7 @@ class Block(Layer):
     keeps_stream = True
     """Whether the output is the input plus an update, so that a token may skip the block."""
     zero_branches_pass = True
-    """Whether the block is the identity after :meth:`zero_branches`."""
+    """Whether the block is the identity after :meth:`zero_branches`, and leaves the blocks below it as they were."""
     trains_from_zero = True
     """Whether the block can still train when its branches' output projections start at 0."""
     around_attention: Callable[[Branch], Branch] | None = None

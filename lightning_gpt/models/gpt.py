@@ -7,7 +7,7 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 
 from torch import Tensor, nn
 
-from lightning_gpt.models import residual  # noqa: F401  (imported to register its variants)
+from lightning_gpt.models import depth_factors, residual  # noqa: F401  (imported to register their variants)
 from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
@@ -94,8 +94,8 @@ class GPT(LanguageModel):
             vocab_size=c.vocab_size,
         )
         ffn = ffns.make_if_chosen(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
-        joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "n_layer": c.n_layer}
-        block, routing = blocks.make(c.residual, dropout=c.dropout, **joined), c.routing()
+        joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "dropout": c.dropout}
+        block, routing = blocks.make(c.residual, **joined, n_layer=c.n_layer, layer=layer), c.routing()
         return block if routing is None else routing.wrap(block, layer, c.dim)
 
     def init_all(self) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.registry import Registry
-from lightning_gpt.options import NotNegative
+from lightning_gpt.options import NotNegative, Positive
 
 norms: Registry["Norm"] = Registry("norm", "dim", "bias")
 """Every norm: ``(..., dim)`` to the same shape."""
@@ -95,6 +95,83 @@ class ScaleNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to the same shape; each output vector has length ``|g|``."""
         return F.normalize(x, dim=-1, eps=self.eps) * self.gain
+
+
+class Squashing(Norm):
+    """Squashes each entry by itself instead of norming the vector; subclasses define how. ``β`` only with ``bias``.
+
+    Args:
+        dim: Width d.
+        bias: Whether to add β.
+        initial: Initial α.
+    """
+
+    def __init__(self, dim: int, bias: bool, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.steepness = nn.Parameter(torch.empty(()))
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if bias else None
+
+    def reset_parameters(self) -> None:
+        """α = ``initial``, γ = 1, β = 0."""
+        nn.init.constant_(self.steepness, self.initial)
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def squashed(self, x: Tensor) -> Tensor:
+        """``x`` ``(..., dim)`` with each entry between −1 and 1."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., dim)`` to the same shape."""
+        scaled = self.weight * self.squashed(x)
+        return scaled if self.bias is None else scaled + self.bias
+
+
+@norms.register("dynamic_tanh")
+class DynamicTanh(Squashing):
+    """``γ ⊙ tanh(α x) + β`` with one learned α: Zhu et al. 2025, "Transformers without Normalization" (2503.10622).
+
+    Section 4.
+
+    Args:
+        dim: Width d.
+        bias: Whether to add β.
+        initial: Initial α. The paper uses larger ones for the norm before attention than elsewhere in wide models.
+    """
+
+    def __init__(self, dim: int, bias: bool = True, initial: Positive = 0.5) -> None:
+        super().__init__(dim, bias, initial)
+        self.reset_parameters()
+
+    def squashed(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.steepness * x)
+
+
+@norms.register("dynamic_erf")
+class DynamicErf(Squashing):
+    """``γ ⊙ erf(α x + s) + β`` with learned scalars α and s, initially 0.5 and 0: Derf, Chen et al. 2025 (2512.10938).
+
+    Args:
+        dim: Width d.
+        bias: Whether to add β.
+        initial: Initial α.
+    """
+
+    def __init__(self, dim: int, bias: bool = True, initial: Positive = 0.5) -> None:
+        super().__init__(dim, bias, initial)
+        self.shift = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """α = ``initial``, s = 0, γ = 1, β = 0."""
+        super().reset_parameters()
+        nn.init.zeros_(self.shift)
+
+    def squashed(self, x: Tensor) -> Tensor:
+        return torch.erf(self.steepness * x + self.shift)
 
 
 @norms.register("none")

@@ -6,8 +6,8 @@ from torch import nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel, MemoryGPT
-from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.adapters import adapter_names
+from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import at_layer
 from lightning_gpt.parallel.context import require_divisible_rows

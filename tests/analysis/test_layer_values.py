@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.interventions import text_loss
+from lightning_gpt.analysis.layer_diagnostics import measure
 from lightning_gpt.analysis.layer_values import layer_values
+from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.head import IGNORED
 from tests.analysis.copying_model import copying_model
 from tests.models.helpers import random_ids, randomise
 from tests.models.variants import CONFIGS, build, name_of
@@ -73,6 +76,19 @@ def test_every_variant_has_layer_values(changes: dict[str, Any]) -> None:
     values = layer_values(model, random_ids(17, 2, model.trace_limit or 6))
     assert len(values) == len(model.block_views())
     assert all(value == value for value in values)
+
+
+def test_the_diagnostic_is_the_value_over_the_probe_and_only_on_request() -> None:
+    model = gpt()
+    probe = Probe.take(model, IDS[:, :-1], IDS[:, 1:])
+    assert measure(probe, requested=True)["layer_value"] == pytest.approx(layer_values(model, IDS), rel=1e-9)
+    assert "layer_value" not in measure(probe)
+    cut = IDS[:, 1:].clone()
+    cut[1] = IGNORED
+    of_one = measure(Probe.take(model, IDS[:, :-1], cut), requested=True)["layer_value"]
+    assert of_one == pytest.approx(layer_values(model, IDS[:1]), rel=1e-9)
+    by_hand = Probe(model, probe.targets, probe.streams, probe.patterns)
+    assert measure(by_hand, requested=True)["layer_value"] == [None] * 3
 
 
 def test_the_one_head_model_and_a_text_too_short() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, measure, one_value
 from lightning_gpt.analysis.layer_measures import cka_matrix
 from lightning_gpt.analysis.probe import Probe, block_parameters, norm
 from lightning_gpt.analysis.similarity import linear_cka
@@ -172,7 +172,7 @@ def test_every_figure_is_in_its_range(gpt: GPT, one_head: SingleHeadModel) -> No
     for model in (gpt, one_head):
         for name, values in measure(probe_of(model)).items():
             diagnostic = DIAGNOSTICS[name]
-            for value in map(layer_value, values):
+            for value in map(one_value, values):
                 assert value is not None
                 assert diagnostic.low is None or value >= diagnostic.low, name
                 assert diagnostic.high is None or value <= diagnostic.high + 1e-6, name
@@ -223,8 +223,8 @@ def test_what_is_not_finite_is_none(gpt: GPT) -> None:
     figures = measure(broken)
     assert figures["rms"][1] is None
     assert figures["rms"][0] == measure(probe)["rms"][0]
-    assert layer_value([1.0, None]) is None
-    assert layer_value([1.0, 2.0]) == 1.5
+    assert one_value([1.0, None]) is None
+    assert one_value([1.0, 2.0]) == 1.5
 
 
 def test_a_model_that_diverged_is_measured_all_the_same(gpt: GPT) -> None:
@@ -233,8 +233,8 @@ def test_a_model_that_diverged_is_measured_all_the_same(gpt: GPT) -> None:
     figures = measure(probe_of(gpt))
     for name, values in figures.items():
         layer = 2 if DIAGNOSTICS[name].of == "stream" else 1
-        assert layer_value(values[0]) is not None, name
-        assert layer_value(values[layer]) is None, name
+        assert one_value(values[0]) is not None, name
+        assert one_value(values[layer]) is None, name
 
 
 def test_blocks_share_no_parameter_and_leave_out_the_embeddings(gpt: GPT, one_head: SingleHeadModel) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lightning_gpt.commands import study as command
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.models import GPT, GPTConfig
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 
@@ -68,11 +70,40 @@ def test_rates_are_chosen_in_a_stage_that_resumes_and_cells_use_them(
     assert len(list((tmp_path / "out/vocabularies").iterdir())) == 1, "trials and cells share a vocabulary"
 
 
+def test_successive_halving_stops_hopeless_rates_and_resumes(tmp_path: Path) -> None:
+    tune = {"key": RATE, "values": [1.0e-9, 1.0e-3, 1.0e-2, 1.0e-8], "budget": 8, "halving": 2}
+    write_study(tmp_path, tune=tune, grid={LAYERS: [1]})
+    said = must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    assert "tuned-tuning: 4 cells, 0 already done" in said
+    assert "tuned-tuning-2: 2 cells, 0 already done" in said
+    trials = {path: json.loads(path.read_text()) for path in done_cells(tmp_path / "out/tuning")}
+    ran = sorted((each["config"]["trainer"]["max_steps"], each["settings"][RATE]) for each in trials.values())
+    assert ran == [(4, 1.0e-9), (4, 1.0e-8), (4, 1.0e-3), (4, 1.0e-2), (8, 1.0e-3), (8, 1.0e-2)]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "the best 2 anew for 8 (successive halving)" in report
+    assert report.count(" after 4 |") == 2
+
+    lost = next(path for path, each in trials.items() if each["config"]["trainer"]["max_steps"] == 8)
+    shutil.rmtree(lost.parent)
+    said = must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    assert "tuned-tuning: 4 cells, 4 already done" in said
+    assert "tuned-tuning-2: 2 cells, 1 already done" in said
+    assert "tuned: 1 cells, 1 already done" in said
+    again = json.loads(lost.read_text())
+    assert again["values"]["val/loss"] == trials[lost]["values"]["val/loss"]
+    assert (tmp_path / "out/report.md").read_text().split("## How")[1] == report.split("## How")[1]
+
+
 @pytest.mark.parametrize(
     ("over", "args", "message"),
     [
         ({}, ("--tuning",), "--tuning is for --cell or --slurm, of a study that has a first stage"),
         ({"tune": {}}, ("--tuning", "--slurm"), "--tuning is for --cell or --slurm, of a study that has a first stage"),
+        (
+            {"tune": {"key": RATE, "values": [1.0, 2.0, 3.0], "budget": 4, "halving": 2}},
+            ("--tuning", "--slurm"),
+            "--tuning cannot be combined with tune: halving, whose later trials depend on earlier ones",
+        ),
         ({}, ("--tuning", "--cell", "4"), r"cell is 4; this study has 4 \(allowed: 0 to 3\)"),
         (
             {"tune": {"key": "model.init_args.n_head", "values": [2, 3], "budget": 2}},
@@ -121,4 +152,24 @@ def test_times_are_measured_alone_after_cells_of_equal_flops_that_ran_beside_oth
     assert "wall time (s) †" in report
     assert f"as many FLOPs as the first. Optimizer steps: a, n_layer 1: 60, a, n_layer 2: {steps}." in (
         report.replace("\\", "")
+    )
+
+
+def test_settings_of_equal_parameters_differ_in_width(tmp_path: Path) -> None:
+    write_study(tmp_path, tune={}, equal="parameters", grid={LAYERS: [1, 4]}, measure=["val/loss", "cost/parameters"])
+    must_run(*CALL, cwd=tmp_path, timeout=600)
+    first, second = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    widths = [cell["config"]["model"]["init_args"]["dim"] for cell in (first, second)]
+    assert widths[0] == 32 > widths[1]
+    counts = [cell["values"]["cost/parameters"] for cell in (first, second)]
+    given = {key: second["config"]["model"]["init_args"][key] for key in ("n_layer", "n_head", "block_size")}
+    unit = 2 * given["n_head"]
+    nearby = [
+        sum(p.numel() for p in GPT(GPTConfig(**given, dim=widths[1] + step, vocab_size=300)).parameters())
+        for step in (-unit, 0, unit)
+    ]
+    assert nearby[1] == counts[1]
+    assert min(nearby, key=lambda count: abs(count - counts[0])) == counts[1]
+    assert f"by their width: n_layer 1: 32, n_layer 4: {widths[1]}" in (
+        (tmp_path / "out/report.md").read_text().replace("\\", "")
     )

@@ -41,6 +41,7 @@ HEADS: dict[str, tuple[Given, Callable[[State], plain.Head]]] = {
     "linear": ("linear", lambda state: plain.linear_head()),
     "shaped": ("shaped", lambda state: remedies.shaped_head(state)),
     "attn_scale": ("attn_scale", lambda state: remedies.attn_scale_head(state["omega"])),
+    "scalable": ("scalable", lambda state: remedies.scalable_head(state["sharpness"])),
     "neutreno": ("neutreno", lambda state: plain.softmax_head()),  # alone it is the first layer
     # alone they are the first layer, and one without tokens
     "value_residual": ("value_residual", lambda state: remedies.scaled_values_head(state["value_shares"].sum())),

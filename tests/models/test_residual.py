@@ -21,7 +21,7 @@ from tests.models.slopes import Array, assert_equals_reference
 from tests.reference import formulas, parts
 
 State = Mapping[str, Array]
-N_LAYER = 3
+N_LAYER, LAYER = 3, 1
 
 
 def attention(choice: Given = "full", dim: int = 6, n_head: int = 2) -> Mixer:
@@ -38,6 +38,7 @@ def block(rule: Given, ffn: Given = "gelu") -> Block:
         dim=6,
         dropout=0.0,
         n_layer=N_LAYER,
+        layer=LAYER,
     )
 
 
@@ -56,6 +57,10 @@ def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: 
         return parts.sandwich(h, branch, norm, layer_norm(state, f"{name}_out_norm"))
     if rule == "deepnorm":
         return parts.deepnorm(h, branch, norm, n_layer)
+    if rule == "scaled_norms":  # a block made alone is the second layer; a model of one layer has the first
+        return parts.pre(h, branch, lambda h: norm(h) / math.sqrt(1 if n_layer == 1 else LAYER + 1))
+    if rule == "depth_scaled":
+        return parts.scaled(h, branch, norm, 2 / n_layer)
     if rule == "normed_branches":
         return parts.normed_branch(h, branch, norm)
     rules: dict[str, Callable[..., Array]] = {"pre": parts.pre, "post": parts.post, "none": parts.no_residual}
@@ -78,7 +83,10 @@ def reference(rule: str, n_layer: int, h: Array, state: State) -> Array:
     return by_rule(rule, n_layer, h, state, "ffn", feed)
 
 
-FORMULAS = ["pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"]
+FORMULAS = [
+    *("pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"),
+    *("scaled_norms", "depth_scaled"),
+]
 TWO_NORMS = "parallel with two norms"
 CHOICES: dict[str, Given] = {TWO_NORMS: {"kind": "parallel", "n_norm": 2}}
 
@@ -195,3 +203,31 @@ def test_the_trace_has_the_stream_after_each_half(rule: str) -> None:
     expected = reference(rule, 1, stream, state)
     torch.testing.assert_close(trace["blocks.0.after_ffn"][0].detach(), torch.as_tensor(expected))
     assert {"blocks.0.attention_norm", "blocks.0.ffn_norm", "blocks.0.after_attention"} <= set(trace)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("pre", 0.02 / math.sqrt(16)),
+        ("scaled_norms", 0.02),
+        ({"kind": "scaled_norms", "scaled_start": True}, 0.02 / math.sqrt(16)),
+        ("depth_scaled", 0.02 / math.sqrt(4)),
+        ({"kind": "depth_scaled", "base": 4}, 0.02 / math.sqrt(8)),
+    ],
+    ids=str,
+)
+def test_output_projections_start_as_the_rule_says_in_8_layers(rule: Given, expected: float) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=8, n_head=2, dim=64, block_size=4, vocab_size=5, residual=rule))
+    for block_ in (model.blocks[0], model.blocks[7]):
+        for weight in (block_.attention.w_o.weight, block_.ffn.down.weight):
+            assert float(weight.std()) == pytest.approx(expected, rel=0.05)
+
+
+def test_factors_of_depth_are_those_of_each_layer_and_of_the_model() -> None:
+    sizes: dict[str, Any] = {"n_head": 2, "dim": 8, "block_size": 4, "vocab_size": 5}
+    scaled = GPT(GPTConfig(n_layer=4, **sizes, residual="scaled_norms"))
+    assert [block_.norm_factor**-2 for block_ in scaled.blocks] == pytest.approx([1, 2, 3, 4])
+    for n_layer, base, factor in ((2, 2, 1.0), (8, 2, 0.25), (8, 4, 0.5)):
+        model = GPT(GPTConfig(n_layer=n_layer, **sizes, residual={"kind": "depth_scaled", "base": base}))
+        assert {block_.branch_factor for block_ in model.blocks} == {factor}

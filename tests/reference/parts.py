@@ -23,6 +23,14 @@ def scale_norm(x: Array, gain: float, eps: float = 1e-5) -> Array:
     return np.stack([gain * row / max(math.sqrt(sum(value**2 for value in row)), eps) for row in x])
 
 
+def squashed(
+    x: Array, squash: Callable[[float], float], alpha: float, shift: float, weight: Array, bias: Array | None
+) -> Array:
+    """``γ ⊙ f(α x + s) + β``: Zhu et al. 2025 (2503.10622), section 4; Chen et al. 2025 (2512.10938)."""
+    made = np.stack([weight * np.array([squash(alpha * value + shift) for value in row]) for row in x])
+    return made if bias is None else made + bias
+
+
 # --- positions -------------------------------------------------------------------------------------------------
 
 

@@ -51,6 +51,19 @@ def attn_scale_head(omega: Array) -> Head:
     return head
 
 
+def scalable_head(sharpness: Array) -> Head:
+    """``n^(s z) / Σ n^(s z)`` over the n tokens that a row sees: Nakanishi 2025 (2501.19399), eq. 2."""
+
+    def head(q: Array, k: Array, v: Array, number: int) -> Array:
+        scores, rows = scaled_scores(q, k), []
+        for i in range(len(q)):
+            powers = [float(i + 1) ** (float(sharpness[number]) * scores[i, j]) for j in range(i + 1)]
+            rows.append(sum(power * v[j] for j, power in enumerate(powers)) / sum(powers))
+        return np.stack(rows)
+
+    return head
+
+
 def scaled_values_head(scale: float) -> Head:
     """Softmax attention over ``scale`` times the values."""
     return lambda q, k, v, number: softmax_head()(q, k, float(scale) * v, number)

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.equal import WIDTH_KEY
 from lightning_gpt.studies.spec.study import Study
-from tests.studies.helpers import study
+from tests.studies.helpers import LAYERS, study
 
 TRAINER = {"max_steps": 600, "val_check_interval": 300, "accumulate_grad_batches": 2}
 WORK = [{"tokens": 100.0, "flops": 1e9}, {"tokens": 100.0, "flops": 2e9}, {"tokens": 200.0, "flops": 7e9}]
@@ -60,5 +62,24 @@ def test_what_has_no_plan_of_steps_is_refused(over: dict[str, Any], tmp_path: Pa
 
 
 def test_what_cannot_be_equal_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CallError, match="equal is 'parameters'; it must be tokens or flops"):
-        study(tmp_path, equal="parameters")
+    with pytest.raises(CallError, match="equal is 'time'; it must be tokens, flops or parameters"):
+        study(tmp_path, equal="time")
+
+
+def test_equal_parameters_set_the_width_of_cells_and_trials(tmp_path: Path) -> None:
+    rate = "model.init_args.optimization.lr"
+    tune = {"key": rate, "values": [0.1, 0.2], "budget": 7}
+    made = study(tmp_path, equal="parameters", tune=tune, config={"trainer": TRAINER})
+    done = made.with_work([{WIDTH_KEY: width} for width in (64.0, 48.0, 32.0)])
+    widths = {cell.settings[LAYERS]: value_at(cell.config, WIDTH_KEY) for cell in done.provisional.cells}
+    assert list(widths.values()) == [64, 48, 32]
+    assert {value_at(cell.config, "trainer.max_steps") for cell in done.cells} == {600}
+    for cell in done.trials.cells:
+        assert value_at(cell.config, WIDTH_KEY) == widths[cell.settings[LAYERS]]
+        assert value_at(cell.config, "trainer.max_steps") == 7
+
+
+@pytest.mark.parametrize("over", [{"grid": {WIDTH_KEY: [8, 16]}}, {"variants": {"a": {WIDTH_KEY: 8}}}])
+def test_a_width_that_is_set_cannot_be_chosen_too(over: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(CallError, match=r"equal: parameters sets model\.init_args\.dim, so it cannot be an axis"):
+        study(tmp_path, equal="parameters", **over)

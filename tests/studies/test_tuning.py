@@ -9,7 +9,7 @@ from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.studies.report.report import write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.run.tuning import choices, costs_folder, tuning_folder
+from lightning_gpt.studies.run.tuning import choices, costs_folder, rungs, tuned, tuning_folder
 from lightning_gpt.studies.spec.cells import value_at
 from lightning_gpt.studies.spec.study import Study
 from tests.studies.helpers import LAYERS, finished, keep, study
@@ -127,8 +127,69 @@ def test_words_can_be_chosen_too_and_have_no_edge(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("count", "halving", "budget", "expected"),
+    [
+        (8, None, 100, [(8, 100)]),
+        (8, 2, 100, [(8, 25), (4, 50), (2, 100)]),
+        (5, 2, 100, [(5, 25), (3, 50), (2, 100)]),
+        (9, 3, 90, [(9, 30), (3, 90)]),
+        (3, 4, 90, [(3, 90)]),
+        (8, 2, 3, [(8, 1), (4, 1), (2, 3)]),
+    ],
+)
+def test_halving_gives_more_steps_to_fewer_values(
+    count: int, halving: int | None, budget: int, expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    tune = {"key": RATE, "values": list(range(1, count + 1)), "budget": budget}
+    made = study(tmp_path, tune=tune | ({} if halving is None else {"halving": halving}))
+    assert made.tune is not None
+    assert made.tune.rungs == expected
+
+
+def test_each_setting_goes_on_with_its_own_best_values(tmp_path: Path) -> None:
+    """Losses by rate: in the first rung as listed, in the second turned round among those that are left."""
+    first = {1: [4.0, 1.0, 2.0, 3.0], 2: [1.0, 2.0, 3.0, None], 4: [None, None, 1.0, None]}
+    rates = [0.001, 0.002, 0.003, 0.004]
+    tune = {"key": RATE, "values": rates, "budget": 40, "seeds": [7], "halving": 2}
+    made = study(tmp_path, tune=tune, report=["table"])
+    left: list[set[tuple[int, float]]] = []
+    for number, (rung, _) in enumerate(rungs(made, tmp_path)):
+        left.append({(cell.settings[LAYERS], cell.settings[RATE]) for cell in rung.cells})
+        assert [cell.number for cell in rung.cells] == list(range(len(rung.cells)))
+        assert {value_at(cell.config, "trainer.max_steps") for cell in rung.cells} == {20 * (number + 1)}
+        with pytest.raises(WorkError, match=f"{len(rung.cells)} of {len(rung.cells)} trials of lr are still to be run"):
+            tuned(made, tmp_path)
+        for cell in rung.cells:
+            loss = first[cell.settings[LAYERS]][rates.index(cell.settings[RATE])]
+            if loss is None:
+                place = tuning_folder(tmp_path) / "cells" / cell.folder
+                place.mkdir(parents=True)
+                (place / "failure.json").write_text('{"error": "the loss is not finite"}')
+            else:
+                keep(finished(cell, values={"val/loss": loss if number == 0 else 9.0 - loss}), tuning_folder(tmp_path))
+    assert len(left) == 2
+    assert left[0] == {(depth, rate) for depth in first for rate in rates}
+    assert left[1] == {(1, 0.002), (1, 0.003), (2, 0.001), (2, 0.002), (4, 0.003)}
+    found = {choice.settings[LAYERS]: choice for choice in tuned(made, tmp_path).values()}
+    assert {depth: choice.best for depth, choice in found.items()} == {1: 0.003, 2: 0.002, 4: 0.003}
+    assert found[1].stopped == {0.004: (20, 3.0), 0.001: (20, 4.0)}
+    assert (found[2].stopped, found[2].failures) == ({0.003: (20, 3.0)}, {0.004: "the loss is not finite"})
+    assert {depth: choice.edge for depth, choice in found.items()} == {1: "", 2: "", 4: ""}
+    chosen = collect(made, tmp_path)
+    for cell in chosen.study.cells:
+        keep(finished(cell), tmp_path)
+    write_report(collect(made, tmp_path), tmp_path)
+    text = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert "each of 4 values was trained for 20 steps, the best 2 anew for 40 (successive halving) with 1 seed" in text
+    assert re_row(text, "n_layer 1")[1:] == ["4 after 20", "8", "7", "3 after 20", "0.003"]
+    assert re_row(text, "n_layer 2")[4] == "failed"
+
+
+@pytest.mark.parametrize(
     ("over", "message"),
     [
+        ({"tune": {**TUNE, "halving": 1}}, "tune: halving is 1; it must be a whole number of at least 2"),
+        ({"tune": {**TUNE, "halving": True}}, "tune: halving is True; it must be a whole number of at least 2"),
         ({"tune": {**TUNE, "steps": 3}}, "tune: unknown key 'steps'; did you mean seeds"),
         ({"tune": {**TUNE, "key": None}}, "tune: key is None; it must be the dotted key of an option"),
         ({"tune": {**TUNE, "key": "seed_everything"}}, "seed_everything cannot be an axis"),

@@ -23,6 +23,9 @@ N_LAYER, STEPS = 2, 30
 VALIDATIONS = [10, 20, 30]
 
 
+MEASURED = {name: diagnostic for name, diagnostic in DIAGNOSTICS.items() if not diagnostic.on_request}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a fit has run as it is typed, and another with the layer diagnostics off and no logger."""
@@ -53,7 +56,7 @@ def plugin_data(events: EventAccumulator, tag: str) -> plugin_data_pb2.HParamsPl
 
 
 def test_every_layer_of_every_diagnostic_is_a_curve(events: EventAccumulator) -> None:
-    for name, diagnostic in DIAGNOSTICS.items():
+    for name, diagnostic in MEASURED.items():
         layers = N_LAYER + (diagnostic.of == "stream")
         tags = sorted(tag for tag in events.Tags()["scalars"] if tag.startswith(f"layers/{name}/"))
         assert tags == [f"layers/{name}/layer_{layer:02}" for layer in range(layers)]
@@ -73,7 +76,7 @@ def test_the_only_other_scalars_are_the_runs_own(events: EventAccumulator) -> No
 
 def test_there_is_a_heatmap_of_every_diagnostic_and_the_attention_grid(events: EventAccumulator) -> None:
     drawn_at_the_end = {
-        *(f"layers/{name}" for name in DIAGNOSTICS),
+        *(f"layers/{name}" for name in MEASURED),
         "layers/cka_between_layers",
         "layers/value_spectrum",
     }
@@ -104,7 +107,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
         *("loss", "layers: over-smoothing", "layers: outliers", "layers: updates", "layers: attention"),
         *("layers: induction", "layers: spectra", "layers: training"),
     ]
-    assert len(charts) == 3 + len(DIAGNOSTICS)
+    assert len(charts) == 3 + len(MEASURED)
     tags = events.Tags()["scalars"]
 
     def shown(patterns: Iterable[str]) -> set[str]:  # the plugin matches from a tag's start
@@ -113,7 +116,7 @@ def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: Even
     assert shown(charts["training and validation loss (nats)"]) == {"train/loss", "val/loss"}
     assert shown(charts["training and validation perplexity"]) == {"train/perplexity", "val/perplexity"}
     assert shown(charts["validation bits per byte"]) == {"val/bits_per_byte"}
-    for name, diagnostic in DIAGNOSTICS.items():
+    for name, diagnostic in MEASURED.items():
         found = shown(charts[diagnostic.title])
         assert len(found) == N_LAYER + (diagnostic.of == "stream")
         assert all(tag.startswith(f"layers/{name}/layer_") for tag in found)

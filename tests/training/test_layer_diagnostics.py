@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, measure, one_value
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
@@ -87,7 +87,8 @@ def entries(run: Path) -> list[dict[str, Any]]:
 def test_every_diagnostic_is_in_the_file_at_every_validation(run: Path) -> None:
     assert [entry["step"] for entry in entries(run)] == [0, 4, 8, 12]
     for entry in entries(run):
-        expected = set(DIAGNOSTICS) - (OF_STEPS if entry["step"] == 0 else set())
+        measured = {name for name, diagnostic in DIAGNOSTICS.items() if not diagnostic.on_request}
+        expected = measured - (OF_STEPS if entry["step"] == 0 else set())
         assert set(entry) == {"step", *expected}
         for name in expected:
             diagnostic = DIAGNOSTICS[name]
@@ -95,7 +96,7 @@ def test_every_diagnostic_is_in_the_file_at_every_validation(run: Path) -> None:
             for value in entry[name]:
                 assert isinstance(value, list) == diagnostic.by_head, name
                 assert not diagnostic.by_head or len(value) == 2, name
-                number = layer_value(value)
+                number = one_value(value)
                 assert number is not None
                 assert diagnostic.low is None or number >= diagnostic.low, name
                 assert diagnostic.high is None or number <= diagnostic.high + 1e-6, name
@@ -109,7 +110,7 @@ def test_scalars_are_the_files_figures_with_heads_averaged(run: Path) -> None:
             if name == "update_ratio":
                 step = max(measured for measured in RATIO_STEPS if measured <= step)
             for layer, value in enumerate(entry[name]):
-                assert logged[f"layers/{name}/layer_{layer:02}", step] == pytest.approx(layer_value(value), rel=1e-5)
+                assert logged[f"layers/{name}/layer_{layer:02}", step] == pytest.approx(one_value(value), rel=1e-5)
     for name, expected in (("grad_norm", list(range(1, STEPS + 1))), ("update_ratio", RATIO_STEPS)):
         assert [step for tag, step in logged if tag == f"layers/{name}/layer_00"] == expected
 
@@ -233,10 +234,10 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
     def synchronize(*_: Any) -> None:
         clock["now"], clock["queued"] = clock["now"] + clock["queued"], 0.0
 
-    def measured(probe: Probe) -> Any:
+    def measured(probe: Probe, requested: bool) -> Any:
         clock["queued"] += 1
         synchronize()  # figures are read on the CPU
-        return measure(probe)
+        return measure(probe, requested)
 
     callback = "lightning_gpt.training.callbacks.layer_diagnostics"
     monkeypatch.setattr("lightning_gpt.training.device_clock.synchronize", synchronize)
@@ -248,6 +249,16 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
     (share,) = events.Scalars("layers/share_of_time")
     probes = 1 + STEPS // EVERY
     assert share.value == pytest.approx(probes / (probes + 9 * STEPS))
+
+
+def test_what_blocks_are_worth_is_measured_if_asked_for(corpus: Path, tmp_path: Path) -> None:
+    run = fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(layer_values=True), max_steps=4)
+    logged = scalars(run)
+    for entry in entries(run):
+        assert len(entry["layer_value"]) == 3
+        for layer, value in enumerate(entry["layer_value"]):
+            assert logged[f"layers/layer_value/layer_{layer:02}", entry["step"]] == pytest.approx(value, rel=1e-5)
+    assert [entry["step"] for entry in entries(run)] == [0, 4]
 
 
 def test_a_probe_of_one_token_is_refused() -> None:

@@ -74,13 +74,17 @@ class MultiHeadAttention(CausalAttention):
             if scheme is not None:
                 scheme.check_width(self.head_dim)
         rows, kv_rows = self.n_head * self.head_dim, self.n_kv_head * self.head_dim
-        pieces = {"q": rows, "k": kv_rows, "v": kv_rows}
+        pieces = self.pieces_of(rows, kv_rows)
         has_bias = bias if qkv_bias is None else qkv_bias
-        self.qkv = Linear(dim, rows + 2 * kv_rows, bias=has_bias, maps=("stream", "heads"), pieces=pieces)
+        self.qkv = Linear(dim, sum(pieces.values()), bias=has_bias, maps=("stream", "heads"), pieces=pieces)
         self.q_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         self.k_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         has_bias = bias if output_bias is None else output_bias
         self.w_o = Linear(rows, dim, bias=has_bias, maps=("heads", "stream"))
+
+    def pieces_of(self, rows: int, kv_rows: int) -> dict[str, int]:
+        """The matrices fused into ``qkv`` and their rows, for ``rows`` of queries and ``kv_rows`` of keys or values."""
+        return {"q": rows, "k": kv_rows, "v": kv_rows}
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         q, k, v = self.heads(x, context)
@@ -112,7 +116,7 @@ class MultiHeadAttention(CausalAttention):
     def query_gains(self) -> list[nn.Parameter]:
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []
 
-    def value_output(self) -> tuple[Tensor, Tensor]:
+    def value_output(self) -> tuple[Tensor, Tensor] | None:
         _, _, w_v = torch.split(self.qkv.applied, list(self.qkv.pieces.values()))
         values = w_v.view(self.n_kv_head, self.head_dim, -1).mT  # (H_kv, d, D)
         output = self.w_o.applied.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)

@@ -12,7 +12,8 @@ from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.report.tested import written
 from lightning_gpt.studies.report.tuning_table import tuning_blocks
-from lightning_gpt.studies.spec.equal import AMOUNTS
+from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, WIDTH_KEY
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.whole_file import write_file
@@ -94,7 +95,11 @@ def _how(results: StudyResults) -> list[Written]:
     """The environments that the cells ran in, and the figures of every cell."""
     study = results.study
     blocks: list[Written] = [Heading("How it was made")]
-    if study.work:
+    if study.work and study.equal == PARAMETERS:
+        widths = {label_of(cell.settings, study.axes): value_at(cell.config, WIDTH_KEY) for cell in study.cells}
+        each = ", ".join(f"{label}: {width:,}" for label, width in widths.items())
+        blocks.append(Text(f"All settings have nearly as many parameters as the first, by their width: {each}."))
+    elif study.work:
         steps = {label_of(cell.settings, study.axes): cell.config["trainer"]["max_steps"] for cell in study.cells}
         each = ", ".join(f"{label}: {number:,}" for label, number in steps.items())
         alike = f"All settings were trained with as many {AMOUNTS[study.equal]} as the first"

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gpt.json_text import to_json
 from lightning_gpt.studies.run.result import CellResult, read_results
-from lightning_gpt.studies.run.tuning import TunedChoice, choices, costs_folder, tuning_folder
+from lightning_gpt.studies.run.tuning import TunedChoice, costs_folder, tuned
 from lightning_gpt.studies.spec.cells import setting_text, value_at
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Study
@@ -104,7 +104,7 @@ def collect(study: Study, folder: Path) -> StudyResults:
     """
     found = {}
     if study.tune is not None:
-        found = choices(study.tune, read_results(study.trials, tuning_folder(folder)))
+        found = tuned(study, folder)
         study = study.with_choice({setting: choice.best for setting, choice in found.items()})
     results = read_results(study, folder)
     if study.alone is not None:

@@ -22,9 +22,9 @@ def tuning_blocks(results: StudyResults) -> list[Written]:
         return []
     named = {label_of(choice.settings, study.axes) or "all": choice for choice in results.choices.values()}
     how = (
-        f"Before its cells were run, {tune.name} was chosen for each setting: each of {len(tune.values)} values was "
-        f"trained for {tune.budget:,} steps with {len(tune.seeds)} seed{'s' if len(tune.seeds) > 1 else ''}, and the "
-        f"one with the lowest mean {measure(MEASURE).label} is used. A longer training may have another best value."
+        f"Before its cells were run, {tune.name} was chosen for each setting: {_budgets(tune)} with {len(tune.seeds)} "
+        f"seed{'s' if len(tune.seeds) > 1 else ''}, and the one with the lowest mean {measure(MEASURE).label} is used. "
+        f"A longer training may have another best value."
     )
     return [
         Heading(f"How {tune.name} was chosen"),
@@ -33,6 +33,15 @@ def tuning_blocks(results: StudyResults) -> list[Written]:
         *_picture(tune, named),
         _table(tune, named),
     ]
+
+
+def _budgets(tune: Tune) -> str:
+    """How many values were trained for how long."""
+    (count, steps), *later = tune.rungs
+    said = f"each of {count} values was trained for {steps:,} steps"
+    if later:
+        said += "".join(f", the best {count} anew for {steps:,}" for count, steps in later) + " (successive halving)"
+    return said
 
 
 def _remarks(tune: Tune, named: Mapping[str, TunedChoice]) -> list[str]:
@@ -101,6 +110,9 @@ def _table(tune: Tune, named: Mapping[str, TunedChoice]) -> Table:
 
 
 def _figure(choice: TunedChoice, value: Any) -> str:
+    if value in choice.stopped:
+        steps, loss = choice.stopped[value]
+        return f"{measure(MEASURE).text(loss)} after {steps:,}"
     if value not in choice.losses:
         return "failed"
     losses = SeedSpread(tuple(choice.losses[value].values()))

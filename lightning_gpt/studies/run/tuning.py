@@ -1,14 +1,15 @@
 """What the first stage of a study says about the best value of an option for each setting."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_gpt.errors import WorkError
-from lightning_gpt.studies.run.result import CellResult
+from lightning_gpt.studies.run.result import CellResult, read_results
 from lightning_gpt.studies.spec.cells import setting_id
+from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.studies.spec.tune import MEASURE, Tune
 
 
@@ -30,11 +31,13 @@ class TunedChoice:
         settings: The setting.
         losses: The validation loss by value and seed, of the values all of whose trials ended well.
         failures: Why another value is none to choose, by value.
+        stopped: The optimizer steps and the mean loss of each value that successive halving has stopped early.
     """
 
     settings: dict[str, Any]
     losses: dict[Any, dict[int, float]] = field(default_factory=dict)
     failures: dict[Any, str] = field(default_factory=dict)
+    stopped: dict[Any, tuple[int, float]] = field(default_factory=dict)
 
     def mean(self, value: Any) -> float:
         """The mean loss of a value."""
@@ -48,10 +51,67 @@ class TunedChoice:
     @property
     def edge(self) -> str:
         """``lowest`` or ``highest`` where the best value is that of all numbers tried; otherwise empty."""
-        tried = [*self.losses, *self.failures]
+        tried = [*self.losses, *self.failures, *self.stopped]
         if len(tried) < 2 or not all(isinstance(value, int | float) for value in tried):
             return ""
         return "lowest" if self.best == min(tried) else "highest" if self.best == max(tried) else ""
+
+
+def rungs(study: Study, folder: Path) -> Iterator[tuple[Study, Callable[[], dict[str, TunedChoice]]]]:
+    """The trials of each rung of a study's first stage, in order, and how its choice is read.
+
+    The next rung follows from what the one before has left in ``folder``, so its trials must have ended by then.
+
+    Raises:
+        WorkError: As :func:`choices`.
+    """
+    assert study.tune is not None
+    left: dict[str, list[Any]] | None = None
+    earlier: dict[str, TunedChoice] = {}
+    for number, (_, steps) in enumerate(study.tune.rungs):
+        trials = study.rung(number, left)
+
+        def read(trials: Study = trials, earlier: dict[str, TunedChoice] = earlier) -> dict[str, TunedChoice]:
+            assert study.tune is not None
+            found = choices(study.tune, read_results(trials, tuning_folder(folder)))
+            return {setting: _after(earlier.get(setting), choice) for setting, choice in found.items()}
+
+        yield trials, read
+        if number + 1 < len(study.tune.rungs):
+            count, _ = study.tune.rungs[number + 1]
+            found = read()
+            ranked = {setting: sorted(choice.losses, key=choice.mean) for setting, choice in found.items()}
+            left = {setting: values[:count] for setting, values in ranked.items()}
+            earlier = {
+                setting: replace(
+                    choice,
+                    losses={},
+                    stopped={
+                        **choice.stopped,
+                        **{value: (steps, choice.mean(value)) for value in ranked[setting][count:]},
+                    },
+                )
+                for setting, choice in found.items()
+            }
+
+
+def tuned(study: Study, folder: Path) -> dict[str, TunedChoice]:
+    """What the first stage in ``folder`` has chosen for each setting.
+
+    Raises:
+        WorkError: As :func:`choices`.
+    """
+    found: dict[str, TunedChoice] = {}
+    for _, read in rungs(study, folder):
+        found = read()
+    return found
+
+
+def _after(earlier: TunedChoice | None, choice: TunedChoice) -> TunedChoice:
+    """A choice with what became of the values of the rungs before it."""
+    if earlier is None:
+        return choice
+    return replace(choice, failures={**earlier.failures, **choice.failures}, stopped=earlier.stopped)
 
 
 def choices(tune: Tune, trials: Sequence[CellResult]) -> dict[str, TunedChoice]:
@@ -70,7 +130,7 @@ def choices(tune: Tune, trials: Sequence[CellResult]) -> dict[str, TunedChoice]:
     found: dict[str, TunedChoice] = {}
     by_value: dict[tuple[str, str], list[CellResult]] = {}
     for trial in trials:
-        settings = {key: value for key, value in trial.cell.settings.items() if key != tune.key}
+        settings = trial.cell.without(tune.key)
         found.setdefault(setting_id(settings), TunedChoice(settings))
         by_value.setdefault((setting_id(settings), repr(trial.cell.settings[tune.key])), []).append(trial)
     for (setting, _), members in by_value.items():

@@ -31,6 +31,10 @@ class Cell:
     seed: int
     config: dict[str, Any]
 
+    def without(self, key: str) -> dict[str, Any]:
+        """Its settings on all axes but one."""
+        return {axis: value for axis, value in self.settings.items() if axis != key}
+
     @property
     def digest(self) -> str:
         """A short hash of the configuration: changing the configuration makes it another cell."""

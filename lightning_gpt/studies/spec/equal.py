@@ -1,4 +1,4 @@
-"""Steps of each setting by which all settings train with equal tokens or equal FLOPs."""
+"""What makes settings equal: the steps for equal tokens or FLOPs, or the width for equal parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,16 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.spec.cells import value_at
 
 AMOUNTS: dict[str, str] = {"tokens": "tokens", "flops": "FLOPs"}
-"""What can be made equal, and its name in a sentence."""
+"""What can be made equal by the number of steps, and its name in a sentence."""
+
+PARAMETERS = "parameters"
+"""What can be made equal by the width."""
+
+WIDTH_KEY = "model.init_args.dim"
+"""The option that is set for equal parameters."""
 
 StepWork = Mapping[str, float]
-"""Tokens and FLOPs of an optimizer step, by their keys in AMOUNTS."""
+"""Tokens and FLOPs of an optimizer step, by their keys in AMOUNTS; for equal parameters, the width by WIDTH_KEY."""
 
 
 def amount_of(config: Mapping[str, Any], work: StepWork, equal: str) -> float:

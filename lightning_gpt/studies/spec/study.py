@@ -1,5 +1,6 @@
 """A study's YAML file, read and checked before anything runs."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, Cell, make_cells, merged, setting_id, short_names
-from lightning_gpt.studies.spec.equal import AMOUNTS, StepWork, amount_of, steps_for
+from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, WIDTH_KEY, StepWork, amount_of, steps_for
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.tune import MEASURE, TIMES, Tune, shortened
 
@@ -56,7 +57,10 @@ class Study:
         chosen: What that stage has chosen, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         alone: Optimizer steps in which the times of each cell are measured alone, after all cells; None for not at all.
         steps: Optimizer steps of the cells of a stage; None for those of their configurations.
-        equal: What all settings train with as much of as the first: ``tokens`` or ``flops``; empty for their own steps.
+        equal: What all settings train with as much of as the first: ``tokens``, ``flops`` or ``parameters``; empty for
+            their own steps and widths.
+        among: For the trials of a later rung: the option's key, and the values left of each setting, by
+            :func:`~lightning_gpt.studies.spec.cells.setting_id`; None for all values of the grid.
         work: That of an optimizer step of each setting, by :func:`~lightning_gpt.studies.spec.cells.setting_id`.
         in_rounds: Whether all settings are run with one seed before any is with the next, so that what changes on the
             machine in the meantime meets all settings alike.
@@ -77,6 +81,7 @@ class Study:
     alone: int | None = None
     steps: int | None = None
     equal: str = ""
+    among: tuple[str, Mapping[str, Sequence[Any]]] | None = None
     work: Mapping[str, StepWork] = field(default_factory=dict)
     in_rounds: bool = False
 
@@ -89,17 +94,22 @@ class Study:
     def cells(self) -> list[Cell]:
         """All cells of the study, in order."""
         cells = make_cells(self.config, self.grid, self.variants, self.seeds, self._last)
-        if not self.in_rounds:
-            return cells
-        rounds = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
-        return [replace(cell, number=number) for number, cell in enumerate(rounds)]
+        if self.among is not None:
+            key, left = self.among
+            cells = [cell for cell in cells if cell.settings[key] in left[setting_id(cell.without(key))]]
+        if self.in_rounds:
+            cells = sorted(cells, key=lambda cell: self.seeds.index(cell.seed))
+        return [replace(cell, number=number) for number, cell in enumerate(cells)]
 
     def _last(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         setting = setting_id(settings)
         tuned = {self.tune.key: self.chosen[setting]} if self.tune is not None and setting in self.chosen else {}
+        by_width = self.equal == PARAMETERS and bool(self.work)
+        if by_width:
+            tuned[WIDTH_KEY] = int(self.work[setting][WIDTH_KEY])
         if self.steps is not None:
             return {**tuned, **shortened(config, self.steps)}
-        if not self.work:
+        if not self.work or by_width:
             return tuned
         return {**tuned, **steps_for(config, self.work[setting], self.equal, self._amount)}
 
@@ -111,13 +121,23 @@ class Study:
 
     @property
     def trials(self) -> "Study":
-        """The first stage as a study of its own: each setting with each value that is tried."""
+        """The first stage as a study of its own: each setting with each value that is tried; its first rung."""
+        return self.rung(0, None)
+
+    def rung(self, number: int, left: Mapping[str, Sequence[Any]] | None) -> "Study":
+        """The trials of a rung of the first stage, with the values that are left of each setting; None for all."""
         assert self.tune is not None
         grid = {**self.grid, self.tune.key: self.tune.values}
-        study = replace(
-            self, name=f"{self.name}-tuning", grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[]
-        )
-        return replace(study, reference=None, tune=None, alone=None, steps=self.tune.budget)
+        name = f"{self.name}-tuning" if number == 0 else f"{self.name}-tuning-{number + 1}"
+        study = replace(self, name=name, grid=grid, seeds=self.tune.seeds, measure=[MEASURE], report=[])
+        _, steps = self.tune.rungs[number]
+        among = None if left is None else (self.tune.key, left)
+        work = {
+            setting_id({**cell.settings, self.tune.key: value}): self.work[setting_id(cell.settings)]
+            for cell in (self.cells if self.work else ())
+            for value in self.tune.values
+        }
+        return replace(study, reference=None, tune=None, alone=None, steps=steps, among=among, work=work)
 
     @property
     def costs(self) -> "Study":
@@ -294,8 +314,8 @@ class _Reader:
     def equal(self) -> str:
         """What all settings train with as much of; empty for their own steps."""
         value = self.content.get("equal", "")
-        if value != "" and value not in AMOUNTS:
-            raise self.error(f"equal is {value!r}; it must be {' or '.join(AMOUNTS)}")
+        if value not in ("", *AMOUNTS, PARAMETERS):
+            raise self.error(f"equal is {value!r}; it must be {', '.join(AMOUNTS)} or {PARAMETERS}")
         return str(value)
 
     def alone(self) -> int | None:
@@ -318,14 +338,17 @@ class _Reader:
         given = self.mapping("tune")
         if not given:
             return None
-        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds"), f"{self.where}tune: ")
+        reader = _Reader(self.file, given, ("key", "values", "budget", "seeds", "halving"), f"{self.where}tune: ")
         key, budget = given.get("key"), reader.steps("budget")
         if not isinstance(key, str) or not key:
             raise reader.error(f"key is {key!r}; it must be the dotted key of an option")
         values = reader.axis(key, given.get("values"), "values")
         if len(values) < 2:
             raise reader.error(f"values is {values}; there must be two or more to choose from")
-        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])))
+        halving = given.get("halving")
+        if halving is not None and (not isinstance(halving, int) or isinstance(halving, bool) or halving < 2):
+            raise reader.error(f"halving is {halving!r}; it must be a whole number of at least 2, or be left out")
+        return Tune(key, values, budget, reader.seed_values(reader.sequence("seeds", [0])), halving)
 
     def _section(self, entry: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(entry, str):
@@ -358,6 +381,10 @@ class _Reader:
         tuned = None if study.tune is None else study.tune.key
         if tuned in study.grid:
             raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
+        if study.equal == PARAMETERS and WIDTH_KEY in [*study.grid, tuned, *itertools.chain(*study.variants.values())]:
+            raise self.error(
+                f"equal: {PARAMETERS} sets {WIDTH_KEY}, so it cannot be an axis, tuned or set by a variant"
+            )
         for name, values in study.variants.items():
             if tuned in values:
                 raise self.error(f"variant {name} sets {tuned}, which tune chooses")

@@ -1,5 +1,6 @@
 """The stages of a study that run short: trials, which choose an option for each setting, and measurements of cost."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +23,30 @@ class Tune:
         values: The values that are tried.
         budget: Optimizer steps of each trial; the learning rate's schedule is run to its end in them.
         seeds: The seeds of each trial.
+        halving: With η, trials are cut short by successive halving: Jamieson & Talwalkar 2016 (1502.07943), algorithm
+            1. All values are tried for a fraction of the budget; the best 1/η of each setting go on to η times as many
+            steps, until at most η are left for the whole budget. None to try every value for the whole budget.
     """
 
     key: str
     values: list[Any]
     budget: int
     seeds: list[int]
+    halving: int | None = None
 
     @property
     def name(self) -> str:
         """The option's own name."""
         return self.key.rpartition(".")[2]
+
+    @property
+    def rungs(self) -> list[tuple[int, int]]:
+        """How many values of a setting are tried in each rung, and for how many optimizer steps."""
+        counts = [len(self.values)]
+        while self.halving is not None and counts[-1] > self.halving:
+            counts.append(math.ceil(counts[-1] / self.halving))
+        last, factor = len(counts) - 1, self.halving or 1
+        return [(count, max(1, self.budget // factor ** (last - rung))) for rung, count in enumerate(counts)]
 
 
 def shortened(config: Mapping[str, Any], steps: int) -> dict[str, Any]:

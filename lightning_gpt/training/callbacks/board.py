@@ -80,6 +80,8 @@ def layout() -> dict[str, dict[str, list[Any]]]:
         }
     }
     for name, diagnostic in DIAGNOSTICS.items():
+        if diagnostic.on_request:
+            continue  # a chart without curves in most runs; they are among the plain scalars
         lines = ["Multiline", [rf"layers/{name}/layer_\d+"]]
         charts.setdefault(f"layers: {diagnostic.theme}", {})[diagnostic.title] = lines
     return charts

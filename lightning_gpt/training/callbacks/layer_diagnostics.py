@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, layer_value, measure
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, measure, one_value
 from lightning_gpt.analysis.layer_measures import cka_matrix
 from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
 from lightning_gpt.analysis.probe import Probe, block_parameters
@@ -48,12 +48,16 @@ class LayerDiagnostics(Callback):
     Args:
         enabled: Whether to measure at all.
         tokens: Maximum number of validation tokens to probe; never more than a micro-batch has.
+        layer_values: Whether to measure what each block is worth, too, which takes one more pass per block.
     """
 
-    def __init__(self, enabled: bool = True, tokens: Annotated[int, Range(2, 2**24)] = 256) -> None:
+    def __init__(
+        self, enabled: bool = True, tokens: Annotated[int, Range(2, 2**24)] = 256, layer_values: bool = False
+    ) -> None:
         check_options(LayerDiagnostics.__init__, locals(), "diagnostics.")
         self.enabled = enabled
         self.tokens = tokens
+        self.layer_values = layer_values
         self._folder = Path()
         self._history: list[dict[str, Any]] = []
         self._of_step: dict[str, list[Value]] = {}
@@ -172,7 +176,7 @@ class LayerDiagnostics(Callback):
             if model is None:
                 return
             self._probe = Probe.take(model, batch["ids"], batch["targets"], batch.get("documents"))
-            figures = measure(self._probe)
+            figures = measure(self._probe, self.layer_values)
             self._log(trainer, figures)
             self._history = [entry for entry in self._history if entry["step"] < step]
             self._history.append({"step": step, **figures, **self._of_step})
@@ -183,7 +187,7 @@ class LayerDiagnostics(Callback):
             f"layers/{name}/layer_{layer:02}": number
             for name, layers in figures.items()
             for layer, value in enumerate(layers)
-            if (number := layer_value(value)) is not None
+            if (number := one_value(value)) is not None
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
