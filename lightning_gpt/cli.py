@@ -40,6 +40,8 @@ options of every command:
                   repeated
   --debug         show the traceback of an error
 
+--version prints the version and the commit.
+
 Start with: lightning-gpt fit --config configs/quickstart.yaml
 """
 
@@ -74,9 +76,9 @@ def _run(args: list[str], trusted: list[str]) -> int:
         print(_HELP, end="")
         return 0 if args else 2
     if args[0] == "--version":
-        from lightning_gpt import __version__
+        from lightning_gpt.version import described_version
 
-        print(f"lightning-gpt {__version__}")
+        print(f"lightning-gpt {described_version()}")
         return 0
     try:
         os.getcwd()

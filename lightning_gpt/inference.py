@@ -1,6 +1,5 @@
 """Text generation: a prompt in, its continuation out as it is sampled."""
 
-import codecs
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +10,7 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
 from lightning_gpt.models.decoding.speculative import sample_speculatively
+from lightning_gpt.models.decoding.text import pieces, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 
 
@@ -20,8 +20,7 @@ def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch
     Raises:
         CallError: If the prompt is longer than the model's context, or has ids outside its vocabulary.
     """
-    ids = [*tokenizer.start, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text]
-    return checked_ids(model, torch.tensor(ids))
+    return checked_ids(model, torch.tensor(prompt_tokens(tokenizer, prompt)))
 
 
 def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
@@ -52,8 +51,7 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the continuation of ``ids`` piece by piece, up to ``<|endoftext|>``.
 
-    A character whose bytes are spread over several tokens is held back until it is complete. The global random state
-    is not used, so the same seed gives the same text whatever ran before.
+    The global random state is not used, so the same seed gives the same text whatever ran before.
 
     Args:
         model: The model that continues the text.
@@ -67,19 +65,10 @@ def stream_text(
         early_exit: A wrapper of ``model`` that runs tokens it is sure of through its first layers only.
     """
     generator = torch.Generator(device=ids.device).manual_seed(seed)
-    characters = codecs.getincrementaldecoder("utf-8")("replace")
     with evaluating(model):
         if draft is None:
             reading = Decoder(early_exit or model, ids[None], None, max_new_tokens)
             tokens = sample(reading, max_new_tokens, sampling, generator)
         else:
             tokens = sample_speculatively(model, draft, ids[None], max_new_tokens, sampling, generator, n_guess)
-        for token in tokens:
-            if int(token) == tokenizer.end_of_text:
-                break
-            piece = characters.decode(tokenizer.decode_bytes(int(token)))
-            if piece:
-                yield piece
-    rest = characters.decode(b"", final=True)
-    if rest:
-        yield rest
+        yield from pieces(tokenizer, tokens)

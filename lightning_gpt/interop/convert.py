@@ -56,9 +56,7 @@ def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, toler
     Raises:
         CallError: The model cannot be expressed, a file is wrong, or the logits differ; nothing is left behind.
     """
-    config = family_of(folder.config).config(folder.config)
-    state = family_of(folder.config).from_published(config, folder.weights())
-    words = folder.tokenizer(config.vocab_size) if tokenizer else None
+    config, state, words = _parts(folder, tokenizer)
     content = _checkpoint(config, state, words)
     yield f"{_size(state)} read from {folder.path}"
     if tolerance is not None:
@@ -72,6 +70,15 @@ def into_checkpoint(folder: PublishedModel, output: Path, tokenizer: bool, toler
     if words is None:
         yield f"no tokenizer{'' if tokenizer else ' (--tokenizer false)'}: generate takes --ids"
     yield f"{output / CHECKPOINT}"
+
+
+def read_published(folder: PublishedModel) -> Checkpoint:
+    """A published model and its tokenizer as a checkpoint that is not written down.
+
+    Raises:
+        CallError: The model cannot be expressed, or a file is wrong.
+    """
+    return Checkpoint(folder.path, _checkpoint(*_parts(folder, tokenizer=True)))
 
 
 def into_folder(checkpoint: Checkpoint, output: Path, family: str | None, tolerance: float | None) -> Iterator[str]:
@@ -121,6 +128,13 @@ def _write_published(
         (folder / "generation_config.json").write_text(json.dumps(ends, indent=2) + "\n")
         for name, text in published_files(words).items():
             (folder / name).write_text(text, "utf-8")
+
+
+def _parts(folder: PublishedModel, tokenizer: bool) -> tuple[GPTConfig, Mapping[str, Tensor], Tokenizer | None]:
+    family = family_of(folder.config)
+    config = family.config(folder.config)
+    weights = family.from_published(config, folder.weights())
+    return config, weights, folder.tokenizer(config.vocab_size) if tokenizer else None
 
 
 def _checkpoint(config: GPTConfig, state: Mapping[str, Tensor], words: Tokenizer | None) -> dict[str, Any]:

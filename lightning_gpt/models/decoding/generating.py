@@ -1,11 +1,15 @@
 """Text generation for language models."""
 
 from abc import ABC, abstractmethod
+from itertools import chain
+from typing import overload
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.decoding.sampling import Sampling, continued
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued, sample
+from lightning_gpt.models.decoding.text import TextCoder, pieces, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
@@ -15,6 +19,8 @@ class Generating(nn.Module, ABC):
     """A model that can continue token ids, given its hidden states, its head and its cache."""
 
     head: OutputHead
+    tokenizer: TextCoder | None = None
+    """What :meth:`generate` reads and writes text with; a model that was loaded has the one it was trained with."""
 
     @property
     @abstractmethod
@@ -51,24 +57,62 @@ class Generating(nn.Module, ABC):
         last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         return self.head.few(last)
 
+    @overload
     def generate(
         self,
-        ids: Tensor,
-        max_new_tokens: int,
+        prompt: str,
+        max_new_tokens: NewTokens = ...,
+        *,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        generator: torch.Generator | None = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: NewTokens = ...,
+        *,
+        lengths: Tensor | None = ...,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        generator: torch.Generator | None = ...,
+    ) -> Tensor: ...
+
+    def generate(
+        self,
+        prompt: Tensor | str,
+        max_new_tokens: NewTokens = 100,
         *,
         lengths: Tensor | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
+    ) -> Tensor | str:
+        """Continue a text, or each row of ids ``(batch, time)``; returns the prompt with what follows it.
 
-        ``temperature=0`` is greedy. For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt
-        ids in each row; the new tokens follow the prompt directly, and the padding comes after them. Past the end of
-        learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
+        A text ends where the model ends it, or after ``max_new_tokens``. Rows are ``(batch, time + max_new_tokens)``.
+        For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt ids in each row; the new
+        tokens follow the prompt directly, and the padding comes after them. ``temperature=0`` is greedy. Past the end
+        of learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
         generation.
+
+        Raises:
+            CallError: An option is out of its range, or there is a text but no tokenizer.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         with evaluating(self):
-            return continued(self, ids, max_new_tokens, sampling, lengths, generator)
+            if isinstance(prompt, Tensor):
+                return continued(self, prompt, max_new_tokens, sampling, lengths, generator)
+            if self.tokenizer is None:
+                raise CallError("the model has no tokenizer: give token ids, or load it from a checkpoint that has one")
+            if lengths is not None:
+                raise CallError("lengths are given with a text; they belong to rows of token ids")
+            device = next(chain(self.parameters(), self.buffers())).device
+            ids = torch.tensor([prompt_tokens(self.tokenizer, prompt)], device=device)
+            tokens = sample(Decoder(self, ids, None, max_new_tokens), max_new_tokens, sampling, generator)
+            return "".join([prompt, *pieces(self.tokenizer, tokens)])
