@@ -79,6 +79,17 @@ def enlist(series: Path, sums: Mapping[str, str]) -> None:
     write_file(series / LIST, "".join(f"{sum}  {name}\n" for name, sum in lines))
 
 
+def delist(series: Path, checkpoint: Path) -> None:
+    """Take a checkpoint that is about to be replaced out of the list.
+
+    Raises:
+        CallError: The list cannot be read.
+        WorkError: It cannot be written.
+    """
+    kept = {name: sum for name, sum in listed(series).items() if name.split("/")[0] != checkpoint.name}
+    write_file(series / LIST, "".join(f"{sum}  {name}\n" for name, sum in kept.items()))
+
+
 def sums_of(path: Path) -> dict[str, str]:
     """The SHA-256 of the file or files of a checkpoint, by their paths as in the list.
 

@@ -1,4 +1,4 @@
-"""What the site holds beside docs/: pages from the repository's root, and a reference of the package, a page per folder.
+"""What the site holds beside docs/: pages from the root of the repository, and a reference page per package folder.
 
 MkDocs calls the functions below by their names. Links between files of the repository become links between pages, so
 the sources stay readable where they are.

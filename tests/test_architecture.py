@@ -53,6 +53,8 @@ MAY_IMPORT = {
         "parallel",
         "checkpoint_file",
         "checkpoint_folder",
+        "checkpoint_name",
+        "checkpoint_series",
         "saving",
         "hardware",
         "whole_file",
