@@ -1,5 +1,6 @@
 """The examples run as they stand, with fewer steps."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -49,3 +50,14 @@ def test_the_public_interface_trains_loads_and_generates(tmp_path: Path) -> None
     assert "(1, 2, " in attention
     assert "The city was founded" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="nnsight is not installed")
+def test_nnsight_reads_and_patches_what_record_does(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples/nnsight/read_and_patch.py"
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    moved = re.search(r"moves the logits by up to ([\d.]+)", done.stdout)
+    assert moved
+    assert float(moved[1]) > 0
