@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.rounds import ratio
-from lightning_gpt.checkpoint import load
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.loading import load
 from lightning_gpt.models import GPT
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.head import IGNORED

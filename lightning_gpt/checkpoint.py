@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gpt.checkpoint_folder import read_saved
+from lightning_gpt.checkpoint_name import located, located_step
+from lightning_gpt.checkpoint_series import require_listed, require_step, step_of
 from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
@@ -35,14 +37,31 @@ class Checkpoint:
     def read(cls, path: str | Path) -> "Checkpoint":
         """Read a checkpoint and check its sums. It may hold tensors, numbers and text; code is never run.
 
+        Args:
+            path: A file or a folder of a checkpoint; a run's folder, for its ``last.ckpt``; or ``RUN@STEP``, for a
+                step of its series.
+
         Raises:
-            CallError: If it is missing, unreadable, truncated, corrupt or not written by this package.
+            CallError: If it is missing, unreadable, truncated, corrupt or not written by this package, or, of a
+                series, not the one that was saved for that step.
         """
-        path = Path(path)
+        path = located(path)
         content = read_saved(path)
         if MODEL_KEY not in content:
             raise CallError(f"checkpoint {str(path)!r} was not written by lightning-gpt fit")
+        if step_of(path) is not None:
+            require_listed(path)
+            require_step(path, content.get("global_step"))
         return cls(path, content)
+
+    @classmethod
+    def of_step(cls, path: str | Path, step: int | None) -> "Checkpoint":
+        """Read a step of a run's series, or as :meth:`read` if ``step`` is None.
+
+        Raises:
+            CallError: As :meth:`read`, or if the run has no such step.
+        """
+        return cls.read(path if step is None else located_step(Path(path), step))
 
     @classmethod
     def read_newest(cls, path: str | Path) -> "Checkpoint":
@@ -55,7 +74,7 @@ class Checkpoint:
             return cls.read(path)
         except CallError as error:
             try:
-                before = cls.read(previous_of(Path(path)))
+                before = cls.read(previous_of(located(path)))
             except CallError:
                 raise error from None
             step = before.content["global_step"]
@@ -66,7 +85,7 @@ class Checkpoint:
     @property
     def has_tokenizer(self) -> bool:
         """Whether it says which tokenizer the model was trained with."""
-        return "tokenizer" in self.content.get("TextData", {})
+        return self.content.get("TextData", {}).get("tokenizer") is not None
 
     @property
     def model(self) -> dict[str, Any]:
@@ -205,15 +224,3 @@ class Checkpoint:
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) if isinstance(tensor, Tensor) else () for name, tensor in tensors.items()}
-
-
-def load(path: str | Path) -> LanguageModel:
-    """The bare model of a checkpoint written by ``lightning-gpt fit``, in evaluation mode on the CPU.
-
-    Args:
-        path: A file or a folder, for example ``runs/quickstart/version_0/checkpoints/last.ckpt``.
-
-    Raises:
-        CallError: If it is missing, unreadable, truncated, corrupt or not such a checkpoint.
-    """
-    return Checkpoint.read(path).build()

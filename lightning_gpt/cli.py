@@ -7,40 +7,25 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 
+from lightning_gpt.commands import COMMANDS
 from lightning_gpt.errors import CallError, Stopped, WorkError, shortened
 from lightning_gpt.system_error import described, discard_output, is_of_call, open_standard_streams
 from lightning_gpt.trust import take_trusted, trust
-
-_COMMANDS = {
-    "fit": ("train", "train a model: every option in YAML (--config FILE, several may be given) or as a flag"),
-    "validate": ("train", "loss and perplexity of a checkpoint on the validation split"),
-    "test": ("train", "loss and perplexity of a checkpoint on the test split"),
-    "predict": ("train", "write a checkpoint's loss and likeliest token at every position of the test split"),
-    "plan": ("plan", "what a config costs on which devices, and the fastest layout that fits"),
-    "prepare": ("prepare", "tokenise a config's documents into a folder that training maps into memory"),
-    "tokenizer": ("tokenizer", "train a byte-level BPE vocabulary on a config's training documents"),
-    "generate": ("generate", "continue a prompt, or many, from a checkpoint"),
-    "evaluate": ("evaluate", "perplexity and bits per byte of a text, or tasks of lm-evaluation-harness"),
-    "serve": ("serve", "answer OpenAI's HTTP requests from a checkpoint, many at once"),
-    "convert": ("convert", "turn a published model's folder into a checkpoint, or a checkpoint into such a folder"),
-    "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
-    "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),
-    "doctor": ("doctor", "find what is wrong with the installation, the machine, a config or a checkpoint"),
-    "bench": ("bench", "measure speed and memory beside other projects and the machine's limits"),
-}
 
 _HELP = f"""usage: lightning-gpt COMMAND [OPTIONS]
 
 Train, watch and look into GPT language models.
 
 commands:
-{chr(10).join(f"  {name:<10} {summary}" for name, (_, summary) in _COMMANDS.items())}
+{chr(10).join(f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items())}
 
 options of every command:
   --help          list the command's options
   --trust MODULE  first import a module of your own, so that its variants exist: a dotted name or a .py file; may be
                   repeated
   --debug         show the traceback of an error
+
+--version prints the version and the commit.
 
 Start with: lightning-gpt fit --config configs/quickstart.yaml
 """
@@ -76,18 +61,18 @@ def _run(args: list[str], trusted: list[str]) -> int:
         print(_HELP, end="")
         return 0 if args else 2
     if args[0] == "--version":
-        from lightning_gpt import __version__
+        from lightning_gpt.version import described_version
 
-        print(f"lightning-gpt {__version__}")
+        print(f"lightning-gpt {described_version()}")
         return 0
     try:
         os.getcwd()
     except FileNotFoundError:
         raise WorkError("the working folder has been deleted; change to another one") from None
-    if args[0] not in _COMMANDS:
-        raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(_COMMANDS)}")
+    if args[0] not in COMMANDS:
+        raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     trust(trusted)
-    module = importlib.import_module(f"lightning_gpt.commands.{_COMMANDS[args[0]][0]}")
+    module = importlib.import_module(f"lightning_gpt.commands.{COMMANDS[args[0]][0]}")
     module.run(args if module.__name__.endswith(".train") else args[1:])
     return 0
 

@@ -53,6 +53,11 @@ class BackgroundSaves:
         self._thread = threading.Thread(target=run, name="save")
         self._thread.start()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is being saved."""
+        return self._thread is None or not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until nothing is being saved."""
         if self._thread is not None:

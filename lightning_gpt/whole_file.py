@@ -111,13 +111,7 @@ def keep_previous(path: Path) -> None:
     previous = previous_of(path)
     temporary = path.with_name(f"{previous.name}.{os.getpid()}.tmp")
     remove(temporary)
-    if path.is_dir():
-        temporary.mkdir()
-        for file in path.iterdir():
-            _second_name(file, temporary / file.name)
-        sync_folder(temporary)
-    else:
-        _second_name(path, temporary)
+    second_name(path, temporary)
     if path.is_dir() or previous.is_dir():  # a folder replaces nothing, and nothing replaces one
         remove(previous)
     temporary.replace(previous)
@@ -125,11 +119,22 @@ def keep_previous(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _second_name(file: Path, name: Path) -> None:
+def second_name(path: Path, name: Path) -> None:
+    """Give a file, or all files of a folder, a second name, under which they stay when the first is replaced.
+
+    Raises:
+        OSError: There is something of that name, or it cannot be written.
+    """
+    if path.is_dir():
+        name.mkdir()
+        for file in path.iterdir():
+            second_name(file, name / file.name)
+        sync_folder(name)
+        return
     try:
-        name.hardlink_to(file)
+        name.hardlink_to(path)
     except OSError:  # a file system without hard links
-        shutil.copyfile(file, name)
+        shutil.copyfile(path, name)
 
 
 def remove(path: Path) -> None:

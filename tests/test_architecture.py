@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE, BENCHMARKS = ROOT / "lightning_gpt", ROOT / "benchmarks"
 
-BELOW = {"models", "data", "analysis", "inference", "checkpoint", "planning", "console", "options", "errors"}
+BELOW = {"models", "loading", "data", "analysis", "inference", "checkpoint", "planning", "console", "options", "errors"}
 
 # the parts of lightning_gpt, and benchmarks, that each part may import besides itself
 MAY_IMPORT = {
@@ -36,8 +36,15 @@ MAY_IMPORT = {
     "named_tensors": set(),
     "saving": set(),
     "checkpoint_folder": {"checkpoint_file", "errors"},
+    "checkpoint_series": {"whole_file", "system_error", "errors"},
+    "checkpoint_name": {"checkpoint_series", "errors"},
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
-    "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
+    "checkpoint": {
+        *("models", "data", "checkpoint_folder", "checkpoint_name", "checkpoint_series", "named_tensors"),
+        *("whole_file", "console", "errors"),
+    },
+    "loading": {"models", "checkpoint", "interop", "errors"},
+    "version": {"__init__"},
     "inference": {"models", "data", "options", "errors"},
     "evaluation": {"models", "data", "inference", "safe_yaml", "options", "errors"},
     "interop": {
@@ -50,6 +57,8 @@ MAY_IMPORT = {
         "parallel",
         "checkpoint_file",
         "checkpoint_folder",
+        "checkpoint_name",
+        "checkpoint_series",
         "saving",
         "hardware",
         "whole_file",
@@ -89,9 +98,10 @@ MAY_IMPORT = {
         "trust",
         "consolidated",
         "checkpoint_folder",
+        "checkpoint_name",
     },
-    "cli": {"commands", "errors", "system_error", "trust", "__init__"},
-    "__init__": {"models", "checkpoint"},
+    "cli": {"commands", "errors", "system_error", "trust", "version"},
+    "__init__": {"models", "data", "training", "checkpoint", "loading", "errors"},
     "__main__": {"cli", "errors", "stopping", "trust"},
 }
 # the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
@@ -99,7 +109,7 @@ MAY_IMPORT = {
 WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
 GENERATION = (
     *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
-    "decoding.rows",
+    *("decoding.rows", "decoding.text"),
     *("decoding.rules", "decoding.rules.*"),
 )
 FLOORS: list[dict[str, tuple[str, ...]]] = [
@@ -231,7 +241,18 @@ def test_no_two_files_of_the_models_import_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_pure_torch(name: str) -> None:
     allowed = {"torch", "lightning_gpt", "math", "re", "dataclasses", "typing", "abc", "collections", "contextlib"}
-    allowed |= {"difflib", "fnmatch", "functools", "inspect", "copy", "importlib", "pkgutil", "__future__"}
+    allowed |= {
+        "codecs",
+        "itertools",
+        "difflib",
+        "fnmatch",
+        "functools",
+        "inspect",
+        "copy",
+        "importlib",
+        "pkgutil",
+        "__future__",
+    }
     allowed |= {"triton"} if name == "softmax_kernel" else set()
     file = MODELS[name]
     assert {module.split(".")[0] for module in imported_modules(file)} <= allowed
@@ -282,7 +303,8 @@ def test_a_wheel_has_every_package() -> None:
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
         *("collections.abc", "contextlib", "importlib", "os", "sys", "traceback", "lightning_gpt"),
-        *("lightning_gpt.errors", "lightning_gpt.system_error", "lightning_gpt.trust"),
+        *("lightning_gpt.errors", "lightning_gpt.system_error", "lightning_gpt.trust", "lightning_gpt.version"),
+        "lightning_gpt.commands",
     }
 
 

@@ -41,8 +41,8 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    from lightning_gpt.cli import _COMMANDS
+    from lightning_gpt.commands import COMMANDS
 
     readme = (ROOT / "README.md").read_text()
-    for command in _COMMANDS:
+    for command in COMMANDS:
         assert f"`{command}`" in readme or f"lightning-gpt {command}" in readme

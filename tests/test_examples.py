@@ -1,11 +1,15 @@
 """The examples run as they stand, with fewer steps."""
 
+import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.processes import must_run
+from tests.processes import environment, must_run
 
 MANY_DEVICES = Path(__file__).parents[1] / "examples/many_devices"
 STEPS = 3
@@ -34,3 +38,26 @@ def test_each_layout_is_one_line_and_in_the_table() -> None:
     for file in layouts:
         assert len(file.read_text().splitlines()) == 1
         assert f"| `{file.name}` |" in page
+
+
+def test_the_public_interface_trains_loads_and_generates(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples/python/train_and_generate.py"
+    command = [sys.executable, str(script), str(STEPS)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loss, attention = done.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"loss \d+\.\d+ nats", loss)
+    assert "(1, 2, " in attention
+    assert "The city was founded" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nnsight") is None, reason="nnsight is not installed")
+def test_nnsight_reads_and_patches_what_record_does(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "examples/nnsight/read_and_patch.py"
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    moved = re.search(r"moves the logits by up to ([\d.]+)", done.stdout)
+    assert moved
+    assert float(moved[1]) > 0

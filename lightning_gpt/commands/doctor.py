@@ -31,7 +31,8 @@ class _Parser(argparse.ArgumentParser):
         raise CallError(f"{message}; --help lists the options")
 
 
-def _options(args: list[str]) -> argparse.Namespace:
+def options_parser() -> argparse.ArgumentParser:
+    """The parser of the doctor's options."""
     parser = _Parser(
         prog="lightning-gpt doctor",
         description=_DESCRIPTION,
@@ -49,7 +50,7 @@ def _options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", metavar="FILE", help="Check that a checkpoint is whole, and what it holds.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     parser.add_argument("--offline", action="store_true", help="Do not try to reach the Hugging Face Hub.")
-    return parser.parse_args(args)
+    return parser
 
 
 def _checks(options: argparse.Namespace) -> dict[str, Check]:
@@ -101,7 +102,7 @@ def run(args: list[str]) -> None:
         CallError: If an option is wrong.
         WorkError: If a check found a problem.
     """
-    options = _options(args)
+    options = options_parser().parse_args(args)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # paths may hold what the terminal's encoding does not
     findings = []

@@ -16,7 +16,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.inference.streaming import stream_text
-from lightning_gpt.inference.text_stream import TextStream
+from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.decoding.beam_search import Beams, LengthPenalty, beam_search
 from lightning_gpt.models.decoding.early_exit import EarlyExit

@@ -19,6 +19,7 @@ from lightning_gpt.trust import is_trusted, trusted_names
 
 _CLASSES = (
     *(f"lightning_gpt.{package}" for package in ("data", "models", "training")),
+    *("lightning_gpt.GPTModule", "lightning_gpt.SingleHeadModule"),  # by their public names
     *(
         f"lightning.pytorch.{package}"
         for package in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")

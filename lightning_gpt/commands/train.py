@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from lightning_gpt.checkpoint_name import located, run_of
 from lightning_gpt.commands.call import check_config_files
 from lightning_gpt.errors import CallError
 from lightning_gpt.launch import by_torchrun
@@ -21,10 +22,11 @@ def run(args: list[str]) -> None:
     """Run the subcommand that ``args``, the process's own command line, starts with."""
     _end_with_the_first_process()
     checkpoint = _value_of(args, "--ckpt_path")
-    if checkpoint is not None and is_missing(Path(checkpoint)) and is_missing(previous_of(Path(checkpoint))):
+    path = None if checkpoint is None else located(checkpoint)
+    if path is not None and is_missing(path) and is_missing(previous_of(path)):
         raise CallError(f"checkpoint {checkpoint!r} does not exist")
-    if checkpoint is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
-        args = _with_config_of_checkpoint(args, Path(checkpoint))
+    if path is not None and _value_of(args, "--config") is None and _value_of(args, "-c") is None:
+        args = _with_config_of_checkpoint(args, path)
     check_config_files(args)
     sys.argv[1:] = [*args, *trusted_options()]  # Lightning starts the other processes of a run with it
     from lightning_gpt.commands.lightning_cli import TrainCLI
@@ -57,7 +59,7 @@ def _value_of(args: list[str], option: str) -> str | None:
 
 def _with_config_of_checkpoint(args: list[str], checkpoint: Path) -> list[str]:
     """Where only a checkpoint is named, its run's ``config.yaml`` says the rest."""
-    config = checkpoint.parent.parent / "config.yaml"
+    config = run_of(checkpoint) / "config.yaml"
     if not os.path.isfile(config):  # False also where that cannot be known
         return args
     print(f"config: {config} (the checkpoint's own)", file=sys.stderr)

@@ -5,6 +5,7 @@ import torch
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.decoding.text import prompt_tokens
 
 
 def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch.Tensor:
@@ -13,8 +14,7 @@ def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch
     Raises:
         CallError: If the prompt is longer than the model's context, or has ids outside its vocabulary.
     """
-    ids = [*tokenizer.start, *tokenizer.encode(prompt).tolist()] or [tokenizer.end_of_text]
-    return checked_ids(model, torch.tensor(ids))
+    return checked_ids(model, torch.tensor(prompt_tokens(tokenizer, prompt)))
 
 
 def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:

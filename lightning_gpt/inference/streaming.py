@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.inference.text_stream import TextStream
+from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each

@@ -64,10 +64,7 @@ def into_checkpoint(
             f"{folder.path} has modelling code of its own, which the comparison of logits would run: allow it with "
             f"--custom_code true, or skip the comparison with --compare false"
         )
-    expressing: Any = OwnCode() if is_own else family_of(folder.config)
-    config = expressing.config(folder.config)
-    state = expressing.from_published(config, folder.weights())
-    words = folder.tokenizer(config.vocab_size) if tokenizer else None
+    config, state, words = _parts(folder, tokenizer)
     content = _checkpoint(config, state, words, folder.generation)
     yield f"{_size(state)} read from {folder.path}"
     if tolerance is not None:
@@ -81,6 +78,15 @@ def into_checkpoint(
     if words is None:
         yield f"no tokenizer{'' if tokenizer else ' (--tokenizer false)'}: generate takes --ids"
     yield f"{output / CHECKPOINT}"
+
+
+def read_published(folder: PublishedModel) -> Checkpoint:
+    """A published model and its tokenizer as a checkpoint that is not written down.
+
+    Raises:
+        CallError: The model cannot be expressed, or a file is wrong.
+    """
+    return Checkpoint(folder.path, _checkpoint(*_parts(folder, tokenizer=True), folder.generation))
 
 
 def into_folder(
@@ -150,6 +156,16 @@ def _write_checkpoint(folder: Path, content: dict[str, Any], settings: str, word
     if words is not None:
         words.save(folder / TOKENIZER)
     (folder / SETTINGS).write_text(settings)
+
+
+def _parts(
+    folder: PublishedModel, tokenizer: bool
+) -> tuple[GPTConfig | SingleHeadConfig, Mapping[str, Tensor], Tokenizer | None]:
+    """The config, the weights and the tokenizer of a published model, as ours."""
+    expressing: Any = OwnCode() if folder.config.get("model_type") == OWN else family_of(folder.config)
+    config = expressing.config(folder.config)
+    state = expressing.from_published(config, folder.weights())
+    return config, state, folder.tokenizer(config.vocab_size) if tokenizer else None
 
 
 def _expressing(

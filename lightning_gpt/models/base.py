@@ -211,5 +211,5 @@ class LanguageModel(Layer, Generating):
                 )
 
     def describe(self) -> dict[str, Any]:
-        """The model's name and config as plain values, from which :func:`lightning_gpt.checkpoint.load` rebuilds it."""
+        """The model's name and config as plain values, from which :func:`lightning_gpt.load` rebuilds it."""
         return {"name": self.name, "config": plain(vars(self.config))}

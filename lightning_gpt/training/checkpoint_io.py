@@ -1,15 +1,17 @@
 """How the Trainer writes and reads checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.fabric.plugins import CheckpointIO
 
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.checkpoint_folder import read_saved
 from lightning_gpt.errors import WorkError
+from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.saving import BackgroundSaves, first_non_finite
 from lightning_gpt.whole_file import make_room, previous_of, remove
 
@@ -74,6 +76,23 @@ class CheckedFiles(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, if it exists."""
         remove(Path(path))
+
+
+def _savers(trainer: L.Trainer) -> Iterator[BackgroundSaves]:
+    for writer in (trainer.strategy, trainer.strategy.checkpoint_io):
+        if isinstance(writer, MeshStrategy | CheckedFiles):
+            yield writer.saves
+
+
+def wait_for_saves(trainer: L.Trainer) -> None:
+    """Wait for a save that is being written, and raise what it failed with."""
+    for saves in _savers(trainer):
+        saves.wait()
+
+
+def nothing_is_being_saved(trainer: L.Trainer) -> bool:
+    """Whether :func:`wait_for_saves` would not have to wait."""
+    return all(saves.is_idle for saves in _savers(trainer))
 
 
 def _write_file(path: Path, content: dict[str, Any]) -> None:

@@ -11,10 +11,11 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import lightning_gpt
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
+from lightning_gpt.loading import load
 from lightning_gpt.models import GPT
+from lightning_gpt.version import described_version
 from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
 
 
@@ -144,7 +145,7 @@ def test_predict_writes_what_the_model_says(folder: Path, run: Path) -> None:
     loss = float(re.search(r"^test/loss ([\d.]+)$", test.stdout, re.M)[1])  # type: ignore[index]
     losses = [value for row in rows for value in row["token_losses"]]
     assert sum(losses) / len(losses) == pytest.approx(loss, abs=1e-3)
-    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
+    model, tokenizer = load(last), Checkpoint.read(last).tokenizer()
     second = rows[1]
     ids = torch.tensor([[rows[0]["targets"][-1], *second["targets"][:-1]]])
     with torch.no_grad():
@@ -171,7 +172,7 @@ def test_a_loss_that_is_not_finite_is_null(folder: Path, run: Path) -> None:
 
 
 def test_load_gives_the_bare_model(run: Path) -> None:
-    model = lightning_gpt.load(run / "checkpoints/last.ckpt")
+    model = load(run / "checkpoints/last.ckpt")
     assert isinstance(model, GPT)
     assert not model.training
     assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
@@ -201,7 +202,7 @@ def test_generate_with_a_draft_is_greedy_text_all_the_same(folder: Path, run: Pa
 def test_generate_that_leaves_early_says_how_many_layers_ran(folder: Path, run: Path) -> None:
     call = ("generate", "--checkpoint", str(run / "checkpoints/last.ckpt"), "--prompt", "abc", "--max_new_tokens", "20")
     said = must_run(*call, "--exit_confidence", "1e-9", cwd=folder)
-    n_layer = lightning_gpt.load(run / "checkpoints/last.ckpt").config.n_layer
+    n_layer = load(run / "checkpoints/last.ckpt").config.n_layer
     assert said.stdout.startswith("abc")
     assert f"early exit: 1.00 of {n_layer} layers per token on average" in said.stderr
     assert n_layer > 1
@@ -209,7 +210,7 @@ def test_generate_that_leaves_early_says_how_many_layers_ran(folder: Path, run: 
 
 def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Path) -> None:
     last = run / "checkpoints/last.ckpt"
-    model, tokenizer = lightning_gpt.load(last), Checkpoint.read(last).tokenizer()
+    model, tokenizer = load(last), Checkpoint.read(last).tokenizer()
     call = ("generate", "--checkpoint", str(last), "--prompt", "abc", "--max_new_tokens", "40")
     ids = torch.from_numpy(tokenizer.encode("abc")).long()[None]
     expected = model.generate(ids, 40, temperature=0.0)[0].tolist()  # past block_size 32: the context slides
@@ -240,4 +241,5 @@ def test_a_closed_pipe_is_no_traceback(folder: Path, run: Path) -> None:
 
 
 def test_version(tmp_path: Path) -> None:
-    assert run_command("--version", cwd=tmp_path, fresh=True).stdout == f"lightning-gpt {lightning_gpt.__version__}\n"
+    said = run_command("--version", cwd=tmp_path, fresh=True).stdout
+    assert said == f"lightning-gpt {described_version()}\n"

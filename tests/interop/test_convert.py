@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lightning_gpt.interop.convert  # noqa: F401  (imported to register the families)
-from lightning_gpt.checkpoint import Checkpoint, load
+from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.interop.family import families
+from lightning_gpt.loading import load
 from tests.interop.published import MODELS, in_double, make
 from tests.processes import run_forked
 

@@ -10,8 +10,9 @@ import torch
 import yaml
 from torch.utils.data import DataLoader
 
-from lightning_gpt.checkpoint import Checkpoint, load
+from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.errors import CallError
+from lightning_gpt.loading import load
 from lightning_gpt.models import GPTConfig
 from lightning_gpt.models.norms import LayerNorm
 from lightning_gpt.models.positions.rotary import RotaryPositions

@@ -1,12 +1,15 @@
 """Text generation for language models."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from lightning_gpt.models.decoding.sampling import Sampling, continued
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued, sample
+from lightning_gpt.models.decoding.text import TextCoder, pieces, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
@@ -16,6 +19,8 @@ class Generating(nn.Module, ABC):
     """A model that can continue token ids, given its hidden states, its head and its cache."""
 
     head: OutputHead
+    tokenizer: TextCoder | None = None
+    """What :meth:`generate` reads and writes text with; a model that was loaded has the one it was trained with."""
 
     @property
     @abstractmethod
@@ -52,22 +57,61 @@ class Generating(nn.Module, ABC):
         last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         return self.head.few(last)
 
+    @overload
     def generate(
         self,
-        ids: Tensor,
-        max_new_tokens: int,
+        prompt: str,
+        max_new_tokens: NewTokens = ...,
+        *,
+        generator: torch.Generator | None = ...,
+        **sampling: Any,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: NewTokens = ...,
+        *,
+        lengths: Tensor | None = ...,
+        generator: torch.Generator | None = ...,
+        **sampling: Any,
+    ) -> Tensor: ...
+
+    def generate(
+        self,
+        prompt: Tensor | str,
+        max_new_tokens: NewTokens = 100,
         *,
         lengths: Tensor | None = None,
         generator: torch.Generator | None = None,
         **sampling: Any,
-    ) -> Tensor:
-        """Continue each row of ``ids`` ``(batch, time)``; returns ``(batch, time + max_new_tokens)``.
+    ) -> Tensor | str:
+        """Continue a text, or each row of ids ``(batch, time)``; returns the prompt with what follows it.
 
+        A text ends where the model ends it, or after ``max_new_tokens``. Rows are ``(batch, time + max_new_tokens)``.
         ``sampling`` are options of :class:`~lightning_gpt.models.decoding.sampling.Sampling`, such as ``top_k=50``;
         ``temperature=0`` is greedy. For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt
         ids in each row; the new tokens follow the prompt directly, and the padding comes after them. Past the end of
         learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
         generation.
+
+        Raises:
+            CallError: An option is out of its range, or there is a text but no tokenizer.
         """
+        how = Sampling(**sampling)
         with evaluating(self):
-            return continued(self, ids, max_new_tokens, Sampling(**sampling), lengths, generator)
+            if isinstance(prompt, Tensor):
+                return continued(self, prompt, max_new_tokens, how, lengths, generator)
+            if self.tokenizer is None:
+                raise CallError("the model has no tokenizer: give token ids, or load it from a checkpoint that has one")
+            if lengths is not None:
+                raise CallError("lengths are given with a text; they belong to rows of token ids")
+            device = next(chain(self.parameters(), self.buffers())).device
+            ids = torch.tensor([prompt_tokens(self.tokenizer, prompt)], device=device)
+            text, found = TextStream(self.tokenizer), prompt
+            for token in sample(Decoder(self, ids, None, max_new_tokens), max_new_tokens, how, generator):
+                found += text.add(int(token))
+                if text.ended:
+                    break
+            return found + text.close()

@@ -1,4 +1,7 @@
-"""The layout of TensorBoard: overlaid charts, hyper-parameters beside results, the token embeddings."""
+"""The layout of TensorBoard: overlaid charts, hyper-parameters beside results, the token embeddings.
+
+Other loggers get the scalars and the hyper-parameters.
+"""
 
 import dataclasses
 from typing import Any
@@ -12,9 +15,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from lightning_gpt.analysis.attention import readable_tokens
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
+from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.registry import readable
+from lightning_gpt.training.callbacks.metrics_file import MetricsLines
 from lightning_gpt.training.module import LanguageModule
 
 _MOST_TOKENS = 5000
@@ -42,8 +47,16 @@ class Board(Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not isinstance(pl_module, LanguageModule):
+            return
         board = board_of(trainer)
-        if board is None or not isinstance(pl_module, LanguageModule):
+        others = [each for each in trainer.loggers if not isinstance(each, MetricsLines | TensorBoardLogger)]
+        for logger in others if trainer.is_global_zero else []:
+            logger.log_hyperparams(hyper_parameters(trainer, pl_module))
+        if board is None:
+            if others and trainer.is_global_zero:
+                names = ", ".join(type(each).__name__ for each in others)
+                say(f"{names}: scalars and settings; pictures, sample texts and the token table need TensorBoardLogger")
             return
         board.add_custom_scalars(layout())
         settings = hyper_parameters(trainer, pl_module)

@@ -1,9 +1,9 @@
-"""``last.ckpt`` to resume from, ``best.ckpt`` to use, and stopping without losing anything."""
+"""``last.ckpt`` to resume from, ``best.ckpt`` to use, a series of steps, and stopping without losing anything."""
 
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -15,10 +15,10 @@ from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.options import Count, Range, check_options
-from lightning_gpt.parallel.strategy import MeshStrategy
 from lightning_gpt.stopping import on_stop
+from lightning_gpt.training.callbacks.series import CheckpointSeries
 from lightning_gpt.training.callbacks.summary import say_next_commands
-from lightning_gpt.training.checkpoint_io import CheckedFiles
+from lightning_gpt.training.checkpoint_io import wait_for_saves
 from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
 
@@ -35,15 +35,24 @@ class LastCheckpoint(Checkpoint):
             if the last one is damaged. 1 keeps the last one only.
         background: Whether saves are written while the training goes on, from a copy of weights and optimizer state in
             the memory of the CPU. One is written at a time; the end of the training, and a stop, wait for it.
+        series: log also keeps the weights of steps 0, 1, 2, 4, 8, … in checkpoints/series, and their SHA-256 in
+            SHA256SUMS there; RUN@8 names that of step 8.
+        series_every: Where the steps of the series cease to double: from here on, it has each multiple of this step.
     """
 
     def __init__(
-        self, every_n_steps: Count = 100, keep: Annotated[int, Range(1, 2)] = 2, background: bool = True
+        self,
+        every_n_steps: Count = 100,
+        keep: Annotated[int, Range(1, 2)] = 2,
+        background: bool = True,
+        series: Literal["none", "log"] = "none",
+        series_every: Count = 1000,
     ) -> None:
         check_options(LastCheckpoint.__init__, locals(), "checkpoints.")
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.background = background
+        self.series = CheckpointSeries(series_every, background) if series == "log" else None
         self.path = Path()
         self._saved_step = -1
         self._waits_for_validation = False
@@ -59,6 +68,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
         self._listen()
+        if self.series is not None:
+            self.series.begin(trainer, self.path.parent.parent)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._listen()
@@ -82,6 +93,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
+        if self.series is not None:  # first, so that a run which resumes from this step's last.ckpt finds it
+            self.series.at_step(trainer)
         if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self._saved_step:
             return
         stop = self._stop_agreed(trainer)
@@ -104,6 +117,8 @@ class LastCheckpoint(Checkpoint):
                 self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.series is not None:
+            self.series.end(trainer)
         if trainer.global_step != self._saved_step:
             self._save(trainer)
         wait_for_saves(trainer)
@@ -124,6 +139,8 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
+        if self.series is not None:
+            self.series.end(trainer)
         wait_for_saves(trainer)
         if trainer.is_global_zero:
             say_next_commands(self.path.parent.parent)
@@ -136,13 +153,6 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step % 10:
             return False
         return trainer.strategy.reduce_boolean_decision(self._stop_asked, all=False)
-
-
-def wait_for_saves(trainer: L.Trainer) -> None:
-    """Wait for a save that is being written, and raise what it failed with."""
-    for writer in (trainer.strategy, trainer.strategy.checkpoint_io):
-        if isinstance(writer, MeshStrategy | CheckedFiles):
-            writer.saves.wait()
 
 
 def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:

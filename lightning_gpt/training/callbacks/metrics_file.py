@@ -42,7 +42,7 @@ class MetricsFile(Callback):
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._lines: _Lines | None = None
+        self._lines: MetricsLines | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.join(trainer)
@@ -55,7 +55,7 @@ class MetricsFile(Callback):
             return
         # asking for log_dir is a broadcast: every process must
         folder = self.folder or Path(trainer.log_dir or trainer.default_root_dir)
-        self._lines = _Lines(trainer, folder / FILE_NAME)
+        self._lines = MetricsLines(trainer, folder / FILE_NAME)
         # the Trainer's log_dir is the folder of its first logger
         trainer.loggers = [*others, self._lines] if self.folder is None else [self._lines, *others]
 
@@ -65,7 +65,7 @@ class MetricsFile(Callback):
             self._lines.begin()  # while the step is still the one that the run resumes from
 
 
-class _Lines(Logger):
+class MetricsLines(Logger):
     """Appends each call's scalars to a file, which it begins at the first call or when training starts.
 
     Args:

@@ -1,9 +1,28 @@
-"""Tokens to text as they are drawn, up to the end of the text or a stop string."""
+"""Text in and out of a model: the ids of a prompt, and the text of the tokens that follow it."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from lightning_gpt.data.tokenizer import Tokenizer
+
+class TextCoder(Protocol):
+    """What generating text needs of a tokenizer."""
+
+    start: tuple[int, ...]
+    """The ids that a prompt begins with."""
+    end_of_text: int
+    """The id that ends a text."""
+
+    def encode(self, text: str) -> Iterable[int]:
+        """The ids of a text."""
+
+    def decode_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+
+
+def prompt_tokens(coder: TextCoder, prompt: str) -> list[int]:
+    """The ids of a prompt; of an empty one the tokenizer's start, or else its end of text."""
+    return [*coder.start, *(int(token) for token in coder.encode(prompt))] or [coder.end_of_text]
 
 
 class TextStream:
@@ -13,12 +32,12 @@ class TextStream:
     a stop string.
 
     Args:
-        tokenizer: The model's tokenizer.
+        coder: The model's tokenizer.
         stop: The text ends before the first of these strings; empty ones are ignored.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
+    def __init__(self, coder: TextCoder, stop: Sequence[str] = ()) -> None:
+        self._coder, self._stop = coder, [text for text in stop if text]
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.ended = False
@@ -28,11 +47,11 @@ class TextStream:
         """The text that is certain after one more token."""
         if self.ended:
             return ""
-        if token == self._tokenizer.end_of_text:
+        if token == self._coder.end_of_text:
             text = self.close()
             self.ended = True
             return text
-        return self._certain(self._characters.decode(self._tokenizer.decode_bytes(token)))
+        return self._certain(self._characters.decode(self._coder.decode_bytes(token)))
 
     def close(self) -> str:
         """The rest of the text, as no token follows."""
