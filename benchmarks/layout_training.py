@@ -33,7 +33,9 @@ from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.mup import MuP
 from lightning_gpt.training.optim import Optimization
 
-_TRIALS_OF_A_LAUNCH = 12  # what DTensor caches keeps groups alive after their end, and each has threads that wake up often
+_TRIALS_OF_A_LAUNCH = (
+    12  # what DTensor caches keeps groups alive after their end, and each has threads that wake up often
+)
 _QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 

@@ -11,7 +11,7 @@ from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped
 from benchmarks.rounds import Spread, interleaved
 from benchmarks.subject import Subject
-from lightning_gpt.checkpoint import load
+from lightning_gpt.loading import load
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.planning.flops import training_flops_per_token

@@ -16,13 +16,13 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.inference.streaming import stream_text
-from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.decoding.beam_search import Beams, LengthPenalty, beam_search
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
 from lightning_gpt.models.decoding.speculative import Guesses
+from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.options import NotNegative, Positive, Range, Rows, Seed, Share, ShareAboveZero, TokenId, VocabSize
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each, log_probabilities
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling
+from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
 
 

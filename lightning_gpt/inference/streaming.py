@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling
 from lightning_gpt.models.decoding.speculative import sample_speculatively
+from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
 
 

@@ -15,10 +15,10 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.inference.chat import chat_ids, chat_text
-from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models import LanguageModel, graph
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.text import TextStream
 from tests.inference.published import convert, publish
 from tests.models.helpers import captured_again
 

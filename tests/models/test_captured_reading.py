@@ -19,7 +19,10 @@ from tests.models.variants import CONFIGS, SIZES
 def captures() -> Iterator[mock.Mock]:
     """The captures, while the CPU counts as a device that has graphs."""
     spy = mock.Mock(side_effect=captured_again)
-    with mock.patch.object(graph, "GRAPH_DEVICES", (torch.get_default_device().type,)), mock.patch.object(graph, "capture", spy):
+    with (
+        mock.patch.object(graph, "GRAPH_DEVICES", (torch.get_default_device().type,)),
+        mock.patch.object(graph, "capture", spy),
+    ):
         yield spy
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued, sample
-from lightning_gpt.models.decoding.text import TextCoder, pieces, prompt_tokens
+from lightning_gpt.models.decoding.text import TextCoder, TextStream, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
