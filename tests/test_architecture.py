@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "options": {"errors"},
     "models": {"options", "errors"},
     "console": set(),
+    "fewer_imports": set(),
     "hardware": set(),
     "json_text": set(),
     "system_error": {"errors"},
@@ -84,7 +85,7 @@ MAY_IMPORT = {
         "consolidated",
         "checkpoint_folder",
     },
-    "cli": {"commands", "errors", "system_error", "trust", "__init__"},
+    "cli": {"commands", "errors", "fewer_imports", "system_error", "trust", "__init__"},
     "__init__": {"models", "checkpoint"},
     "__main__": {"cli", "errors", "stopping", "trust"},
 }

@@ -1,0 +1,85 @@
+"""Start-up without libraries that nobody has asked for, which take a third of it.
+
+Lightning imports torchmetrics, and that imports for metrics of speech, pictures and translation whatever it finds:
+transformers, ``scipy.signal`` and matplotlib, two or three seconds of a processor. None of those metrics is used here.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, PackageNotFoundError
+from types import ModuleType
+
+_ASKING = "torchmetrics"
+_HIDDEN = ("transformers", "scipy", "matplotlib")
+
+
+def hide_extras() -> None:
+    """When torchmetrics is imported after this, have it do without what it only looks for.
+
+    Every other import finds these libraries, also later ones in this process.
+    """
+    if _ASKING not in sys.modules and not any(isinstance(each, _Finder) for each in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    """Finds torchmetrics once, and is gone."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _ASKING:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    def __init__(self, own: Loader) -> None:
+        self._own = own
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._own.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__loader__ = module.__spec__.loader = self._own
+        with _not_installed(_HIDDEN):
+            self._own.exec_module(module)
+
+
+@contextmanager
+def _not_installed(names: Sequence[str]) -> Iterator[None]:
+    """Have ``names`` look as packages do that are not installed, unless this process has them already."""
+    hidden = [name for name in names if name not in sys.modules]
+    found: Callable[[str], Distribution] = Distribution.from_name
+
+    def from_name(name: str) -> Distribution:
+        if name in hidden:
+            raise PackageNotFoundError(name)
+        return found(name)
+
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "it is not there"
+    Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Distribution.from_name = found  # type: ignore[method-assign]
+        for name in hidden:
+            del sys.modules[name]
+        _forget_what_is_missing()
+
+
+def _forget_what_is_missing() -> None:
+    """Lightning's helpers remember what they have looked for, and would miss it from now on."""
+    from lightning_utilities.core import imports
+
+    imports.package_available.cache_clear()
+    imports.module_available.cache_clear()
