@@ -67,11 +67,11 @@ def _not_installed(names: Sequence[str]) -> Iterator[None]:
         return found(name)
 
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "it is not there"
-    Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign, assignment]
+    Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Distribution.from_name = found  # type: ignore[method-assign]
+        Distribution.from_name = found  # type: ignore[assignment, method-assign]
         for name in hidden:
             del sys.modules[name]
         _forget_what_is_missing()
