@@ -59,6 +59,7 @@ class _Loader(Loader):
 def _not_installed(names: Sequence[str]) -> Iterator[None]:
     """Have ``names`` look as packages do that are not installed, unless this process has them already."""
     hidden = [name for name in names if name not in sys.modules]
+    own = vars(Distribution)["from_name"]
     found: Callable[[str], Distribution] = Distribution.from_name
 
     def from_name(name: str) -> Distribution:
@@ -71,7 +72,7 @@ def _not_installed(names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     finally:
-        Distribution.from_name = found  # type: ignore[assignment, method-assign]
+        Distribution.from_name = own  # type: ignore[method-assign]
         for name in hidden:
             del sys.modules[name]
         _forget_what_is_missing()
