@@ -6,11 +6,11 @@ transformers, ``scipy.signal`` and matplotlib, two or three seconds of a process
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import Distribution, PackageNotFoundError
+from importlib.metadata import PackageNotFoundError
 from types import ModuleType
 
 _ASKING = "torchmetrics"
@@ -57,30 +57,25 @@ class _Loader(Loader):
 
 @contextmanager
 def _not_installed(names: Sequence[str]) -> Iterator[None]:
-    """Have ``names`` look as packages do that are not installed, unless this process has them already."""
-    hidden = [name for name in names if name not in sys.modules]
-    own = vars(Distribution)["from_name"]
-    found: Callable[[str], Distribution] = Distribution.from_name
+    """Have the helpers that torchmetrics asks say that ``names`` are not installed; imports still find them."""
+    from lightning_utilities.core import imports
 
-    def from_name(name: str) -> Distribution:
-        if name in hidden:
+    asked = vars(imports)
+    # a release without one of them would be asked as it is, and only start more slowly
+    own = {name: asked[name] for name in ("package_available", "_version") if name in asked}
+
+    def package_available(name: str) -> bool:
+        return name not in names and bool(own["package_available"](name))
+
+    def version(name: str) -> str:
+        if name in names:
             raise PackageNotFoundError(name)
-        return found(name)
+        return str(own["_version"](name))
 
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: "it is not there"
-    Distribution.from_name = staticmethod(from_name)  # type: ignore[method-assign]
+    changed = {"package_available": package_available, "_version": version}
+    asked.update({name: changed[name] for name in own})
     try:
         yield
     finally:
-        Distribution.from_name = own  # type: ignore[method-assign]
-        for name in hidden:
-            del sys.modules[name]
-        _forget_what_is_missing()
-
-
-def _forget_what_is_missing() -> None:
-    """Lightning's helpers remember what they have looked for, and would miss it from now on."""
-    from lightning_utilities.core import imports
-
-    imports.package_available.cache_clear()
-    imports.module_available.cache_clear()
+        asked.update(own)
+        imports.module_available.cache_clear()  # it remembers what was missing

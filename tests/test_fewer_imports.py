@@ -21,6 +21,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "from lightning_utilities.core.imports import RequirementCache, package_available\n"
         "found = [package_available('found_by_metrics'), bool(RequirementCache('found_by_metrics'))]\n"
         "found += [bool(RequirementCache('found_by_metrics>=2')), package_available('yaml')]\n"
+        "import found_by_metrics  # as another library may, which needs it\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(fewer_imports, "_ASKING", "asks_for_extras")
@@ -59,3 +60,15 @@ def test_what_fails_there_leaves_nothing_hidden(stand_in: str, tmp_path: Path) -
         importlib.import_module(stand_in)
     assert importlib.metadata.version("found_by_metrics") == "3.0"
     assert importlib.import_module("found_by_metrics")
+
+
+def test_other_helpers_are_asked_as_they_are(stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_utilities.core import imports
+
+    (tmp_path / f"{stand_in}.py").write_text(
+        "from lightning_utilities.core.imports import package_available\nfound = package_available('found_by_metrics')\n"
+    )
+    monkeypatch.delattr(imports, "_version")
+    hide_extras()
+    assert importlib.import_module(stand_in).found is False
+    assert not hasattr(imports, "_version")
