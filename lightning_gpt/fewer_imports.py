@@ -12,6 +12,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError
 from types import ModuleType
+from typing import Any
 
 _ASKING = "torchmetrics"
 _HIDDEN = ("transformers", "scipy", "matplotlib")
@@ -62,7 +63,7 @@ def _not_installed(names: Sequence[str]) -> Iterator[None]:
 
     asked = vars(imports)
     # a release without one of them would be asked as it is, and only start more slowly
-    own = {name: asked[name] for name in ("package_available", "_version") if name in asked}
+    own: dict[str, Any] = {name: asked[name] for name in ("package_available", "_version") if name in asked}
 
     def package_available(name: str) -> bool:
         return name not in names and bool(own["package_available"](name))

@@ -260,7 +260,7 @@ def test_a_wheel_has_every_package() -> None:
 def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
         *("collections.abc", "contextlib", "importlib", "os", "sys", "traceback", "lightning_gpt"),
-        *("lightning_gpt.errors", "lightning_gpt.system_error", "lightning_gpt.trust"),
+        *("lightning_gpt.errors", "lightning_gpt.fewer_imports", "lightning_gpt.system_error", "lightning_gpt.trust"),
     }
 
 

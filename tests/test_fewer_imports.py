@@ -66,7 +66,8 @@ def test_other_helpers_are_asked_as_they_are(stand_in: str, tmp_path: Path, monk
     from lightning_utilities.core import imports
 
     (tmp_path / f"{stand_in}.py").write_text(
-        "from lightning_utilities.core.imports import package_available\nfound = package_available('found_by_metrics')\n"
+        "from lightning_utilities.core.imports import package_available\n"
+        "found = package_available('found_by_metrics')\n"
     )
     monkeypatch.delattr(imports, "_version")
     hide_extras()
