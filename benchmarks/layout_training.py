@@ -19,7 +19,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.layout_cases import MODELS, ROWS, SIZES, TIME, VOCABULARY, Proof
@@ -33,9 +33,6 @@ from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.mup import MuP
 from lightning_gpt.training.optim import Optimization
 
-_TRIALS_OF_A_LAUNCH = (
-    12  # what DTensor caches keeps groups alive after their end, and each has threads that wake up often
-)
 _QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
@@ -254,46 +251,48 @@ class LayoutResult:
 
 
 def results_of(cases: Sequence[Trial], processes: int) -> list[LayoutResult]:
-    """Train cases of one number of processes, a few in each launch; a launch ends with one that failed."""
-    left, results = list(cases), list[LayoutResult]()
-    while left:
-        with tempfile.TemporaryDirectory() as folder:
-            out = str(Path(folder, "results.json"))
-            tried = left[:_TRIALS_OF_A_LAUNCH]
-            given = (processes, free_port(), tried, out)
+    """Train cases of one number of processes, each in a launch of its own; returns their results.
+
+    Processes that train one case after another would get slower with each: the groups of a mesh are never freed, and a
+    thread of each looks for messages a hundred times a second.
+    """
+    return [_result_of(case, processes) for case in cases]
+
+
+def _result_of(case: Trial, processes: int) -> LayoutResult:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        given = (processes, free_port(), case, Path(folder))
+        try:
             start_processes(_process, given, nprocs=processes, start_method="fork")  # type: ignore[no-untyped-call]
-            found = json.loads(Path(out).read_text())
-            done = [LayoutResult(case, *each) for case, each in zip(tried, found, strict=False)]
-        results += done
-        left = left[len(done) :]
-    return results
+            found, error = json.loads(Path(folder, "differences").read_text()), ""
+        except ProcessExitedException:  # the others, which may wait in the middle of an exchange, were ended
+            errors = Path(folder).glob("error-*")  # of the one that failed, and of one whose exchange then broke off
+            found, error = None, min(errors, key=lambda file: file.stat().st_mtime_ns).read_text()
+    result = LayoutResult(case, found, error, time.perf_counter() - start)
+    if found or error:
+        print(result.described(), flush=True)
+    return result
 
 
-def _process(rank: int, size: int, port: int, cases: Sequence[Trial], out: str) -> None:
-    """One of the processes of a launch, which trains all cases one after another."""
+def _process(rank: int, size: int, port: int, case: Trial, folder: Path) -> None:
+    """One of the processes of a launch, which trains a case."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timeout = datetime.timedelta(seconds=60)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timeout)  # type: ignore[attr-defined]
-    results = []
-    for number, case in enumerate(cases):
-        start, found, error = time.perf_counter(), None, ""
-        own = dist.PrefixStore(str(number), store)  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timeout)
-        try:
-            found = case.differ(rank == 0)
-        except Exception as caught:
-            error = f"{type(caught).__name__}: {str(caught).splitlines()[0][:200]}"
-            if os.environ.get("LAYOUTS_TRACE"):
-                traceback.print_exc()
-        results.append(LayoutResult(case, found, error, time.perf_counter() - start))
-        if rank == 0 and (found or error):
-            print(results[-1].described(), flush=True)
-        if error:
-            break  # the other processes may wait in the middle of an exchange
-        dist.destroy_process_group()  # with the groups of all axes, each of which has threads that wait busily
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    try:
+        found = case.differ(rank == 0)
+        dist.barrier()  # the first one has the store
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {str(caught).splitlines()[0][:200]}"
+        Path(folder, f"error-{rank}").write_text(error)
+        if os.environ.get("LAYOUTS_TRACE"):
+            traceback.print_exc()
+        os._exit(1)
     if rank == 0:
-        Path(out).write_text(json.dumps([(each.differences, each.error, each.seconds) for each in results]))
+        Path(folder, "differences").write_text(json.dumps(found))
     os._exit(0)  # what gloo's threads do while the interpreter takes itself apart is of no interest
 
 

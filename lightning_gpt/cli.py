@@ -72,6 +72,10 @@ def _run(args: list[str], trusted: list[str]) -> int:
     if args[0] not in COMMANDS:
         raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     trust(trusted)
+    if not trusted:  # a module of the user's own may want what is hidden
+        from lightning_gpt.fewer_imports import hide_extras
+
+        hide_extras()
     module = importlib.import_module(f"lightning_gpt.commands.{COMMANDS[args[0]][0]}")
     module.run(args if module.__name__.endswith(".train") else args[1:])
     return 0

@@ -1,12 +1,25 @@
 """Progress messages, on standard error of the first process only."""
 
-from lightning.pytorch.utilities import rank_zero_only
+import os
+import sys
+
 from rich.console import Console
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where launchers say which process this is, in the order in which Lightning asks."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-@rank_zero_only
 def say(message: str) -> None:
     """Print one line of progress, as plain text."""
-    console.print(message, markup=False)
+    if _rank() == 0:
+        console.print(message, markup=False)
+
+
+def _rank() -> int:
+    """The number of this process in its run: Lightning knows it, but a command without a Trainer does not import it."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if lightning is not None:
+        return int(lightning.rank_zero_only.rank)
+    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)

@@ -1,5 +1,6 @@
 """What holds for every test: one thread, no deadlines, every signal heard, and no core idle at the end."""
 
+import gc
 import os
 import signal
 
@@ -28,6 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device != "cpu":  # as a default it would cost every call of torch a little
         torch.set_default_device(device)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays to the end: no collection of garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

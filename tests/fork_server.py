@@ -1,9 +1,10 @@
 """Commands without their seconds of imports: a process that has imported everything, and a fork of it for every call.
 
 A fork is what ``python -m MODULE ARGUMENTS`` would be: its own folder, environment, arguments, standard input and
-output, and an end that is the interpreter's own, with its exit status. Two things differ, and are what fresh processes
-stay needed for: what a module forgets to import may be there all the same, and all forks of one server share the seed
-of ``hash``, so an order taken from a set is the same in each of them.
+output, and the interpreter's exit status. Three things differ, and are what fresh processes stay needed for: what a
+module forgets to import may be there all the same; all forks of one server share the seed of ``hash``, so an order
+taken from a set is the same in each of them; and after its threads and its exit handlers a fork ends
+without taking its modules apart, which would copy nearly all memory that it shares, a third of a second for each.
 
 ``python -m tests.fork_server`` takes its calls from the socket that is its standard input until the other side closes
 it; ``tests.processes`` is the other side. Each call brings a socket of its own, which gets the process number of the
@@ -13,6 +14,7 @@ A fork that starts further processes of a run, as Lightning does for each device
 are not its children, so the server ends them with it.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -25,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -183,8 +186,16 @@ def _become(
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
     sys.path[0] = cwd
     sys.argv[1:] = args
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-    sys.exit()
+    status: object = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        status = end.code or 0
+        if not isinstance(status, int):  # a message, which the interpreter prints
+            raise
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    os._exit(status & 0xFF)  # nothing is left to flush: the server, and so its forks, write at once
 
 
 def _serve() -> None:

@@ -40,6 +40,7 @@ def test_it_has_arguments_folder_environment_and_output_of_its_own(
     [
         ("", 0, ""),
         ("sys.exit(3)", 3, ""),
+        ("sys.exit(259)", 3, ""),
         ("sys.exit('a message')", 1, "a message\n"),
         ("raise KeyError('x')", 1, "KeyError: 'x'\n"),
         ("os.kill(os.getpid(), 9)", -9, ""),
@@ -52,6 +53,14 @@ def test_its_end_is_the_interpreters_own(end: str, status: int, said: str, tmp_p
     assert done.returncode == status
     assert done.stderr.endswith(said)
     assert done.stdout == ("" if status == -9 else "at the end\n")
+
+
+def test_its_threads_end_before_its_exit_handlers(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(
+        "import atexit, threading, time\natexit.register(print, 'the end')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('a thread'))).start()\n"
+    )
+    assert run_forked("ends", cwd=tmp_path).stdout == "a thread\nthe end\n"
 
 
 def test_it_is_killed_when_it_takes_too_long_and_the_next_one_runs(tmp_path: Path) -> None:

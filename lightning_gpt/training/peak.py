@@ -9,6 +9,8 @@ from lightning_gpt.planning.devices import matching
 from lightning_gpt.training.device_clock import synchronize
 
 _SIZE, _ROUNDS = 1024, 5
+_SLOW = 0.02
+"""Seconds of a product of a quarter of the size from which on a whole one, 64 times as long, is not waited for."""
 
 
 def precision_dtype(precision: str) -> torch.dtype:
@@ -34,6 +36,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 @cache
 def _measured(device: torch.device, dtype: torch.dtype) -> float:
     size = _SIZE if device.type == "cpu" else 8 * _SIZE
+    seconds = product_seconds(device, dtype, size // 4, 2)
+    if (
+        seconds > _SLOW
+    ):  # a dtype without fast products, such as fp16 on most CPUs; its rate does not grow with the size
+        return 2 * (size // 4) ** 3 / seconds
     return 2 * size**3 / product_seconds(device, dtype, size, _ROUNDS)
 
 

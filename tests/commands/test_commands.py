@@ -18,21 +18,36 @@ from lightning_gpt.models import GPT
 from lightning_gpt.version import described_version
 from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
 
+LIST_IMPORTS = {"PYTHONPROFILEIMPORTTIME": "1"}
+
+
+def imports_of(said: str) -> list[str]:
+    """The modules that a process has imported, which lists them on standard error."""
+    return [line.rpartition("|")[2].strip() for line in said.splitlines() if line.startswith("import time:")]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a short fit has run; its output is in ``fit.txt``."""
+    """Where a short fit has run; its output is in ``fit.txt``, the modules that it imported in ``imports.txt``."""
     folder = tmp_path_factory.mktemp("commands")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=40, val_check_interval=20)
     write_config(folder / "tiny.yaml", content)
-    done = must_run("fit", "--config", "tiny.yaml", cwd=folder, fresh=True)
-    (folder / "fit.txt").write_text(done.stderr)
+    done = must_run("fit", "--config", "tiny.yaml", cwd=folder, fresh=True, env=LIST_IMPORTS)
+    said = done.stderr.splitlines(keepends=True)
+    (folder / "fit.txt").write_text("".join(line for line in said if not line.startswith("import time:")))
+    (folder / "imports.txt").write_text("\n".join(imports_of(done.stderr)))
     return folder
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
     return folder / "runs/tiny/version_0"
+
+
+def test_a_fit_does_not_import_what_only_unused_metrics_need(folder: Path) -> None:
+    found = (folder / "imports.txt").read_text().splitlines()
+    assert {"torchmetrics.metric", "lightning.pytorch.trainer.trainer"} <= set(found)
+    assert [name for name in found if re.match(r"transformers|scipy", name)] == []
 
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
@@ -216,7 +231,10 @@ def test_generate_greedy_is_the_likeliest_token_each_time(folder: Path, run: Pat
     expected = model.generate(ids, 40, temperature=0.0)[0].tolist()  # past block_size 32: the context slides
     if tokenizer.end_of_text in expected:
         expected = expected[: expected.index(tokenizer.end_of_text)]
-    said = must_run(*call, "--strategy", "greedy", cwd=folder, fresh=True).stdout
+    done = must_run(*call, "--strategy", "greedy", cwd=folder, fresh=True, env=LIST_IMPORTS)
+    assert "torch.nn.modules.module" in imports_of(done.stderr)
+    assert "lightning" not in imports_of(done.stderr)  # seconds, for nothing
+    said = done.stdout
     assert said == tokenizer.decode(expected) + "\n"
     assert must_run(*call, "--top_k", "1", cwd=folder).stdout == said
 

@@ -179,7 +179,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 def test_slurm_script_runs_single_cells(alone: Path, tmp_path: Path) -> None:
-    script = must_run("study", "--config", "tiny.yaml", "--folder", "array", "--slurm", cwd=alone, fresh=True).stdout
+    script = must_run("study", "--config", "tiny.yaml", "--folder", "array", "--slurm", cwd=alone).stdout
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
     assert "#SBATCH --array=0-1\n" in script
     line = next(line for line in script.splitlines() if line.startswith("exec "))

@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from lightning_gpt.checkpoint import LORA_KEY, Checkpoint, load
+from lightning_gpt.checkpoint import LORA_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.errors import CallError
+from lightning_gpt.loading import load
 from lightning_gpt.models.adapters import LoRA, adapt
 from tests.interop.published import make
 from tests.interop.published_tokenizers import CORPUS, save

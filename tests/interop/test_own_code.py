@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint, load
+from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.errors import CallError
 from lightning_gpt.interop.own_code import CODE, OwnCode
+from lightning_gpt.loading import load
 from lightning_gpt.models import GPTConfig, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.norms import NoNorm, norms
 from lightning_gpt.models.registry import plain

@@ -1,14 +1,15 @@
 """Processes train in layouts as one does, also from checkpoints; all of it: ``python -m benchmarks.layouts``."""
 
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.layout_cases import PROOFS, SHORT, LayoutCase, all_cases
+from benchmarks.layout_cases import PROOFS, SHORT, LayoutCase, Proof, all_cases
 from benchmarks.layout_checkpoints import LAYOUTS, Pair, all_pairs, devices, short_pairs
-from benchmarks.layout_training import LayoutResult, Trained, differences
+from benchmarks.layout_training import LayoutResult, Trained, differences, results_of
 from tests.processes import run_forked
 
 
@@ -64,3 +65,25 @@ def test_a_difference_fails(wrong: str, holds: bool) -> None:
 def test_a_missing_weight_fails() -> None:
     theirs = Trained([1.0], {"a": torch.zeros(2)}, 3.0)
     assert not LayoutResult(SHORT[0], differences(Trained([1.0], {}, 3.0), theirs), "", 0.0).holds
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A case in which one of the processes fails."""
+
+    is_first: bool | None
+    proved: Proof = SHORT[0].proved
+
+    def described(self) -> str:
+        return "failing"
+
+    def differ(self, is_first: bool) -> list[float]:
+        if is_first is self.is_first:
+            raise ValueError("broken")
+        return [0.0, 0.0, 0.0] if is_first else []
+
+
+def test_a_case_in_which_any_process_fails_does_not_hold() -> None:
+    results = results_of([Failing(True), Failing(False), Failing(None)], 2)
+    assert [result.holds for result in results] == [False, False, True]
+    assert [result.error for result in results] == ["ValueError: broken", "ValueError: broken", ""]

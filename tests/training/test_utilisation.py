@@ -69,14 +69,24 @@ def test_the_peak_is_operations_by_the_time_of_a_product(monkeypatch: pytest.Mon
     """It is measured once per dtype."""
     measured = []
 
-    def half_a_second(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
-        measured.append(dtype)
-        return 0.5
+    def seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
+        measured.append((dtype, size))
+        return 0.5 if size == 1024 else 0.001
 
-    monkeypatch.setattr(peak, "product_seconds", half_a_second)
+    monkeypatch.setattr(peak, "product_seconds", seconds)
     for dtype in (torch.float32, torch.float32, torch.float64):
         assert peak.peak_flops(CPU, dtype) == 2 * 1024**3 / 0.5
-    assert measured == [torch.float32, torch.float64]
+    assert measured == [(dtype, size) for dtype in (torch.float32, torch.float64) for size in (256, 1024)]
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_slow_products_are_measured_at_a_smaller_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int) -> float:
+        assert size < 1024
+        return 0.25
+
+    monkeypatch.setattr(peak, "product_seconds", seconds)
+    assert peak.peak_flops(CPU, torch.float16) == 2 * 256**3 / 0.25
 
 
 def test_fit_logs_the_share_of_the_peak(tmp_path: Path) -> None:
