@@ -5,8 +5,8 @@
 Starts the real command and sends it streaming requests over HTTP: random token ids for prompts of unequal length, each
 continued by the same number of tokens. The numbers of clients take turns in each round. Prints for each number: tokens
 per second (median over rounds), also relative to one client; the time to the first token and between tokens; and the
-processor time that the server takes for a token, which other work on the machine changes less. At the end it prints
-the server's memory. Nothing passes or fails.
+processor time that the server takes for a token, which other work on the machine changes less. Then its memory.
+Nothing passes or fails.
 """
 
 import argparse
