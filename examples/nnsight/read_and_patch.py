@@ -3,9 +3,9 @@
     pip install nnsight
     python examples/nnsight/read_and_patch.py [CHECKPOINT]
 
-Our models are ordinary modules that take ids and return logits, so ``NNsight`` wraps them as they are. Its names are those
-of the modules (``blocks.0.attention``); ours go further inside (``blocks.0.attention.pattern``). Without a checkpoint
-the model has random weights.
+Our models are ordinary modules that take ids and return logits, so ``NNsight`` wraps them as they are. Its names are
+those of the modules (``blocks.0.attention``); ours go further inside (``blocks.0.attention.pattern``). Without a
+checkpoint the model has random weights.
 """
 
 import sys
