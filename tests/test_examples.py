@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.models import GPT, GPTConfig
 from tests.processes import environment, must_run
 
 MANY_DEVICES = Path(__file__).parents[1] / "examples/many_devices"
@@ -61,3 +65,22 @@ def test_nnsight_reads_and_patches_what_record_does(tmp_path: Path) -> None:
     moved = re.search(r"moves the logits by up to ([\d.]+)", done.stdout)
     assert moved
     assert float(moved[1]) > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformer_lens") is None, reason="transformer_lens is not installed")
+def test_transformer_lens_reads_what_convert_writes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, dim=32, block_size=32, vocab_size=50257))
+    content = {
+        "lightning_gpt_model": model.describe(),
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "TextData": {"tokenizer": Tokenizer.gpt2().state_dict()},
+        "global_step": 0,
+    }
+    write_checkpoint(content, tmp_path / "model.ckpt")
+    must_run("convert", "--source", "model.ckpt", "--output", "published", cwd=tmp_path)
+    script = Path(__file__).parents[1] / "examples/transformer_lens/read_converted.py"
+    command = [sys.executable, str(script), "published"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "attention of layer 0: largest difference" in done.stdout

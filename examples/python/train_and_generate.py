@@ -42,7 +42,7 @@ generator = torch.Generator().manual_seed(0)
 print(model.generate("The city was founded", 20, temperature=0.8, generator=generator))
 
 # every intermediate has a name
-ids = torch.tensor([list(model.tokenizer.encode("The city was founded in 1850"))])
+ids = torch.tensor([[int(token) for token in model.tokenizer.encode("The city was founded in 1850")]])
 with model.record() as trace:
     loss = model.loss(ids[:, :-1], ids[:, 1:])
 print(f"loss {loss:.3f} nats")
