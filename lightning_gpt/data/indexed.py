@@ -9,10 +9,12 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from lightning_gpt.data.best_fit import BestFitRows, Piece
+from lightning_gpt.data.best_fit import BestFitRows, Piece, best_fit
 from lightning_gpt.data.document_index import DocumentIndex
+from lightning_gpt.data.fitted import fitted_array
 from lightning_gpt.data.mark import rows_of_lengths
 from lightning_gpt.data.packing import (
+    PACKINGS,
     PADDING,
     BestFit,
     Concatenate,
@@ -135,7 +137,9 @@ class BestFitWindow(IndexedWindow):
 
     @cached_property
     def _rows(self) -> BestFitRows:
-        return BestFitRows(self.index.lengths(self.first, self.end), self.row_tokens)
+        stored = self.index.fitted
+        found = None if stored is None or stored.row_tokens != self.row_tokens else stored.window(self.first, self.read)
+        return best_fit(self.index.lengths(self.first, self.end), self.row_tokens) if found is None else found
 
     @property
     def count(self) -> int:
@@ -225,9 +229,8 @@ class IndexedWindows:
         index, ended = self.index, self.index.documents
         make = partial(_KINDS[type(self.packing)], index, self.row_tokens, first)
         if isinstance(self.packing, WholeDocuments):
-            rows = np.cumsum(
-                rows_of_lengths(index.lengths(first, min(first + self.most_rows, ended)), self.row_tokens - 1)
-            )
+            lengths = index.lengths(first, min(first + self.most_rows, ended))
+            rows = np.cumsum(rows_of_lengths(lengths, self.row_tokens - 1))
             last = first + int(np.searchsorted(rows, self.most_rows))
             if last >= first + len(rows):
                 return make(ended, start, None)
@@ -246,3 +249,15 @@ _KINDS: dict[type[Packing], type[IndexedWindow]] = {
     BestFit: BestFitWindow,
     WholeDocuments: WholeDocumentsWindow,
 }
+
+
+def fit_all(source: SourceBase, index: DocumentIndex, row_tokens: int, most_rows: int) -> np.ndarray:
+    """The rows of all ``best_fit`` windows of a source, to be stored (:mod:`~lightning_gpt.data.fitted`)."""
+    windows = IndexedWindows(source, index, PACKINGS["best_fit"], row_tokens, most_rows)
+    found = []
+    following: Window | None = Window()
+    while following is not None:
+        packed, following = windows.read(following)
+        rows = best_fit(index.lengths(packed.first, packed.end), row_tokens)
+        found.append((packed.first, packed.read, rows))
+    return fitted_array(found, row_tokens)

@@ -53,7 +53,7 @@ class SourceDocuments(SourceRows):
         self.number = number
 
     def _parts(self, packed: WindowRows) -> int:
-        return packed.whole_documents.shape[1]
+        return len(packed.whole_documents[0])
 
     def waiting(self, most: int) -> np.ndarray:
         """The next ``most`` documents of the open window, or those that are left of it: number, tokens and hash.
@@ -201,7 +201,7 @@ class LaneSequence(RowSequence):
             most: How many documents are wanted.
 
         Returns:
-            The sources, at most ``most``; and, if they are fewer, the source that has to open a window for the next one.
+            The sources, at most ``most``; and, if they are fewer, the source that has to open its next window.
         """
         lags = []
         for given, weight, each in zip(self._assigned, self.weights, lengths, strict=True):

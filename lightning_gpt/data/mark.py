@@ -79,7 +79,7 @@ class LaneMark(Mark):
     @property
     def lanes(self) -> int:
         """How many lanes there are."""
-        return self._lanes.shape[1]
+        return len(self._lanes[SOURCE])
 
     def cursor(self) -> Cursor:
         """Where to resume, as JSON values: about 50 bytes per lane; None for a lane that takes a document next."""

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from lightning_gpt.data.best_fit import BestFitRows
+from lightning_gpt.data.best_fit import best_fit
 from lightning_gpt.data.window import hash_of
 
 PADDING = -100
@@ -198,7 +198,7 @@ class BestFit:
             if have >= wanted:
                 after = Position(number + 1, 0)
                 break
-        fit = BestFitRows(np.array([len(text) for text in texts], dtype=np.int64), row_tokens)
+        fit = best_fit(np.array([len(text) for text in texts], dtype=np.int64), row_tokens)
         rows = np.zeros((fit.count, row_tokens), dtype=_joined(texts[:1]).dtype)
         lengths = np.zeros(fit.count, dtype=np.int64)
         for row in range(fit.count):
