@@ -120,7 +120,7 @@ def main() -> None:
         folder = options.prepared or Path(scratch, "prepared")
         if options.prepared is None:
             write_corpus(Path(scratch, "corpus.jsonl"), options.megabytes)
-            data = TextData([Files(str(Path(scratch, "corpus.jsonl")))])
+            data = TextData([Files(str(Path(scratch, "corpus.jsonl")))], block_size=1024, packing="best_fit")
             prepare_corpus(
                 folder, data, jobs=None, remove_duplicates=False, near_duplicate_threshold=None, progress=Silent()
             )
