@@ -19,7 +19,7 @@ from lightning_gpt.data.loader import load
 from lightning_gpt.data.mark import Cursor, Mark
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
-from lightning_gpt.data.share import Share, hold_global_batch, micro_batches, share_of
+from lightning_gpt.data.share import Share, hold_global_batch, share_of
 from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
@@ -96,8 +96,6 @@ class TextData(L.LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.global_batch = global_batch
-        if global_batch is not None:
-            micro_batches(global_batch, batch_size, 1)  # for any number of processes
         self.num_workers = num_workers
         Split(val_share, test_share)  # raises a CallError for shares that cannot be
         self.val_share, self.test_share, self.split_by = val_share, test_share, split_by
@@ -181,7 +179,7 @@ class TextData(L.LightningDataModule):
                 anything is tokenised), or the sources have too little text.
         """
         if stage == "fit" and self.trainer is not None and self.global_batch is not None:
-            hold_global_batch(self.trainer, self.share, self.global_batch)
+            hold_global_batch(self.trainer, self.batch_size, self.global_batch)
         validates = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches != 0
         )
