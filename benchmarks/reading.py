@@ -124,6 +124,7 @@ def main() -> None:
             prepare_corpus(
                 folder, data, jobs=None, remove_duplicates=False, near_duplicate_threshold=None, progress=Silent()
             )
+        cost_of_a_rank(stream_of(folder, "concatenate"), 1, 0, options.batch_size, 1)  # loads what reading needs
         for packing in PACKING_NAMES:
             for ranks in RANKS:
                 cost = cost_of_a_rank(stream_of(folder, packing), ranks, ranks // 2, options.batch_size, options.steps)

@@ -211,7 +211,9 @@ class LaneSequence(RowSequence):
         source_of = np.repeat(np.arange(len(lags)), sizes)
         # a source's lags increase, so the smallest overall are those that one document at a time would choose
         order = np.argsort(np.concatenate(lags), kind="stable")[:most]
-        unknown = np.flatnonzero(np.isin(order, np.cumsum(sizes) - 1))
+        is_unopened = np.zeros(len(source_of), dtype=bool)
+        is_unopened[np.cumsum(sizes) - 1] = True
+        unknown = np.flatnonzero(is_unopened[order])
         if not len(unknown):
             return source_of[order], None
         return source_of[order[: unknown[0]]], int(source_of[order[unknown[0]]])
