@@ -55,6 +55,7 @@ def build(folder: Path, parts: Sequence[PartFile], vocab_size: int, limit: int |
 
 
 def npy(array: np.ndarray) -> bytes:
+    """``array`` as the content of a ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()

@@ -24,7 +24,7 @@ from lightning_gpt.data.packing import (
     table_of,
 )
 from lightning_gpt.data.sources.base import SourceBase
-from lightning_gpt.data.window import Document, Window
+from lightning_gpt.data.window import FoundAgain, Window
 
 
 class IndexedWindow:
@@ -211,14 +211,14 @@ class IndexedWindows:
         position, before = found.after, window.tokens_before + found.read
         return found, Window(window.index + 1, position.document, position.offset, before)
 
-    def documents(self, lengths: Mapping[int, int]) -> dict[int, Document]:
+    def documents(self, lengths: Mapping[int, int]) -> dict[int, FoundAgain]:
         """The documents with these numbers, cut to these lengths; those that do not exist are left out."""
         places = {number: self.index.at(number) for number in lengths}
         found = {}
         for number, place in places.items():
             if place < self.index.documents and self.index.numbers[place] == number:
                 length = min(lengths[number], int(self.index.lengths(place, place + 1)[0]))
-                found[number] = Document(length, self.index.hash(place, length), None)
+                found[number] = FoundAgain(length, self.index.hash(place, length), None)
         return found
 
     def tokens(self, number: int, length: int) -> np.ndarray:

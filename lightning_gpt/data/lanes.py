@@ -21,7 +21,7 @@ from lightning_gpt.data.stream import RowSequence, SourceRows, Stream, Windows
 from lightning_gpt.errors import WorkError
 
 
-class Held(NamedTuple):
+class HeldTokens(NamedTuple):
     """The tokens of the document that a lane reads."""
 
     source: int
@@ -131,7 +131,7 @@ class LaneSequence(RowSequence):
         weights: Sequence[float],
         end_of_text: int,
         lanes: np.ndarray,
-        held: dict[int, Held],
+        held: dict[int, HeldTokens],
         rows: int = 0,
     ) -> None:
         super().__init__(sources, weights, rows)
@@ -173,7 +173,7 @@ class LaneSequence(RowSequence):
         source, document, length, _, used = self._lanes[:, lane].tolist()
         held = self._held.get(lane)
         if held is None or held[:2] != (source, document):
-            held = Held(source, document, self.sources[source].tokens(document, length))
+            held = HeldTokens(source, document, self.sources[source].tokens(document, length))
             self._held[lane] = held
         begin = used * self._step
         following = held.tokens[begin : begin + self._step]
@@ -228,7 +228,7 @@ class LaneSequence(RowSequence):
         self._assigned[number] += int(rows.sum())
         if tokens:
             for lane, document, text in zip(lanes.tolist(), documents[0].tolist(), tokens, strict=True):
-                self._held[lane] = Held(number, document, text)
+                self._held[lane] = HeldTokens(number, document, text)
 
     def mark(self) -> LaneMark:
         """The position of the next row."""
@@ -255,7 +255,7 @@ class LaneStream(Stream):
             for lane, (column, tokens) in zip(own, source.reopened(list(own.values())), strict=True):
                 table[:, lane] = column
                 if tokens is not None:
-                    held[lane] = Held(source.number, column[DOCUMENT], tokens)
+                    held[lane] = HeldTokens(source.number, column[DOCUMENT], tokens)
         return LaneSequence(sources, self.weights, self.end_of_text, table, held, cursor["rows"] if cursor else 0)
 
     def identity(self) -> dict[str, Any]:

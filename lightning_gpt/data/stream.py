@@ -24,7 +24,7 @@ from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.data.window import Document, Window, digest_of, hash_of
+from lightning_gpt.data.window import FoundAgain, Window, digest_of, hash_of
 from lightning_gpt.errors import WorkError
 
 
@@ -98,16 +98,16 @@ class Windows:
         self._next = Window(window.index + 1, packed.after.document, packed.after.offset, before)
         return packed, replace(self._next)
 
-    def documents(self, lengths: Mapping[int, int]) -> dict[int, Document]:
+    def documents(self, lengths: Mapping[int, int]) -> dict[int, FoundAgain]:
         """The documents with these numbers, cut to these lengths; those that do not exist are left out.
 
         They are found by reading all documents from the first of them to the last.
         """
-        found: dict[int, Document] = {}
+        found: dict[int, FoundAgain] = {}
         for number, tokens in self.reader.tokens(min(lengths)) if lengths else ():
             if number in lengths:
                 cut = tokens[: lengths[number]]
-                found[number] = Document(len(cut), hash_of(cut), np.array(cut))
+                found[number] = FoundAgain(len(cut), hash_of(cut), np.array(cut))
             if len(found) == len(lengths):
                 break
         return found

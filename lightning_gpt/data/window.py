@@ -37,7 +37,7 @@ class Window:
         self.digest = digest
 
 
-class Document(NamedTuple):
+class FoundAgain(NamedTuple):
     """A document that was found again."""
 
     length: int
