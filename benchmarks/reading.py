@@ -120,10 +120,11 @@ def main() -> None:
         folder = options.prepared or Path(scratch, "prepared")
         if options.prepared is None:
             write_corpus(Path(scratch, "corpus.jsonl"), options.megabytes)
-            data = TextData([Files(str(Path(scratch, "corpus.jsonl")))])
+            data = TextData([Files(str(Path(scratch, "corpus.jsonl")))], block_size=1024, packing="best_fit")
             prepare_corpus(
                 folder, data, jobs=None, remove_duplicates=False, near_duplicate_threshold=None, progress=Silent()
             )
+        cost_of_a_rank(stream_of(folder, "concatenate"), 1, 0, options.batch_size, 1)  # loads what reading needs
         for packing in PACKING_NAMES:
             for ranks in RANKS:
                 cost = cost_of_a_rank(stream_of(folder, packing), ranks, ranks // 2, options.batch_size, options.steps)

@@ -31,12 +31,13 @@ from lightning_gpt.commands.unsupported import (
 from lightning_gpt.commands.weights import start_of, with_model_of
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.share import global_batch_share
 from lightning_gpt.errors import CallError
 from lightning_gpt.launch import Launch, torchrun_processes
 from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
-from lightning_gpt.parallel.suited import require_suited
+from lightning_gpt.parallel.suited import require_rows, require_suited
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -284,7 +285,7 @@ class TrainCLI(LightningCLI):
         return {**options, "step": None if self.checkpoint is None else self.checkpoint.content.get("global_step")}
 
     def after_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another architecture, or a model that the layout cannot hold, before work starts."""
+        """Refuse another model's checkpoint, and a model or rows that the layout cannot divide, before work starts."""
         for checkpoint in (self.checkpoint, self._start):
             if checkpoint is not None:
                 checkpoint.require_same_model(self.model.model)
@@ -296,7 +297,12 @@ class TrainCLI(LightningCLI):
             )
         self._start = None  # its memory is not needed in training
         if isinstance(self.trainer.strategy, MeshStrategy):
-            require_suited(self.model.model, self.trainer.strategy.layout, self.model.compiles_blocks)
+            layout = self.trainer.strategy.layout
+            require_suited(self.model.model, layout, self.model.compiles_blocks)
+            require_rows(layout, getattr(self.datamodule, "batch_size", None), self.subcommand == "predict")
+        data = self.datamodule
+        if self.subcommand == "fit" and isinstance(data, TextData) and data.global_batch is not None:
+            global_batch_share(self.trainer, data.batch_size, data.global_batch)
 
 
 def _runs_of(root: str | None, name: str) -> Path:

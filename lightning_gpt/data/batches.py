@@ -1,6 +1,5 @@
 """From rows to batches: the share of the global sequence that each process and loader worker takes."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, TypedDict
@@ -12,7 +11,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lightning_gpt.data.first_rows import FirstRows
 from lightning_gpt.data.lanes import LaneStream, side_by_side
-from lightning_gpt.data.stream import Cursor, RowSequence, Stream
+from lightning_gpt.data.mark import Cursor, Mark
+from lightning_gpt.data.stream import RowSequence, Stream
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.trust import TrustedModules
 
@@ -26,8 +26,8 @@ class Batch(TypedDict, total=False):
     """With separate documents: the index within its row of each token's document, ``(rows, block_size)`` int64."""
     starts: Tensor
     """With lanes: whether each row begins a document rather than continuing one, ``(rows,)`` bool."""
-    cursor: str
-    """In training: the cursor after this batch of *all* processes, as JSON."""
+    mark: Mark
+    """In training: where the rows continue after this batch of *all* processes."""
 
 
 def batch_of(inputs: Tensor, targets: Tensor, end_of_text: int | None) -> Batch:
@@ -51,13 +51,21 @@ def batch_of_rows(rows: np.ndarray, end_of_text: int | None = None) -> Batch:
     return batch_of(torch.from_numpy(inputs), torch.from_numpy(targets), end_of_text)
 
 
+def plain(batch: Any) -> Any:
+    """``batch`` as tensors and plain values: if it has a ``mark``, with the ``cursor`` instead."""
+    if not isinstance(batch, dict) or "mark" not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != "mark"}
+    return {**rest, "cursor": batch["mark"].cursor()}
+
+
 def starts_of(rows: np.ndarray, end_of_text: int) -> Tensor:
     """Which rows of lanes begin a document, ``(rows,)`` bool: those whose first token is ``<|endoftext|>``."""
     return torch.from_numpy(rows[:, 0] == end_of_text)
 
 
 class TrainBatches(IterableDataset[Batch]):
-    """The training batches of one process, from :attr:`cursor` to the end of the epoch.
+    """The training batches of one process, from :attr:`mark` to the end of the epoch.
 
     Each micro-batch is the next ``batch_size × world_size`` rows of the global sequence. Process r takes
     ``batch_size`` of them, starting with row ``r × batch_size``, and loader worker j of k makes every k-th micro-batch
@@ -74,7 +82,7 @@ class TrainBatches(IterableDataset[Batch]):
         ends: Whether an iteration ends with the epoch; otherwise the trainer ends it, after fewer batches.
         repeated_rows: Take only the first rows of the sequence, this many, over and over; all rows when None.
         separate: Whether batches say which document each token belongs to, so that the model can separate them.
-        cursor: Where to start; may be set again before a new iteration.
+        cursor: Where to start; :attr:`mark` may be set again before a new iteration.
     """
 
     def __init__(
@@ -99,7 +107,7 @@ class TrainBatches(IterableDataset[Batch]):
         self.ends = ends
         self.repeated_rows = repeated_rows
         self.separate = separate
-        self.cursor = cursor
+        self.mark = Mark(cursor) if cursor else None
         self._open: RowSequence | FirstRows | None = None
 
     @property
@@ -111,11 +119,14 @@ class TrainBatches(IterableDataset[Batch]):
     def _end_of_text(self) -> int | None:
         return self.stream.end_of_text if self.separate else None
 
+    @property
+    def _done_rows(self) -> int:
+        return 0 if self.mark is None else self.mark.rows
+
     def _left_in_epoch(self) -> int | None:
         if self.micro_batches_per_epoch is None or not self.ends:
             return None
-        done_rows = self.cursor["rows"] if self.cursor else 0
-        done = done_rows // (self.batch_size * self.world_size)
+        done = self._done_rows // (self.batch_size * self.world_size)
         return self.micro_batches_per_epoch - done % self.micro_batches_per_epoch
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,12 +134,13 @@ class TrainBatches(IterableDataset[Batch]):
         return {"trusted": TrustedModules(), **vars(self)}
 
     def _sequence(self) -> RowSequence | FirstRows:
-        """The open sequence if it is at the cursor (as when the next epoch starts), else a new one."""
-        if self._open is None or self._open.cursor() != self.cursor:
+        """The open sequence if it is at the mark (as when the next epoch starts), else a new one."""
+        if self._open is None or self._open.rows != self._done_rows:
+            cursor = None if self.mark is None else self.mark.cursor()
             if self.repeated_rows is None:
-                self._open = self.stream.open(self.cursor)
+                self._open = self.stream.open(cursor)
             else:
-                self._open = FirstRows(self.stream, self.repeated_rows, self.cursor)
+                self._open = FirstRows(self.stream, self.repeated_rows, cursor)
         return self._open
 
     def __iter__(self) -> Iterator[Batch]:
@@ -144,7 +156,7 @@ class TrainBatches(IterableDataset[Batch]):
             batch = batch_of_rows(rows, self._end_of_text)
             if isinstance(self.stream, LaneStream):
                 batch["starts"] = starts_of(rows, self.stream.end_of_text)
-            batch["cursor"] = json.dumps(sequence.cursor())
+            batch["mark"] = sequence.mark()
             yield batch
 
 

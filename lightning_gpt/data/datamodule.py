@@ -16,15 +16,16 @@ from lightning_gpt.data.divide import Division, describe, divide, require, texts
 from lightning_gpt.data.first_rows import repeated_rows
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.loader import load
+from lightning_gpt.data.mark import Cursor, Mark
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
-from lightning_gpt.data.share import Share, hold_global_batch, micro_batches, share_of
+from lightning_gpt.data.share import Share, hold_global_batch, share_of
 from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
 from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitBy, SplitName
-from lightning_gpt.data.stream import Cursor, Reader, Stream, evaluation_documents
+from lightning_gpt.data.stream import Reader, Stream, evaluation_documents
 from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
 from lightning_gpt.data.vocabulary import train_vocabulary
 from lightning_gpt.errors import CallError
@@ -96,8 +97,6 @@ class TextData(L.LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.global_batch = global_batch
-        if global_batch is not None:
-            micro_batches(global_batch, batch_size, 1)  # for any number of processes
         self.num_workers = num_workers
         Split(val_share, test_share)  # raises a CallError for shares that cannot be
         self.val_share, self.test_share, self.split_by = val_share, test_share, split_by
@@ -116,7 +115,7 @@ class TextData(L.LightningDataModule):
         self._counts: tuple[str, list[Count]] | None = None
         self._eval: dict[SplitName, EvalRows] = {}
         self._train: TrainBatches | None = None
-        self.cursor: Cursor | None = None
+        self.mark: Mark | None = None
 
     def _use_prepared(self, corpus: PreparedCorpus) -> None:
         """Replace the sources and the tokenizer by those of a prepared folder.
@@ -181,7 +180,7 @@ class TextData(L.LightningDataModule):
                 anything is tokenised), or the sources have too little text.
         """
         if stage == "fit" and self.trainer is not None and self.global_batch is not None:
-            hold_global_batch(self.trainer, self.share, self.global_batch)
+            hold_global_batch(self.trainer, self.batch_size, self.global_batch)
         validates = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches != 0
         )
@@ -356,11 +355,16 @@ class TextData(L.LightningDataModule):
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return load(batches, self.num_workers, self.batch_size * self.block_size, pin)
 
-    def trained_on(self, cursor: Cursor) -> None:
-        """Move the cursor past a completed optimizer step; a resumed run and the next epoch continue from there."""
-        self.cursor = cursor
+    @property
+    def cursor(self) -> Cursor | None:
+        """Where a resumed run continues; None before the first step."""
+        return None if self.mark is None else self.mark.cursor()
+
+    def trained_on(self, mark: Mark) -> None:
+        """Move the mark past a completed optimizer step; a resumed run and the next epoch continue from there."""
+        self.mark = mark
         if self._train is not None:
-            self._train.cursor = cursor
+            self._train.mark = mark
 
     def state_dict(self) -> dict[str, Any]:
         """The tokenizer, the cursor, and the identity of the stream that it belongs to."""
@@ -380,7 +384,8 @@ class TextData(L.LightningDataModule):
             CallError: The configuration gives the rows another order than the checkpoint's.
         """
         self._tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
-        self.cursor = state_dict.get("cursor")
+        cursor = state_dict.get("cursor")
+        self.mark = Mark(cursor) if cursor else None
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and "stream" in state_dict:
             was, now = state_dict["stream"], self._identity(self.stream())

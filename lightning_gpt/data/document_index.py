@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lightning_gpt.data.fitted import FITTED, FittedWindows
 from lightning_gpt.data.prepare.duplicates import SPLITS
 from lightning_gpt.data.prepare.parts import PartFile
 from lightning_gpt.data.window import digest_of, hash_of
@@ -50,10 +51,11 @@ def build(folder: Path, parts: Sequence[PartFile], vocab_size: int, limit: int |
     columns = [np.concatenate([np.empty(0, np.int64), *each]) for each in (numbers, begins, lengths, hashes)]
     columns[2] = np.cumsum(columns[2])
     joined = np.stack(columns)
-    return {INDEX: _npy(joined), COUNTS: _npy(counts)}
+    return {INDEX: npy(joined), COUNTS: npy(counts)}
 
 
-def _npy(array: np.ndarray) -> bytes:
+def npy(array: np.ndarray) -> bytes:
+    """``array`` as the content of a ``.npy`` file."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -143,6 +145,12 @@ class DocumentIndex:
         """That of the last document, which ``limit`` may cut."""
         last = self.documents - 1
         return self.hash(last, int(self.lengths(last, last + 1)[0]))
+
+    @cached_property
+    def fitted(self) -> FittedWindows | None:
+        """The rows of ``best_fit`` windows, if ``prepare`` has stored them."""
+        file = self.folder / FITTED
+        return FittedWindows(np.load(file, mmap_mode="r").view(np.ndarray)) if file.exists() else None
 
     def digest(self, first: int, end: int) -> str:
         """The digest of the documents ``first`` to ``end - 1``."""

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from lightning_gpt.data.stream import Cursor, Stream
+from lightning_gpt.data.mark import Cursor, Mark
+from lightning_gpt.data.stream import Stream
 from lightning_gpt.errors import CallError
 
 
@@ -36,7 +37,7 @@ def repeated_rows(overfit_batches: int | float, rows: int, accumulate: int, epoc
 
 
 class FirstRows:
-    """The first rows of a stream, over and over; its cursor counts every row taken, as that of the stream does.
+    """The first rows of a stream, over and over; its mark counts every row taken, as that of the stream does.
 
     Args:
         stream: Determines the rows.
@@ -50,7 +51,7 @@ class FirstRows:
         self._taken = cursor["rows"] if cursor else 0
         self._open = stream.open()
         self._open.take(self._taken % rows)
-        self._drawn = cursor or self._open.cursor()
+        self._drawn = Mark(cursor) if cursor else self._open.mark()
 
     def take(self, count: int) -> np.ndarray:
         """The next ``count`` rows, ``(count, block_size + 1)`` int64."""
@@ -63,7 +64,7 @@ class FirstRows:
             pieces.append(self._open.take(piece))
             self._taken, count = self._taken + piece, count - piece
             if self._taken <= self._rows:
-                self._drawn = self._open.cursor()
+                self._drawn = self._open.mark()
         return np.concatenate(pieces)
 
     def take_share(self, count: int, begin: int, end: int) -> np.ndarray:
@@ -74,6 +75,11 @@ class FirstRows:
         """Pass over the next ``count`` rows."""
         self.take(count)
 
-    def cursor(self) -> Cursor:
-        """The position of the next row, as JSON values."""
-        return {**self._drawn, "rows": self._taken}
+    @property
+    def rows(self) -> int:
+        """Rows already taken."""
+        return self._taken
+
+    def mark(self) -> Mark:
+        """The position of the next row."""
+        return self._drawn.counting(self._taken)

@@ -9,19 +9,22 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from lightning_gpt.data.best_fit import BestFitRows, Piece
+from lightning_gpt.data.best_fit import BestFitRows, Piece, best_fit
 from lightning_gpt.data.document_index import DocumentIndex
+from lightning_gpt.data.fitted import fitted_array
+from lightning_gpt.data.mark import rows_of_lengths
 from lightning_gpt.data.packing import (
+    PACKINGS,
     PADDING,
     BestFit,
     Concatenate,
     Packing,
     Position,
-    WholeDocument,
     WholeDocuments,
+    table_of,
 )
 from lightning_gpt.data.sources.base import SourceBase
-from lightning_gpt.data.window import Window
+from lightning_gpt.data.window import FoundAgain, Window
 
 
 class IndexedWindow:
@@ -72,13 +75,13 @@ class IndexedWindow:
         raise NotImplementedError
 
     @property
-    def whole_documents(self) -> int:
-        """Documents of the window, if no row holds two."""
+    def whole_documents(self) -> np.ndarray:
+        """Number, tokens and hash of its documents, ``(3, documents)`` int64, if no row holds two."""
         raise NotImplementedError
 
-    def whole_document(self, place: int) -> WholeDocument:
-        """The document at this place of the window, if no row holds two; its tokens are not read yet."""
-        raise NotImplementedError
+    def held(self, places: np.ndarray) -> list[np.ndarray]:
+        """Nothing: the index finds every document by its number."""
+        return []
 
     def take(self, chosen: np.ndarray) -> np.ndarray:
         """The rows with these numbers, ``(rows, row_tokens)`` int64, padded with :data:`PADDING`."""
@@ -134,7 +137,9 @@ class BestFitWindow(IndexedWindow):
 
     @cached_property
     def _rows(self) -> BestFitRows:
-        return BestFitRows(self.index.lengths(self.first, self.end), self.row_tokens)
+        stored = self.index.fitted
+        found = None if stored is None or stored.row_tokens != self.row_tokens else stored.window(self.first, self.read)
+        return best_fit(self.index.lengths(self.first, self.end), self.row_tokens) if found is None else found
 
     @property
     def count(self) -> int:
@@ -156,40 +161,19 @@ class WholeDocumentsWindow(IndexedWindow):
     @property
     def count(self) -> int:
         """Rows of the window."""
-        return int(_rows_of(self._lengths, self.row_tokens).sum())
+        return int(rows_of_lengths(self._lengths, self.row_tokens - 1).sum())
 
     @property
     def repeated(self) -> int:
         """Tokens in the rows beyond those that were read: one per row."""
         return self.count
 
-    @property
-    def whole_documents(self) -> int:
-        """Documents of the window."""
-        return int(np.count_nonzero(self._lengths))
-
     @cached_property
-    def _documents(self) -> list[tuple[int, int, int]]:
-        """Number, tokens and hash of each document."""
-        columns = (self.index.numbers[self.first : self.end], self._lengths, self.index.hashes(self.first, self.end))
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-    def whole_document(self, place: int) -> WholeDocument:
-        """The document at this place of the window; its tokens are not read yet."""
-        number, length, digest = self._documents[place]
-        return WholeDocument(
-            number, length, f"{digest:016x}", partial(self.index.tokens, self.first + place, 0, length)
-        )
-
-
-def restored(index: DocumentIndex, document: int, length: int) -> WholeDocument:
-    """The first ``length`` tokens of a document, not read yet."""
-    number, digest = int(index.numbers[document]), f"{index.hash(document, length):016x}"
-    return WholeDocument(number, length, digest, partial(index.tokens, document, 0, length))
-
-
-def _rows_of(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
-    return -(-lengths // (row_tokens - 1))
+    def whole_documents(self) -> np.ndarray:
+        """Number, tokens and hash of its documents, ``(3, documents)`` int64."""
+        numbers, hashes = self.index.numbers[self.first : self.end], self.index.hashes(self.first, self.end)
+        table = table_of(numbers, self._lengths, hashes)
+        return table if self._lengths.all() else table[:, self._lengths > 0]
 
 
 class IndexedWindows:
@@ -227,20 +211,26 @@ class IndexedWindows:
         position, before = found.after, window.tokens_before + found.read
         return found, Window(window.index + 1, position.document, position.offset, before)
 
-    def whole_documents(self, lengths: Mapping[int, int]) -> dict[int, WholeDocument]:
+    def documents(self, lengths: Mapping[int, int]) -> dict[int, FoundAgain]:
         """The documents with these numbers, cut to these lengths; those that do not exist are left out."""
         places = {number: self.index.at(number) for number in lengths}
-        return {
-            number: restored(self.index, place, min(lengths[number], int(self.index.lengths(place, place + 1)[0])))
-            for number, place in places.items()
-            if place < self.index.documents and self.index.numbers[place] == number
-        }
+        found = {}
+        for number, place in places.items():
+            if place < self.index.documents and self.index.numbers[place] == number:
+                length = min(lengths[number], int(self.index.lengths(place, place + 1)[0]))
+                found[number] = FoundAgain(length, self.index.hash(place, length), None)
+        return found
+
+    def tokens(self, number: int, length: int) -> np.ndarray:
+        """The first tokens of the document with this number, as a view of the memory-mapped part."""
+        return self.index.tokens(self.index.at(number), 0, length)
 
     def _window(self, first: int, start: int) -> IndexedWindow:
         index, ended = self.index, self.index.documents
         make = partial(_KINDS[type(self.packing)], index, self.row_tokens, first)
         if isinstance(self.packing, WholeDocuments):
-            rows = np.cumsum(_rows_of(index.lengths(first, min(first + self.most_rows, ended)), self.row_tokens))
+            lengths = index.lengths(first, min(first + self.most_rows, ended))
+            rows = np.cumsum(rows_of_lengths(lengths, self.row_tokens - 1))
             last = first + int(np.searchsorted(rows, self.most_rows))
             if last >= first + len(rows):
                 return make(ended, start, None)
@@ -259,3 +249,15 @@ _KINDS: dict[type[Packing], type[IndexedWindow]] = {
     BestFit: BestFitWindow,
     WholeDocuments: WholeDocumentsWindow,
 }
+
+
+def fit_all(source: SourceBase, index: DocumentIndex, row_tokens: int, most_rows: int) -> np.ndarray:
+    """The rows of all ``best_fit`` windows of a source, to be stored (:mod:`~lightning_gpt.data.fitted`)."""
+    windows = IndexedWindows(source, index, PACKINGS["best_fit"], row_tokens, most_rows)
+    found = []
+    following: Window | None = Window()
+    while following is not None:
+        packed, following = windows.read(following)
+        rows = best_fit(index.lengths(packed.first, packed.end), row_tokens)
+        found.append((packed.first, packed.read, rows))
+    return fitted_array(found, row_tokens)

@@ -9,55 +9,24 @@ r-th ``batch_size`` of those. A model can therefore keep its memory of a documen
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from heapq import heapreplace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lightning_gpt.data.indexed import IndexedWindows
-from lightning_gpt.data.packing import (
-    PADDING,
-    WHOLE_DOCUMENTS,
-    Packed,
-    Position,
-    WholeDocument,
-    WindowRows,
-    whole_document,
-)
-from lightning_gpt.data.stream import Cursor, RowSequence, SourceRows, Stream, Windows
+from lightning_gpt.data.mark import DOCUMENT, LENGTH, SOURCE, USED, Cursor, LaneMark, rows_of_lengths
+from lightning_gpt.data.packing import PADDING, WHOLE_DOCUMENTS, Packed, Position, WindowRows
+from lightning_gpt.data.stream import RowSequence, SourceRows, Stream, Windows
 from lightning_gpt.errors import WorkError
 
 
-class Lane:
-    """The document that one row of every step reads.
+class HeldTokens(NamedTuple):
+    """The tokens of the document that a lane reads."""
 
-    Args:
-        source: Index of its source.
-        document: The document; its tokens are read when the first of its rows is.
-        step: Tokens per row that are targets.
-    """
-
-    def __init__(self, source: int, document: WholeDocument, step: int) -> None:
-        self.source = source
-        self.document = document
-        self.step = step
-        self.rows = -(-document.length // step)
-
-    @cached_property
-    def _tokens(self) -> np.ndarray:
-        return self.document.read()
-
-    def read(self, row: np.ndarray, number: int, end_of_text: int) -> None:
-        """Write row ``number`` of the document to the beginning of ``row``: one token more than a row has targets."""
-        begin = number * self.step
-        following = self._tokens[begin : begin + self.step]
-        row[0] = self._tokens[begin - 1] if number else end_of_text
-        row[1 : len(following) + 1] = following
-
-    def state(self, used: int) -> list[Any]:
-        """Plain values from which a lane is restored of which ``used`` rows are taken."""
-        return [self.source, self.document.number, self.document.length, used, self.document.digest]
+    source: int
+    document: int
+    tokens: np.ndarray
 
 
 def _rows_of(tokens: np.ndarray, row_tokens: int, end_of_text: int) -> Packed:
@@ -84,42 +53,49 @@ class SourceDocuments(SourceRows):
         self.number = number
 
     def _parts(self, packed: WindowRows) -> int:
-        return packed.whole_documents
+        return len(packed.whole_documents[0])
 
-    def next_lane(self) -> Lane:
-        """A lane with the next document."""
-        packed = self._open_window()
-        chosen = int(self._order[self.used])
-        self.used += 1
-        return self._lane(packed.whole_document(chosen))
+    def waiting(self, most: int) -> np.ndarray:
+        """The next ``most`` documents of the open window, or those that are left of it: number, tokens and hash.
 
-    def _lane(self, document: WholeDocument) -> Lane:
-        return Lane(self.number, document, self.windows.row_tokens - 1)
+        Returns:
+            ``(3, documents)`` int64.
+        """
+        if self._packed is None:
+            return np.empty((3, 0), dtype=np.int64)
+        return self._packed.whole_documents[:, self._order[self.used : self.used + most]]
 
-    def reopened(self, states: Sequence[list[Any]]) -> list[Lane]:
-        """Restore the lanes that had these states, finding their documents again.
+    def open_window(self) -> None:
+        """Open the window that contains the next document."""
+        self._open_window()
+
+    def pass_on(self, count: int) -> list[np.ndarray]:
+        """Pass over ``count`` documents of the open window; returns their tokens, or nothing if an index finds them."""
+        assert self._packed is not None
+        places = self._order[self.used : self.used + count]
+        self.used += count
+        return self._packed.held(places)
+
+    def tokens(self, document: int, length: int) -> np.ndarray:
+        """The tokens of a document that :meth:`pass_on` did not return."""
+        assert isinstance(self.windows, IndexedWindows)
+        return self.windows.tokens(document, length)
+
+    def reopened(self, states: Sequence[list[Any]]) -> list[tuple[list[int], np.ndarray | None]]:
+        """Columns of the table of lanes, and tokens that have to be held, of lanes that had these states.
 
         Raises:
             WorkError: A document is missing or has changed.
         """
-        lengths = {document: length for _, document, length, *_ in states}
-        found = self._found(lengths)
-        for _, document, length, _, digest in states:
-            if document not in found or (found[document].length, found[document].digest) != (length, digest):
+        found = self.windows.documents({document: length for _, document, length, *_ in states})
+        lanes = []
+        for source, document, length, used, digest in states:
+            again = found.get(document)
+            if again is None or (again.length, f"{again.hash:016x}") != (length, digest):
                 raise self._changed(document)
-        return [self._lane(found[state[1]]) for state in states]
-
-    def _found(self, lengths: dict[int, int]) -> dict[int, WholeDocument]:
-        """The documents with these numbers, cut to these lengths; a prepared source has them in its index."""
-        if isinstance(self.windows, IndexedWindows):
-            return self.windows.whole_documents(lengths)
-        found: dict[int, WholeDocument] = {}
-        for number, tokens in self.windows.reader.tokens(min(lengths)) if lengths else ():
-            if number in lengths:
-                found[number] = whole_document(number, tokens[: lengths[number]])
-            if len(found) == len(lengths):
-                break
-        return found
+            signed = int(np.uint64(again.hash).view(np.int64))
+            lanes.append(([source, document, length, signed, used], again.tokens))
+        return lanes
 
     def _changed(self, document: int) -> WorkError:
         place = next((found.origin for found in self.source.documents(document)), "its end")
@@ -133,14 +109,17 @@ class LaneSequence(RowSequence):
     """The endless rows of all lanes: one row of each lane in turn, over and over.
 
     A lane takes its next document from the source with the smallest ``(assigned + 1) / weight``, where ``assigned``
-    counts the rows of all its documents that lanes have taken: D'Hondt's rule, applied to whole documents.
+    counts the rows of all its documents that lanes have taken: D'Hondt's rule, applied to whole documents. What all
+    lanes read is one table, and the lanes that a step leaves without a document get their next ones together, because
+    every process has to follow the lanes of all.
 
     Args:
         sources: One :class:`SourceDocuments` per source.
         weights: Their relative shares.
         end_of_text: The token before the first of each document.
-        lanes: The content of each lane; None for a lane that takes its first document next.
-        used: Rows of each lane's document that are taken already.
+        lanes: What each lane reads, ``(5, lanes)`` int64 (:mod:`~lightning_gpt.data.mark`); zeros for a lane that
+            takes its first document next.
+        held: Tokens of documents that no index finds, by lane.
         rows: Rows already taken, from a cursor.
     """
 
@@ -151,39 +130,35 @@ class LaneSequence(RowSequence):
         sources: Sequence[SourceDocuments],
         weights: Sequence[float],
         end_of_text: int,
-        lanes: list[Lane | None],
-        used: Sequence[int],
+        lanes: np.ndarray,
+        held: dict[int, HeldTokens],
         rows: int = 0,
     ) -> None:
         super().__init__(sources, weights, rows)
-        self.lanes = lanes
         self.end_of_text = end_of_text
-        self._used = np.array(used)
-        self._left = np.array([0 if lane is None else lane.rows for lane in lanes]) - self._used
-        self._source = np.array([0 if lane is None else lane.source for lane in lanes])
-        self._assigned = [source.taken for source in sources]
-        for number, rows_left in enumerate(self._left.tolist()):
-            self._assigned[int(self._source[number])] += rows_left
+        self._step = sources[0].windows.row_tokens - 1
+        self._lanes = lanes
+        self._held = held
+        self._left = rows_of_lengths(lanes[LENGTH], self._step) - lanes[USED]
+        remaining = np.bincount(lanes[SOURCE], self._left, minlength=len(sources)).astype(int).tolist()
+        self._assigned = [source.taken + rows_left for source, rows_left in zip(sources, remaining, strict=True)]
 
     def take_share(self, count: int, begin: int, end: int) -> np.ndarray:
         """Pass over the next ``count`` rows; returns those from number ``begin`` to ``end - 1`` of them.
 
         Of prepared sources only these are read.
         """
-        rows = np.full((end - begin, self.sources[0].windows.row_tokens), PADDING, dtype=np.int64)
-        done = 0
+        rows = np.full((end - begin, self._step + 1), PADDING, dtype=np.int64)
+        done, lanes = 0, self._lanes.shape[1]
         while done < count:
-            first = self.rows % len(self.lanes)
-            taken = slice(first, first + min(count - done, len(self.lanes) - first))
-            for number in np.flatnonzero(self._left[taken] == 0).tolist():
-                self._refill(first + number)
+            first = self.rows % lanes
+            taken = slice(first, first + min(count - done, lanes - first))
+            self._refill(first + np.flatnonzero(self._left[taken] == 0))
             for row in range(max(begin - done, 0), min(end - done, taken.stop - first)):
-                lane = self.lanes[first + row]
-                assert lane is not None
-                lane.read(rows[done + row - begin], int(self._used[first + row]), self.end_of_text)
-            self._used[taken] += 1
+                self._read(first + row, rows[done + row - begin])
+            self._lanes[USED, taken] += 1
             self._left[taken] -= 1
-            for source, more in zip(self.sources, np.bincount(self._source[taken]).tolist(), strict=False):
+            for source, more in zip(self.sources, np.bincount(self._lanes[SOURCE, taken]).tolist(), strict=False):
                 source.taken += more
             self.rows += taken.stop - first
             done += taken.stop - first
@@ -193,21 +168,71 @@ class LaneSequence(RowSequence):
         """Pass over the next ``count`` rows."""
         self.take_share(count, 0, 0)
 
-    def _refill(self, number: int) -> None:
-        """Give a lane of which no row is left its next document."""
-        lags = [(given + 1) / weight for given, weight in zip(self._assigned, self.weights, strict=True)]
-        lane = self.sources[lags.index(min(lags))].next_lane()
-        self._assigned[lane.source] += lane.rows
-        self.lanes[number] = lane
-        self._used[number], self._left[number], self._source[number] = 0, lane.rows, lane.source
+    def _read(self, lane: int, row: np.ndarray) -> None:
+        """Write the next row of a lane to the beginning of ``row``: one token more than a row has targets."""
+        source, document, length, _, used = self._lanes[:, lane].tolist()
+        held = self._held.get(lane)
+        if held is None or held[:2] != (source, document):
+            held = HeldTokens(source, document, self.sources[source].tokens(document, length))
+            self._held[lane] = held
+        begin = used * self._step
+        following = held.tokens[begin : begin + self._step]
+        row[0] = held.tokens[begin - 1] if used else self.end_of_text
+        row[1 : len(following) + 1] = following
 
-    def cursor(self) -> Cursor:
-        """The position of the next row, as JSON values: about 50 bytes per lane."""
-        states = [
-            lane.state(used) if lane is not None and left else None
-            for lane, used, left in zip(self.lanes, self._used.tolist(), self._left.tolist(), strict=True)
-        ]
-        return {**super().cursor(), "lanes": states}
+    def _refill(self, lanes: np.ndarray) -> None:
+        """Give each of these lanes, of whose document no row is left, its next one."""
+        while len(lanes):
+            waiting = [source.waiting(len(lanes)) for source in self.sources]
+            source_of, unopened = self._next_sources([documents[1] for documents in waiting], len(lanes))
+            for number, documents in enumerate(waiting):
+                own = lanes[: len(source_of)][source_of == number]
+                if len(own):
+                    self._give(number, own, documents[:, : len(own)])
+            if unopened is not None:
+                self.sources[unopened].open_window()
+            lanes = lanes[len(source_of) :]
+
+    def _next_sources(self, lengths: Sequence[np.ndarray], most: int) -> tuple[np.ndarray, int | None]:
+        """Which source gives each of the next documents, as far as the open windows tell.
+
+        Args:
+            lengths: Tokens of the documents that wait in each source's open window.
+            most: How many documents are wanted.
+
+        Returns:
+            The sources, at most ``most``; and, if they are fewer, the source that has to open its next window.
+        """
+        lags = []
+        for given, weight, each in zip(self._assigned, self.weights, lengths, strict=True):
+            rows_before = np.cumsum(np.append(0, rows_of_lengths(each, self._step)))
+            lags.append((given + rows_before + 1) / weight)  # the last is that of the document after those that wait
+        sizes = [len(each) for each in lags]
+        source_of = np.repeat(np.arange(len(lags)), sizes)
+        # a source's lags increase, so the smallest overall are those that one document at a time would choose
+        order = np.argsort(np.concatenate(lags), kind="stable")[:most]
+        is_unopened = np.zeros(len(source_of), dtype=bool)
+        is_unopened[np.cumsum(sizes) - 1] = True
+        unknown = np.flatnonzero(is_unopened[order])
+        if not len(unknown):
+            return source_of[order], None
+        return source_of[order[: unknown[0]]], int(source_of[order[unknown[0]]])
+
+    def _give(self, number: int, lanes: np.ndarray, documents: np.ndarray) -> None:
+        """Give these lanes the next documents of a source, ``(3, lanes)``."""
+        rows, tokens = rows_of_lengths(documents[1], self._step), self.sources[number].pass_on(len(lanes))
+        self._lanes[SOURCE, lanes] = number
+        self._lanes[DOCUMENT:USED, lanes] = documents
+        self._lanes[USED, lanes] = 0
+        self._left[lanes] = rows
+        self._assigned[number] += int(rows.sum())
+        if tokens:
+            for lane, document, text in zip(lanes.tolist(), documents[0].tolist(), tokens, strict=True):
+                self._held[lane] = HeldTokens(number, document, text)
+
+    def mark(self) -> LaneMark:
+        """The position of the next row."""
+        return LaneMark(self._position(), self._lanes.copy(), self._step)
 
 
 @dataclass(frozen=True)
@@ -223,14 +248,15 @@ class LaneStream(Stream):
             SourceDocuments(number, self.windows(reader), self.seed, of_source.get(reader.source.name))
             for number, reader in enumerate(self.readers)
         ]
-        lanes: list[Lane | None] = [None] * self.lanes
-        used = [0] * self.lanes
+        table, held = np.zeros((5, self.lanes), dtype=np.int64), {}
         states: list[list[Any] | None] = cursor["lanes"] if cursor else []
         for source in sources:
-            held = {number: state for number, state in enumerate(states) if state and state[0] == source.number}
-            for number, lane in zip(held, source.reopened(list(held.values())), strict=True):
-                lanes[number], used[number] = lane, held[number][3]
-        return LaneSequence(sources, self.weights, self.end_of_text, lanes, used, cursor["rows"] if cursor else 0)
+            own = {lane: state for lane, state in enumerate(states) if state and state[0] == source.number}
+            for lane, (column, tokens) in zip(own, source.reopened(list(own.values())), strict=True):
+                table[:, lane] = column
+                if tokens is not None:
+                    held[lane] = HeldTokens(source.number, column[DOCUMENT], tokens)
+        return LaneSequence(sources, self.weights, self.end_of_text, table, held, cursor["rows"] if cursor else 0)
 
     def identity(self) -> dict[str, Any]:
         """Also the number of lanes, which decides which documents are read side by side."""

@@ -4,14 +4,14 @@ A packing reads tokenised documents from a position on and fills the rows of one
 stopped. The rows are a pure function of the documents and the position.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Literal, NamedTuple, Protocol
+from functools import cached_property
+from typing import Literal, Protocol
 
 import numpy as np
 
-from lightning_gpt.data.best_fit import BestFitRows
+from lightning_gpt.data.best_fit import best_fit
 from lightning_gpt.data.window import hash_of
 
 PADDING = -100
@@ -28,22 +28,9 @@ class Position:
     offset: int = 0
 
 
-class WholeDocument(NamedTuple):
-    """A document that lies in rows of its own."""
-
-    number: int
-    """Its number in the source."""
-    length: int
-    """Its tokens."""
-    digest: str
-    """The hash of them."""
-    read: Callable[[], np.ndarray]
-    """Returns them, ``(length,)``."""
-
-
-def whole_document(number: int, tokens: np.ndarray) -> WholeDocument:
-    """The document that consists of ``tokens``."""
-    return WholeDocument(number, len(tokens), f"{hash_of(tokens):016x}", partial(np.asarray, tokens))
+def table_of(numbers: np.ndarray, lengths: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """Documents by number in their source, tokens and hash (uint64), as ``(3, documents)`` int64."""
+    return np.stack([numbers.astype(np.int64), lengths.astype(np.int64), hashes.view(np.int64)])
 
 
 class WindowRows(Protocol):
@@ -70,14 +57,14 @@ class WindowRows(Protocol):
         """Tokens that the window stands for."""
 
     @property
-    def whole_documents(self) -> int:
-        """Documents of the window, if no row holds two."""
+    def whole_documents(self) -> np.ndarray:
+        """Number, tokens and hash of its documents, ``(3, documents)`` int64, if no row holds two."""
 
     def take(self, chosen: np.ndarray) -> np.ndarray:
         """The rows with these numbers, ``(rows, row_tokens)`` int64, padded with :data:`PADDING`."""
 
-    def whole_document(self, place: int) -> WholeDocument:
-        """The document at this place among those of the window, if no row holds two."""
+    def held(self, places: np.ndarray) -> list[np.ndarray]:
+        """The tokens of the documents at these places, ``(length,)`` each; none if an index finds them by number."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +105,25 @@ class Packed:
         assert self.documents is not None
         return np.append(np.flatnonzero(np.diff(self.documents, prepend=-1)), len(self.rows))
 
-    @property
-    def whole_documents(self) -> int:
-        """Documents of the window, if no row holds two."""
-        return len(self._bounds) - 1
-
-    def whole_document(self, place: int) -> WholeDocument:
-        """The document at this place among those of the window, if no row holds two."""
-        assert self.documents is not None
+    def _document(self, place: int) -> np.ndarray:
+        """The tokens of the document at this place among those of the window, in memory of their own."""
         rows = slice(self._bounds[place], self._bounds[place + 1])
         length = int(self.lengths[rows].sum()) - (rows.stop - rows.start)
         # a copy: a view would keep the whole window in memory while a long document is read
-        tokens = self.rows[rows, 1:].reshape(-1)[:length].copy()
-        return whole_document(int(self.documents[rows.start]), tokens)
+        return self.rows[rows, 1:].reshape(-1)[:length].copy()
+
+    @cached_property
+    def whole_documents(self) -> np.ndarray:
+        """Number, tokens and hash of its documents, ``(3, documents)`` int64, if no row holds two."""
+        assert self.documents is not None
+        texts = [self._document(place) for place in range(len(self._bounds) - 1)]
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        hashes = np.array([hash_of(text) for text in texts], dtype=np.uint64)
+        return table_of(self.documents[self._bounds[:-1]], lengths, hashes)
+
+    def held(self, places: np.ndarray) -> list[np.ndarray]:
+        """The tokens of the documents at these places, ``(length,)`` each."""
+        return [self._document(place) for place in places.tolist()]
 
     @cached_property
     def padding(self) -> int:
@@ -205,7 +198,7 @@ class BestFit:
             if have >= wanted:
                 after = Position(number + 1, 0)
                 break
-        fit = BestFitRows(np.array([len(text) for text in texts], dtype=np.int64), row_tokens)
+        fit = best_fit(np.array([len(text) for text in texts], dtype=np.int64), row_tokens)
         rows = np.zeros((fit.count, row_tokens), dtype=_joined(texts[:1]).dtype)
         lengths = np.zeros(fit.count, dtype=np.int64)
         for row in range(fit.count):

@@ -9,6 +9,7 @@
     <n>-<source>/part-00000.arrow  documents: number in the source, split, tokens ending with <|endoftext|>
     <n>-<source>/part-00000.json   the part's range of documents, its counts and its SHA-256
     <n>-<source>/train.index.npy   where each training document lies; train.counts.npy: how often each token occurs
+    <n>-<source>/train.best_fit.npy   the rows of each window, if the configuration packs them so
 
 :mod:`~lightning_gpt.data.prepare.corpus` makes the folder; this module opens it.
 """

@@ -91,16 +91,21 @@ def _micro_batch(batch_size: int, size: int) -> str:
     return f"batch_size {batch_size} × {size} process{'es' * (size > 1)}"
 
 
-def hold_global_batch(trainer: L.Trainer, share: Share, global_batch: int) -> None:
-    """Set the trainer's ``accumulate_grad_batches`` to what follows from ``global_batch``.
+def global_batch_share(trainer: L.Trainer, batch_size: int, global_batch: int) -> Share:
+    """This process's share of optimizer steps of ``global_batch`` rows.
 
     Raises:
-        CallError: It was given, too.
+        CallError: They are not a whole number of micro-batches, or ``accumulate_grad_batches`` was given, too.
     """
-    given = trainer.accumulate_grad_batches
+    share, given = share_of(trainer, batch_size, global_batch), trainer.accumulate_grad_batches
     if given != 1:
         raise CallError(
             f"data.global_batch {global_batch} and trainer.accumulate_grad_batches {given} cannot both be given: leave "
             f"accumulate_grad_batches out; it follows from the other, here {share.accumulated}"
         )
-    trainer.accumulate_grad_batches = share.accumulated
+    return share
+
+
+def hold_global_batch(trainer: L.Trainer, batch_size: int, global_batch: int) -> None:
+    """Set the trainer's ``accumulate_grad_batches`` to what follows from ``global_batch``."""
+    trainer.accumulate_grad_batches = global_batch_share(trainer, batch_size, global_batch).accumulated

@@ -9,7 +9,7 @@ document it starts in, whereas the content of a shuffle buffer is lost.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,14 @@ import numpy as np
 from lightning_gpt.data.dhondt import next_sources, rows_of_each
 from lightning_gpt.data.divide import texts_of
 from lightning_gpt.data.indexed import IndexedWindows
+from lightning_gpt.data.mark import Cursor, Mark
 from lightning_gpt.data.packing import PACKINGS, Packed, Packing, PackingName, Position, WindowRows
 from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.data.window import Window, digest_of, hash_of
+from lightning_gpt.data.window import FoundAgain, Window, digest_of, hash_of
 from lightning_gpt.errors import WorkError
-
-Cursor = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,20 @@ class Windows:
         before = window.tokens_before + packed.read
         self._next = Window(window.index + 1, packed.after.document, packed.after.offset, before)
         return packed, replace(self._next)
+
+    def documents(self, lengths: Mapping[int, int]) -> dict[int, FoundAgain]:
+        """The documents with these numbers, cut to these lengths; those that do not exist are left out.
+
+        They are found by reading all documents from the first of them to the last.
+        """
+        found: dict[int, FoundAgain] = {}
+        for number, tokens in self.reader.tokens(min(lengths)) if lengths else ():
+            if number in lengths:
+                cut = tokens[: lengths[number]]
+                found[number] = FoundAgain(len(cut), hash_of(cut), np.array(cut))
+            if len(found) == len(lengths):
+                break
+        return found
 
 
 def windows_of(reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> Windows | IndexedWindows:
@@ -289,8 +302,15 @@ class RowSequence:
         for source, rows in zip(self.sources, rows_of_each(taken, self.weights, count), strict=True):
             source.skip(rows)
 
+    def mark(self) -> Mark:
+        """The position of the next row."""
+        return Mark(self._position())
+
     def cursor(self) -> Cursor:
-        """The position of the next row, as JSON values: a few hundred bytes per source."""
+        """The position of the next row, as JSON values."""
+        return self.mark().cursor()
+
+    def _position(self) -> Cursor:
         return {"rows": self.rows, "sources": {source.source.name: source.state() for source in self.sources}}
 
 

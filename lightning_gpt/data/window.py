@@ -1,6 +1,7 @@
 """The start of a window of rows, and the digest by which a changed source is found out."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
@@ -34,6 +35,17 @@ class Window:
                 f"document {self.document} ({place}, token {self.offset}) onwards"
             )
         self.digest = digest
+
+
+class FoundAgain(NamedTuple):
+    """A document that was found again."""
+
+    length: int
+    """Its tokens."""
+    hash: int
+    """The hash of them, 64 bits."""
+    tokens: np.ndarray | None
+    """They, ``(length,)``; None if an index finds them at any time."""
 
 
 def hash_of(tokens: np.ndarray) -> int:

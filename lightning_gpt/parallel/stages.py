@@ -204,6 +204,8 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
     if config.n_layer < stages:
         fitting = config.n_layer // STAGES_PER_PROCESS[schedule]
         works = f"parallel.pipeline up to {fitting}" if fitting > 1 else "parallel.pipeline 1"
+        if size <= config.n_layer:
+            works += ", schedule 1f1b or zero_bubble"
         raise CallError(
             f"parallel.pipeline {size} with schedule {schedule} has {stages} stages, but the model has "
             f"{config.n_layer} layers: use {works}, or more layers"

@@ -28,7 +28,7 @@ from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.pipeline import Pipeline
 from lightning_gpt.parallel.shard import reshard, send_from_first
-from lightning_gpt.parallel.suited import require_flags
+from lightning_gpt.parallel.suited import require_flags, require_rows
 from lightning_gpt.parallel.whole import WholeOptimizer, whole_state
 
 T = TypeVar("T")
@@ -144,7 +144,8 @@ class MeshStrategy(DDPStrategy):
         if trains:
             self.setup_optimizers(trainer)
             self._whole_optimizers = [WholeOptimizer(self.model, optimizer) for optimizer in self.optimizers]
-        self._require_micro_batches(trainer)
+        predicts = trainer.state.fn == TrainerFn.PREDICTING
+        require_rows(self.layout, getattr(trainer.datamodule, "batch_size", None), predicts)  # type: ignore[attr-defined]
         send_from_first(self.language_model, self.mesh)
         self._spread = lay_out(self.language_model, self.mesh)
         self.model_to_device()
@@ -158,23 +159,6 @@ class MeshStrategy(DDPStrategy):
         self.setup_precision_plugin()
         if trains and not self.layout.offload:
             _optimizers_to_device(self.optimizers, self.root_device)
-
-    def _require_micro_batches(self, trainer: L.Trainer) -> None:
-        """Refuse what a pipeline cannot run: a batch that it cannot divide, and predictions."""
-        if self.layout.pipeline == 1:
-            return
-        if trainer.state.fn == TrainerFn.PREDICTING:
-            raise CallError(
-                "predict needs whole models, and with parallel.pipeline each device has some layers: leave pipeline out"
-            )
-        rows, parts = getattr(trainer.datamodule, "batch_size", None), self.layout.pipeline_micro_batches  # type: ignore[attr-defined]
-        if rows is not None and rows % parts:
-            fitting = [str(number) for number in range(self.layout.pipeline, rows + 1) if rows % number == 0]
-            works = f", or parallel.micro_batches to {' or '.join(fitting)}" if fitting else ""
-            raise CallError(
-                f"data.batch_size {rows} cannot be divided into {parts} micro-batches: set data.batch_size to a "
-                f"multiple of {parts}{works}"
-            )
 
     def lay_out(self, model: LanguageModel) -> None:
         """Spread a copy of the model, which is whole in every process, as the model is."""

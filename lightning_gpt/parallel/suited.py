@@ -84,6 +84,33 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
             )
 
 
+def require_rows(layout: Layout, batch_size: int | None, predicts: bool) -> None:
+    """Refuse what a pipeline cannot run: a batch that it cannot divide, and predictions.
+
+    Args:
+        layout: The layout.
+        batch_size: Rows of a batch of one process; None if unknown.
+        predicts: Whether the run predicts.
+
+    Raises:
+        CallError: It cannot.
+    """
+    if layout.pipeline == 1:
+        return
+    if predicts:
+        raise CallError(
+            "predict needs whole models, and with parallel.pipeline each device has some layers: leave pipeline out"
+        )
+    parts = layout.pipeline_micro_batches
+    if batch_size is not None and batch_size % parts:
+        fitting = [str(number) for number in range(layout.pipeline, batch_size + 1) if batch_size % number == 0]
+        works = f", or parallel.micro_batches to {' or '.join(fitting)}" if fitting else ""
+        raise CallError(
+            f"data.batch_size {batch_size} cannot be divided into {parts} micro-batches: set data.batch_size to a "
+            f"multiple of {parts}{works}"
+        )
+
+
 def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> None:
     size = layout.tensor
     if not isinstance(model, GPT):

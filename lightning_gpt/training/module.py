@@ -1,6 +1,5 @@
 """Training a language model under Lightning."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -16,8 +15,8 @@ from lightning_gpt.checkpoint import LORA_KEY, MODEL_KEY
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.mark import Mark
 from lightning_gpt.data.share import data_place
-from lightning_gpt.data.stream import Cursor
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.adapters import LoRA, adapt
@@ -52,7 +51,7 @@ class LanguageModule(EvaluatedModule):
     Everything that determines the trained weights is in this module and the Trainer's flags. A plain
     ``lightning.Trainer`` therefore trains the same model as ``lightning-gpt fit`` with the same flags; the callbacks
     that log and draw change nothing. The data may be any loader of batches with ``ids`` and ``targets``;
-    :class:`~lightning_gpt.data.datamodule.TextData` adds the cursor that makes a resumed run exact.
+    :class:`~lightning_gpt.data.datamodule.TextData` adds the mark that makes a resumed run exact.
 
     Args:
         model: The bare model.
@@ -76,7 +75,7 @@ class LanguageModule(EvaluatedModule):
         """The adapters that are trained, and nothing else; None if all weights are."""
         self.experts: ExpertBalance | None = None
         """The balance of the model's mixtures of experts; None before fit."""
-        self._cursor: Cursor | None = None
+        self._mark: Mark | None = None
         self._stages: tuple[Stage, ...] = ()
         self._group_options: list[dict[str, Any]] = []
         self._changes: list[str] = []
@@ -99,10 +98,10 @@ class LanguageModule(EvaluatedModule):
 
         Dropout, and every other random choice of the model, is a function of the seed (that of ``seed_everything``, or
         0), the share of the rows that the process reads, and the micro-batch's place in the run. The place is the
-        number of rows trained on so far if the batch has a ``cursor``, else the optimizer step and ``batch_idx``.
+        number of rows trained on so far if the batch has a ``mark``, else the optimizer step and ``batch_idx``.
 
         Args:
-            batch: ``ids`` and ``targets``, both ``(rows, block_size)``; ``documents``, ``starts`` and ``cursor`` are
+            batch: ``ids`` and ``targets``, both ``(rows, block_size)``; ``documents``, ``starts`` and ``mark`` are
                 optional, as :class:`~lightning_gpt.data.batches.Batch` describes them.
             batch_idx: Number of the micro-batch in its epoch.
         """
@@ -121,9 +120,9 @@ class LanguageModule(EvaluatedModule):
         return self._loss_by(model.loss, batch, batch_idx)
 
     def _loss_by(self, loss: Callable[..., Tensor], batch: Batch, batch_idx: int) -> Tensor:
-        self._cursor = json.loads(batch["cursor"]) if "cursor" in batch else None
+        self._mark = batch.get("mark")
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        place = (self.global_step, batch_idx) if self._cursor is None else (self._cursor["rows"],)
+        place = (self.global_step, batch_idx) if self._mark is None else (self._mark.rows,)
         seed_generators(hash((seed, *place, data_place(self._trainer)[0])), self.device)  # also without a Trainer
         with remembering(self._lanes, batch, self._micro_batch(batch, batch_idx)):
             return loss(batch["ids"], batch["targets"], batch.get("documents"), z_loss=self.optimization.z_loss)
@@ -166,9 +165,9 @@ class LanguageModule(EvaluatedModule):
         """The micro-batch's number within its optimizer step, which tells lanes apart."""
         if "starts" not in batch:
             return 0
-        if self._cursor is None:
+        if self._mark is None:
             return batch_idx % self.trainer.accumulate_grad_batches
-        return micro_batch_of(self._cursor, len(batch["ids"]) * data_place(self.trainer)[1])
+        return micro_batch_of(self._mark, len(batch["ids"]) * data_place(self.trainer)[1])
 
     def _compiled_blocks(self) -> AbstractContextManager[None]:
         return nullcontext() if self._compiled is None else self._compiled.training()
@@ -183,8 +182,8 @@ class LanguageModule(EvaluatedModule):
         """Take the step; only then do its rows count as trained on."""
         super().optimizer_step(*args, **kwargs)
         data = self.text
-        if data is not None and self._cursor is not None:
-            data.trained_on(self._cursor)
+        if data is not None and self._mark is not None:
+            data.trained_on(self._mark)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over the trainer's number of optimizer steps."""

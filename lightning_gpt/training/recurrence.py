@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.stream import Cursor
+from lightning_gpt.data.mark import Mark
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import MemoryGPT
 from lightning_gpt.models.memory.base import State
@@ -116,13 +116,11 @@ def remembering(
     return lanes.memory.carried(state if row is None else state.row(row))
 
 
-def micro_batch_of(cursor: Cursor, rows: int) -> int:
-    """The micro-batch within its optimizer step after which the data stands at ``cursor``; 0 if rows are not lanes.
+def micro_batch_of(mark: Mark, rows: int) -> int:
+    """The micro-batch within its optimizer step after which the data stands at ``mark``; 0 if rows are not lanes.
 
     Args:
-        cursor: Where the data continues after the micro-batch.
+        mark: Where the data continues after the micro-batch.
         rows: Rows of a micro-batch over all processes.
     """
-    if "lanes" not in cursor:
-        return 0
-    return int((cursor["rows"] - rows) % len(cursor["lanes"]) // rows)
+    return (mark.rows - rows) % mark.lanes // rows if mark.lanes else 0

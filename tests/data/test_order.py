@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from benchmarks.reading import RANKS, cost_of_a_rank, tokens_read
 from benchmarks.reading import stream_of as reading_stream
+from lightning_gpt.data import indexed
+from lightning_gpt.data.best_fit import best_fit
 from lightning_gpt.data.counting import count
 from lightning_gpt.data.dhondt import next_sources, rows_of_each
 from lightning_gpt.data.lanes import LaneStream
@@ -64,7 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"class_path": "Files", "init_args": {"paths": str(folder / f"{name}.jsonl"), "name": name}} for name in NAMES
     ]
     shares = {"val_share": SHARES.val, "test_share": SHARES.test, "split_by": "documents"}
-    prepare_in_short_parts(folder, {"sources": described, "tokenizer": 300, **shares})
+    rows = {"packing": "best_fit", "block_size": 9, "shuffle_window": 40}
+    prepare_in_short_parts(folder, {"sources": described, "tokenizer": 300, **shares, **rows})
     return folder
 
 
@@ -148,6 +151,19 @@ def test_what_a_rank_reads_does_not_grow_with_their_number(corpus: PreparedCorpu
         assert 0 < cost.tokens <= most, f"{ranks} ranks"
         if packing == "concatenate":
             assert cost.tokens == most
+
+
+def test_rows_of_best_fit_are_looked_up_where_prepare_has_stored_them(
+    folder: Path, corpus: PreparedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For other windows or rows they are found again, and so is what a limit cuts."""
+    found = []
+    monkeypatch.setattr(indexed, "best_fit", lambda *given: found.append(given) or best_fit(*given))
+    for limit, window, block_size in ((None, 40, 9), (600, 40, 9), (None, 7, 9), (None, 40, 8)):
+        live, ready = streams(folder, corpus, ("best_fit", (1.0,), limit, window), block_size)
+        assert np.array_equal(ready.open().take(80), live.open().take(80))
+        assert bool(found) == ((limit, window, block_size) != (None, 40, 9))
+        found.clear()
 
 
 def test_a_rank_with_loader_workers_reads_its_rows(folder: Path, corpus: PreparedCorpus) -> None:

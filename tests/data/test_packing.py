@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gpt.data.batches import SizedTrainBatches
-from lightning_gpt.data.best_fit import BestFitRows
+from lightning_gpt.data.best_fit import best_fit as best_fit_rows
 from lightning_gpt.data.counting import count
 from lightning_gpt.data.packing import PACKINGS, PADDING, BestFit, Concatenate, Packing, Position
 from lightning_gpt.data.stream import Reader, Stream
@@ -66,7 +66,7 @@ def test_best_fit_unpacks_to_the_documents(lengths: list[int], row_tokens: int, 
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[tuple[int, int, int]]]:
-    rows = BestFitRows(np.array(lengths, dtype=np.int64), capacity)
+    rows = best_fit_rows(np.array(lengths, dtype=np.int64), capacity)
     return [rows.pieces(row) for row in range(rows.count)]
 
 

@@ -152,7 +152,7 @@ def test_a_resumed_epoch_ends_where_the_whole_one_does() -> None:
     assert len(dataset) == len(list(dataset)) == 10
     sequence = stream.open()
     sequence.take(4 * 13)  # into the second epoch
-    dataset.cursor = sequence.cursor()
+    dataset.mark = sequence.mark()
     assert len(list(dataset)) == 7
     assert len(dataset) == 10, "Lightning asks for the length of a whole epoch"
 
@@ -164,8 +164,8 @@ def test_the_next_epoch_goes_on_after_the_last_batch_trained_on() -> None:
     for _ in range(3):
         for batch in dataset:
             rows.extend(batch["ids"].tolist())
-            dataset_cursor = json.loads(batch["cursor"])
-        dataset.cursor = dataset_cursor
+            mark = batch["mark"]
+        dataset.mark = mark
     assert rows == stream.open().take(60)[:, :-1].tolist()
 
 

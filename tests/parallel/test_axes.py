@@ -44,7 +44,13 @@ def test_the_losses_of_a_mixture_change_what_is_trained() -> None:
     ("size", "schedule", "micro", "options", "said"),
     [
         (5, "1f1b", 8, {}, "parallel.pipeline 5 with schedule 1f1b has 5 stages, but the model has 4 layers: use "),
-        (3, "interleaved", 6, {}, "has 6 stages, but the model has 4 layers: use parallel.pipeline up to 2"),
+        (
+            3,
+            "interleaved",
+            6,
+            {},
+            "use parallel.pipeline up to 2, schedule 1f1b or zero_bubble, or more layers",
+        ),
         (2, "1f1b", 4, {"n_unique": 2}, "with n_unique 2 layers share blocks: leave n_unique out"),
         (2, "1f1b", 1, {}, "parallel.micro_batches is 1; it must be at least parallel.pipeline, which is 2"),
         (2, "interleaved", 5, {}, "and with schedule interleaved a multiple of it"),

@@ -149,3 +149,24 @@ def test_predictions_need_whole_models(one: Path) -> None:
         "error: predict needs whole models, and with parallel.pipeline each device has some layers: leave pipeline out"
     )
     assert line in done.stderr.splitlines()
+
+
+def test_lanes_go_on_from_one_layout_in_another_as_in_one_process(content: dict[str, Any], tmp_path: Path) -> None:
+    """The cursor that two processes save, each with rows of its own, has the lanes of both."""
+    lanes = content | {"diagnostics": {"enabled": False}}
+    lanes["data"] = content["data"] | {"separate_documents": False, "packing": "lanes", "global_batch": 8}
+    optimization = {"schedule": "constant", "warmup": 0}  # which does not depend on the number of steps
+    model = content["model"]
+    lanes["model"] = model | {"init_args": model["init_args"] | {"optimization": optimization}}
+    config, further = str(write_config(tmp_path / "tiny.yaml", lanes)), ("--trainer.max_steps", "9")
+    two = ("--trainer.devices", "2")
+    must_run("fit", "--config", config, *further, cwd=tmp_path)
+    must_run("fit", "--config", config, *two, "--parallel.shard", "2", "--data.batch_size", "4", cwd=tmp_path)
+    saved = str(tmp_path / LAST.replace("version_0", "version_1"))
+    must_run("fit", "--config", config, "--ckpt_path", saved, *further, *two, "--parallel.tensor", "2", cwd=tmp_path)
+    ours, theirs = figures(tmp_path, 2), figures(tmp_path, 0)
+    for step in range(1, 10):
+        assert ours[step, "train/loss"] == pytest.approx(theirs[step, "train/loss"], rel=1e-10)
+    one, other = (read_saved(tmp_path / LAST.replace("version_0", f"version_{number}")) for number in (0, 2))
+    assert other["TextData"]["cursor"] == one["TextData"]["cursor"]
+    assert len(one["TextData"]["cursor"]["lanes"]) == 8

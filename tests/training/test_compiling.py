@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from lightning_gpt.data.mark import Mark
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.module import GPTModule
@@ -79,7 +80,7 @@ def test_a_step_that_fails_leaves_the_model_as_it_was() -> None:
 
 
 def test_the_module_compiles_its_training_steps_where_it_is_told_to() -> None:
-    batch = {"ids": torch.randint(60, (2, 16)), "targets": torch.randint(60, (2, 16)), "cursor": '{"rows": 0}'}
+    batch = {"ids": torch.randint(60, (2, 16)), "targets": torch.randint(60, (2, 16)), "mark": Mark({"rows": 0})}
     plain, compiled = GPTModule(**SIZES), GPTModule(compile_blocks=True, **SIZES)
     compiled.load_state_dict(plain.state_dict())
     expected = plain.training_step(batch, 0)  # type: ignore[arg-type]

@@ -174,6 +174,7 @@ def test_a_run_that_diverges_stops_with_one_line(processes: int, config: Path, t
         content = torch.load(path, weights_only=True)
         assert all(bool(value.isfinite().all()) for value in content["state_dict"].values()), path
     batch = content["micro_batches"][0]
+    assert batch["cursor"]["rows"] == int(said[1]) * len(batch["ids"]) * processes
     model = load(tmp_path / said[3])
     with model.record() as trace, torch.no_grad():
         assert not bool(model.loss(batch["ids"], batch["targets"]).isfinite())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.mark import Mark
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.module import GPTModule
@@ -80,7 +81,7 @@ def test_z_loss_is_trained_on_and_not_validated() -> None:
         Optimization(z_loss=0.01), n_layer=1, n_head=2, dim=16, block_size=8, vocab_size=40, dropout=0.0
     ).double()
     ids = torch.randint(40, (3, 9), generator=torch.Generator().manual_seed(0))
-    batch = Batch(ids=ids[:, :-1], targets=ids[:, 1:], cursor='{"rows": 3}')
+    batch = Batch(ids=ids[:, :-1], targets=ids[:, 1:], mark=Mark({"rows": 3}))
     logits = module.model(batch["ids"])
     entropy = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
     expected = entropy + 0.01 * logits.logsumexp(dim=-1).square().mean()

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_gpt.data.batches import Batch
+from lightning_gpt.data.mark import Mark
 from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.seeding import seed_generators
 
@@ -54,7 +55,7 @@ def test_a_training_step_seeds_by_seed_rows_and_process(
     module = GPTModule(n_layer=1, n_head=1, dim=8, block_size=4, vocab_size=10, dropout=0.5)
     ids = torch.zeros(2, 4, dtype=torch.long)
     losses = [
-        float(module.training_step(Batch(ids=ids, targets=ids, cursor=f'{{"rows": {rows}}}'), 0)) for rows in (2, 4, 2)
+        float(module.training_step(Batch(ids=ids, targets=ids, mark=Mark({"rows": rows})), 0)) for rows in (2, 4, 2)
     ]
     assert losses[0] == losses[2] != losses[1]
     expected = [hash((5, rows, 0)) for rows in (2, 4, 2)]

@@ -21,7 +21,9 @@ from typing import Any
 from lightning_gpt.cluster import Cluster
 from lightning_gpt.console import console
 from lightning_gpt.data.datamodule import TextData
-from lightning_gpt.data.document_index import build
+from lightning_gpt.data.document_index import DocumentIndex, build, npy
+from lightning_gpt.data.fitted import FITTED
+from lightning_gpt.data.indexed import fit_all
 from lightning_gpt.data.made_of import changed_files, listed, made_of
 from lightning_gpt.data.prepare.card import card_text, make_card
 from lightning_gpt.data.prepare.duplicates import search
@@ -91,7 +93,7 @@ def prepare_corpus(
             changed = _changed_files(config, data.configured)
             if changed:
                 raise WorkError(f"{listed(changed)}: it changed while it was read; delete {work} and start over")
-            _finish(work, config, folders, writer)
+            _finish(work, config, folders, writer, data)
         for temporary in (*work.rglob("*.npz"), *work.rglob("*.tmp")):
             temporary.unlink()
         work.rename(folder)
@@ -182,7 +184,7 @@ def _tokenizer(work: Path, data: TextData) -> Tokenizer:
     return data.tokenizer
 
 
-def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: PartWriter) -> None:
+def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: PartWriter, data: TextData) -> None:
     """Find duplicates, remove them if asked to, and write the card and the manifest."""
     names = [source["name"] for source in config["sources"]]
     written = [
@@ -200,8 +202,10 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
                 writer.drop(stem, part, removed)
     with console.status("writing the index of the training documents"):
         contents = [
-            _content(folder, source["limits"].get("train"), writer.tokenizer)
-            for folder, source in zip(folders, config["sources"], strict=True)
+            _content(folder, source, limits.get("train"), writer.tokenizer, data)
+            for folder, source, limits in zip(
+                folders, data.sources, (source["limits"] for source in config["sources"]), strict=True
+            )
         ]
     table = writer.tokenizer.table.encode()
     manifest = {
@@ -228,12 +232,19 @@ def _finish(work: Path, config: dict[str, Any], folders: list[Path], writer: Par
     write_json(work / MANIFEST, {**manifest, "checksum": manifest_checksum(manifest)})
 
 
-def _content(folder: Path, limit: int | None, tokenizer: Tokenizer) -> dict[str, Any]:
+def _content(
+    folder: Path, source: SourceBase, limit: int | None, tokenizer: Tokenizer, data: TextData
+) -> dict[str, Any]:
     """Write the index of a source, and describe its folder."""
     parts = complete_parts(folder)
     files = build(folder, parts, tokenizer.vocab_size, limit)
     for name, content in files.items():
         write_file(folder / name, content)
+    (folder / FITTED).unlink(missing_ok=True)  # of an earlier start, with another packing
+    if data.packing == "best_fit":
+        index = DocumentIndex(folder, parts, limit)
+        files[FITTED] = npy(fit_all(source, index, data.block_size + 1, data.shuffle_window))
+        write_file(folder / FITTED, files[FITTED])
     return {
         "folder": folder.name,
         "parts": [part.to_json() for part in parts],

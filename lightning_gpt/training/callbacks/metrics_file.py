@@ -145,5 +145,5 @@ def _trained_on(trainer: L.Trainer) -> tuple[int | None, int | None]:
     data = trainer.datamodule  # type: ignore[attr-defined]
     if trainer.state.fn != "fit" or not isinstance(data, TextData):
         return None, None
-    rows = 0 if data.cursor is None else int(data.cursor["rows"])
+    rows = 0 if data.mark is None else data.mark.rows
     return rows, rows * data.block_size

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.console import say
+from lightning_gpt.data.batches import plain
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.record import Watch, watching
@@ -193,7 +194,7 @@ class NonFinite(Callback):
             content: dict[str, Any] = {
                 "step": step.number,
                 "process": trainer.global_rank,
-                "micro_batches": [move_data_to_device(batch, torch.device("cpu")) for batch, _ in batches],
+                "micro_batches": [plain(move_data_to_device(batch, torch.device("cpu"))) for batch, _ in batches],
                 "losses": (losses * trainer.accumulate_grad_batches).tolist(),
             }
             if isinstance(pl_module, LanguageModule):

@@ -20,9 +20,9 @@ from lightning_gpt.training.peak import peak_flops, precision_dtype
 
 def rows_drawn(data: object) -> dict[str, float]:
     """``data/rows/<source>``: the rows trained on so far, by source."""
-    if not isinstance(data, TextData) or data.cursor is None:
+    if not isinstance(data, TextData) or data.mark is None:
         return {}
-    return {f"data/rows/{name}": float(state["rows_taken"]) for name, state in data.cursor["sources"].items()}
+    return {f"data/rows/{name}": float(state["rows_taken"]) for name, state in data.mark.sources.items()}
 
 
 class StepMetrics(Callback):

@@ -138,9 +138,9 @@ def _copies(part: nn.Module) -> str:
 
 def _say_what_was_drawn(data: TextData) -> None:
     """Print how much of each source was trained on."""
-    if data.cursor is None:
+    if data.mark is None:
         return
-    drawn, rows = data.cursor["sources"], data.rows_of_a_pass()
+    drawn, rows = data.mark.sources, data.rows_of_a_pass()
     sizes = [None] * len(drawn) if rows is None else rows
     say("trained on")
     for (name, state), size in zip(drawn.items(), sizes, strict=True):
