@@ -119,6 +119,6 @@ def _normed(name: str, state: State, prefix: str, x: Array) -> Array:
 
 def test_the_reference_norms_are_told_apart() -> None:
     """What the tests above compare with is another function for each name."""
-    x, state = normal(3, 6).numpy(), {"weight": np.ones(6), "gain": np.array(1.0), "steepness": np.array(0.5)}
+    x, state = normal(3, 6).numpy(force=True), {"weight": np.ones(6), "gain": np.array(1.0), "steepness": np.array(0.5)}
     made = [by_formula(name, x, state) for name in norms.names]
     assert all(not np.allclose(made[i], made[j]) for i in range(len(made)) for j in range(i))

@@ -67,10 +67,10 @@ def test_the_embedding_norm_comes_before_the_first_block_and_is_seen() -> None:
     ids = torch.arange(8)[None]
     with model.record(["token_embedding", "position_embedding", "embedding"]) as trace, torch.no_grad():
         model(ids)
-    summed = (trace["token_embedding"] + trace["position_embedding"])[0].detach().numpy()
-    weight, bias = (parameter.detach().numpy() for parameter in model.embedding_norm.parameters())
+    summed = (trace["token_embedding"] + trace["position_embedding"])[0].numpy(force=True)
+    weight, bias = (parameter.numpy(force=True) for parameter in model.embedding_norm.parameters())
     expected = formulas.layer_norm(summed, weight, bias)
-    np.testing.assert_allclose(trace["embedding"][0].numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(trace["embedding"][0].numpy(force=True), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -154,7 +154,7 @@ def test_logits_of_a_head_with_bias_or_bound_are_the_formula_and_the_loss_is_the
 ) -> None:
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "dim": 8, "vocab_size": 90, "block_size": 48}
     model = randomise(GPT(GPTConfig(**sizes, tie_embeddings=tied, head_bias=bias, logit_softcap=softcap))).double()
-    ids = torch.randint(90, (2, 48), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(90, (2, 48), generator=torch.Generator(torch.get_default_device()).manual_seed(1))
     targets = ids.roll(-1, 1)
     targets[0, :5] = -100
     hidden = model.hidden(ids)

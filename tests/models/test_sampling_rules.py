@@ -16,7 +16,7 @@ from lightning_gpt.models.decoding.speculative import sample_speculatively
 from tests.models.helpers import random_ids, randomise
 
 VOCAB = 31
-LOGITS = 4 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(1))
+LOGITS = 4 * torch.randn(6, VOCAB, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
 PROMPT, DRAWN = random_ids(VOCAB, 6, 5, seed=2), random_ids(VOCAB, 6, 9, seed=3)
 
 LIKE_THEIRS = [
@@ -118,7 +118,7 @@ def sampler(row: int) -> Sampler:
 
 def test_a_text_is_drawn_the_same_beside_whatever_others() -> None:
     """Logits that change from step to step; each text alone, all together, and all in another order."""
-    steps = 3 * torch.randn(12, 6, VOCAB, generator=torch.Generator().manual_seed(5))
+    steps = 3 * torch.randn(12, 6, VOCAB, generator=torch.Generator(torch.get_default_device()).manual_seed(5))
 
     def together(order: list[int]) -> list[list[int]]:
         samplers = [sampler(row) for row in order]
