@@ -26,6 +26,13 @@ EXCEPTIONS = {
         "import_module",
     ): "after asking whether the module is trusted",
     ("lightning_gpt/cli.py", "import_module"): "a name of its own table",
+    ("lightning_gpt/commands/completion.py", "import_module"): "a name of the table of commands",
+    ("lightning_gpt/commands/completion.py", "shell"): "the name of a shell, for which a text is written",
+    ("lightning_gpt/fewer_imports.py", "exec_module"): "torchmetrics, by the loader that was found for it",
+    (
+        "lightning_gpt/interop/compare.py",
+        "trust_remote_code",
+    ): "after --custom_code, or for code that this package wrote",
     ("lightning_gpt/doctor/installation.py", "import_module"): "the package's own dependencies",
     ("lightning_gpt/__init__.py", "import_module"): "names of its own table",
     ("lightning_gpt/studies/run/starter.py", "import_module"): "names of its own table",
