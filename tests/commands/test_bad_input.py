@@ -118,7 +118,11 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "top_p above 1": ((*GENERATE, "--top_p", "2"), 2, r"top_p is 2.0; .*at most 1"),
     "top_k of nothing": ((*GENERATE, "--top_k", "0"), 2, r"top_k is 0; .*from 1 to"),
     "negative temperature": ((*GENERATE, "--temperature", "-1"), 2, r"temperature is -1.0"),
-    "unknown strategy of drawing": ((*GENERATE, "--strategy", "beam"), 2, r"'beam'; allowed: 'multinomial', 'greedy'"),
+    "unknown strategy of drawing": (
+        (*GENERATE, "--strategy", "best"),
+        2,
+        r"'best'; allowed: 'multinomial', 'greedy', 'beam'",
+    ),
     "layer out of range": ((*INSPECT, "--layer", "9"), 2, r"layer is 9; this model has 2 layers \(allowed: 0 to 1\)"),
     "misspelt option of inspect": (("inspect", "--chekpoint", "x"), 2, r"--chekpoint; did you mean --checkpoint"),
 }
