@@ -7,7 +7,7 @@ booleans and null). A key that is given twice is an error.
 
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,12 @@ class UnreadableYaml(yaml.YAMLError):
         self.line = line
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
+class TaggedText(str):
+    """A value that a YAML text marks with a tag, as text."""
+
+
+def parse_yaml(text: str, tags: Collection[str] = ()) -> Any:
+    """The value of a YAML text. Values marked with one of ``tags`` become :class:`TaggedText`.
 
     Two things differ from YAML 1.1, as in most tools of today: ``1e-3`` is a number, and dates and times such as
     ``2026-01-31`` and ``00:12:00:00`` are text.
@@ -53,7 +57,7 @@ def parse_yaml(text: str) -> Any:
     """
     try:
         _check_size(text)
-        return _Loader(text).get_single_data()
+        return _loader(tags)(text).get_single_data()
     except UnreadableYaml:
         raise
     except yaml.MarkedYAMLError as error:
@@ -66,12 +70,13 @@ def parse_yaml(text: str) -> Any:
         raise UnreadableYaml(str(error).partition(";")[0]) from None
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, tags: Collection[str] = ()) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Args:
         path: The file, in UTF-8.
         what: What the file is, for messages, such as ``config file``.
+        tags: As in :func:`parse_yaml`.
 
     Raises:
         CallError: The file cannot be read, is too large, or does not hold a mapping; or as :func:`parse_yaml`.
@@ -86,7 +91,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
             content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise CallError(f"{name} is too large: {path.stat().st_size:,} bytes (allowed: at most {_MOST_BYTES:,})")
-        value = parse_yaml(content.decode("utf-8-sig"))
+        value = parse_yaml(content.decode("utf-8-sig"), tags)
     except OSError as error:
         raise refused_path(f"{name} cannot be read", error) from None
     except UnreadableYaml as error:
@@ -128,6 +133,19 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_FLOAT})$"), list("-+0123456789."))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(f"(?:{_INT})$"), list("-+0123456789"))
+
+
+def _loader(tags: Collection[str]) -> type[_Loader]:
+    """The loader that reads values with these tags as text."""
+    if not tags:
+        return _Loader
+
+    class Tagging(_Loader):
+        """Has constructors of its own, so that the class above keeps its."""
+
+    for tag in tags:
+        Tagging.add_constructor(tag, lambda loader, node: TaggedText(loader.construct_scalar(node)))
+    return Tagging
 
 
 def _check_size(text: str) -> None:

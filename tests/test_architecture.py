@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},
     "checkpoint": {"models", "data", "checkpoint_folder", "named_tensors", "whole_file", "console", "errors"},
     "inference": {"models", "data", "options", "errors"},
-    "evaluation": {"models", "data", "inference", "options", "errors"},
+    "evaluation": {"models", "data", "inference", "safe_yaml", "options", "errors"},
     "interop": {"models", "data", "checkpoint", "checkpoint_file", "whole_file", "options", "errors"},
     "serving": {"models", "data", "inference", "console", "stopping", "system_error", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},

@@ -3,7 +3,7 @@
 import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -92,10 +92,15 @@ def _as_yaml(value: Any) -> str:
     return "null" if value is None else str(value)
 
 
-def parse_function_call(function: Callable[..., Any], command: str, args: list[str]) -> dict[str, Any]:
-    """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options."""
+def parse_function_call(
+    function: Callable[..., Any], command: str, args: list[str], skip: Collection[str] = ()
+) -> dict[str, Any]:
+    """The keyword arguments that ``args`` give for ``function``, whose signature and docstring are the options.
+
+    Parameters named in ``skip`` are no options.
+    """
     parser = StrictParser(prog=f"lightning-gpt {command}", exit_on_error=False)
-    parser.add_function_arguments(function)
+    parser.add_function_arguments(function, skip=set(skip))
     options = dict(vars(parser.instantiate(parse(parser, args))))
     check_options(function, options)
     return options

@@ -50,6 +50,8 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
     Raises:
         CallError: The file cannot be read or is empty, or a line is wrong; names the line.
     """
+    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
+        raise CallError(f"prompts {file!r} cannot be read: it is not a regular file")
     try:
         text = Path(file).read_text("utf-8")
     except OSError as error:
@@ -83,7 +85,8 @@ def _read(line: str, chat: bool, sampling: Mapping[str, Any]) -> tuple[dict[str,
             raise CallError(f"unknown key {shortened(name, 40)!r}; the keys are {', '.join(known)}")
     given = [name for name in PROMPTS if name in content]
     if len(given) != 1:
-        raise CallError(f"it has {' and '.join(given) or 'none of'} {'' if given else ', '.join(PROMPTS)}; give one")
+        said = " and ".join(given) if given else f"none of {', '.join(PROMPTS)}"
+        raise CallError(f"it has {said}; give one")
     check_option(given[0], content[given[0]], PROMPTS[given[0]])
     options = {name: value for name, value in content.items() if name in (*_OPTIONS, *sampling)}
     for name, hint in _OPTIONS.items():
@@ -111,6 +114,8 @@ def ids_of(line: RequestLine, model: LanguageModel, tokenizer: Tokenizer) -> tor
             return chat_ids(model, tokenizer, line.content["messages"])
         if "prompt" in line.content:
             return prompt_ids(model, tokenizer, line.content["prompt"])
+        if not line.content["ids"]:
+            raise CallError("ids is []; give at least one token id")
         return checked_ids(model, torch.tensor(line.content["ids"], dtype=torch.long))
     except CallError as error:
         raise CallError(f"{line.place}{error}") from None

@@ -1,0 +1,170 @@
+"""``lightning-gpt evaluate``: perplexity and bits per byte of texts, and tasks of lm-evaluation-harness."""
+
+from collections.abc import Iterable
+from json import dumps
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.data_section import parse_data_call
+from lightning_gpt.commands.device import named_device
+from lightning_gpt.console import console, say
+from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
+from lightning_gpt.options import Count, Length, Range, Rows, Seed
+
+if TYPE_CHECKING:
+    from lightning_gpt.data.datamodule import TextData
+
+Shots = Annotated[int, Range(0, 1000)]
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+def evaluate(
+    checkpoint: str,
+    data: "TextData | None" = None,
+    text: str | None = None,
+    split: Literal["train", "val", "test"] = "val",
+    documents: Documents = "apart",
+    window: Length | None = None,
+    stride: Length | None = None,
+    first_token: bool = False,
+    tasks: list[str] | None = None,
+    limit: Count | None = None,
+    shots: Shots | None = None,
+    task_code: bool = False,
+    seed: Seed = 0,
+    batch_size: Rows = 8,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Measure how well a checkpoint predicts a text (--text), the documents of a config (--config), or does tasks.
+
+    Texts are read in windows of the model's context. A window scores the tokens that no earlier one has read.
+
+    Args:
+        checkpoint: A checkpoint written by fit or convert.
+        data: The data section of a config.
+        text: A file of UTF-8 text, read as one document.
+        split: With --config, the split whose documents are read.
+        documents: With --config, apart reads each document by itself; joined reads them as one text with
+            <|endoftext|> between them.
+        window: Most tokens that are read at once; the model's block_size if omitted.
+        stride: Tokens from one window to the next; half the window if omitted. 1 gives every token the full context.
+        first_token: Whether the first token of a text is scored, given <|endoftext|>.
+        tasks: Task files of lm-evaluation-harness (.yaml), or names of its own tasks, instead of a text.
+        limit: Most items of each task.
+        shots: Solved examples before each item; those of the task's file if omitted.
+        task_code: Whether task files may name Python functions and use templates without limits.
+        seed: Seed for sampling in tasks that ask for it.
+        batch_size: Windows, or items of a task, that are read together.
+        precision: Precision of the weights.
+        device: Where the model runs: cpu, cuda or cuda:N.
+        json: Whether to print one JSON object instead of a table.
+    """
+    given = [name for name, value in (("text", text), ("config", data), ("tasks", tasks)) if value is not None]
+    if len(given) != 1:
+        asked = " and ".join(f"--{name}" for name in given) or "nothing to evaluate"
+        raise CallError(f"{asked} given; give one of --text, --config or --tasks")
+    where = named_device(device)
+    texts = None if text is None else [_read(text)]
+    if tasks is not None:
+        from lightning_gpt.evaluation.tasks import run_tasks, table_of, tasks_at  # lm_eval is an extra
+
+        loaded = tasks_at(tasks, task_code)
+    read = Checkpoint.read(checkpoint)
+    model, tokenizer = read.build(), read.tokenizer()
+    model = (model.bfloat16() if precision == "bf16" else model.float()).to(where)
+    size = window or model.config.block_size
+    reading = ReadingOptions(size, stride or max(1, size // 2), batch_size, documents, first_token)
+    require_readable(model, reading)
+    if tasks is not None:
+        results = run_tasks(model, tokenizer, loaded, size, batch_size, where, limit, shots, seed)
+        print(dumps(results) if json else table_of(results))
+        return
+    sources: Iterable[str] = texts if texts is not None else _texts(data, split)
+    with _Progress() as progress:
+        scores = score_texts(model, tokenizer, sources, reading, where, progress.show)
+    print(dumps(_described(scores, reading)) if json else _table(scores, reading, bool(tokenizer.start)))
+
+
+def _read(file: str) -> str:
+    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
+        raise CallError(f"text {file!r} cannot be read: it is not a regular file")
+    try:
+        content = Path(file).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise CallError(f"text {file!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise WorkError(f"text {file!r} is not UTF-8 (byte {error.start:,})") from None
+    if not content:
+        raise CallError(f"text {file!r} is empty")
+    return content
+
+
+def _texts(data: "TextData | None", split: Literal["train", "val", "test"]) -> Iterable[str]:
+    assert data is not None
+    data.setup({"train": "evaluate", "val": "validate", "test": "test"}[split])
+    return data.texts(split)
+
+
+def _described(scores: TextScores, reading: ReadingOptions) -> dict[str, Any]:
+    return {**scores.as_dict(), "window": reading.window, "stride": reading.stride, "split_at": reading.documents}
+
+
+def _table(scores: TextScores, reading: ReadingOptions, starts: bool) -> str:
+    """The figures for people, and what they are figures of."""
+    left_out = scores.tokens - scores.scored
+    first = "the tokenizer's start" if starts else "<|endoftext|>" if reading.first_token else "nothing"
+    between = "each by itself" if reading.documents == "apart" else "joined by <|endoftext|>"
+    rows = [
+        ("loss (nats per token)", f"{scores.loss:.4f}"),
+        ("perplexity per token", f"{scores.perplexity:,.4f}"),
+        ("perplexity per word", f"{scores.word_perplexity:,.4f}"),
+        ("bits per byte", f"{scores.bits_per_byte:.4f}"),
+        ("perplexity by mean of windows", f"{scores.window_mean_perplexity:,.4f}"),
+        ("read", f"{scores.documents:,} documents, {scores.words:,} words, {scores.bytes:,} bytes, {between}"),
+        ("scored", f"{scores.scored:,} of {scores.tokens:,} tokens; {left_out:,} had nothing before them"),
+        ("windows", f"{reading.window:,} tokens, one each {reading.stride:,}; before a text: {first}"),
+    ]
+    return "\n".join(f"{name:<30}{value}" for name, value in rows)
+
+
+class _Progress:
+    """Tokens scored and their perplexity: a live line on a terminal, elsewhere a printed line every 15 seconds."""
+
+    def __enter__(self) -> Self:
+        self._started = self._printed = monotonic()
+        self._status = console.status("reading") if console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, scores: TextScores) -> None:
+        """Show what has been scored."""
+        if not scores.scored:
+            return
+        now = monotonic()
+        speed = scores.scored / max(now - self._started, 1e-9)
+        line = f"{scores.scored:,} tokens scored, perplexity {scores.perplexity:,.2f}, {speed:,.0f} tokens/s"
+        if self._status is not None:
+            self._status.update(line)
+        elif now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            say(line)
+
+
+def run(args: list[str]) -> None:
+    """Parse ``args`` and evaluate."""
+    if any(argument.partition("=")[0] == "--config" for argument in args):
+        data, options = parse_data_call(evaluate, "evaluate", args)
+        evaluate(data=data, **options)
+    else:
+        evaluate(**parse_function_call(evaluate, "evaluate", args, skip={"data"}))

@@ -1,0 +1,1 @@
+"""How well a model predicts texts, and how well it does tasks."""
