@@ -45,7 +45,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"] = "bash") -> None:
             file = parser.add_argument(option, help=summary, **takes)
             if not takes:
                 file.complete = shtab.FILE  # type: ignore[attr-defined]
-    print(shtab.complete(top, shell=shell))
+    print(shtab.complete(top, shell))
 
 
 def _actions(command: str) -> Iterator[argparse.Action]:
