@@ -35,7 +35,6 @@ EXCEPTIONS = {
     ): "after --custom_code, or for code that this package wrote",
     ("lightning_gpt/doctor/installation.py", "import_module"): "the package's own dependencies",
     ("lightning_gpt/__init__.py", "import_module"): "names of its own table",
-    ("lightning_gpt/commands/completion.py", "import_module"): "the commands of this package",
     ("lightning_gpt/studies/run/starter.py", "import_module"): "names of its own table",
     ("lightning_gpt/studies/run/starter.py", "runpy"): "a fork of this process becomes the command itself",
     ("benchmarks/peers.py", "exec_module"): "other projects' code, in folders that the command line names",
