@@ -47,7 +47,7 @@ def counts() -> TokenCounts:
     return counted
 
 
-@pytest.mark.parametrize(("options", "processors"), LIKE_THEIRS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "processors"), LIKE_THEIRS, ids=[str(options) for options, _ in LIKE_THEIRS])
 def test_rules_and_their_order_are_those_of_transformers(options: dict, processors) -> None:
     expected = LOGITS
     for processor in processors():
