@@ -57,6 +57,9 @@ _LATE = (
 def _import_everything() -> None:
     # read by pyarrow's allocator, which would start a thread of its own
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    # first: typing takes Union[int, float] and Union[float, int] for one, in the order that it has met first, and in
+    # Lightning's order the parser reads a number of batches as a whole number
+    import lightning.pytorch  # noqa: F401
     import torch
 
     from lightning_gpt.training.peak import peak_flops

@@ -27,7 +27,6 @@ EXCEPTIONS = {
     ): "after asking whether the module is trusted",
     ("lightning_gpt/cli.py", "import_module"): "a name of its own table",
     ("lightning_gpt/commands/completion.py", "import_module"): "a name of the table of commands",
-    ("lightning_gpt/commands/completion.py", "shell"): "the name of a shell, for which a text is written",
     ("lightning_gpt/fewer_imports.py", "exec_module"): "torchmetrics, by the loader that was found for it",
     (
         "lightning_gpt/interop/compare.py",

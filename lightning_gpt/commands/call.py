@@ -194,7 +194,7 @@ def one_line(message: str, known: Iterable[str]) -> str:
         path = re.findall(r"given class_path '([\w.]+)'", message)
         accepted = _options_of(path[-1]) if path else []
         owner = path[-1].rpartition(".")[2] if path else ""
-        section = key.removesuffix(unknown[1]).removesuffix(".")
+        section = "" if key == unknown[1] else key.removesuffix(f".{unknown[1]}")
         what = f"unknown key {unknown[1]!r} under {section or 'the top'}"
         if owner and len(accepted) > _MOST_KEYS:
             close = get_close_matches(unknown[1], accepted, n=1)

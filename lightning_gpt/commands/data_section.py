@@ -28,7 +28,7 @@ RUN_KEYS = (
         "non_finite",
         "parallel",
     ),
-    *("samples", "seed_everything", "spikes", "trainer", "upcycle", "weights_only"),
+    *("samples", "seed_everything", "spikes", "trainer", "upcycle", "weights", "weights_only"),
 )
 """The keys of a run's config, as ``fit`` allows them."""
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 import tiktoken
 
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError, WorkError, shortened
 from lightning_gpt.options import Range, check_option
 from lightning_gpt.system_error import refused_path
 
@@ -134,7 +134,7 @@ class Tokenizer:
             table = file.read_bytes()
         except OSError as error:
             allowed = "allowed: gpt2, a ranks file, a tokenizer.json, a checkpoint, or a vocabulary size such as 4096"
-            raise refused_path(f"tokenizer {str(path)!r} cannot be read", error, allowed) from None
+            raise refused_path(f"tokenizer {shortened(str(path), 100)!r} cannot be read", error, allowed) from None
         if file.suffix == ".json":
             return cls._published().from_text(table, file)
         return cls(file.stem, _parse_ranks(table, str(path)))

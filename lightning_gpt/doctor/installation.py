@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _NAME = "lightning-gpt"
 _ROOT = Path(__file__).parents[2]
-_MODULES = {"PyYAML": "yaml"}  # where the module is not named like its package
+_MODULES = {"PyYAML": "yaml", "Jinja2": "jinja2"}  # where the module is not named like its package
 
 
 def python() -> Iterator[CheckResult]:

@@ -57,7 +57,7 @@ def test_bash_completes_every_command(script: Path) -> None:
         (("study", "--report"), {"--report_only"}),
         (("completion", "--sh"), {"--shell"}),
         (("prepare", "--remove"), {"--remove_duplicates"}),
-        (("generate", "--strategy", ""), {"multinomial", "greedy"}),
+        (("generate", "--strategy", ""), {"multinomial", "greedy", "beam"}),
         (("fit", "--config", "cor"), {"corner.yaml"}),
     ],
 )

@@ -132,7 +132,7 @@ def test_without_any_package_all_that_can_be_checked_is(place: Path) -> None:
     assert text.startswith("not installed: torch, lightning, torchmetrics, ")
     assert remedy == "run pip install -e . in the checkout"
     assert found["python"][0][0] == "ok"
-    assert "0 of 6 packages; without pytest" in found["extras"][0][1]
+    assert "0 of 11 packages; without pytest" in found["extras"][0][1]
     for check in ("torch", "devices", "threads", "precision"):
         assert found[check] == [
             ("problem", "this check needs a package that is missing or broken: No module named 'torch'", remedy)

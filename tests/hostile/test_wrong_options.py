@@ -128,7 +128,7 @@ def as_read(value: Any) -> Any:
 
 
 def of_text(option: str, hint: Any, text: str, value: Any, call: Callable[[str], object]) -> Case:
-    allowed = is_allowed(hint, as_read(value)) or is_allowed(hint, text)
+    allowed = any(is_allowed(hint, each) for each in (as_read(value), text, [text]))  # a text may be a list of one
     return Case(option, text, allowed, lambda: call(f"--{option}={text}"))
 
 
@@ -204,7 +204,17 @@ FIT: ArgumentParser = FitParser()._subcommand_parsers["fit"]
 OWNERS = {dest: group.group_class for dest, group in FIT.groups.items() if hasattr(group, "group_class")}
 """The classes that a section of a config builds."""
 OWNERS |= {each.__name__: each for each in (*MODELS, *Source.__subclasses__()) if "tests" not in each.__module__}
-OF_NO_CLASS = {"help", "config", "print_config", "seed_everything", "name", "non_finite", "ckpt_path", "weights_only"}
+OF_NO_CLASS = {
+    "help",
+    "config",
+    "print_config",
+    "seed_everything",
+    "name",
+    "non_finite",
+    "ckpt_path",
+    "weights",
+    "weights_only",
+}
 SMALL = {"n_layer": 2, "n_head": 2, "dim": 8, "block_size": 8, "vocab_size": 16}
 NEEDED: dict[str, dict[str, Any]] = {
     "GPTModule": SMALL,

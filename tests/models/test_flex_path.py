@@ -20,13 +20,13 @@ from lightning_gpt.models.attention import formula, mask
 from tests.models.helpers import random_ids, randomise
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, scale: float | None) -> Tensor:
     """What the kernel computes."""
     if not torch.is_grad_enabled():
-        return flex_attention(q, k, v, block_mask=block_mask)
+        return flex_attention(q, k, v, block_mask=block_mask, scale=scale)
     batch, row, column = torch.meshgrid(*map(torch.arange, (len(q), q.shape[-2], k.shape[-2])), indexing="ij")
     seen = block_mask.mask_mod(batch, torch.zeros(()), row, column)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=scale)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued, sample
+from lightning_gpt.models.decoding.samplers import Sampler, draw_each
+from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued
 from lightning_gpt.models.decoding.text import TextCoder, TextStream, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import OutputHead
@@ -94,7 +95,8 @@ class Generating(nn.Module, ABC):
         ``temperature=0`` is greedy. For prompts of unequal length, ``lengths`` ``(batch,)`` gives the number of prompt
         ids in each row; the new tokens follow the prompt directly, and the padding comes after them. Past the end of
         learned positions the context slides: each token sees the last ``block_size`` ids. Dropout is off during
-        generation.
+        generation. A text is drawn as ``lightning-gpt generate`` draws it from the same seed, by a ``generator`` on
+        the CPU.
 
         Raises:
             CallError: An option is out of its range, or there is a text but no tokenizer.
@@ -109,9 +111,12 @@ class Generating(nn.Module, ABC):
                 raise CallError("lengths are given with a text; they belong to rows of token ids")
             device = next(chain(self.parameters(), self.buffers())).device
             ids = torch.tensor([prompt_tokens(self.tokenizer, prompt)], device=device)
-            text, found = TextStream(self.tokenizer), prompt
-            for token in sample(Decoder(self, ids, None, max_new_tokens), max_new_tokens, how, generator):
+            decoder, text, found = Decoder(self, ids, None, max_new_tokens), TextStream(self.tokenizer), prompt
+            sampler = Sampler(how, ids[0], decoder.logits.shape[-1], generator or torch.default_generator)
+            for drawn in range(max_new_tokens):
+                token = draw_each(decoder.logits, [sampler])
                 found += text.add(int(token))
-                if text.ended:
+                if text.ended or drawn + 1 == max_new_tokens:
                     break
+                decoder.feed(token)
             return found + text.close()

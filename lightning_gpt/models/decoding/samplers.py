@@ -20,13 +20,13 @@ class Sampler:
         sampling: The rules.
         prompt: The ids of the prompt, ``(time,)``, on the device of the logits.
         vocab_size: Number of tokens.
-        seed: Seed of the random numbers.
+        seed: Seed of the random numbers, or their generator, on the CPU.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Tensor, vocab_size: int, seed: int = 0) -> None:
+    def __init__(self, sampling: Sampling, prompt: Tensor, vocab_size: int, seed: int | torch.Generator = 0) -> None:
         self.sampling = sampling
         self.counts = TokenCounts.of_prompts(prompt[None], None, vocab_size) if sampling.reads_text else None
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
     def chance(self) -> float:
         """The next random number, from 0 to below 1."""
