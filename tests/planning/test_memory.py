@@ -33,6 +33,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "block": {"checkpointing": "block"},
     "attention": {"checkpointing": "attention"},
     "mixture": {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 4}},  # every expert has as many tokens as planned
+    "gated": {"ffn": {"kind": "moe", "n_expert": 2, "top_k": 2, "n_shared": 1, "shared_gate": True, "hidden": 64}},
+    "multiplied": {"residual": "multiplied", "logit_divisor": 2.0, "embedding_scale": 3.0},
     "shared": {"n_unique": 1},
     "pattern": {"n_layer": 8, "attention": [{"kind": "window", "window": 16}, "full"], "position": "rotary"},
     "deep": {"n_layer": 8, "checkpointing": "block"},
