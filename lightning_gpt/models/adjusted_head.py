@@ -85,7 +85,7 @@ class AdjustedHead(OutputHead):
     def direction(self, hidden: Tensor, targets: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As in any head, each bounded logit held at its ratio to what it bounds."""
         products = super().forward(hidden)
-        added = torch.zeros_like(products[0, 0]) if self.bias is None else self.bias
+        added = products.new_zeros(products.shape[-1]) if self.bias is None else self.bias
         unbounded = products + added
         held = torch.where(unbounded == 0, 1 / self.divisor, self.adjust(products) / unbounded)  # (..., vocab_size)
 

@@ -86,7 +86,7 @@ def mixture(
     """Tokens ``(tokens, dim)`` in their order, each through its ``top_k`` best experts.
 
     Gates: Shazeer et al. 2017 (1701.06538), eq. 3 and 5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15; not
-    normed Dai et al. 2024 (2401.06066), eq. 4; with a factor DeepSeek-AI 2024 (2405.04434), section 2.2. Losses:
+    normed Dai et al. 2024 (2401.06066), eq. 4; with a factor, the code of DeepSeek-V3. Losses:
     Fedus et al. 2021 (2101.03961), eq. 4–6, and Zoph et al. 2022 (2202.08906), eq. 5, both without coefficient.
     """
     output = np.zeros_like(x)
