@@ -52,8 +52,8 @@ class MixtureOfExperts(Layer):
         router: ``softmax`` or ``sigmoid``: how a token's experts are scored.
         router_bias: Whether the router's product has a bias, as in gpt-oss.
         normed_gates: Whether a token's weights ``g_i`` are divided by their sum; if None, unless ``top_k`` is 1.
-        gate_factor: What they are multiplied by in the end, ``routed_scaling_factor`` in the code of DeepSeek-V2 and V3
-            (DeepSeek-AI 2024, 2405.04434, 2412.19437).
+        gate_factor: What they are multiplied by in the end: ``routed_scaling_factor`` in the code of DeepSeek-V2
+            and V3 (DeepSeek-AI 2024, 2405.04434, 2412.19437).
         capacity_factor: An expert's capacity in training, as a multiple of its equal share; None for dropless.
         balance: How expert use is balanced: by a ``loss``, a ``bias`` on the choice, or ``none``.
         balance_rate: Coefficient of that loss (0.01 if None) or step of the bias (0.001 if None).

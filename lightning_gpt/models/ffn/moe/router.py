@@ -85,8 +85,8 @@ class Router(Layer):
         z_loss: Coefficient of the router z-loss.
         has_bias: Whether the product has a bias, which is trained like any weight, other than that of ``balance``.
         normed: Whether a token's weights are divided by their sum; if None, unless k is 1.
-        factor: What the weights are multiplied by in the end, ``routed_scaling_factor`` in the code of DeepSeek-V2 and V3
-            (DeepSeek-AI 2024, 2405.04434, 2412.19437).
+        factor: What the weights are multiplied by in the end: ``routed_scaling_factor`` in the code of DeepSeek-V2
+            and V3 (DeepSeek-AI 2024, 2405.04434, 2412.19437).
     """
 
     bias: Tensor
