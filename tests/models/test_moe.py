@@ -363,7 +363,7 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
             "ffn expert is 'none'; it must be one of clamped_swiglu, geglu, gelu, gelu_erf, relu, relu2, swiglu",
         ),
         ({"shared_gate": True}, "ffn shared_gate needs shared experts, and n_shared is 0"),
-        ({"gate_factor": 0.0}, "ffn gate_factor is 0.0; it must be a number above 0"),
+        ({"gate_factor": 0.0}, "ffn gate_factor is 0.0; it must be a positive number"),
         ({"normed_gates": "no"}, "ffn normed_gates is 'no'; it must be"),
         ({"hidden": 0}, "ffn hidden is 0; it must be a whole number from 1 to 1,048,576"),
     ],

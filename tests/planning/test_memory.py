@@ -150,7 +150,7 @@ def test_parameters_are_exact(name: str) -> None:
     assert components["attention"] == sum(
         parameter.numel() for parameter in {p for view in model.block_views() for p in view.mixer.parameters()}
     )
-    assert ("experts" in components) == (name == "mixture")
+    assert ("experts" in components) == (name in ("mixture", "gated"))
 
 
 def test_a_mixture_divides_by_experts_and_its_matrices_by_the_tensor_axis() -> None:
