@@ -1,7 +1,8 @@
 """Direct logit attribution: how much of a logit each part of the model wrote into the residual stream.
 
 The last layer's stream is a sum: the embeddings, then what each block half added. With the statistics of the final norm
-held at those of the whole stream, the logits are linear in that sum, so each term has its own share of them. Elhage et
+held at those of the whole stream (and bounded logits at their ratio to what is bounded), the logits are linear in that
+sum, so each term has its own share of them. Elhage et
 al. 2021, "A Mathematical Framework for Transformer Circuits", section "Zero-layer transformers" and after; Wang et al.
 2023 (2211.00593), section 3.1, there as the direct effect on a difference of two logits.
 
@@ -32,7 +33,8 @@ class Attribution:
 
     Args:
         parts: Names of the terms: ``embedding``, ``0.attention`` (or ``0.0``, ``0.1``, … by head, and ``0.bias``),
-            ``0.ffn``, …, ``bias`` of the final norm.
+            ``0.ffn``, …, ``bias`` of the final norm and
+            of the output head.
         values: ``(parts, batch, time)``: what each adds to the logit of the target, less what it adds to the mean logit
             of all tokens (or to the other token's). Over the parts they add up to the model's logit, less that mean.
     """
@@ -70,15 +72,14 @@ def direct_logit_attribution(
     with evaluating(model), model.record([*stream_names(model), *halves, *outputs]) as trace:
         model.hidden(ids)
     with evaluating(model):
-        direction = model.unembedding[targets]
-        direction = direction - (model.unembedding.mean(dim=0) if against is None else model.unembedding[against])
         last = trace[stream_names(model)[-1]]
+        direction, constant = model.head.direction(model.read_out(last), targets, against)
         parts, values = [], []
         for name, term in _terms(trace, views, by_head):
             parts.append(name)
             values.append((model.read_out_share(term, last) * direction).sum(dim=-1))
         norm_bias = model.read_out(last) - model.read_out_share(last, last)
-        return Attribution([*parts, "bias"], torch.stack([*values, (norm_bias * direction).sum(dim=-1)]))
+        return Attribution([*parts, "bias"], torch.stack([*values, (norm_bias * direction).sum(dim=-1) + constant]))
 
 
 def _terms(trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tuple[str, Tensor]]:

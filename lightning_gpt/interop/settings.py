@@ -8,6 +8,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPTConfig
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
+from lightning_gpt.models.ffn.moe.router import Router
 from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.positions.yarn import YarnPositions
 from lightning_gpt.models.registry import at_layer, plain
@@ -114,6 +115,7 @@ def _ffn(config: GPTConfig, layer: int) -> dict[str, Any] | None:
     if kind is MixtureOfExperts:
         for name in ("capacity_factor", "balance_rate", "z_loss"):
             made.pop(name)
+        made["normed_gates"] = Router.are_normed(made["normed_gates"], made["top_k"])
         made["balance"] = "bias" if made["balance"] == "bias" else "none"
         made["hidden"] = MixtureOfExperts.hidden_of_one(config.dim, **_given(made))
     elif made.get("hidden") is None and issubclass(kind, FeedForward):

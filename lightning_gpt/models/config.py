@@ -52,6 +52,7 @@ class GPTConfig:
         embedding_scale: What the token embeddings are multiplied by on their way in, but not in the output head
             (Vaswani et al. 2017, 1706.03762, section 3.4, where it is √dim).
         head_bias: Whether the output head has a bias.
+        logit_divisor: What logits are divided by, before they are bounded (Granite; Shen et al. 2024, 2408.13359).
         logit_softcap: c, if logits become ``c tanh(logits / c)`` (Gemma Team 2024, 2408.00118, section 2).
         layer_drop: Which blocks a training step skips, for example ``{kind: linear, rate: 0.2}``.
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
@@ -87,6 +88,7 @@ class GPTConfig:
     embedding_norm: Given = "none"
     embedding_scale: Positive = 1.0
     head_bias: bool = False
+    logit_divisor: Positive = 1.0
     logit_softcap: Positive | None = None
     layer_drop: Given = None
     token_routing: Given = None

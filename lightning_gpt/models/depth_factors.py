@@ -1,4 +1,4 @@
-"""Residual rules in which a factor that depends on depth keeps the branches at one size."""
+"""Residual rules with a fixed factor, which may depend on depth."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.layer import Layer
-from lightning_gpt.options import Depth
+from lightning_gpt.options import Depth, Positive
 
 
 @blocks.register("scaled_norms")
@@ -54,8 +54,41 @@ class ScaledNorms(Block):
         return x + self.attended(self.see("attention_norm", self.attention_input(x, context)), context)
 
 
+@blocks.register("multiplied")
+class MultipliedBranches(Block):
+    """``H ← H + m F(LN(H))`` with a fixed m, as in Granite's models.
+
+    Shen et al. 2024, "Power Scheduler" (2408.13359), whose models are parametrised as in μP with multipliers.
+
+    Args:
+        attention: The first branch.
+        ffn: The second branch.
+        norm: Creates a norm.
+        dropout: As in the block.
+        factor: m; Granite 3's by default.
+    """
+
+    def __init__(
+        self,
+        attention: Mixer,
+        ffn: Layer | None,
+        norm: Callable[[], nn.Module],
+        dropout: float,
+        factor: Positive = 0.22,
+    ) -> None:
+        super().__init__(attention, ffn, norm, dropout)
+        self.branch_factor = factor
+
+    def mix(self, x: Tensor, context: Context) -> Tensor:
+        normed = self.see("attention_norm", self.attention_norm(x))
+        return x + self.branch_factor * self.attended(normed, context)
+
+    def feed(self, x: Tensor, context: Context) -> Tensor:
+        return x + self.branch_factor * self.fed(self.ffn_input(x), context)
+
+
 @blocks.register("depth_scaled")
-class DepthScaled(Block):
+class DepthScaled(MultipliedBranches):
     """``H ← H + (L₀/L) F(LN(H))``, L₀ the depth ``base``: CompleteP, whose learning rate holds at every depth.
 
     Dey et al. 2025, "Don't be lazy: CompleteP enables compute-efficient deep transformers" (2505.01618), table 1 with
@@ -82,16 +115,9 @@ class DepthScaled(Block):
         n_layer: int,
         base: Depth = 2,
     ) -> None:
-        super().__init__(attention, ffn, norm, dropout)
-        self.base, self.branch_factor = base, base / n_layer
+        super().__init__(attention, ffn, norm, dropout, base / n_layer)
+        self.base = base
 
     def init_branches(self, n_layer: int) -> None:
         """As at the depth ``base``."""
         super().init_branches(self.base)
-
-    def mix(self, x: Tensor, context: Context) -> Tensor:
-        normed = self.see("attention_norm", self.attention_norm(x))
-        return x + self.branch_factor * self.attended(normed, context)
-
-    def feed(self, x: Tensor, context: Context) -> Tensor:
-        return x + self.branch_factor * self.fed(self.ffn_input(x), context)

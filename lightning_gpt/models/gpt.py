@@ -72,9 +72,11 @@ class GPT(LanguageModel):
 
     def _head(self) -> OutputHead:
         c, tied_to = self.config, self.token_embedding if self.config.tie_embeddings else None
-        if not c.head_bias and c.logit_softcap is None:
+        if not c.head_bias and c.logit_softcap is None and c.logit_divisor == 1:
             return OutputHead(c.dim, c.vocab_size, tied_to)
-        return AdjustedHead(c.dim, c.vocab_size, tied_to, bias=c.head_bias, softcap=c.logit_softcap)
+        return AdjustedHead(
+            c.dim, c.vocab_size, tied_to, bias=c.head_bias, softcap=c.logit_softcap, divisor=c.logit_divisor
+        )
 
     def _norm(self) -> Norm:
         return norms.make(self.config.norm, dim=self.config.dim, bias=self.config.bias)

@@ -70,6 +70,12 @@ class OutputHead(Layer):
         """Negative log-likelihood of each target in nats: :func:`token_nll`."""
         return token_nll(hidden, self.weight, targets)
 
+    def direction(self, hidden: Tensor, targets: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The vectors ``(..., dim)`` whose product with ``hidden`` is the logit of ``targets`` ``(...)`` less that of
+        ``against``, or the mean of all, and what is then added, ``(...)``."""
+        other = self.weight.mean(dim=0) if against is None else self.weight[against]
+        return self.weight[targets] - other, hidden.new_zeros(targets.shape)
+
     def flops(self, positions: Tensor) -> float:
         return 2.0 * self.weight.numel()
 

@@ -122,8 +122,8 @@ def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> 
         )
     if isinstance(model.head, AdjustedHead):
         raise CallError(
-            f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias or logit_softcap "
-            f"cannot be divided: use parallel.shard"
+            f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias, logit_softcap or "
+            f"logit_divisor cannot be divided: use parallel.shard"
         )
     vocabulary = model.config.vocab_size
     if (size - 1) * -(-vocabulary // size) >= vocabulary:

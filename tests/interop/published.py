@@ -40,6 +40,8 @@ EXPERTS = {
     "norm_topk_prob": True,
 }
 
+SHARED = {**EXPERTS, "norm_topk_prob": False, "shared_expert_intermediate_size": 24}
+
 GEMMA = {**GROUPED, "head_dim": 8, "query_pre_attn_scalar": 6, "sliding_window": 5}
 OSS = {**GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 12}
 BASES = {
@@ -71,11 +73,42 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 8, "rope_parameters": {**YARN, "truncate": False, "factor": 2.0}}),
     "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral with one expert": ("mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 1}),
+    "granite": (
+        "granite",
+        {
+            **GROUPED,
+            "residual_multiplier": 0.3,
+            "embedding_multiplier": 4.0,
+            "logits_scaling": 0.5,
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "granite with biases, tied": (
+        "granite",
+        {**LLAMA, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "logits_scaling": 3},
+    ),
+    "qwen2_moe": ("qwen2_moe", {**SHARED, "num_experts_per_tok": 3}),
+    "qwen2_moe with windows and a dense layer": (
+        "qwen2_moe",
+        {
+            **SHARED,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+            "shared_expert_intermediate_size": 12,
+            "qkv_bias": False,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+        },
+    ),
     "qwen3_moe": ("qwen3_moe", {**EXPERTS, "mlp_only_layers": []}),
     "qwen3_moe with a dense layer": (
         "qwen3_moe",
         {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6},
     ),
+    "qwen3_moe with scores as weights": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False}),
+    "qwen3_moe with one expert": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False, "num_experts_per_tok": 1}),
     "olmo2": ("olmo2", GROUPED),
     "gpt_neox": ("gpt_neox", {**NEOX, "num_attention_heads": 2, "rotary_pct": 0.5}),
     "gpt_neox in sequence": (
@@ -113,6 +146,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": YARN,
         },
     ),
+    "gpt_oss with one expert": ("gpt_oss", {**OSS, "num_experts_per_tok": 1}),
     "diffllama": ("diffllama", {**LLAMA, "num_key_value_heads": 2, "head_dim": 8}),
     "diffllama with biases": ("diffllama", {**LLAMA, "attention_bias": True, "rms_norm_eps": 1e-4}),
     "bloom": ("bloom", {**BLOOM, "n_head": 4}),

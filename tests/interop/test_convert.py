@@ -13,6 +13,7 @@ import lightning_gpt.interop.convert  # noqa: F401  (imported to register the fa
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.interop.family import families
 from lightning_gpt.loading import load
+from lightning_gpt.models.registry import at_layer
 from tests.interop.published import MODELS, in_double, make
 from tests.processes import run_forked
 
@@ -105,7 +106,7 @@ def test_the_config_is_read_back_as_it_was(name: str, converted: Any) -> None:
         elif key == "head_dim" and value is None:
             assert now[key] == 24 // was["num_attention_heads"]
         elif key == "intermediate_size" and was.get("mlp_only_layers") == []:  # it is of no layer
-            assert name == "qwen3_moe"
+            assert was["model_type"] in ("qwen2_moe", "qwen3_moe")
         elif key not in free and not (key == "sliding_window" and was.get("use_sliding_window") is False):
             assert now[key] == value, key
 
@@ -118,6 +119,15 @@ def test_greedy_text_is_that_of_transformers(name: str, converted: Any) -> None:
     theirs = model.generate(ids, max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
     ours = load(folder / "ours" / name / "model.ckpt").generate(ids, 30, temperature=0)
     assert torch.equal(ours, theirs)
+
+
+def test_windows_of_qwen2_moe_are_those_of_a_config_that_does_not_list_them(converted: Any) -> None:
+    folder, _ = converted
+    for name, found in (("qwen2_moe with windows and a dense layer", [5, None, None]), ("qwen2_moe", [None] * 3)):
+        given = json.loads((folder / "published" / name / "config.json").read_text())
+        listed, read = given.pop("layer_types"), families.make("qwen2_moe").config(given)
+        assert [kind == "sliding_attention" for kind in listed] == [window is not None for window in found]
+        assert [at_layer(read.attention, layer).get("window") for layer in range(3)] == found
 
 
 def test_weights_stay_in_the_precision_in_which_they_were_published(converted: Any) -> None:

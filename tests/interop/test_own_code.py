@@ -41,6 +41,18 @@ ALONE: list[dict[str, Any]] = [
     {"attention": {"kind": "latent", "kv_rank": 6}, "position": {"kind": "yarn", "factor": 4.0, "original": 8}},
     {"attention": ["value_residual", "shaped"], "residual": "embedding_skip", "norm": "scale", "position": "t5"},
     {"attention": ["linear", {"kind": "full", "softcap": 2.0}], "logit_softcap": 3.0, "embedding_scale": 2.0},
+    {
+        "residual": "multiplied",
+        "logit_divisor": 4.0,
+        "ffn": {
+            "kind": "moe",
+            "n_expert": 4,
+            "normed_gates": False,
+            "gate_factor": 2.0,
+            "n_shared": 1,
+            "shared_gate": True,
+        },
+    },
     {"token_routing": {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5}},
     {"layer_drop": {"kind": "constant", "rate": 0.2}, "norm": "rms_plus_one", "residual": "sandwich"},
     {"ffn": ["none", "geglu"], "residual": {"kind": "parallel", "n_norm": 2}, "embedding_norm": "layer"},

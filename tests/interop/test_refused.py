@@ -109,10 +109,11 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: changed(f, layer_types=["full_attention", "chunked_attention", "full_attention"]),
         r"layer_types of layer 1 is 'chunked_attention'; no part of ours",
     ),
-    "gates as they are": (
-        "qwen3_moe",
-        lambda f: changed(f, norm_topk_prob=False),
-        r"norm_topk_prob is False; no part of ours computes that, only true",
+    "shared experts of another width": (
+        "qwen2_moe",
+        lambda f: changed(f, shared_expert_intermediate_size=20),
+        r"shared_expert_intermediate_size is 20; no part of ours computes that, only multiples of "
+        r"moe_intermediate_size, which is 12",
     ),
     "normed queries with biases": (
         "phi",
@@ -139,11 +140,6 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: changed(f, swiglu_limit=5.0),
         r"swiglu_limit is 5.0; no part of ours computes that, only 7.0",
     ),
-    "one expert, bounded": (
-        "gpt_oss",
-        lambda f: changed(f, num_experts_per_tok=1),
-        r"num_experts_per_tok is 1; no part of ours",
-    ),
     "unpaired heads": (
         "diffllama",
         lambda f: changed(f, num_key_value_heads=1),
@@ -153,11 +149,6 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "llama",
         lambda f: (f / "generation_config.json").write_text("{"),
         r"generation_config.json is not valid JSON",
-    ),
-    "one expert": (
-        "mixtral",
-        lambda f: changed(f, num_experts_per_tok=1),
-        r"num_experts_per_tok is 1; no part of ours",
     ),
     "tensors": (
         "llama",
@@ -223,6 +214,28 @@ MODELS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         {"norm": "rms_plus_one", "residual": "sandwich", "bias": False, "position": "rotary", "ffn": "geglu"},
         ["--family", "gemma2"],
         r"Gemma2ForCausalLM has no .*embedding_scale 1.0",
+    ),
+    "gates as they are": (
+        {
+            "norm": "rms",
+            "bias": False,
+            "position": "rotary",
+            "tie_embeddings": False,
+            "ffn": {"kind": "moe", "expert": "swiglu", "normed_gates": False},
+        },
+        ["--family", "mixtral"],
+        r"MixtralForCausalLM has no ffn moe \(expert swiglu, normed_gates False\)",
+    ),
+    "scaled gates": (
+        {
+            "norm": "rms",
+            "bias": False,
+            "position": "rotary",
+            "tie_embeddings": False,
+            "ffn": {"kind": "moe", "expert": "swiglu", "gate_factor": 2.5},
+        },
+        ["--family", "mixtral"],
+        r"MixtralForCausalLM has no ffn moe \(expert swiglu, gate_factor 2.5\)",
     ),
     "unknown": ({}, ["--family", "lama"], r"family 'lama'|family is 'lama'; it must be one of bloom, diffllama"),
 }

@@ -69,16 +69,30 @@ def capacity_of(mixture: MixtureOfExperts, tokens: int) -> int:
     kind=st.sampled_from(sorted(reference.ACTIVATIONS)),
     router=st.sampled_from(["softmax", "sigmoid"]),
     balance=st.sampled_from(["loss", "bias", "none"]),
+    normed=st.sampled_from([None, True, False]),
+    factor=st.sampled_from([1.0, 2.5]),
+    gated=st.booleans(),
     bias=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_output_and_routing_equal_the_formula(
-    n_expert: int, top_k: int, n_shared: int, kind: str, router: str, balance: str, bias: bool, seed: int
+    n_expert: int,
+    top_k: int,
+    n_shared: int,
+    kind: str,
+    router: str,
+    balance: str,
+    normed: bool | None,
+    factor: float,
+    gated: bool,
+    bias: bool,
+    seed: int,
 ) -> None:
-    options = {"n_expert": n_expert, "top_k": min(top_k, n_expert), "n_shared": n_shared, "expert": kind}
+    options: dict[str, Any] = {"n_expert": n_expert, "top_k": min(top_k, n_expert), "n_shared": n_shared}
+    options |= {"shared_gate": gated and n_shared > 0, "expert": kind, "normed_gates": normed, "gate_factor": factor}
     mixture = build(seed=seed, bias=bias, router=router, balance=balance, **options)
     x = normal(2, 6, 5, seed=seed)
-    expected = expected_of(mixture, x, kind)
+    expected = expected_of(mixture, x, kind, normed=normed, factor=factor)
     routing = mixture.router(x)
     assert routing.chosen.flatten(0, 1).tolist() == expected.chosen
     np.testing.assert_allclose(routing.gates.detach().flatten(0, 1).numpy(force=True), expected.gates, **CLOSE)
@@ -140,7 +154,7 @@ def test_grouped_products_equal_those_of_one_expert_after_the_other(
     "options",
     [
         {},
-        {"bias": False, "ffn": {"capacity_factor": 1.0, "n_shared": 1, "expert": "swiglu"}},
+        {"bias": False, "ffn": {"capacity_factor": 1.0, "n_shared": 1, "shared_gate": True, "expert": "swiglu"}},
         {"dropout": 0.1, "ffn": {"router": "sigmoid", "balance": "bias"}},
     ],
     ids=["plain", "capacity", "sigmoid"],
@@ -227,15 +241,20 @@ def test_the_balancing_loss_is_1_in_equal_use_and_the_number_of_experts_where_al
 
 @pytest.mark.parametrize("router", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_gradients_are_those_of_the_formula_with_its_losses(router: str, top_k: int) -> None:
-    mixture = build(n_expert=4, top_k=top_k, n_shared=1, router=router, balance_rate=0.5, z_loss=0.2).train()
+@pytest.mark.parametrize(("normed", "factor"), [(None, 1.0), (True, 1.0), (False, 2.5)])
+def test_gradients_are_those_of_the_formula_with_its_losses(
+    normed: bool | None, factor: float, top_k: int, router: str
+) -> None:
+    options: dict[str, Any] = {"n_shared": 1, "shared_gate": factor != 1, "normed_gates": normed, "gate_factor": factor}
+    mixture = build(n_expert=4, top_k=top_k, router=router, balance_rate=0.5, z_loss=0.2, **options).train()
     x, weights = normal(10, 5), normal(10, 5, seed=1)
     losses = CollectedLosses()
     output = mixture(x, Context(losses=losses))
     ((output * weights).sum() + sum(losses.terms)).backward()
 
     def value(state: reference.State) -> float:
-        found = reference.mixture(x.numpy(force=True), state, n_expert=4, top_k=top_k, score=router)
+        gates: dict[str, Any] = {"score": router, "normed": normed, "factor": factor}
+        found = reference.mixture(x.numpy(force=True), state, n_expert=4, top_k=top_k, **gates)
         return float((found.output * weights.numpy(force=True)).sum()) + 0.5 * found.balance_loss + 0.2 * found.z_loss
 
     for name, parameter in mixture.named_parameters():
@@ -343,6 +362,9 @@ def test_by_default_a_token_meets_as_many_parameters_as_in_the_dense_network(kin
             {"expert": "none"},
             "ffn expert is 'none'; it must be one of clamped_swiglu, geglu, gelu, gelu_erf, relu, relu2, swiglu",
         ),
+        ({"shared_gate": True}, "ffn shared_gate needs shared experts, and n_shared is 0"),
+        ({"gate_factor": 0.0}, "ffn gate_factor is 0.0; it must be a positive number"),
+        ({"normed_gates": "no"}, "ffn normed_gates is 'no'; it must be"),
         ({"hidden": 0}, "ffn hidden is 0; it must be a whole number from 1 to 1,048,576"),
     ],
 )

@@ -148,17 +148,21 @@ def test_embeddings_are_multiplied_on_their_way_in_but_not_in_the_head() -> None
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("bias", "softcap"), [(True, None), (False, 1.5), (True, 1.5)])
-def test_logits_of_a_head_with_bias_or_bound_are_the_formula_and_the_loss_is_theirs(
-    bias: bool, softcap: float | None, tied: bool
+@pytest.mark.parametrize(
+    ("bias", "softcap", "divisor"),
+    [(True, None, 1.0), (False, 1.5, 1.0), (True, 1.5, 1.0), (False, None, 3.0), (True, 1.5, 0.7)],
+)
+def test_logits_of_an_adjusted_head_are_the_formula_and_the_loss_is_theirs(
+    bias: bool, softcap: float | None, divisor: float, tied: bool
 ) -> None:
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": 2, "dim": 8, "vocab_size": 90, "block_size": 48}
-    model = randomise(GPT(GPTConfig(**sizes, tie_embeddings=tied, head_bias=bias, logit_softcap=softcap))).double()
+    adjusted: dict[str, Any] = {"head_bias": bias, "logit_softcap": softcap, "logit_divisor": divisor}
+    model = randomise(GPT(GPTConfig(**sizes, tie_embeddings=tied, **adjusted))).double()
     ids = torch.randint(90, (2, 48), generator=torch.Generator(torch.get_default_device()).manual_seed(1))
     targets = ids.roll(-1, 1)
     targets[0, :5] = -100
     hidden = model.hidden(ids)
-    expected = hidden @ model.unembedding.mT + (model.head.bias if bias else 0)
+    expected = (hidden @ model.unembedding.mT + (model.head.bias if bias else 0)) / divisor
     expected = expected if softcap is None else softcap * (expected / softcap).tanh()
     torch.testing.assert_close(model(ids), expected)
     torch.testing.assert_close(model.head.few(hidden[0, :3]), expected[0, :3])
@@ -176,10 +180,11 @@ def test_logits_of_a_head_with_bias_or_bound_are_the_formula_and_the_loss_is_the
     torch.testing.assert_close(model.token_nll(ids, targets), nll, rtol=1e-10, atol=1e-10)
 
 
-def test_a_divided_vocabulary_refuses_such_a_head() -> None:
-    model = GPT(GPTConfig(dim=16, vocab_size=32, logit_softcap=30.0))
+@pytest.mark.parametrize("option", ["logit_softcap", "logit_divisor"])
+def test_a_divided_vocabulary_refuses_such_a_head(option: str) -> None:
+    model = GPT(GPTConfig(dim=16, vocab_size=32, **{option: 30.0}))
     with pytest.raises(
-        CallError, match=r"parallel.tensor 2 divides the vocabulary, and an output head with head_bias or "
+        CallError, match=r"parallel.tensor 2 divides the vocabulary, and an output head with head_bias, logit_softcap "
     ):
         require_suited(model, Layout(tensor=2))
 

@@ -59,6 +59,8 @@ def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: 
         return parts.deepnorm(h, branch, norm, n_layer)
     if rule == "scaled_norms":  # a block made alone is the second layer; a model of one layer has the first
         return parts.pre(h, branch, lambda h: norm(h) / math.sqrt(1 if n_layer == 1 else LAYER + 1))
+    if rule == "multiplied":
+        return parts.scaled(h, branch, norm, 0.22)
     if rule == "depth_scaled":
         return parts.scaled(h, branch, norm, 2 / n_layer)
     if rule == "normed_branches":
@@ -85,7 +87,7 @@ def reference(rule: str, n_layer: int, h: Array, state: State) -> Array:
 
 FORMULAS = [
     *("pre", "post", "none", "deepnorm", "sandwich", "normed_branches", "layerscale", "rezero", "parallel"),
-    *("scaled_norms", "depth_scaled"),
+    *("scaled_norms", "depth_scaled", "multiplied"),
 ]
 TWO_NORMS = "parallel with two norms"
 CHOICES: dict[str, Given] = {TWO_NORMS: {"kind": "parallel", "n_norm": 2}}

@@ -36,11 +36,20 @@ def test_the_function_is_preserved_and_the_routers_are_kept(kind: str, hidden: i
 MIXTURE = {"kind": "moe", "hidden": 64}
 
 
+def test_one_expert_whose_weight_is_1_is_the_dense_network() -> None:
+    dense, sparse = build(), build(1, ffn=MIXTURE | {"top_k": 1, "normed_gates": True})
+    upcycle(dense, sparse)
+    ids = random_ids(23, 2, 12)
+    torch.testing.assert_close(sparse(ids), dense(ids), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("dense", "sparse", "message"),
     [
         ({}, {"ffn": "moe"}, "set ffn hidden to 64, the dense network's; it is 32"),
         ({}, {"ffn": MIXTURE | {"top_k": 1}}, "ffn top_k is 1 and must be at least 2"),
+        ({}, {"ffn": MIXTURE | {"normed_gates": False}}, "the weights of a token's experts must add up to 1"),
+        ({}, {"ffn": MIXTURE | {"gate_factor": 2.0}}, "the weights of a token's experts must add up to 1"),
         ({}, {"ffn": MIXTURE | {"n_shared": 1}}, "ffn n_shared must be 0"),
         ({"ffn": "relu2"}, {"ffn": MIXTURE}, "ffn of layer 0 is relu2 in the dense model, but its expert here is gelu"),
         ({"ffn": "moe"}, {"ffn": MIXTURE}, "ffn of layer 0 is moe in the dense model, which is not a dense network"),

@@ -80,6 +80,7 @@ EXTENDED: list[dict[str, Any]] = [
         "head_bias": True,
         "logit_softcap": 2.0,
     },
+    {"residual": {"kind": "multiplied", "factor": 0.3}, "logit_divisor": 3.0, "embedding_scale": 2.0, "norm": "rms"},
     {"attention": [{"kind": "full", "rotary_base": 50.0}, {"kind": "differential", "head_gain": False}]},
     {"attention": {"kind": "full", "qkv_bias": True, "output_bias": False}, "bias": False},
     {"attention": {"kind": "joint_norm", "n_kv_head": 2}, "qk_norm": "rms", "position": "rotary"},
@@ -109,6 +110,17 @@ EXTENDED: list[dict[str, Any]] = [
     *({"residual": rule, "ffn": "none"} for rule in blocks.names),
     {"ffn": {"kind": "moe", "n_expert": 4, "expert": "clamped_swiglu", "router_bias": True}},
     {"ffn": {"kind": "moe", "expert": "swiglu", "router": "sigmoid", "balance": "bias", "n_shared": 1}},
+    {
+        "ffn": {
+            "kind": "moe",
+            "n_expert": 4,
+            "normed_gates": False,
+            "gate_factor": 2.5,
+            "n_shared": 2,
+            "shared_gate": True,
+        }
+    },
+    {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "normed_gates": True}},
     {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},

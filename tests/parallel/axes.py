@@ -190,7 +190,15 @@ CASES: dict[int, dict[str, Callable[[], Any]]] = {
     4: {
         "context llama documents": partial(context, "llama", documents=True),
         "experts bias": partial(
-            experts, ffn={"kind": "moe", "n_expert": 8, "balance": "bias", "n_shared": 1, "router": "sigmoid"}
+            experts,
+            ffn={
+                "kind": "moe",
+                "n_expert": 8,
+                "balance": "bias",
+                "n_shared": 1,
+                "shared_gate": True,
+                "router": "sigmoid",
+            },
         ),
         "pipeline 4 gpt2": partial(pipeline, "gpt2"),
         "pipeline 4 value_residual zero_bubble": partial(pipeline, "value_residual", "zero_bubble"),

@@ -14,7 +14,7 @@ CANNOT = (
     "attention joint_norm",
     "n_kv_head 1",
     "layer_drop",
-    "head_bias or logit_softcap",
+    "head_bias, logit_softcap or logit_divisor",
     "needs whole rows",
 )
 """What of the variants cannot be divided, as the lines that refuse them say."""

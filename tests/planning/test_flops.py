@@ -37,6 +37,14 @@ MODELS = {
     "mixture of experts": lambda: GPT(
         GPTConfig(**SIZES, attention_backend="manual", ffn={"kind": "moe", "n_expert": 4, "top_k": 2, "hidden": 24})
     ),
+    "gated shared experts": lambda: GPT(
+        GPTConfig(
+            **SIZES,
+            attention_backend="manual",
+            ffn={"kind": "moe", "n_expert": 4, "hidden": 24, "n_shared": 2, "shared_gate": True},
+            logit_divisor=2.0,
+        )
+    ),
     "differential": lambda: GPT(GPTConfig(**SIZES, attention_backend="manual", attention="differential")),
 }
 

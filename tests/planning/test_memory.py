@@ -33,6 +33,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "block": {"checkpointing": "block"},
     "attention": {"checkpointing": "attention"},
     "mixture": {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 4}},  # every expert has as many tokens as planned
+    "gated": {"ffn": {"kind": "moe", "n_expert": 2, "top_k": 2, "n_shared": 1, "shared_gate": True, "hidden": 64}},
+    "multiplied": {"residual": "multiplied", "logit_divisor": 2.0, "embedding_scale": 3.0},
     "shared": {"n_unique": 1},
     "pattern": {"n_layer": 8, "attention": [{"kind": "window", "window": 16}, "full"], "position": "rotary"},
     "deep": {"n_layer": 8, "checkpointing": "block"},
@@ -148,7 +150,7 @@ def test_parameters_are_exact(name: str) -> None:
     assert components["attention"] == sum(
         parameter.numel() for parameter in {p for view in model.block_views() for p in view.mixer.parameters()}
     )
-    assert ("experts" in components) == (name == "mixture")
+    assert ("experts" in components) == (name in ("mixture", "gated"))
 
 
 def test_a_mixture_divides_by_experts_and_its_matrices_by_the_tensor_axis() -> None:

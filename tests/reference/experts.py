@@ -79,11 +79,14 @@ def mixture(
     top_k: int,
     kind: str = "gelu",
     score: str = "softmax",
+    normed: bool | None = None,
+    factor: float = 1.0,
     capacity: int | None = None,
 ) -> Mixture:
     """Tokens ``(tokens, dim)`` in their order, each through its ``top_k`` best experts.
 
-    Gates: Shazeer et al. 2017 (1701.06538), eq. 3 and 5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15. Losses:
+    Gates: Shazeer et al. 2017 (1701.06538), eq. 3 and 5; with sigmoid DeepSeek-AI 2024 (2412.19437), eq. 13–15; not
+    normed Dai et al. 2024 (2401.06066), eq. 4; with a factor, the code of DeepSeek-V3. Losses:
     Fedus et al. 2021 (2101.03961), eq. 4–6, and Zoph et al. 2022 (2202.08906), eq. 5, both without coefficient.
     """
     output = np.zeros_like(x)
@@ -95,7 +98,8 @@ def mixture(
         wanted = scores + state.get("router.bias", np.zeros(n_expert))
         chosen = sorted(range(n_expert), key=lambda expert: -wanted[expert])[:top_k]
         total = sum(scores[expert] for expert in chosen)
-        gates = [scores[expert] / total if top_k > 1 else scores[expert] for expert in chosen]
+        is_normed = top_k > 1 if normed is None else normed
+        gates = [factor * (scores[expert] / total if is_normed else scores[expert]) for expert in chosen]
         for expert, gate in zip(chosen, gates, strict=True):
             taken[expert] += 1
             if capacity is not None and taken[expert] > capacity:
@@ -103,7 +107,8 @@ def mixture(
                 continue
             output[t] += gate * feed_forward(token, expert_of(state, expert), kind)
         if "shared.up.weight" in state:
-            output[t] += feed_forward(token, below(state, "shared"), kind)
+            gate = sigmoid(linear(token, state["shared_gate.weight"])) if "shared_gate.weight" in state else 1
+            output[t] += gate * feed_forward(token, below(state, "shared"), kind)
         all_chosen.append(chosen)
         all_gates.append(gates)
         shares.append(scores / sum(scores))

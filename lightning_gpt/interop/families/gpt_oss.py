@@ -56,8 +56,6 @@ class GptOss(Llama):
         given.require("swiglu_limit", CLAMP)
         given.require("swiglu_alpha", SHARPNESS)
         top_k = given.get("num_experts_per_tok", ExpertCount, given.get("experts_per_token", ExpertCount, 4))
-        if top_k == 1:
-            given.require("num_experts_per_tok", 2)  # ours then weights the expert by its score, gpt-oss by 1
         return {
             "kind": "moe",
             "n_expert": given.get("num_local_experts", ExpertCount, 128),
@@ -65,6 +63,7 @@ class GptOss(Llama):
             "expert": "clamped_swiglu",
             "hidden": given.get("intermediate_size", Width, 2880),
             "router_bias": True,
+            "normed_gates": True,  # also one expert's, whose weight is then 1
             "balance_rate": given.get("router_aux_loss_coef", NotNegative, 0.001),
             "z_loss": 0.0,
         }

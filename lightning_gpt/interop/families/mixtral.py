@@ -29,14 +29,13 @@ class Mixtral(Mistral):
     base = 1e6
 
     def read_ffn(self, given: Settings) -> dict[str, Any]:
-        if given.get("num_experts_per_tok", ExpertCount, 2) == 1:
-            given.require("num_experts_per_tok", 2)  # ours then weights the expert by its score, Mixtral by 1
         return {
             "kind": "moe",
             "n_expert": given.get("num_local_experts", ExpertCount, 8),
             "top_k": given.get("num_experts_per_tok", ExpertCount, 2),
             "expert": GATED[given.require("hidden_act", *GATED)],
             "hidden": given.get("intermediate_size", Width),
+            "normed_gates": True,  # also one expert's, whose weight is then 1
             "balance_rate": given.get("router_aux_loss_coef", NotNegative, 0.001),
             "z_loss": 0.0,
         }

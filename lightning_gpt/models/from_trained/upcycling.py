@@ -73,7 +73,11 @@ def _require_same_function(layer: int, dense: Choice | None, sparse: Choice | No
         raise CallError(
             f"upcycling: ffn of layer {layer} is {dense} in the dense model, but its expert here is {expert}"
         )
-    if sparse["top_k"] == 1:
+    if sparse["normed_gates"] is False or sparse["gate_factor"] != 1:
+        raise CallError(
+            "upcycling: the weights of a token's experts must add up to 1: leave out ffn normed_gates and gate_factor"
+        )
+    if sparse["top_k"] == 1 and not sparse["normed_gates"]:
         raise CallError("upcycling: ffn top_k is 1 and must be at least 2: one expert is weighted by its score, not 1")
     if sparse["n_shared"]:
         raise CallError("upcycling: ffn n_shared must be 0: the dense network has no weights for shared experts")

@@ -11,10 +11,10 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
-from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, Use
+from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, SharedGate, Use
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.view import BlockView
-from lightning_gpt.options import NotNegative, Range, Width
+from lightning_gpt.options import NotNegative, Positive, Range, Width
 
 ExpertCount = Annotated[int, Range(1, 2**16)]
 
@@ -24,7 +24,8 @@ class MixtureOfExperts(Layer):
     """``y = Σ_{i chosen} g_i(x) E_i(x)``: Shazeer et al. 2017 (1701.06538), eq. 1; ``g`` comes from the router.
 
     With shared experts, ``E_shared(x)`` is added for every token: Dai et al. 2024, "DeepSeekMoE" (2401.06066), eq. 9;
-    several shared experts are implemented as one network of their total width.
+    several shared experts are implemented as one network of their total width. With ``shared_gate``, what is added is
+    ``σ(x w) E_shared(x)``, as in Qwen2-MoE (Yang et al. 2024, 2407.10671).
 
     Dropless by default: choices are sorted by expert, so that each expert processes one contiguous slice of any length
     (Gale et al. 2022, "MegaBlocks", 2211.15841). With a ``capacity_factor`` c, an expert accepts at most
@@ -33,7 +34,8 @@ class MixtureOfExperts(Layer):
     token's output does not depend on other tokens.
 
     Intermediates: ``router.scores``, ``router.gates``, ``experts.{i}.hidden`` ``(choices, hidden)``,
-    ``experts.{i}.output`` ``(choices, dim)``, those of ``shared``, and ``output`` ``(batch, time, dim)``.
+    ``experts.{i}.output`` ``(choices, dim)``, those of ``shared`` and ``shared_gate``, and ``output``
+    ``(batch, time, dim)``.
 
     Args:
         dim: Width of the residual stream.
@@ -41,6 +43,7 @@ class MixtureOfExperts(Layer):
         n_expert: Number of routed experts.
         top_k: Number of routed experts per token.
         n_shared: Number of additional experts that process every token.
+        shared_gate: Whether each token learns how much of their output it gets.
         expert: Kind of expert: ``gelu``, ``gelu_erf``, ``relu``, ``relu2``, ``swiglu``, ``geglu`` or
             ``clamped_swiglu``.
         hidden: Hidden width of an expert. If None, the width of the dense network of its kind divided by
@@ -48,6 +51,9 @@ class MixtureOfExperts(Layer):
             (plus the router's ``dim·n_expert``).
         router: ``softmax`` or ``sigmoid``: how a token's experts are scored.
         router_bias: Whether the router's product has a bias, as in gpt-oss.
+        normed_gates: Whether a token's weights ``g_i`` are divided by their sum; if None, unless ``top_k`` is 1.
+        gate_factor: What they are multiplied by in the end: ``routed_scaling_factor`` in the code of DeepSeek-V2
+            and V3 (DeepSeek-AI 2024, 2405.04434, 2412.19437).
         capacity_factor: An expert's capacity in training, as a multiple of its equal share; None for dropless.
         balance: How expert use is balanced: by a ``loss``, a ``bias`` on the choice, or ``none``.
         balance_rate: Coefficient of that loss (0.01 if None) or step of the bias (0.001 if None).
@@ -64,10 +70,13 @@ class MixtureOfExperts(Layer):
         n_expert: ExpertCount = 8,
         top_k: ExpertCount = 2,
         n_shared: Annotated[int, Range(0, 1024)] = 0,
+        shared_gate: bool = False,
         expert: str = "gelu",
         hidden: Width | None = None,
         router: Score = "softmax",
         router_bias: bool = False,
+        normed_gates: bool | None = None,
+        gate_factor: Positive = 1.0,
         capacity_factor: Annotated[float, Range(above=0, most=2**16)] | None = None,
         balance: Balance = "loss",
         balance_rate: NotNegative | None = None,
@@ -75,11 +84,16 @@ class MixtureOfExperts(Layer):
     ) -> None:
         super().__init__()
         kind = _expert_kind(expert)
-        self.router = Router(dim, n_expert, top_k, router, balance, balance_rate, z_loss, router_bias)
+        self.router = Router(
+            dim, n_expert, top_k, router, balance, balance_rate, z_loss, router_bias, normed_gates, gate_factor
+        )
         self.n_expert, self.top_k, self.capacity_factor = n_expert, top_k, capacity_factor
         hidden = self.hidden_of_one(dim, expert, top_k, n_shared, hidden)
         self.experts = Experts(kind, dim, hidden, n_expert, bias=bias)
         self.shared = kind(dim, bias=bias, hidden=n_shared * hidden) if n_shared else None
+        if shared_gate and not n_shared:
+            raise CallError("ffn shared_gate needs shared experts, and n_shared is 0: set n_shared, or leave it out")
+        self.shared_gate = SharedGate(dim) if shared_gate else None
         self.use: Use | None = None  # not a buffer: DDP would overwrite it with rank 0's
 
     @staticmethod
@@ -106,8 +120,16 @@ class MixtureOfExperts(Layer):
         outputs = self.experts(tokens.index_select(0, token), routing.counts)
         mixed = outputs.new_zeros(tokens.shape).index_add(0, token, outputs * gates[:, None].to(outputs.dtype))
         if self.shared is not None:
-            mixed = mixed + self.shared(tokens)
+            mixed = mixed + self._shared(tokens)
         return self.see("output", mixed.view(x.shape))
+
+    def _shared(self, tokens: Tensor) -> Tensor:
+        """The shared experts' output for ``(tokens, dim)``."""
+        assert self.shared is not None
+        output: Tensor = self.shared(tokens)
+        if self.shared_gate is not None:
+            output = self.shared_gate(tokens).to(output.dtype) * output
+        return output
 
     @property
     def needs_whole_rows(self) -> bool:
@@ -116,7 +138,8 @@ class MixtureOfExperts(Layer):
 
     def cut(self) -> Cut | None:
         """Each network by its hidden units; every device routes all tokens."""
-        return Cut(alike=("router",), parts=("experts",) if self.shared is None else ("experts", "shared"))
+        alike = ("router",) if self.shared_gate is None else ("router", "shared_gate")
+        return Cut(alike=alike, parts=("experts",) if self.shared is None else ("experts", "shared"))
 
     def _capacity(self, n_choice: int) -> int | None:
         """How many choices of this pass an expert accepts; None for all."""
@@ -136,7 +159,8 @@ class MixtureOfExperts(Layer):
     def flops(self, positions: Tensor) -> float:
         """The router, the chosen experts and the shared ones."""
         shared = 0.0 if self.shared is None else self.shared.flops(positions)
-        return self.router.flops(positions) + self.top_k * self.experts.flops_of_one() + shared
+        gate = 0.0 if self.shared_gate is None else self.shared_gate.flops(positions)
+        return self.router.flops(positions) + self.top_k * self.experts.flops_of_one() + shared + gate
 
     def take_use(self) -> Use | None:
         """Expert use since the last call; None if there was no training pass."""

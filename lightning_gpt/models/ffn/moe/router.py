@@ -68,9 +68,10 @@ class Router(Layer):
 
     Shazeer et al. 2017 (1701.06538), eq. 3 and 5 (without noise), and Jiang et al. 2024 (2401.04088), section 2.1: a
     softmax over the chosen experts. With sigmoid, DeepSeek-AI 2024 (2412.19437), eq. 13–15. If k is 1 the weight is
-    ``s_i`` itself (Fedus et al. 2021, 2101.03961, eq. 2): normalised it would be 1, and the loss would give the router
-    no gradient. Each token is routed independently. Everything is computed in fp32 or better (Fedus et al., section
-    2.4).
+    ``s_i`` itself (Fedus et al. 2021, 2101.03961, eq. 2), unless ``normed`` says otherwise: normalised it would be 1,
+    and the loss would give the router no gradient. With ``normed`` False it is ``s_i`` for every k (Dai et al. 2024,
+    2401.06066, eq. 4). Each token is routed independently. Everything is computed in fp32 or better (Fedus et al.,
+    section 2.4).
 
     Intermediates: ``scores`` ``(..., n_expert)`` and ``gates`` ``(..., top_k)``.
 
@@ -83,6 +84,9 @@ class Router(Layer):
         rate: The loss's coefficient α, or the bias's step; 0.01 or 0.001 if None.
         z_loss: Coefficient of the router z-loss.
         has_bias: Whether the product has a bias, which is trained like any weight, other than that of ``balance``.
+        normed: Whether a token's weights are divided by their sum; if None, unless k is 1.
+        factor: What the weights are multiplied by in the end: ``routed_scaling_factor`` in the code of DeepSeek-V2
+            and V3 (DeepSeek-AI 2024, 2405.04434, 2412.19437).
     """
 
     bias: Tensor
@@ -97,11 +101,14 @@ class Router(Layer):
         rate: float | None,
         z_loss: float,
         has_bias: bool = False,
+        normed: bool | None = None,
+        factor: float = 1.0,
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= n_expert:
             raise CallError(f"ffn top_k is {top_k}; it must be from 1 to n_expert, which is {n_expert}")
         self.n_expert, self.top_k, self.score, self.balance, self.z_loss = n_expert, top_k, score, balance, z_loss
+        self.normed, self.factor = self.are_normed(normed, top_k), factor
         self.rate = _RATES[balance] if rate is None else rate
         # not an nn.Linear, so that quantisation does not change the choice of experts
         self.weight = nn.Parameter(torch.empty(n_expert, dim))
@@ -109,6 +116,11 @@ class Router(Layer):
         if balance == "bias":
             self.register_buffer("bias", torch.empty(n_expert))
         self.reset_parameters()
+
+    @staticmethod
+    def are_normed(normed: bool | None, top_k: int) -> bool:
+        """Whether a token's weights add up to the factor."""
+        return top_k > 1 if normed is None else normed
 
     def reset_parameters(self) -> None:
         """W ~ N(0, 0.02²); biases 0: no expert is favoured."""
@@ -135,8 +147,10 @@ class Router(Layer):
             wanted = scores + self.bias if self.balance == "bias" else scores
             chosen = wanted.topk(self.top_k, dim=-1).indices
             gates = scores.gather(-1, chosen)
-            if self.top_k > 1:
+            if self.normed:
                 gates = gates / gates.sum(dim=-1, keepdim=True)
+            if self.factor != 1:
+                gates = gates * self.factor
             # not bincount, which synchronises the device
             of_all = chosen.flatten()
             counts = of_all.new_zeros(self.n_expert).scatter_add_(0, of_all, torch.ones_like(of_all))
@@ -163,6 +177,38 @@ class Router(Layer):
         if self.balance == "bias":
             load = chosen.double()
             self.bias += self.rate * (load.mean() - load).sign().to(self.bias.dtype)
+
+
+class SharedGate(Layer):
+    """``σ(x w)``: how much of the shared experts' output a token gets, in fp32 or better.
+
+    Qwen2-MoE's (Yang et al. 2024, 2407.10671, section 2.2.2; the gate is in its code). Intermediate: ``gate``
+    ``(..., 1)``.
+
+    Args:
+        dim: Width of the residual stream.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, dim))  # not an nn.Linear, as in the router
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """w ~ N(0, 0.02²)."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def matrices(self) -> Iterator[Matrix]:
+        yield Matrix(self.weight, "stream", "score")
+
+    def flops(self, positions: Tensor) -> float:
+        return 2.0 * self.weight.numel()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., dim)`` to ``(..., 1)``."""
+        with without_autocast(x):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            return self.see("gate", (x.to(dtype) @ self.weight.to(dtype).T).sigmoid())
 
 
 def load_balancing_loss(scores: Tensor, counts: Tensor) -> Tensor:
