@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lightning_gpt.parallel.layout import AXES, Axis, Layout
+from lightning_gpt.parallel.stages import layers_of_process, layers_of_stages, stages_of_process
 from lightning_gpt.planning.devices import DeviceKind
-from lightning_gpt.planning.memory import CHUNKS
 from lightning_gpt.planning.tracing import product_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import stage_layers, weights_of_stage
+from lightning_gpt.planning.weights import weights_of_stage
 
 LATENCY = {"node": 3e-6, "network": 10e-6}
 """Seconds of one step of a ring, apart from its bytes: the order of magnitude of NCCL's."""
@@ -95,11 +95,11 @@ class _Sizes:
     """The sizes of what a device of one stage sends."""
 
     def __init__(self, training: Training, layout: Layout, stage: int) -> None:
-        self.training, self.layout = training, layout
+        self.training, self.layout, self.stage = training, layout, stage
         self.is_first, self.is_last = stage == 0, stage == layout.pipeline - 1
         self.micro_batches, self.rows = training.micro_batches(layout), training.micro_rows(layout)
         self.time = -(-training.time // layout.context)
-        self.layers = stage_layers(training.layers, layout.pipeline, stage)
+        self.layers = layers_of_process(training.layers, layout, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
         self.weight_bytes = weight_dtype(training.precision).itemsize
         self.product_bytes = product_dtype(training.precision).itemsize
@@ -174,15 +174,23 @@ class _Sizes:
         return self.micro_batches * ring(size, self.layout.context)
 
     def boundaries(self) -> float:
-        """Pipeline: the stream goes to the next stage, its gradient to the one before."""
+        """Pipeline: the stream and what is carried with it go to the next stage, their gradients to the one before."""
+        stages = stages_of_process(self.layout, self.layout.pipeline - 1)[-1] + 1
+        layers, size = layers_of_stages(self.training.layers, stages), 0.0
+        for stage in stages_of_process(self.layout, self.stage):
+            if stage > 0:
+                size += self._handed_on(layers[stage].start - 1)
+            if stage < stages - 1:
+                size += self._handed_on(layers[stage].stop - 1)
+        return self.micro_batches * size
+
+    def _handed_on(self, layer: int) -> float:
+        """What goes from a layer to the next one, for a micro-batch."""
+        trace, t = self.training.trace(self.rows, self.time), self.layout.tensor
+        shares = {"stream": 1 / t if self.layout.sequence else 1.0, "inner": 1 / t}
+        carried = sum(size * shares.get(part, 1.0) for part, size in trace.layers[layer].carried.items())
         values = self.rows * self.time * self.training.dim
-        size: float = values * self.training.trace(self.rows, self.time).stream_dtype.itemsize
-        size /= self.layout.tensor if self.layout.sequence else 1
-        if self.layout.schedule == "interleaved":
-            ends = 2 * CHUNKS - self.is_first - self.is_last
-        else:
-            ends = (not self.is_last) + (not self.is_first)
-        return self.micro_batches * size * ends
+        return values * trace.stream_dtype.itemsize * shares["stream"] + carried
 
     def ends(self) -> float:
         """Pipeline: the gradient of a tied embedding is summed over the first and the last stage, once a step."""
