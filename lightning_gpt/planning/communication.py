@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
 from lightning_gpt.parallel.layout import AXES, Axis, Layout
 from lightning_gpt.parallel.stages import layers_of_process, layers_of_stages, stages_of_process
 from lightning_gpt.planning.devices import DeviceKind
@@ -154,16 +155,23 @@ class _Sizes:
 
         Two all-reduces of the stream, one forward and one backward; the embedding takes one forward, the head one
         backward. With sequence parallel each is a gather and a reduce-scatter, but the embedding's sum is taken whole.
-        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed.
+        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed. The ends are in
+        the stream's precision. A mixture sums each choice of a token, and reads whole rows with sequence parallel.
         """
-        views, sequence = self.training.views, self.layout.sequence
-        number = self.is_last + self.is_first * (1.5 if sequence else 1.0)
+        views, sequence, number = self.training.views, self.layout.sequence, 0.0
         for layer in self.layers:
-            branches = 1 if views[layer].ffn is None else 2
-            again = {"block": branches - 1, "attention": 0}.get(self.training.checkpointing)
-            number += 2 * branches + (0 if again is None else again + 0.5 * sequence)
+            ffn = views[layer].ffn
+            mixture = ffn if isinstance(ffn, MixtureOfExperts) else None
+            chosen = 0 if mixture is None else mixture.top_k
+            dense = ffn is not None if mixture is None else mixture.shared is not None
+            number += 2 * (1 + dense + chosen) + (sequence and mixture is not None)
+            again = {"block": (ffn is not None) + chosen, "attention": 0}.get(self.training.checkpointing)
+            number += 0 if again is None else again + 0.5 * sequence
         tokens = self.rows * self.time * self.training.dim
-        size = 2 * ring(number * tokens * self.product_bytes, self.layout.tensor) * self.micro_batches
+        trace = self.training.trace(self.rows, self.time)
+        width = number * self.product_bytes + self.is_last * trace.hidden_dtype.itemsize
+        width += self.is_first * (1.5 if sequence else 1.0) * trace.stream_dtype.itemsize
+        size = 2 * ring(width * tokens, self.layout.tensor) * self.micro_batches
         return (size, 0.0) if self.layout.sequence else (0.0, size)
 
     def keys_gathered(self) -> float:

@@ -74,6 +74,11 @@ CASES: dict[str, Case] = {
     "sequence, recomputed": Case(SEQUENCE, BLOCK),
     "sequence, attention recomputed": Case(SEQUENCE, ATTENTION),
     "tensor, mixed": Case(TENSOR, precision=MIXED),
+    "tensor, mixture": Case(TENSOR, MIXTURE),
+    "tensor, mixture mixed": Case(TENSOR, MIXTURE, MIXED),
+    "tensor, mixture recomputed": Case(TENSOR, {"ffn": {**MIXTURE["ffn"], "n_shared": 1}, **BLOCK}),
+    "sequence, mixture": Case(SEQUENCE, MIXTURE),
+    "sequence, mixture recomputed": Case(SEQUENCE, {**MIXTURE, **BLOCK}),
     "sequence, mixed": Case(SEQUENCE, precision=MIXED),
     "pipeline": Case(PIPELINE),
     "pipeline, untied": Case(PIPELINE, {"tie_embeddings": False}),
@@ -154,18 +159,20 @@ def _bytes_of(tensors: Any) -> float:
 def step(case: Case) -> Counter[str]:
     """Bytes that this process sends in an optimizer step, by operator."""
     model = gpt(case.options).train()
-    lay_out(model, Mesh(case.layout, "cpu"))
+    mesh = Mesh(case.layout, "cpu")
+    lay_out(model, mesh)
+    rows = torch.Generator().manual_seed(mesh.data_rank)
     if case.layout.pipeline > 1:
-        batch(model, case)  # before its first step a pipeline looks ahead
+        batch(model, case, rows)  # before its first step a pipeline looks ahead
     with Sent() as sent:
         for _ in range(case.batches):
-            batch(model, case)
+            batch(model, case, rows)
     return sent.bytes
 
 
-def batch(model: GPT, case: Case) -> None:
+def batch(model: GPT, case: Case, rows: torch.Generator) -> None:
     """A forward and a backward pass."""
-    ids = torch.randint(VOCABULARY, (case.rows, TIME + 1))
+    ids = torch.randint(VOCABULARY, (case.rows, TIME + 1), generator=rows)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.precision == MIXED):
         loss = model.loss(ids[:, :-1], ids[:, 1:])
     loss.backward()
