@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.checkpoint_file import read_checkpoint, reserve_of, stored_sum, write_checkpoint
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, shortened
+from lightning_gpt.whole_file import is_missing
 
 INDEX = "index.ckpt"
 """The file of a folder that names all others."""
@@ -199,6 +200,8 @@ class Saved:
             self.tensors[key] = StoredTensor(shape, tensor.dtype, {((0,) * len(shape), shape): ""})
 
     def _read_index(self) -> None:
+        if is_missing(self.path / INDEX):
+            raise self._incomplete(f"its index, {INDEX}")
         content = read_checkpoint(self.path / INDEX, of=self.path)
         try:
             self._sums = {str(file): str(sum) for file, sum in content.pop(_FILES).items()}
@@ -211,6 +214,10 @@ class Saved:
                 _put(without_tensors(content), key, torch.empty(0))  # there is a place for each
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise self._foreign() from None
+
+    def _incomplete(self, missing: str) -> CallError:
+        advice = reserve_of(self.path, "; copy it again, or use another one")
+        return CallError(f"checkpoint {str(self.path)!r} is incomplete: it lacks {shortened(missing, 160)}{advice}")
 
     def _foreign(self) -> CallError:
         return CallError(f"checkpoint {str(self.path)!r} was not written by lightning-gpt fit")
@@ -236,6 +243,9 @@ class Saved:
         path = self.path / file
         if Path(file).name != file or file not in self._sums:
             raise self._foreign()
+        if is_missing(path):
+            missing = [name for name in self._sums if is_missing(self.path / name)]
+            raise self._incomplete(f"{len(missing)} of its {len(self._sums)} files of tensors: {', '.join(missing)}")
         content = read_checkpoint(path, of=self.path)
         if stored_sum(path) != self._sums[file]:
             raise CallError(f"checkpoint {str(self.path)!r}: its file {file} is of another save{reserve_of(self.path)}")

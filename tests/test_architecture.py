@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "checkpoint_file": {"whole_file", "system_error", "errors"},
     "named_tensors": set(),
     "saving": set(),
-    "checkpoint_folder": {"checkpoint_file", "errors"},
+    "checkpoint_folder": {"checkpoint_file", "whole_file", "errors"},
     "checkpoint_series": {"whole_file", "system_error", "errors"},
     "checkpoint_name": {"checkpoint_series", "errors"},
     "consolidated": {"checkpoint_folder", "whole_file", "errors"},

@@ -123,10 +123,12 @@ def _built(configs: list[str]) -> "TrainCLI":
     check_config_files(args)
     # imports Lightning, which takes seconds
     from lightning_gpt.commands.study_check import ParsedOnly
+    from lightning_gpt.commands.unsupported import check_accelerator
 
     class OfThisMachine(ParsedOnly):
         def before_instantiate_classes(self) -> None:
             """All as given, so that a device that is missing is found."""
+            check_accelerator(self.config.fit.trainer.accelerator)
 
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is run
     sys.argv[1:] = ["fit", *args]

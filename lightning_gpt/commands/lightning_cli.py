@@ -20,6 +20,7 @@ from lightning_gpt.commands.call import StrictParser, option_names, parse
 from lightning_gpt.commands.run_folder import ending_noted, newest_checkpoint, reserve, started_before
 from lightning_gpt.commands.trainer_ranges import TRAINER_DEFAULTS, check_trainer
 from lightning_gpt.commands.unsupported import (
+    check_accelerator,
     check_callbacks,
     check_devices,
     check_loggers,
@@ -195,6 +196,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
+        check_accelerator(config.trainer.accelerator)
         check_loggers(config.trainer.logger)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)

@@ -9,6 +9,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
@@ -25,7 +26,9 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_gpt.commands.call import class_at
 from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.launch import restarts_need_another_store
+from lightning_gpt.options import shown
 
+_GPUS = ("cuda", "mps")
 _REPLACED: dict[type[Callback], str] = {
     BatchSizeFinder: "it would train with another batch_size than config.yaml records; set data.batch_size",
     GradientAccumulationScheduler: "use --model.optimization.batch_warmup",
@@ -75,6 +78,26 @@ def check_loggers(given: Any) -> None:
         for name in options:
             if name not in known:
                 raise CallError(f"trainer.logger: {kind.__name__} has no option {name!r} (given under dict_kwargs)")
+
+
+def check_accelerator(given: Any) -> None:
+    """Refuse an accelerator that this machine does not have.
+
+    Args:
+        given: The parsed option ``trainer.accelerator``.
+
+    Raises:
+        CallError: The machine has no such accelerator; the message names those that it has.
+    """
+    if not isinstance(given, str) or given in ("auto", "cpu"):
+        return
+    here = [name for name, each in AcceleratorRegistry.items() if each["accelerator"].is_available()]
+    gpus = [name for name in here if name in _GPUS]
+    if given in here or (given == "gpu" and gpus):
+        return
+    lacks = ", but torch finds no GPU on this machine" if given in ("gpu", *_GPUS) and not gpus else ""
+    works = ["auto", *(["gpu"] if gpus else []), *here]
+    raise CallError(f"trainer.accelerator is {shown(given)}{lacks}; allowed here: {', '.join(works)}")
 
 
 def check_devices(given: Any, here: int) -> None:

@@ -180,6 +180,17 @@ def layers_of_stages(n_layer: int, stages: int) -> list[range]:
     return [range(n_layer * s // stages, n_layer * (s + 1) // stages) for s in range(stages)]
 
 
+def stages_of_process(layout: Layout, process: int) -> range:
+    """The numbers of the stages that a process of a pipeline runs."""
+    return range(process, layout.pipeline * STAGES_PER_PROCESS[layout.schedule], layout.pipeline)
+
+
+def layers_of_process(n_layer: int, layout: Layout, process: int) -> list[int]:
+    """The layers that a process of a pipeline runs, over all its stages."""
+    layers = layers_of_stages(n_layer, layout.pipeline * STAGES_PER_PROCESS[layout.schedule])
+    return [layer for stage in stages_of_process(layout, process) for layer in layers[stage]]
+
+
 def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> GPT:
     """The model, if it can be divided into the stages of a layout's pipeline.
 

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lightning_gpt.models import GPT
-from lightning_gpt.models.layer import Cut, Layer, Linear
+from lightning_gpt.models.layer import Cut, Layer, Linear, compute_dtype
 from lightning_gpt.parallel.collectives import Group, copied, gathered, joined, scattered, split, summed
 from lightning_gpt.parallel.drawing import draw_apart, seed_part
 from lightning_gpt.parallel.packed import Piece, Pieces, take_apart
@@ -43,7 +43,8 @@ class IntoUnits(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., n_in)`` to this process's outputs of each piece, ``(..., n_out / size)``."""
-        x = self.enter(x)
+        # in the precision of the products: under autocast its gradient, or the gathered tokens, have half the bytes
+        x = self.enter(x.to(compute_dtype(x)))
         biases = [getattr(self, name) for name in self.bias_names] or [None] * len(self.names)
         # not one product with the joined weights: a copy of them would live until the backward pass
         outputs = [F.linear(x, getattr(self, name), bias) for name, bias in zip(self.names, biases, strict=True)]
@@ -202,7 +203,9 @@ class _Divider:
         if cut.out is not None:
             self._cut_out(getattr(layer, cut.out), sequence)
         if cut.adds_up:
-            layer.register_forward_pre_hook(lambda _, given: (copied(given[0], group), *given[1:]))
+            layer.register_forward_pre_hook(
+                lambda _, given: (copied(given[0].to(compute_dtype(given[0])), group), *given[1:])
+            )
             layer.register_forward_hook(lambda _, given, output: summed(output, group))
         for name in cut.units:
             setattr(layer, name, getattr(layer, name) // size)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
 from lightning_gpt.parallel.layout import AXES, Axis, Layout
+from lightning_gpt.parallel.stages import layers_of_process, layers_of_stages, stages_of_process
 from lightning_gpt.planning.devices import DeviceKind
-from lightning_gpt.planning.memory import CHUNKS
 from lightning_gpt.planning.tracing import product_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import stage_layers, weights_of_stage
+from lightning_gpt.planning.weights import weights_of_stage
 
 LATENCY = {"node": 3e-6, "network": 10e-6}
 """Seconds of one step of a ring, apart from its bytes: the order of magnitude of NCCL's."""
@@ -95,11 +96,11 @@ class _Sizes:
     """The sizes of what a device of one stage sends."""
 
     def __init__(self, training: Training, layout: Layout, stage: int) -> None:
-        self.training, self.layout = training, layout
+        self.training, self.layout, self.stage = training, layout, stage
         self.is_first, self.is_last = stage == 0, stage == layout.pipeline - 1
         self.micro_batches, self.rows = training.micro_batches(layout), training.micro_rows(layout)
         self.time = -(-training.time // layout.context)
-        self.layers = stage_layers(training.layers, layout.pipeline, stage)
+        self.layers = layers_of_process(training.layers, layout, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
         self.weight_bytes = weight_dtype(training.precision).itemsize
         self.product_bytes = product_dtype(training.precision).itemsize
@@ -154,16 +155,23 @@ class _Sizes:
 
         Two all-reduces of the stream, one forward and one backward; the embedding takes one forward, the head one
         backward. With sequence parallel each is a gather and a reduce-scatter, but the embedding's sum is taken whole.
-        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed.
+        What is recomputed ends before the last branch's sum, which nothing needs; its gather is needed. The ends are in
+        the stream's precision. A mixture sums each choice of a token, and reads whole rows with sequence parallel.
         """
-        views, sequence = self.training.views, self.layout.sequence
-        number = self.is_last + self.is_first * (1.5 if sequence else 1.0)
+        views, sequence, number = self.training.views, self.layout.sequence, 0.0
         for layer in self.layers:
-            branches = 1 if views[layer].ffn is None else 2
-            again = {"block": branches - 1, "attention": 0}.get(self.training.checkpointing)
-            number += 2 * branches + (0 if again is None else again + 0.5 * sequence)
+            ffn = views[layer].ffn
+            mixture = ffn if isinstance(ffn, MixtureOfExperts) else None
+            chosen = 0 if mixture is None else mixture.top_k
+            dense = ffn is not None if mixture is None else mixture.shared is not None
+            number += 2 * (1 + dense + chosen) + (sequence and mixture is not None)
+            again = {"block": (ffn is not None) + chosen, "attention": 0}.get(self.training.checkpointing)
+            number += 0 if again is None else again + 0.5 * sequence
         tokens = self.rows * self.time * self.training.dim
-        size = 2 * ring(number * tokens * self.product_bytes, self.layout.tensor) * self.micro_batches
+        trace = self.training.trace(self.rows, self.time)
+        width = number * self.product_bytes + self.is_last * trace.hidden_dtype.itemsize
+        width += self.is_first * (1.5 if sequence else 1.0) * trace.stream_dtype.itemsize
+        size = 2 * ring(width * tokens, self.layout.tensor) * self.micro_batches
         return (size, 0.0) if self.layout.sequence else (0.0, size)
 
     def keys_gathered(self) -> float:
@@ -174,15 +182,23 @@ class _Sizes:
         return self.micro_batches * ring(size, self.layout.context)
 
     def boundaries(self) -> float:
-        """Pipeline: the stream goes to the next stage, its gradient to the one before."""
+        """Pipeline: the stream and what is carried with it go to the next stage, their gradients to the one before."""
+        stages = stages_of_process(self.layout, self.layout.pipeline - 1)[-1] + 1
+        layers, size = layers_of_stages(self.training.layers, stages), 0.0
+        for stage in stages_of_process(self.layout, self.stage):
+            if stage > 0:
+                size += self._handed_on(layers[stage].start - 1)
+            if stage < stages - 1:
+                size += self._handed_on(layers[stage].stop - 1)
+        return self.micro_batches * size
+
+    def _handed_on(self, layer: int) -> float:
+        """What goes from a layer to the next one, for a micro-batch."""
+        trace, t = self.training.trace(self.rows, self.time), self.layout.tensor
+        shares = {"stream": 1 / t if self.layout.sequence else 1.0, "inner": 1 / t}
+        carried = sum(size * shares.get(part, 1.0) for part, size in trace.layers[layer].carried.items())
         values = self.rows * self.time * self.training.dim
-        size: float = values * self.training.trace(self.rows, self.time).stream_dtype.itemsize
-        size /= self.layout.tensor if self.layout.sequence else 1
-        if self.layout.schedule == "interleaved":
-            ends = 2 * CHUNKS - self.is_first - self.is_last
-        else:
-            ends = (not self.is_last) + (not self.is_first)
-        return self.micro_batches * size * ends
+        return values * trace.stream_dtype.itemsize * shares["stream"] + carried
 
     def ends(self) -> float:
         """Pipeline: the gradient of a tied embedding is summed over the first and the last stage, once a step."""

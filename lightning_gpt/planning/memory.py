@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 from lightning_gpt.models.head import loss_bytes
 from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.stages import STAGES_PER_PROCESS, layers_of_process
 from lightning_gpt.planning.tracing import Bytes, LayerTrace, PassTrace, product_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import Weight, stage_layers, weights_of_stage
+from lightning_gpt.planning.weights import Weight, weights_of_stage
 
 GATHERED_BLOCKS = 2
 """Blocks whose weights are gathered at once: the one that runs, and the next one, which is fetched meanwhile."""
-CHUNKS = 2
+CHUNKS = STAGES_PER_PROCESS["interleaved"]
 """Parts of a model on each device of an interleaved pipeline."""
 
 
@@ -83,7 +84,7 @@ class _Stage:
         self.time = -(-training.time // layout.context)
         self.trace: PassTrace = training.trace(self.rows, self.time)
         self.in_flight = in_flight(layout, self.micro_batches, stage)
-        self.layers = stage_layers(training.layers, layout.pipeline, stage)
+        self.layers = layers_of_process(training.layers, layout, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
         self.by_layer: dict[int | None, float] = dict.fromkeys((None, *self.layers), 0.0)
         for weight in self.held:

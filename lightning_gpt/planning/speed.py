@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightning_gpt.parallel.layout import Axis, Layout
+from lightning_gpt.parallel.stages import layers_of_process
 from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.flops import BACKWARD
 from lightning_gpt.planning.memory import CHUNKS
 from lightning_gpt.planning.tracing import weight_dtype
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import stage_layers, weights_of_stage
+from lightning_gpt.planning.weights import weights_of_stage
 
 EXPOSED: tuple[Axis, ...] = ("tensor", "context", "expert", "pipeline")
 """Axes whose communication a block waits for; that of the others runs beside the products."""
@@ -55,7 +56,7 @@ def bubble_share(layout: Layout, micro_batches: int) -> float:
 
 def stage_flops(training: Training, layout: Layout, stage: int) -> float:
     """FLOPs of a micro-batch's forward and backward pass on one device of a stage, with what is recomputed."""
-    layers = stage_layers(training.layers, layout.pipeline, stage)
+    layers = layers_of_process(training.layers, layout, stage)
     forward = sum(training.layer_flops[layer][0] for layer in layers)
     again = {"block": forward, "attention": sum(training.layer_flops[layer][1] for layer in layers)}
     if stage == layout.pipeline - 1:

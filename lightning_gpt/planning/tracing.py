@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_gpt.models.base import LanguageModel
+from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.kv_cache import KeyValues
 from lightning_gpt.models.layer import all_matrices
@@ -48,11 +49,13 @@ class LayerTrace:
         kept: What the forward pass keeps for the backward pass.
         forward: The most that the forward pass allocates at once.
         backward: The most that the backward pass allocates at once, besides what this and earlier layers kept.
+        carried: What this and earlier layers have made for later ones, besides the stream.
     """
 
     kept: Bytes
     forward: Bytes
     backward: Bytes
+    carried: Bytes
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,13 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.alive[part] += entry[1]
             entry[0] = part
 
+    def filed(self, tensors: Iterable[Tensor]) -> Counter[Part]:
+        """The bytes of tensors, by what they belong to; a view has the bytes that it shows."""
+        found: Counter[Part] = Counter()
+        for tensor in tensors:
+            found[(self._known.get(tensor.untyped_storage()) or ["stream"])[0]] += tensor.nbytes
+        return found
+
     def restart_most(self) -> None:
         """Begin a new maximum."""
         self._most, self.most = sum(self.alive.values()), self.alive.copy()
@@ -288,6 +298,7 @@ class _Watch:
         self.kept: list[Counter[Part]] = [Counter() for _ in layers]
         self.forward: list[Counter[Part]] = [Counter() for _ in layers]
         self.backward: list[Counter[Part]] = [Counter() for _ in layers]
+        self.carried: list[Counter[Part]] = [Counter() for _ in layers]
         self.embedding: Counter[Part] = Counter()
         self.layer = len(self.views) - 1
         self.stream_dtype = torch.float32
@@ -318,7 +329,8 @@ class _Watch:
 
     def result(self, hidden_dtype: torch.dtype, places: Iterable[int]) -> PassTrace:
         """What was found, with the traced layer at each place."""
-        traced = [LayerTrace(*map(dict, found)) for found in zip(self.kept, self.forward, self.backward, strict=True)]
+        of_layers = self.kept, self.forward, self.backward, self.carried
+        traced = [LayerTrace(*map(dict, found)) for found in zip(*of_layers, strict=True)]
         layers = tuple(traced[place] for place in places)
         return PassTrace(dict(self.embedding), layers, dict(self.ending), self.stream_dtype, hidden_dtype)
 
@@ -359,6 +371,8 @@ class _Watch:
         self.kept[layer] += self._since_last()
         most = {part: self.allocations.most[part] - self.start[part] for part in self.allocations.most}
         self.forward[layer] |= Counter(most)
+        context = next((each for each in inputs if isinstance(each, Context)), Context())
+        self.carried[layer] = self.allocations.filed(context.shared.carried.values())
         if output.requires_grad:
             output.register_hook(lambda gradient: self._begin_backward(layer))  # type: ignore[no-untyped-call]
 

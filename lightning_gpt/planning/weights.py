@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.layer import Matrix, all_matrices
 from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.stages import layers_of_process
 
 _DIVIDED = ("heads", "hidden", "vocabulary")
 """Spaces along which the tensor axis cuts a matrix."""
@@ -88,18 +89,11 @@ def by_component(weights: Iterable[Weight]) -> Mapping[str, int]:
     return found
 
 
-def stage_layers(n_layer: int, stages: int, stage: int) -> range:
-    """The layers of a pipeline's stage; the first stages take one more where the layers do not divide evenly."""
-    least, more = divmod(n_layer, stages)
-    start = stage * least + min(stage, more)
-    return range(start, start + least + (stage < more))
-
-
 def weights_of_stage(
     weights: Iterable[Weight], n_layer: int, layout: Layout, stage: int, is_tied: bool
 ) -> list[Weight]:
-    """The parameters that a stage holds: its layers', and those of the ends for the first and the last."""
-    layers, last = stage_layers(n_layer, layout.pipeline, stage), stage == layout.pipeline - 1
+    """The parameters that a process of a pipeline holds: its layers', and the ends' in the first and the last."""
+    layers, last = set(layers_of_process(n_layer, layout, stage)), stage == layout.pipeline - 1
     held = []
     for weight in weights:
         if weight.layer is not None:

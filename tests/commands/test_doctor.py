@@ -400,7 +400,7 @@ CORRECT = "correct the config; lightning-gpt fit --help lists the options"
 @pytest.mark.parametrize(
     ("change", "check", "level", "said"),
     [
-        ({"trainer": {"accelerator": "gpu"}}, "config", "problem", "trainer: No supported gpu backend found!"),
+        ({"trainer": {"accelerator": "gpu"}}, "config", "problem", "trainer.accelerator is 'gpu'"),
         ({"trainer": {"bogus": 1}}, "config", "problem", "unknown key 'trainer.bogus'"),
         ({"name": "file.txt/x"}, "config", "problem", "the run's folder runs/file.txt/x cannot be made in "),
         ({"data": {"prepared": "nowhere"}}, "config", "problem", "prepared folder 'nowhere' does not exist"),

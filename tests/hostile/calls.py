@@ -37,6 +37,7 @@ class Call:
 
 FIT = ("fit", "--config", "tiny.yaml")
 TOO_LONG = "x" * 300
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 DIGITS = "9" * 5000
 BOMB = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -323,7 +324,23 @@ TRAINER: dict[str, Call] = {
         ("validate", "--config", "tiny.yaml", "--trainer.gradient_clip_val", "-1"),
         "gradient_clip_val is -1; it must be",
     ),
-    "unknown accelerator": fit("--trainer.accelerator", "abacus", pattern="trainer: .*abacus"),
+    **{
+        f"accelerator {name}": fit(
+            *("--trainer.accelerator", name),
+            pattern=f"trainer.accelerator is '{name}'{lacks}; allowed here: auto, cpu$",
+            env=NO_GPU,
+        )
+        for lacks, names in (
+            (", but torch finds no GPU on this machine", ("gpu", "cuda")),
+            ("", ("tpu", "abacus")),
+        )
+        for name in names
+    },
+    "accelerator of validate": Call(
+        ("validate", "--config", "tiny.yaml", "--ckpt_path", "last.ckpt", "--trainer.accelerator", "cuda"),
+        "trainer.accelerator is 'cuda', but torch finds no GPU on this machine; allowed here: auto, cpu$",
+        env=NO_GPU,
+    ),
     "unknown strategy": fit("--trainer.strategy", "nope", pattern="trainer: .*nope"),
     "unknown strategy of a long name": fit("--trainer.strategy", "x" * 400, pattern="trainer: .*strategy.*xxx"),
     **{

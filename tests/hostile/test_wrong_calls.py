@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.cli import main
-from tests.hostile.calls import FIT, GROUPS, Call
+from lightning_gpt.commands.unsupported import check_accelerator
+from tests.hostile.calls import FIT, GROUPS, Call, fit
 from tests.hostile.possible import skip_unless_possible
 from tests.processes import must_run, run_forked, tiny_config, tiny_corpus, write_config
 
@@ -137,3 +139,16 @@ def test_wrong_call(
     assert len(said[0]) <= 300
     assert status == call.status, said[0]
     assert content_of(folder) == before, "a wrong call writes nothing"
+
+
+def test_on_a_machine_with_a_gpu_it_is_allowed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: False)
+    monkeypatch.chdir(folder)
+    for given in ("gpu", "cuda", "auto", "cpu"):
+        check_accelerator(given)
+    status, errors = run_here(fit("--trainer.accelerator", "mps", pattern=""), monkeypatch, capfd)
+    assert status == 2
+    assert errors.splitlines()[-1] == "error: trainer.accelerator is 'mps'; allowed here: auto, gpu, cpu, cuda"

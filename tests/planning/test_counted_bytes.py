@@ -2,37 +2,51 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_gpt.planning.communication import traffic
+from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import known_devices
 from lightning_gpt.planning.training import Training
-from tests.planning.counted_bytes import LAYOUTS, MICRO_BATCHES, ROWS, TIME, gpt
+from tests.planning.counted_bytes import CASES, TIME, gpt
 from tests.processes import run_forked
+
+PROCESSES = 2
 
 
 @pytest.fixture(scope="module")
-def counted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, float]:
-    """What each layout sends, from one launch of two processes."""
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Sequence[float]]:
+    """What each process sends in each case, from one launch of two processes."""
     folder = tmp_path_factory.mktemp("bytes")
     done = run_forked("tests.planning.counted_bytes", str(folder / "bytes.json"), cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    return {name: sum(by.values()) for name, by in json.loads((folder / "bytes.json").read_text()).items()}
+    found = json.loads((folder / "bytes.json").read_text())
+    return {name: [sum(by.values()) for by in of_all] for name, of_all in found.items()}
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_formula_is_what_is_sent(name: str, counted: Mapping[str, float]) -> None:
-    layout, checkpointing = LAYOUTS[name]
+@pytest.mark.parametrize("name", CASES)
+def test_the_formula_is_what_is_sent(name: str, counted: Mapping[str, Sequence[float]]) -> None:
+    case = CASES[name]
+    layout = case.layout
     with torch.device("meta"):
-        model = gpt(checkpointing)
-    training = Training(model=model, precision="32-true", device="cpu", rows=ROWS, time=TIME, accumulate=MICRO_BATCHES)
-    planned = sum(each.sent for each in traffic(training, layout, known_devices()["H100-SXM"]).values())
-    assert counted[name] > 0
-    assert planned == pytest.approx(counted[name], rel=0.05)
-    larger = dataclasses.replace(training, accumulate=2 * MICRO_BATCHES)
-    twice = sum(each.sent for each in traffic(larger, layout, known_devices()["H100-SXM"]).values())
-    assert twice == pytest.approx(2 * planned), "each micro-batch sends as much"
+        model = gpt(case.options)
+    training = Training(
+        model=model, precision=case.precision, device="cpu", rows=case.rows, time=TIME, accumulate=case.batches
+    )
+    planned = [_traffic(training, layout, rank) for rank in range(PROCESSES)]
+    found, expected = counted[name], [sum(each.sent for each in of_rank) for of_rank in planned]
+    assert min(found) > 0
+    assert expected == pytest.approx(found, rel=0.05)
+    larger = _traffic(dataclasses.replace(training, accumulate=2 * case.batches), layout, 0)
+    # each micro-batch sends as much, but the copies of a pipeline's tied embedding are summed once a step
+    once = sum(each.reduced for each in planned[0]) if layout.pipeline > 1 else 0.0
+    assert sum(each.sent for each in larger) - once == pytest.approx(2 * (sum(each.sent for each in planned[0]) - once))
+
+
+def _traffic(training: Training, layout: Layout, rank: int) -> Collection[Traffic]:
+    stage = rank if layout.pipeline > 1 else 0
+    return traffic(training, layout, known_devices()["H100-SXM"], stage).values()

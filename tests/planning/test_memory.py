@@ -15,11 +15,12 @@ from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadMod
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.stages import layers_of_process
 from lightning_gpt.planning.depth import shallow
 from lightning_gpt.planning.memory import in_flight, rank_memory
 from lightning_gpt.planning.tracing import cache_bytes, key_bytes, trace
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import by_component, stage_layers, weights_of, weights_of_stage
+from lightning_gpt.planning.weights import by_component, weights_of, weights_of_stage
 from lightning_gpt.training.optim import Optimization, optimizer
 
 ROWS, TIME, VOCABULARY = 4, 64, 512
@@ -235,7 +236,10 @@ def test_tensor_and_sequence_divide_activations() -> None:
 
 
 def test_stages_hold_their_layers_and_the_micro_batches_in_flight() -> None:
-    assert [len(stage_layers(10, 4, stage)) for stage in range(4)] == [3, 3, 2, 2]
+    by_stage = [layers_of_process(10, Layout(data=1, pipeline=4), stage) for stage in range(4)]
+    assert by_stage == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
+    by_device = [layers_of_process(8, Layout(data=1, pipeline=2, schedule="interleaved"), place) for place in (0, 1)]
+    assert by_device == [[0, 1, 4, 5], [2, 3, 6, 7]]
     assert [in_flight(Layout(data=1, pipeline=4), 8, stage) for stage in range(4)] == [4, 3, 2, 1]
     assert in_flight(Layout(data=1, pipeline=4), 2, 0) == 2
     assert in_flight(Layout(data=1, pipeline=4, schedule="interleaved"), 16, 0) == 5.5

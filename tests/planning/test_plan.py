@@ -121,9 +121,10 @@ def test_bytes_of_each_axis_by_hand() -> None:
     assert found.sent == micro_batches * ring(4 * (8 * block * 3 + ends * 2), 4)
 
     found = traffic(run, Layout(data=1, tensor=4), H100)["tensor"]
-    assert found.sent == 32 * 2 * ring((8 * 4 + 2) * stream, 4)  # two branches, forward and backward; both ends
+    # two branches, forward and backward; both ends in fp32
+    assert found.sent == 32 * 2 * ring((8 * 4 + 2 * 2) * stream, 4)
     sequence = traffic(run, Layout(data=1, tensor=4, sequence=True), H100)["tensor"]
-    assert sequence.sent == found.sent + 32 * ring(stream, 4)  # the embedding's sum is taken whole
+    assert sequence.sent == found.sent + 32 * ring(2 * stream, 4)  # the embedding's sum is taken whole
 
     found = traffic(run, Layout(data=4, shard=2), H100)["data"]
     assert found.reduced == 4 * 2 * ring(4 * (8 * block + ends) / 2, 4)

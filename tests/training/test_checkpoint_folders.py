@@ -161,14 +161,30 @@ def _cut(path: Path) -> None:
     [
         (_flip, r"\([\d,]+ bytes\) is corrupt: its checksum is wrong; copy it again, or use another one"),
         (_cut, r"\([\d,]+ bytes\) is truncated: its end is missing; copy it again, or use another one"),
-        (Path.unlink, "does not exist"),
     ],
-    ids=["flipped", "cut", "missing"],
+    ids=["flipped", "cut"],
 )
 def test_a_damaged_folder_is_refused(which: str, damage: Callable[[Path], None], said: str, folder: Path) -> None:
     file = next(folder.glob("index.ckpt" if which == "index" else f"*-{which}.ckpt"))
     damage(file)
     with pytest.raises(CallError, match=rf"^checkpoint '.*folder.ckpt/{file.name}' {said}$"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("which", "lacks"),
+    [
+        (["index"], "its index, index.ckpt"),
+        (["1"], r"1 of its 2 files of tensors: \w{8}-1.ckpt"),
+        (["0", "1"], r"2 of its 2 files of tensors: \w{8}-0.ckpt, \w{8}-1.ckpt"),
+    ],
+    ids=["index", "a file", "files"],
+)
+def test_what_a_folder_lacks_is_named(which: list[str], lacks: str, folder: Path) -> None:
+    for each in which:
+        next(folder.glob("index.ckpt" if each == "index" else f"*-{each}.ckpt")).unlink()
+    advice = "copy it again, or use another one"
+    with pytest.raises(CallError, match=rf"^checkpoint '.*folder.ckpt' is incomplete: it lacks {lacks}; {advice}$"):
         load(folder)
 
 

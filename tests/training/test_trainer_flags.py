@@ -349,7 +349,7 @@ def test_a_checkpoint_by_what_is_not_logged_is_refused_when_it_is_due(config: Pa
         (("--trainer.logger", "WandbLogger"), r"WandbLogger needs the package wandb>=\S+, which is not installed"),
         (("--trainer.barebones", "true"), "trainer.barebones cannot be used here: lightning-gpt bench"),
         (("--trainer.num_nodes", "2"), "trainer.num_nodes is 2, but nothing starts the other nodes: use torchrun"),
-        (("--trainer.accelerator", "gpu"), "trainer: No supported gpu backend found!"),
+        (("--trainer.accelerator", "gpu"), "trainer.accelerator is 'gpu', but torch finds no GPU on this machine"),
         (("--trainer.accelerator", "mps"), "trainer: `MPSAccelerator` can not run on your system"),
         (("--trainer.accelerator", "tpu"), "trainer: Requirement 'torch_xla"),
         (("--trainer.devices", "0"), "trainer.devices is '0'; it must be 'auto', -1 for all, a whole number from 1"),

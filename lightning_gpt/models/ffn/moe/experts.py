@@ -114,7 +114,8 @@ class Experts(Layer):
         if self.divided is None:
             return self._through(x, counts, self._stacks)
         stacks = self._stacks.each(self.divided.own)
-        x, counts, take_back = self.divided.bring(x, counts)
+        # in the precision of the products, which has half the bytes where autocast is on
+        x, counts, take_back = self.divided.bring(x.to(compute_dtype(x)), counts)
         return take_back(self._through(x, counts, stacks, self.divided.first))
 
     def _through(self, x: Tensor, counts: Tensor, stacks: "_Stacks", first: int = 0) -> Tensor:
