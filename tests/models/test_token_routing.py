@@ -396,7 +396,8 @@ def test_early_exit_is_refused() -> None:
         ),
         (
             {"token_routing": "mixture_of_depths", "residual": {"kind": "initial", "share": 0.2}},
-            "use residual depth_scaled, layerscale, normed_branches, parallel, pre, rezero, sandwich, scaled_norms",
+            "use residual depth_scaled, layerscale, multiplied, normed_branches, parallel, pre, rezero, sandwich, "
+            "scaled_norms",
         ),
         (
             {"token_routing": "mixture_of_depths", "attention": ["full", "neutreno"]},
