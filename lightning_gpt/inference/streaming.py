@@ -7,10 +7,10 @@ import torch
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
-from lightning_gpt.models.decoding.samplers import Sampler, draw_each
-from lightning_gpt.models.decoding.sampling import Decoder, Sampling
+from lightning_gpt.models.decoding.samplers import sample_text
+from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.decoding.speculative import sample_speculatively
-from lightning_gpt.models.decoding.text import TextStream
+from lightning_gpt.models.decoding.text import TextStream, pieces
 from lightning_gpt.models.evaluating import evaluating
 
 
@@ -43,33 +43,12 @@ def stream_text(
         early_exit: A wrapper of ``model`` that runs tokens it is sure of through its first layers only.
         stop: The text ends before the first of these strings.
     """
-    text = TextStream(tokenizer, stop)
     with evaluating(model):
+        tokens: Iterator[int]
         if draft is None:
-            tokens = _sampled(early_exit or model, ids, max_new_tokens, sampling, seed)
+            tokens = sample_text(early_exit or model, ids, max_new_tokens, sampling, seed)
         else:
             generator = torch.Generator(device=ids.device).manual_seed(seed)
             drawn = sample_speculatively(model, draft, ids[None], max_new_tokens, sampling, generator, n_guess)
             tokens = (int(token) for token in drawn)
-        for token in tokens:
-            piece = text.add(token)
-            if piece:
-                yield piece
-            if text.ended:
-                break
-    rest = text.close()
-    if rest:
-        yield rest
-
-
-def _sampled(
-    model: LanguageModel | EarlyExit, ids: torch.Tensor, max_new_tokens: int, sampling: Sampling, seed: int
-) -> Iterator[int]:
-    """The tokens that follow ``ids`` ``(time,)``, each as soon as it is drawn."""
-    decoder = Decoder(model, ids[None], None, max_new_tokens)
-    sampler = Sampler(sampling, ids, decoder.logits.shape[-1], seed)
-    for drawn in range(max_new_tokens):
-        token = draw_each(decoder.logits, [sampler])
-        yield int(token)
-        if drawn + 1 < max_new_tokens:
-            decoder.feed(token)
+        yield from pieces(TextStream(tokenizer, stop), tokens)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.decoding.samplers import Sampler, draw_each
-from lightning_gpt.models.decoding.sampling import Decoder, NewTokens, Sampling, continued
-from lightning_gpt.models.decoding.text import TextCoder, TextStream, prompt_tokens
+from lightning_gpt.models.decoding.samplers import sample_text
+from lightning_gpt.models.decoding.sampling import NewTokens, Sampling, continued
+from lightning_gpt.models.decoding.text import TextCoder, TextStream, pieces, prompt_tokens
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import OutputHead
 from lightning_gpt.models.kv_cache import Cache
@@ -110,13 +110,6 @@ class Generating(nn.Module, ABC):
             if lengths is not None:
                 raise CallError("lengths are given with a text; they belong to rows of token ids")
             device = next(chain(self.parameters(), self.buffers())).device
-            ids = torch.tensor([prompt_tokens(self.tokenizer, prompt)], device=device)
-            decoder, text, found = Decoder(self, ids, None, max_new_tokens), TextStream(self.tokenizer), prompt
-            sampler = Sampler(how, ids[0], decoder.logits.shape[-1], generator or torch.default_generator)
-            for drawn in range(max_new_tokens):
-                token = draw_each(decoder.logits, [sampler])
-                found += text.add(int(token))
-                if text.ended or drawn + 1 == max_new_tokens:
-                    break
-                decoder.feed(token)
-            return found + text.close()
+            ids = torch.tensor(prompt_tokens(self.tokenizer, prompt), device=device)
+            tokens = sample_text(self, ids, max_new_tokens, how, generator or torch.default_generator)
+            return "".join([prompt, *pieces(TextStream(self.tokenizer), tokens)])

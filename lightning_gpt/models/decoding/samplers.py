@@ -1,12 +1,12 @@
 """Drawing the tokens of many texts at once, each by its own rules and from its own random numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.models.decoding.rules.rule import TokenCounts
-from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader
 
 
 class Sampler:
@@ -62,6 +62,22 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
         if sampler.counts is not None:
             sampler.counts.add(tokens[row : row + 1])
     return tokens
+
+
+def sample_text(
+    model: TokenReader, ids: Tensor, max_new_tokens: int, sampling: Sampling, seed: int | torch.Generator = 0
+) -> Iterator[int]:
+    """Yield up to ``max_new_tokens`` tokens that follow ``ids`` ``(time,)``, each as soon as it is drawn.
+
+    ``seed`` is as in :class:`Sampler`; the caller may stop earlier.
+    """
+    decoder = Decoder(model, ids[None], None, max_new_tokens)
+    sampler = Sampler(sampling, ids, decoder.logits.shape[-1], seed)
+    for drawn in range(max_new_tokens):
+        token = draw_each(decoder.logits, [sampler])
+        yield int(token)
+        if drawn + 1 < max_new_tokens:
+            decoder.feed(token)
 
 
 def _first_above(logits: Tensor, chances: Tensor) -> Tensor:

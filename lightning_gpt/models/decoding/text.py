@@ -1,7 +1,7 @@
 """Text in and out of a model: the ids of a prompt, and the text of the tokens that follow it."""
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 
@@ -69,6 +69,19 @@ class TextStream:
         cut = len(self._held) - kept
         text, self._held = self._held[:cut], self._held[cut:]
         return text
+
+
+def pieces(text: TextStream, tokens: Iterable[int]) -> Iterator[str]:
+    """The text of ``tokens``, piece by piece, up to its end; no token is taken after that."""
+    for token in tokens:
+        piece = text.add(token)
+        if piece:
+            yield piece
+        if text.ended:
+            break
+    rest = text.close()
+    if rest:
+        yield rest
 
 
 def _overlap(text: str, stop: str) -> int:
