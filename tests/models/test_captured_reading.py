@@ -7,12 +7,11 @@ from unittest import mock
 import pytest
 import torch
 
-from lightning_gpt.models import GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel, graph
+from lightning_gpt.models import LanguageModel, SingleHeadConfig, SingleHeadModel, graph
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Decoder
-from lightning_gpt.models.memory.gpt import gpt_with
 from tests.models.helpers import captured_again, randomise
-from tests.models.variants import CONFIGS, SIZES
+from tests.models.variants import CONFIGS, build
 
 
 @pytest.fixture
@@ -27,10 +26,8 @@ def captures() -> Iterator[mock.Mock]:
 
 
 def model_of(config: dict[str, Any]) -> LanguageModel:
-    torch.manual_seed(0)
-    fields = {**SIZES, **config}
-    memory = fields.pop("memory", None)
-    return randomise(gpt_with(memory, GPTConfig(**fields)), std=0.3).double().eval()
+    torch.manual_seed(0)  # of the tokens that a test draws, too
+    return build(config)
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([3, 5, 1])], ids=["equal", "unequal"])
