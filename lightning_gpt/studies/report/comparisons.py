@@ -11,7 +11,7 @@ from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread, t_quantile
 from lightning_gpt.studies.report.shared_error import shared_error
 
 POWER = 0.8
-"""The share of studies that would find a difference of the smallest size that is said to be findable."""
+"""The power of a test: the share of studies that would find a true difference of the smallest size shown."""
 
 _SHARED_FROM = 8
 """So many settings say how large the error of one of them is."""
