@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -178,8 +179,18 @@ async def _call(app: Any, body: bytes | None, send: Callable[[Any], Any], path: 
     await app(scope, receive, send)
 
 
-def test_clients_that_stop_reading_or_sending_are_let_go() -> None:
+def test_clients_that_stop_reading_or_sending_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(TOKENIZER.vocab_size, block_size=1024)
+    few = model.head.few
+
+    def without_an_end(hidden: torch.Tensor) -> torch.Tensor:
+        """The text does not end by itself, and its thousand tokens take longer than a client may."""
+        time.sleep(0.002)
+        logits = few(hidden).clone()
+        logits[:, TOKENIZER.end_of_text] = -1e4
+        return logits
+
+    monkeypatch.setattr(model.head, "few", without_an_end)
     engine = Engine(model, TOKENIZER, 2, 2, 1024, 64)
     service = Service(engine, "tiny", Limits(max_tokens=1000, seconds=60, choices=4, transfer_seconds=0.3))
     sent: list[Any] = []
@@ -196,8 +207,9 @@ def test_clients_that_stop_reading_or_sending_are_let_go() -> None:
         async with app.router.lifespan_context(app):
             body = b'{"model": "tiny", "prompt": "the", "max_tokens": 1000, "stream": true}'
             await _call(app, body, stuck)
-            while engine.counts.cancelled == 0:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(60):
+                while engine.counts.cancelled == 0:
+                    await asyncio.sleep(0.01)
             assert engine.counts.running == 0
             await _call(app, None, take)
 
