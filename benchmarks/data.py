@@ -23,10 +23,11 @@ import torch
 from benchmarks.rounds import interleaved, ratio
 from lightning_gpt.data.batches import TrainBatches
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.embedded import WikipediaSlice
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.stream import Stream
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.optim import adamw

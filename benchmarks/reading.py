@@ -25,8 +25,9 @@ from lightning_gpt.data.packing import PackingName
 from lightning_gpt.data.prepare.corpus import prepare_corpus
 from lightning_gpt.data.prepare.parts import PartFile
 from lightning_gpt.data.prepared import open_prepared
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.files import Files
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.stream import Stream
 
 RANKS = (1, 8, 64, 1024)
 PACKING_NAMES: tuple[PackingName, ...] = ("concatenate", "best_fit", "lanes")

@@ -131,7 +131,7 @@ class TrainBatches(IterableDataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # a loader process that is started rather than forked needs the modules of the user's sources and filters
-        return {"trusted": TrustedModules(), **vars(self)}
+        return {"trusted": TrustedModules(), **vars(self), "_open": None}
 
     def _sequence(self) -> RowSequence | FirstRows:
         """The open sequence if it is at the mark (as when the next epoch starts), else a new one."""

@@ -8,7 +8,7 @@ import numpy as np
 from lightning_gpt.data.indexed import IndexedWindows
 from lightning_gpt.data.packing import CONCATENATE, Packing
 from lightning_gpt.data.prepared import PreparedSource
-from lightning_gpt.data.stream import Reader, Windows, windows_of
+from lightning_gpt.data.reader import Reader, Windows, windows_of
 from lightning_gpt.data.window import Window
 
 

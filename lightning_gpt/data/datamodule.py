@@ -19,13 +19,14 @@ from lightning_gpt.data.loader import load
 from lightning_gpt.data.mark import Cursor, Mark
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.share import Share, hold_global_batch, share_of
 from lightning_gpt.data.sources.base import Source, SourceBase
 from lightning_gpt.data.sources.embedded import PythonReference, WikipediaSlice
 from lightning_gpt.data.sources.files import Files  # noqa: F401 - a config may name every subclass imported here
 from lightning_gpt.data.sources.hub import Hub  # noqa: F401
 from lightning_gpt.data.split import Split, SplitBy, SplitName
-from lightning_gpt.data.stream import Reader, Stream, evaluation_documents
+from lightning_gpt.data.stream import Stream, evaluation_documents
 from lightning_gpt.data.tokenizer import Tokenizer, TrainedVocabSize
 from lightning_gpt.data.vocabulary import train_vocabulary
 from lightning_gpt.errors import CallError

@@ -17,7 +17,8 @@ import numpy as np
 from lightning_gpt.data.indexed import IndexedWindows
 from lightning_gpt.data.mark import DOCUMENT, LENGTH, SOURCE, USED, Cursor, LaneMark, rows_of_lengths
 from lightning_gpt.data.packing import PADDING, WHOLE_DOCUMENTS, Packed, Position, WindowRows
-from lightning_gpt.data.stream import RowSequence, SourceRows, Stream, Windows
+from lightning_gpt.data.reader import Windows
+from lightning_gpt.data.stream import RowSequence, SourceRows, Stream
 from lightning_gpt.errors import WorkError
 
 
@@ -52,7 +53,8 @@ class SourceDocuments(SourceRows):
         super().__init__(windows, seed, state)
         self.number = number
 
-    def _parts(self, packed: WindowRows) -> int:
+    @staticmethod
+    def _parts(packed: WindowRows) -> int:
         return len(packed.whole_documents[0])
 
     def waiting(self, most: int) -> np.ndarray:
@@ -74,6 +76,7 @@ class SourceDocuments(SourceRows):
         assert self._packed is not None
         places = self._order[self.used : self.used + count]
         self.used += count
+        self._look_ahead()
         return self._packed.held(places)
 
     def tokens(self, document: int, length: int) -> np.ndarray:

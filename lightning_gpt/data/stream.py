@@ -9,146 +9,40 @@ document it starts in, whereas the content of a shuffle buffer is lost.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lightning_gpt.data.ahead import Ahead
 from lightning_gpt.data.dhondt import next_sources, rows_of_each
-from lightning_gpt.data.divide import texts_of
 from lightning_gpt.data.indexed import IndexedWindows
 from lightning_gpt.data.mark import Cursor, Mark
-from lightning_gpt.data.packing import PACKINGS, Packed, Packing, PackingName, Position, WindowRows
-from lightning_gpt.data.prepared import PreparedSource
+from lightning_gpt.data.packing import PACKINGS, PackingName, WindowRows
+from lightning_gpt.data.reader import Reader, Windows, windows_of
 from lightning_gpt.data.sources.base import SourceBase, require_distinct_names
-from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.data.window import FoundAgain, Window, digest_of, hash_of
+from lightning_gpt.data.window import Window
 from lightning_gpt.errors import WorkError
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Reads the documents of one split of one source as tokens."""
+class _Opened(NamedTuple):
+    """A window that can be used."""
 
-    source: SourceBase
-    split: Split
-    part: SplitName
-    tokenizer: Tokenizer
-
-    def tokens(self, start: int = 0, limit: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of the split's documents, each ending with ``<|endoftext|>``.
-
-        Args:
-            start: Number of the first document.
-            limit: Total number of tokens; the document that exceeds it is cut.
-        """
-        for number, tokens in self._documents(start):
-            yield number, tokens if limit is None else tokens[:limit]
-            if limit is not None:
-                limit -= len(tokens)
-                if limit <= 0:
-                    return
-
-    def _documents(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
-        if isinstance(self.source, PreparedSource):
-            return ((number, tokens) for number, part, tokens in self.source.tokens(start) if part == self.part)
-        texts = texts_of(self.source, self.split, self.part, start)
-        return ((number, self.tokenizer.encode_document(text)) for number, text in texts)
-
-
-class Windows:
-    """Reads the windows of one source, in document order, starting from any window.
-
-    Consecutive windows tokenise each document once. A jump to another window tokenises from its first document on.
-
-    Args:
-        reader: Reads the documents.
-        packing: Packs them into rows.
-        row_tokens: Tokens per row: ``block_size + 1``.
-        most_rows: Rows per window.
-    """
-
-    def __init__(self, reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> None:
-        self.reader = reader
-        self.source = reader.source
-        self.packing = packing
-        self.row_tokens = row_tokens
-        self.most_rows = most_rows
-        self._feed: _Feed | None = None
-        self._next = Window()
-
-    def read(self, window: Window) -> tuple[Packed, Window | None]:
-        """The rows of ``window``, and the next window or None at the end of the pass; checks the window's digest."""
-        if self._feed is None or window != self._next:
-            limit = self.reader.source.max_tokens
-            left = None if limit is None else limit - window.tokens_before + window.offset
-            self._feed = _Feed(self.reader.tokens(window.document, left))
-        self._feed.hashes.clear()
-        start = Position(window.document, window.offset)
-        packed = self.packing.pack(self._feed, start, self.row_tokens, self.most_rows)
-        window.check(digest_of(np.array(self._feed.hashes, dtype=np.uint64)), self.source)
-        if packed.after is None:
-            self._feed = None
-            return packed, None
-        if packed.after.document == self._feed.last:
-            self._feed.again()
-        before = window.tokens_before + packed.read
-        self._next = Window(window.index + 1, packed.after.document, packed.after.offset, before)
-        return packed, replace(self._next)
-
-    def documents(self, lengths: Mapping[int, int]) -> dict[int, FoundAgain]:
-        """The documents with these numbers, cut to these lengths; those that do not exist are left out.
-
-        They are found by reading all documents from the first of them to the last.
-        """
-        found: dict[int, FoundAgain] = {}
-        for number, tokens in self.reader.tokens(min(lengths)) if lengths else ():
-            if number in lengths:
-                cut = tokens[: lengths[number]]
-                found[number] = FoundAgain(len(cut), hash_of(cut), np.array(cut))
-            if len(found) == len(lengths):
-                break
-        return found
-
-
-def windows_of(reader: Reader, packing: Packing, row_tokens: int, most_rows: int) -> Windows | IndexedWindows:
-    """The windows of a source: found in its index if it is prepared and read for training, else by reading it."""
-    if isinstance(reader.source, PreparedSource) and reader.part == "train":
-        return IndexedWindows(reader.source, reader.source.training, packing, row_tokens, most_rows)
-    return Windows(reader, packing, row_tokens, most_rows)
-
-
-class _Feed(Iterator[tuple[int, np.ndarray]]):
-    """An iterator over documents that can repeat the last one, and keeps the hashes of those that it yields."""
-
-    def __init__(self, documents: Iterator[tuple[int, np.ndarray]]) -> None:
-        self.hashes: list[int] = []
-        self._documents = documents
-        self._item: tuple[int, np.ndarray] | None = None
-        self._repeat = False
-
-    @property
-    def last(self) -> int | None:
-        """Number of the last document."""
-        return None if self._item is None else self._item[0]
-
-    def again(self) -> None:
-        """Yield the last document again."""
-        self._repeat = True
-
-    def __next__(self) -> tuple[int, np.ndarray]:
-        if not self._repeat or self._item is None:
-            self._item = next(self._documents)
-        self._repeat = False
-        if len(self._item[1]):  # a limit may leave none of a document
-            self.hashes.append(hash_of(self._item[1]))
-        return self._item
+    pass_number: int
+    window: Window
+    packed: WindowRows
+    order: np.ndarray
+    """The order in which training uses its parts, ``(parts,)`` int64."""
+    after: Window | None
+    """The next window; None at the end of the pass."""
 
 
 class SourceRows:
     """The endless rows of one source, shuffled within each window.
+
+    Once half of a window is used, a thread begins to make the next one.
 
     Args:
         windows: Reads the windows of the source, or finds them in its index.
@@ -166,8 +60,9 @@ class SourceRows:
         self.used = state[self.used_of_window] if state else 0
         self.taken = state["rows_taken"] if state else 0
         self._packed: WindowRows | None = None  # the open window
-        self._order = np.empty(0, dtype=np.int64)  # the order in which training uses its parts
+        self._order = np.empty(0, dtype=np.int64)
         self._after: Window | None = None
+        self._ahead: Ahead[_Opened] | None = None
 
     @property
     def source(self) -> SourceBase:
@@ -209,51 +104,76 @@ class SourceRows:
             self.taken += len(chosen)
             count -= len(chosen)
             yield packed, chosen
+        self._look_ahead()
 
-    def _parts(self, packed: WindowRows) -> int:
+    @staticmethod
+    def _parts(packed: WindowRows) -> int:
         """The number of units to shuffle in a window: its rows."""
         return packed.count
 
     def _open_window(self) -> WindowRows:
         """The window that contains the next row."""
-        packed = self._packed or self._read_window()
+        packed = self._packed or self._enter(self._making(self.pass_number, self.window)())
         while self.used >= len(self._order):
-            packed = self._next_window(packed)
+            packed = self._enter(self._next_window(packed))
+            self.used = 0
         return packed
 
-    def _next_window(self, this: WindowRows) -> WindowRows:
-        if self._after is not None:
-            self.window = self._after
-        elif self.window.index == 0 and this.count == 0:
+    def _next_window(self, this: WindowRows) -> _Opened:
+        if self._after is None and self.window.index == 0 and this.count == 0:
             raise WorkError(
                 f"source {self.source.name!r} has less than one block of training text "
                 f"({self.windows.row_tokens} tokens): add text, or lower block_size"
             )
-        else:
-            self._begin_pass(self.pass_number + 1)
-        self.used = 0
-        return self._read_window()
-
-    def _begin_pass(self, number: int) -> None:
-        most = self.source.max_passes
-        if most is not None and number >= most:
+        if self._is_last:
             raise WorkError(
-                f"source {self.source.name!r} is used up: all its rows were trained on {number} times, and max_passes "
-                f"is {most}; allow more passes, lower its weight, or train for fewer steps"
+                f"source {self.source.name!r} is used up: all its rows were trained on {self.pass_number + 1} times, "
+                f"and max_passes is {self.source.max_passes}; allow more passes, lower its weight, or train for fewer "
+                f"steps"
             )
-        self.pass_number, self.window = number, Window()
+        ahead, self._ahead = self._ahead, None
+        return self._making(*self._following)() if ahead is None else ahead.take()
 
-    def _read_window(self) -> WindowRows:
-        packed: WindowRows
-        packed, self._after = self.windows.read(self.window)
-        self._packed, self._order = packed, self._shuffled(self._parts(packed))
-        return packed
+    @property
+    def _is_last(self) -> bool:
+        """Whether no window may follow the open one."""
+        most = self.source.max_passes
+        return self._after is None and most is not None and self.pass_number + 1 >= most
 
-    def _shuffled(self, parts: int) -> np.ndarray:
-        key = f"{self.seed}/{self.source.name}/{self.pass_number}/{self.window.index}"
-        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
-        # RandomState: numpy guarantees that its streams never change (NEP 19); those of Generator may
-        return np.random.RandomState(seed).permutation(parts)
+    @property
+    def _following(self) -> tuple[int, Window]:
+        """The pass and the window after the open one."""
+        return (self.pass_number + 1, Window()) if self._after is None else (self.pass_number, self._after)
+
+    def _look_ahead(self) -> None:
+        """Begin to make the next window if half of the open one is used: a short run never needs it."""
+        is_time = 0 < len(self._order) <= 2 * self.used
+        if is_time and self._ahead is None and not self._is_last:
+            self._ahead = Ahead(self._making(*self._following))
+
+    def _making(self, pass_number: int, window: Window) -> Callable[[], _Opened]:
+        """What makes a window; it holds nothing of this object, which a thread would keep alive."""
+        return partial(_opened, self.windows, self._parts, f"{self.seed}/{self.source.name}", pass_number, window)
+
+    def _enter(self, opened: _Opened) -> WindowRows:
+        self.pass_number, self.window, self._packed, self._order, self._after = opened
+        return opened.packed
+
+
+def _opened(
+    windows: Windows | IndexedWindows,
+    parts: Callable[[WindowRows], int],
+    key: str,
+    pass_number: int,
+    window: Window,
+) -> _Opened:
+    """Read a window and draw its order: ``key``, pass and window are the seed."""
+    packed: WindowRows
+    packed, after = windows.read(window)
+    key = f"{key}/{pass_number}/{window.index}"
+    seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
+    # RandomState: numpy guarantees that its streams never change (NEP 19); those of Generator may
+    return _Opened(pass_number, window, packed, np.random.RandomState(seed).permutation(parts(packed)), after)
 
 
 class RowSequence:

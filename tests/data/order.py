@@ -8,7 +8,8 @@ from xxhash import xxh3_64_hexdigest
 
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PackingName
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.reader import Reader
+from lightning_gpt.data.stream import Stream
 from tests.data.helpers import BYTES, EVERYTHING, Listed
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepare import parts
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.base import Document, Source
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.stream import Stream
 from lightning_gpt.errors import CallError
 from tests.commands.prepare_helpers import contents, prepare_here, words
 from tests.data.helpers import BYTES, Listed, batches

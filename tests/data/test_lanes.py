@@ -13,7 +13,7 @@ from lightning_gpt.data.batches import EvalLanes, SizedTrainBatches
 from lightning_gpt.data.counting import count
 from lightning_gpt.data.lanes import LaneStream, side_by_side
 from lightning_gpt.data.packing import PACKINGS, PADDING
-from lightning_gpt.data.stream import Reader
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.errors import WorkError
 from lightning_gpt.models.head import IGNORED
 from tests.data.helpers import BYTES, EVERYTHING, Listed, batches, tokens_of

@@ -19,10 +19,11 @@ from lightning_gpt.data.dhondt import next_sources, rows_of_each
 from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.packing import PACKINGS, PackingName
 from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.stream import Stream
 from lightning_gpt.errors import CallError, WorkError
 from tests.commands.prepare_helpers import prepare_in_short_parts, words, write_texts
 from tests.data.helpers import batches

@@ -11,7 +11,8 @@ from lightning_gpt.data.batches import SizedTrainBatches
 from lightning_gpt.data.best_fit import best_fit as best_fit_rows
 from lightning_gpt.data.counting import count
 from lightning_gpt.data.packing import PACKINGS, PADDING, BestFit, Concatenate, Packing, Position
-from lightning_gpt.data.stream import Reader, Stream
+from lightning_gpt.data.reader import Reader
+from lightning_gpt.data.stream import Stream
 from lightning_gpt.models.head import IGNORED
 from tests.data.helpers import BYTES, EVERYTHING, Listed, tokens_of
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.base import Source
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.data.split import Split, SplitName
-from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from tests.commands.prepare_helpers import prepare_in_short_parts

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lightning_gpt.data.batches import EvalBatches, SizedTrainBatches
 from lightning_gpt.data.counting import count
 from lightning_gpt.data.divide import texts_of
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader, RowSequence, Stream, evaluation_documents
+from lightning_gpt.data.stream import RowSequence, Stream, evaluation_documents
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.head import IGNORED
 from tests.data.helpers import BYTES, EVERYTHING, Listed, batches, tokens_of

@@ -11,9 +11,9 @@ import torch
 
 from lightning_gpt.data.batches import EvalLanes, SizedTrainBatches
 from lightning_gpt.data.lanes import LaneStream
+from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.sources.base import Document, Source
 from lightning_gpt.data.split import Split
-from lightning_gpt.data.stream import Reader
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.evaluating import evaluating

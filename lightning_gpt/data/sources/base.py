@@ -55,7 +55,10 @@ class SourceBase(ABC):
 
     @abstractmethod
     def documents(self, start: int = 0) -> Iterator[Document]:
-        """All documents from number ``start`` on, including those that :meth:`accepts` rejects."""
+        """All documents from number ``start`` on, including those that :meth:`accepts` rejects.
+
+        Several of these iterators may be open at once, and one may be continued in another thread.
+        """
 
     @property
     @abstractmethod
