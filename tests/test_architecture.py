@@ -125,6 +125,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "part_losses",
             "evaluating",
             "graph",
+            "double",
         )
     },
     {

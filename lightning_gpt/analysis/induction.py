@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_gpt.analysis.patterns import attention_patterns
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 
 PERIOD = 64
@@ -84,7 +85,7 @@ def head_scores(
     ids = repeated_tokens(model.config.vocab_size, rows, period, seed, first).to(model.unembedding.device)
     scores, start = PatternScores.of(model, ids, period), period + extra
     with evaluating(model):
-        nll = model.token_nll(ids[:, :-1], ids[:, 1:]).double()  # of the tokens after the first
+        nll = double(model.token_nll(ids[:, :-1], ids[:, 1:]))  # of the tokens after the first
     return HeadScores(
         **vars(scores), first_loss=float(nll[:, : start - 1].mean()), repeat_loss=float(nll[:, start:].mean())
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from lightning_gpt.analysis.logit_lens import stream_names
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Edit
 
@@ -141,7 +142,7 @@ def text_loss(model: LanguageModel, ids: Tensor, edits: dict[str, Edit] | None =
     if ids.shape[1] < 2:
         raise CallError(f"the text has {ids.shape[1]} token and a loss needs 2: one to read and one to predict")
     with evaluating(model), model.record([], edits):
-        return float(model.token_nll(ids[:, :-1], ids[:, 1:]).double().mean())
+        return float(double(model.token_nll(ids[:, :-1], ids[:, 1:])).mean())
 
 
 def ablated_loss(model: LanguageModel, ids: Tensor, parts: Sequence[Part], kind: Ablation = "zero") -> float:

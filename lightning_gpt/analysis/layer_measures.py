@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_gpt.analysis.layer_values import rises
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.analysis.similarity import dirichlet_energy
+from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.record import Edit
@@ -104,7 +105,7 @@ def layer_value(probe: Probe) -> Layers:
 
     def loss(edits: dict[str, Edit]) -> float:
         with evaluating(model), torch.autocast(ids.device.type, enabled=False), model.record([], edits):
-            return float(model.token_nll(ids, probe.targets, probe.documents).double().sum() / kept.sum())
+            return float(double(model.token_nll(ids, probe.targets, probe.documents)).sum()) / int(kept.sum())
 
     return [torch.tensor(value, dtype=torch.float64) for value in rises(model, loss)]
 

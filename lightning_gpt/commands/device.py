@@ -6,12 +6,14 @@ from lightning_gpt.errors import CallError
 
 
 def named_device(name: str) -> torch.device:
-    """The device ``cpu``, ``cuda`` or ``cuda:N``. Others lack the double precision that draws and sums are made in.
+    """The device ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         CallError: The name is none of these, or this machine has no such device.
     """
     here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in here:
         raise CallError(f"device is {name!r}; allowed on this machine: {', '.join(here)}")

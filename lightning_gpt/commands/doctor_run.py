@@ -123,12 +123,14 @@ def _built(configs: list[str]) -> "TrainCLI":
     check_config_files(args)
     # imports Lightning, which takes seconds
     from lightning_gpt.commands.study_check import ParsedOnly
-    from lightning_gpt.commands.unsupported import check_accelerator
+    from lightning_gpt.commands.unsupported import check_accelerator, check_precision
 
     class OfThisMachine(ParsedOnly):
         def before_instantiate_classes(self) -> None:
             """All as given, so that a device that is missing is found."""
-            check_accelerator(self.config.fit.trainer.accelerator)
+            trainer = self.config.fit.trainer
+            check_accelerator(trainer.accelerator)
+            check_precision(trainer.precision, trainer.accelerator)
 
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is run
     sys.argv[1:] = ["fit", *args]

@@ -62,7 +62,7 @@ def evaluate(
         seed: Seed for sampling in tasks that ask for it.
         batch_size: Windows, or items of a task, that are read together.
         precision: Precision of the weights.
-        device: Where the model runs: cpu, cuda or cuda:N.
+        device: Where the model runs: cpu, cuda, cuda:N or mps.
         json: Whether to print one JSON object instead of a table.
     """
     given = [name for name, value in (("text", text), ("config", data), ("tasks", tasks)) if value is not None]

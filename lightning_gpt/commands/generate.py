@@ -90,7 +90,7 @@ def generate(
         batch_size: Number of prompts continued together.
         precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
             probabilities slightly.
-        device: Where the model runs: cpu, cuda or cuda:N.
+        device: Where the model runs: cpu, cuda, cuda:N or mps.
         draft: Checkpoint of a smaller model with the same tokenizer, for speculative decoding; the probabilities stay
             the same.
         n_guess: Number of tokens the draft guesses at a time.

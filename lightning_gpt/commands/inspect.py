@@ -70,7 +70,7 @@ def inspect(
         page_layers: Layers whose matrices the page contains; all if omitted, [] for no page.
         output: Folder for the page, the plots and the arrays.
         seed: Seed for the random weights used without a checkpoint.
-        device: Where the model runs: cpu, cuda or cuda:N.
+        device: Where the model runs: cpu, cuda, cuda:N or mps.
     """
     where = named_device(device)
     model, tokenizer = _model_and_tokenizer(checkpoint, seed)

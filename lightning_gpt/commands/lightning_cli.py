@@ -25,6 +25,7 @@ from lightning_gpt.commands.unsupported import (
     check_devices,
     check_loggers,
     check_nodes,
+    check_precision,
     check_restarts,
     refused,
     refused_value,
@@ -197,6 +198,7 @@ class TrainCLI(LightningCLI):
         """Put into the config, and so into the run's ``config.yaml``, what is chosen for this machine."""
         config = self.config[self.config.subcommand]
         check_accelerator(config.trainer.accelerator)
+        check_precision(config.trainer.precision, config.trainer.accelerator)
         check_loggers(config.trainer.logger)
         if config.trainer.precision is None:
             config.trainer.precision, reason = fastest_precision(config.trainer.accelerator)

@@ -47,7 +47,7 @@ def serve(
         host: Address to listen at; 127.0.0.1 is reached from this machine only, 0.0.0.0 from others too.
         port: Port to listen at; 0 takes a free one.
         name: Name of the model in requests; the checkpoint's path if omitted.
-        device: Where the model runs: cpu, cuda, cuda:1, mps.
+        device: Where the model runs: cpu, cuda, cuda:N or mps.
         precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
             probabilities slightly.
         token: What clients must send as their API key. Other users of this machine may see it in the list of processes;

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -98,6 +99,24 @@ def check_accelerator(given: Any) -> None:
     lacks = ", but torch finds no GPU on this machine" if given in ("gpu", *_GPUS) and not gpus else ""
     works = ["auto", *(["gpu"] if gpus else []), *here]
     raise CallError(f"trainer.accelerator is {shown(given)}{lacks}; allowed here: {', '.join(works)}")
+
+
+def check_precision(given: Any, accelerator: Any) -> None:
+    """Refuse float64 on an Apple GPU.
+
+    Args:
+        given: The parsed option ``trainer.precision``.
+        accelerator: The parsed option ``trainer.accelerator``.
+
+    Raises:
+        CallError: The run would be on one.
+    """
+    asked = accelerator == "mps" or (accelerator in ("auto", "gpu") and not torch.cuda.is_available())
+    if str(given) in ("64", "64-true") and asked and torch.backends.mps.is_available():
+        raise CallError(
+            f"trainer.precision is {shown(given)}, but Apple's GPU (mps) has no float64: use 32-true, or "
+            f"--trainer.accelerator cpu"
+        )
 
 
 def check_devices(given: Any, here: int) -> None:

@@ -16,6 +16,7 @@ from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.inference.chat import chat_text
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 
 _NEW_TOKENS = 256
@@ -122,7 +123,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             logp.append(logits.log_softmax(dim=-1).gather(-1, wanted[:, None])[:, 0])
             greedy.append(logits.argmax(dim=-1) == wanted)
         parts = zip(torch.split(torch.cat(logp), counts), torch.split(torch.cat(greedy), counts), strict=True)
-        return [(float(values.double().sum()), bool(right.all())) for values, right in parts]
+        return [(float(double(values).sum()), bool(right.all())) for values, right in parts]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each text, in windows that do not overlap, the first token given the prefix."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.double import double
 
 _BUFFERED = 16
 """Batches whose windows are sorted by length together, so that few places are padding."""
@@ -63,7 +64,7 @@ def window_nll(model: LanguageModel, windows: Sequence[ScoredWindow], device: to
     The output head computes no more than these tokens.
     """
     hidden, targets, counts = scored_hidden(model, windows, device)
-    nll = model.head.token_nll(hidden, targets).double()
+    nll = double(model.head.token_nll(hidden, targets))
     return [float(part.sum()) for part in torch.split(nll, counts)]
 
 

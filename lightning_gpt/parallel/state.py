@@ -28,6 +28,7 @@ from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.named_tensors import differences
 from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.storage import BoxLoadPlanner, BoxSavePlanner, FolderWriter, SavedReader
+from lightning_gpt.saving import in_memory
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Boxes:
             local.copy_(self.boxes[box])
 
     def copied(self) -> "Boxes":
-        """A copy in the memory of the CPU, which later steps do not change."""
+        """A copy by :func:`~lightning_gpt.saving.in_memory`, which later steps do not change."""
         copy = Boxes(tuple(self.shape), self.dtype)
         for offsets, local in self.boxes.items():
-            copy.boxes[offsets] = torch.empty(local.shape, dtype=local.dtype).copy_(local)
+            copy.boxes[offsets] = in_memory(local.contiguous())
         return copy
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:

@@ -9,6 +9,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until ``device`` has finished all work queued so far."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def clock(device: torch.device) -> float:

@@ -1,16 +1,21 @@
 """Loss and bits per byte over a whole split, independent of batch size and number of processes."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
+
+from lightning_gpt.models.double import double, has_double
 
 
 class MeanLoss(Metric):
     """Total negative log-likelihood / total tokens, in nats, over all batches and all processes.
 
-    Its exponential is the perplexity. The sum is kept in float64, so that it does not depend on the batching.
+    Its exponential is the perplexity. The sum is kept in float64, so that it does not depend on the batching; on a
+    device without float64 the sums of batches are added in fp32.
     """
 
     is_differentiable = False
@@ -25,6 +30,13 @@ class MeanLoss(Metric):
         self.add_state("total_nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("total_counted", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
+        """Move the sums, as ``fn`` moves a tensor."""
+        if not has_double(fn(torch.zeros(0)).device):
+            self._defaults["total_nll"] = torch.zeros(())
+            self.total_nll = self.total_nll.float()
+        return super()._apply(fn, exclude_state)
+
     def update(self, nll: Tensor, counted: Tensor) -> None:
         """Add tokens.
 
@@ -32,7 +44,7 @@ class MeanLoss(Metric):
             nll: Their negative log-likelihoods in nats; 0 for tokens that do not count.
             counted: What each counts as, of the same shape: 1 (True), a number of bytes, or 0 for not at all.
         """
-        self.total_nll += nll.double().sum()
+        self.total_nll += double(nll).sum().to(self.total_nll)
         self.total_counted += counted.sum()
 
     def compute(self) -> Tensor:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import read_checkpoint, write_checkpoint
 from lightning_gpt.cli import main
-from lightning_gpt.commands.unsupported import check_accelerator
+from lightning_gpt.commands.unsupported import check_accelerator, check_precision
+from lightning_gpt.errors import CallError
 from tests.hostile.calls import FIT, GROUPS, Call, fit
 from tests.hostile.possible import skip_unless_possible
 from tests.processes import must_run, run_forked, tiny_config, tiny_corpus, write_config
@@ -139,6 +141,16 @@ def test_wrong_call(
     assert len(said[0]) <= 300
     assert status == call.status, said[0]
     assert content_of(folder) == before, "a wrong call writes nothing"
+
+
+def test_float64_is_refused_on_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for accelerator in ("auto", "gpu", "mps"):
+        check_precision("32-true", accelerator)
+        with pytest.raises(CallError, match="precision is '64-true', but Apple's GPU"):
+            check_precision("64-true", accelerator)
+    check_precision("64-true", "cpu")
 
 
 def test_on_a_machine_with_a_gpu_it_is_allowed(

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 from lightning_gpt.models import GPTConfig, LanguageModel, head
+from lightning_gpt.models.attention import formula, mask
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.memory.gpt import gpt_with
+from lightning_gpt.models.one_pass import OnePass
 from tests.models.variants import CONFIGS, SIZES
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a build of torch for CUDA, not a device")
@@ -74,3 +76,37 @@ def test_the_loss_of_every_variant(config: dict[str, Any], dtype: torch.dtype | 
         return
     with suppress(DataDependentOutputException):  # it says that its work depends on the data
         pass_on_cuda(make, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_loss_takes_the_kernel(dtype: torch.dtype | None) -> None:
+    with mock.patch.object(OnePass, "__init__", autospec=True, side_effect=OnePass.__init__) as made:
+        pass_on_cuda(lambda: gpt_with(None, GPTConfig(**SIZES)), dtype)
+    assert made.called
+
+
+def test_experts_take_grouped_products_in_bf16() -> None:
+    grouped = mock.patch.object(Experts, "_grouped", autospec=True, side_effect=Experts._grouped)
+    with grouped as path, suppress(DataDependentOutputException):
+        pass_on_cuda(lambda: gpt_with(None, GPTConfig(**SIZES, ffn="moe")), torch.bfloat16)
+    assert path.called
+
+
+def test_documents_take_the_kernel_that_skips_blocks() -> None:
+    called = []
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, block_mask: Any, scale: float | None) -> Tensor:
+        called.append({q.dtype, k.dtype, v.dtype})
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+
+    sizes = {**SIZES, "dim": 32, "position": "rotary"}
+    with (
+        mock.patch.object(formula, "compiled_flex_attention", return_value=kernel),
+        mock.patch.object(mask, "document_block_mask", return_value=None),
+    ):
+        pass_on_cuda(
+            lambda: gpt_with(None, GPTConfig(**sizes)),
+            torch.bfloat16,
+            lambda model, ids: model.loss(ids, ids, torch.zeros_like(ids)),
+        )
+    assert called == [{torch.bfloat16}] * SIZES["n_layer"]

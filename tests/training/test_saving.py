@@ -5,15 +5,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
 
+from lightning_gpt import saving
 from lightning_gpt.checkpoint_file import read_checkpoint
-from lightning_gpt.errors import WorkError
+from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.saving import BackgroundSaves, copied
-from lightning_gpt.training.callbacks import LastCheckpoint
+from lightning_gpt.training.callbacks import LastCheckpoint, checkpoints
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.whole_file import previous_of
 from tests.training.toy import Toy, fit
@@ -71,6 +75,77 @@ def test_the_training_goes_on_while_a_save_is_written(tmp_path: Path) -> None:
         assert float(saved["state_dict"]["weight"]) == pytest.approx(-0.1 * step), "the state is that of its step"
 
 
+class Minutes(Toy):
+    """A step takes a minute by the clock."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.now += 60
+        return super().training_step(batch, batch_idx)
+
+    now = 0.0
+
+
+def minutes(steps: int, monkeypatch: pytest.MonkeyPatch) -> Minutes:
+    module = Minutes([1.0] * steps)
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: module.now))
+    return module
+
+
+class Noted(CheckedFiles):
+    """Notes the steps that are saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.steps.append(checkpoint["global_step"])
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
+@pytest.mark.parametrize(("every_minutes", "expected"), [(2.5, [3, 5, 8, 10]), (6, [5, 10])])
+def test_time_counts_from_the_last_save_whatever_it_was_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_minutes: float, expected: list[int]
+) -> None:
+    noted = Noted()
+    callback = LastCheckpoint(every_n_steps=5, every_minutes=every_minutes)
+    fit(minutes(12, monkeypatch), tmp_path, callback, plugins=[noted])
+    assert noted.steps == [*expected, 12]
+
+
+class SecondOfTwo(SingleDeviceStrategy):
+    """As the second of two processes; the first wants to save at step 20, by its clock."""
+
+    is_global_zero = False
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.world_size = 2
+        self.asked: list[int] = []
+        self.saved: list[int] = []
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        assert not decision, "its own clock does not count"
+        assert self.lightning_module is not None
+        self.asked.append(self.lightning_module.trainer.global_step)
+        return self.asked[-2:] == [20, 20]  # first whether to stop, then whether it is time
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        self.saved.append(checkpoint["global_step"])
+
+
+def test_several_processes_save_by_the_clock_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = SecondOfTwo()
+    fit(minutes(33, monkeypatch), tmp_path, LastCheckpoint(every_minutes=1), strategy=strategy)
+    assert strategy.saved == [20, 33]
+    assert strategy.asked == [10, 10, 20, 20, 30, 30]
+
+
+def test_a_time_between_saves_is_above_zero() -> None:
+    with pytest.raises(CallError, match=r"checkpoints.every_minutes"):
+        LastCheckpoint(every_minutes=0)
+
+
 def test_a_save_that_fails_ends_the_training(tmp_path: Path) -> None:
     module = Toy([1.0] * STEPS)
     with pytest.raises(WorkError, match="no space for step 2"):
@@ -107,6 +182,15 @@ def test_no_process_is_forked_inside_a_save() -> None:
     if child == 0:
         os._exit(len(order))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_copy_is_made_where_no_memory_can_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a device, on a system that refuses: it has none."""
+    monkeypatch.setattr(saving, "PINNED", {"cpu"})
+    weight = torch.arange(6.0).view(2, 3).T
+    copy = copied({"a": weight})
+    assert torch.equal(copy["a"], weight)
+    assert copy["a"].data_ptr() != weight.data_ptr()
 
 
 def test_a_copy_shares_what_the_content_shares_and_nothing_else() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_gpt.models.decoding.rules.rule import TokenCounts
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader
+from lightning_gpt.models.double import double
 
 
 class Sampler:
@@ -56,7 +57,7 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
         else:
             changed = sampling.changed(logits[index], counts)
             chances = [samplers[row].chance() for row in rows]
-            drawn = _first_above(changed, torch.tensor(chances, dtype=torch.float64, device=logits.device))
+            drawn = _first_above(changed, torch.tensor(chances, dtype=torch.float64, device="cpu"))
         tokens[index] = drawn
     for row, sampler in enumerate(samplers):
         if sampler.counts is not None:
@@ -82,11 +83,11 @@ def sample_text(
 
 def _first_above(logits: Tensor, chances: Tensor) -> Tensor:
     """Draws by inversion of the cumulative distribution: ``(rows, vocab_size)`` and ``(rows,)`` to ``(rows,)``."""
-    cumulative = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    cumulative = double(logits.softmax(dim=-1)).cumsum(dim=-1)
     total = cumulative[:, -1]
     # below the total also after rounding, so that a token of probability 0 is never drawn
-    target = torch.minimum(chances * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    target = torch.minimum(chances.to(total.device) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(logits.device)
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:

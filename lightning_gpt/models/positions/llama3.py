@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.double import double
 from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions
 from lightning_gpt.models.positions.scheme import frequencies, position_schemes
 from lightning_gpt.options import Length, Range, ShareAboveZero
@@ -49,7 +50,7 @@ class Llama3Positions(RotaryPositions):
         self.fast, self.slow = fast, slow
 
     def frequencies(self, width: int, device: torch.device) -> Tensor:
-        trained = frequencies(width, self.base, device).double()
+        trained = double(frequencies(width, self.base, device))
         turns = self.original * trained / (2 * math.pi)
         kept = ((turns - self.slow) / (self.fast - self.slow)).clamp(0, 1)
-        return ((1 - kept) * trained / self.factor + kept * trained).float()
+        return ((1 - kept) * trained / self.factor + kept * trained).float().to(device=device)

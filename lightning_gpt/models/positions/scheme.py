@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.double import has_double
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import Registry
 
@@ -77,7 +78,8 @@ def positions_within(documents: Tensor) -> Tensor:
 
 def frequencies(width: int, base: float, device: torch.device | None = None) -> Tensor:
     """``base^(−2i/width)`` for i below width / 2, in fp32, computed in fp64."""
-    return (base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)).float()
+    where = device if has_double(device) else torch.device("cpu")
+    return (base ** (-torch.arange(0, width, 2, dtype=torch.float64, device=where) / width)).float().to(device=device)
 
 
 def require_even(width: int, what: str, name: str) -> None:

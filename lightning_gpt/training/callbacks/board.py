@@ -125,7 +125,7 @@ def _add_token_table(board: SummaryWriter, model: LanguageModel, data: TextData,
     # the model has more ids than the tokenizer if the text did not yield the vocabulary that was asked for
     shown = min(_MOST_TOKENS, data.tokenizer.vocab_size)
     weights = model.get_parameter("token_embedding.weight").detach()[:shown]
-    table = weights.double().cpu().round(decimals=5)  # written as text, where digits cost megabytes
+    table = weights.cpu().double().round(decimals=5)  # written as text, where digits cost megabytes
     ids, counts = range(len(table)), data.counts()
     columns = {"token": readable_tokens(data.tokenizer, ids), "id": [str(number) for number in range(len(table))]}
     if counts is not None:

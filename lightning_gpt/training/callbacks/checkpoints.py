@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,7 +15,7 @@ from lightning_gpt.checkpoint_folder import Saved
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.errors import Stopped, WorkError
-from lightning_gpt.options import Count, Range, check_options
+from lightning_gpt.options import Count, Positive, Range, check_options
 from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.series import CheckpointSeries
 from lightning_gpt.training.callbacks.summary import say_next_commands
@@ -23,7 +24,7 @@ from lightning_gpt.whole_file import keep_previous, remove_abandoned
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` every N optimizer steps, at the end, and when asked to stop.
+    """Saves ``checkpoints/last.ckpt`` every N optimizer steps or minutes, at the end, and when asked to stop.
 
     On Ctrl-C, SIGTERM or SIGHUP the current step finishes, the checkpoint is saved, and :class:`Stopped` is raised; a
     second Ctrl-C stops at once. With the plugin :class:`~lightning_gpt.training.checkpoint_io.CheckedFiles`, a kill
@@ -31,6 +32,8 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: Optimizer steps between two saves.
+        every_minutes: Also saves at the first step that ends this long after the last save, or after the start. Of
+            several processes the clock of the first counts, and they look at it at every tenth step.
         keep: 2 also keeps the checkpoint before the last one, as ``last.previous.ckpt``; a run can be resumed from it
             if the last one is damaged. 1 keeps the last one only.
         background: Whether saves are written while the training goes on, from a copy of weights and optimizer state in
@@ -43,6 +46,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(
         self,
         every_n_steps: Count = 100,
+        every_minutes: Positive | None = None,
         keep: Annotated[int, Range(1, 2)] = 2,
         background: bool = True,
         series: Literal["none", "log"] = "none",
@@ -50,11 +54,13 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         check_options(LastCheckpoint.__init__, locals(), "checkpoints.")
         self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
         self.keep = keep
         self.background = background
         self.series = CheckpointSeries(series_every, background) if series == "log" else None
         self.path = Path()
         self._saved_step = -1
+        self._saved_at = 0.0  # by time.monotonic
         self._waits_for_validation = False
         self._stop_asked = False
         self._trains = False
@@ -63,7 +69,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._trains = True
         if trainer.ckpt_path is not None and trainer.is_global_zero:
             remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
@@ -98,7 +104,7 @@ class LastCheckpoint(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or step == self._saved_step:
             return
         stop = self._stop_agreed(trainer)
-        if not stop and step % self.every_n_steps:
+        if not stop and step % self.every_n_steps and not self._time_agreed(trainer):
             return
         loop = trainer.fit_loop
         # Resumed from a checkpoint saved between a step and its validation, Lightning would skip that validation.
@@ -136,7 +142,7 @@ class LastCheckpoint(Checkpoint):
             except OSError as error:
                 raise WorkError(f"{self.path} cannot be kept as the previous one: {error.strerror}") from None
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         if self.series is not None:
@@ -145,6 +151,13 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             say_next_commands(self.path.parent.parent)
         raise Stopped(f"stopped after optimizer step {trainer.global_step}; its state is saved in {self.path}")
+
+    def _time_agreed(self, trainer: L.Trainer) -> bool:
+        """Whether it is time for a save by the clock of the first process, the same on every process."""
+        if self.every_minutes is None or (trainer.world_size > 1 and trainer.global_step % 10):
+            return False
+        is_time = trainer.is_global_zero and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return is_time if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(is_time, all=False)
 
     def _stop_agreed(self, trainer: L.Trainer) -> bool:
         """Whether to stop now, the same on every process; several processes agree only at every tenth step."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
+from lightning_gpt.models.double import double
 from lightning_gpt.options import NotNegative
 
 
@@ -23,4 +24,4 @@ class Temperature(SamplingRule):
             first = logits.argmax(dim=-1, keepdim=True)
             return torch.full_like(logits, -torch.inf).scatter_(-1, first, 0.0)
         # relative to the largest and in fp64, so that tiny temperatures do not overflow
-        return ((logits - logits.amax(dim=-1, keepdim=True)).double() / self.temperature).float()
+        return (double(logits - logits.amax(dim=-1, keepdim=True)) / self.temperature).float().to(logits.device)

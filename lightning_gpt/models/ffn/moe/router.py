@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.double import double
 from lightning_gpt.models.layer import Layer, Matrix, without_autocast
 from lightning_gpt.models.part_losses import PartLosses
 
@@ -175,8 +176,8 @@ class Router(Layer):
         Balancing" (2408.15664), algorithm 1. Does nothing for other values of ``balance``.
         """
         if self.balance == "bias":
-            load = chosen.double()
-            self.bias += self.rate * (load.mean() - load).sign().to(self.bias.dtype)
+            load = double(chosen)
+            self.bias += self.rate * (load.mean() - load).sign().to(self.bias)
 
 
 class SharedGate(Layer):
