@@ -30,6 +30,10 @@ class Far(Tensor):
     def __init__(self, near: Tensor) -> None:
         pass
 
+    def tolist(self) -> Any:
+        """Its numbers."""
+        return self.near.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
