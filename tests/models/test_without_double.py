@@ -13,9 +13,11 @@ from lightning_gpt.evaluation.windows import ScoredWindow, window_nll
 from lightning_gpt.models import GPT, GPTConfig, double
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each, sample_text
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.training.metrics import BitsPerByte
 from tests.models.far import AWAY, Far, far_device, sent
 from tests.models.helpers import random_ids, randomise
+from tests.models.variants import CONFIGS, SIZES
 
 CASES: list[dict[str, Any]] = [
     {"position": "rotary"},
@@ -95,3 +97,21 @@ def test_mps_is_a_device_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert named_device("mps").type == "mps"
     with pytest.raises(CallError, match=r"allowed on this machine: .*mps"):
         named_device("mps:3")
+
+
+@pytest.mark.usefixtures("lacking")
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_every_variant_stays_on_its_device(config: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    fields = deepcopy({**SIZES, **config})
+    memory = fields.pop("memory", None)
+    near = randomise(gpt_with(memory, GPTConfig(**fields)), std=0.1).eval()
+    away = deepcopy(near)
+    sent(away)
+    ids = random_ids(SIZES["vocab_size"], 2, 24)
+    with torch.no_grad():
+        expected = float(near.loss(ids, ids))
+    with far_device():
+        found = away.loss(Far(ids), Far(ids))
+    assert isinstance(found, Far)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
