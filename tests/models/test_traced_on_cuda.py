@@ -99,7 +99,7 @@ def test_documents_take_the_kernel_that_skips_blocks() -> None:
         called.append({q.dtype, k.dtype, v.dtype})
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
-    sizes = {**SIZES, "dim": 128, "position": "rotary"}
+    sizes = {**SIZES, "dim": 128, "position": "rotary", "qk_norm": "layer", "attention": "value_embedding"}
     with (
         mock.patch.object(formula, "compiled_flex_attention", return_value=kernel),
         mock.patch.object(mask, "document_block_mask", return_value=None),
