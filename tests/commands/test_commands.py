@@ -125,7 +125,8 @@ def test_tensorboard_has_curves_texts_and_heatmaps(run: Path) -> None:
     for tag in ("val/loss", "val/bits_per_byte"):
         assert [event.step for event in events.Scalars(tag)] == [20, 40]
     pictures = [tag for tag in tags["images"] if tag.startswith("attention/")]
-    assert pictures and all([event.step for event in events.Images(tag)] == [20, 40] for tag in pictures)
+    assert pictures
+    assert all([event.step for event in events.Images(tag)] == [20, 40] for tag in pictures)
     assert not any("perplexity" in tag for tag in tags["scalars"]), "it says what the loss says"
     assert any(tag.startswith("samples/0") for tag in tags["tensors"])
     written = {line["step"]: line for line in read_metrics(run / "metrics.jsonl") if "train/loss" in line}
