@@ -15,7 +15,7 @@ def expert_heatmap(shares: dict[int, list[float]], step: int) -> Figure:
     grid = np.full((len(shares), max(len(row) for row in shares.values())), np.nan)
     for place, row in enumerate(shares.values()):
         grid[place, : len(row)] = np.array(row) * len(row)
-    figure = Figure(figsize=(3.6, 2.3), layout="constrained")  # the size of a card of TensorBoard's
+    figure = Figure(figsize=(3.4, 2.2), layout="constrained")  # the size of a card of TensorBoard's
     ax = figure.add_subplot()
     ax.set_facecolor("lightgrey")
     image = ax.imshow(grid, origin="lower", aspect="auto", interpolation="nearest", cmap="RdBu_r", vmin=0, vmax=2)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_gpt.analysis.layer_diagnostics import Diagnostic, Value, one_value
 
 _MOST_LABELS = 8
-_WIDTH, _HEIGHT = 3.6, 2.3
+_WIDTH, _HEIGHT = 3.4, 2.2
 """The size of a card in inches, at matplotlib's 100 pixels per inch."""
 _BLOCKS = 4
 
@@ -45,7 +45,7 @@ class Heatmaps:
         figure, ax, image = self._made[key]
         image.set_data(np.ma.masked_invalid(grid))
         image.autoscale()
-        ax.set_title(textwrap.fill(diagnostic.title, 46), fontsize=9)
+        ax.set_title(textwrap.fill(diagnostic.title, 40), fontsize=9)
         for old in [*figure.texts, *figure.images]:
             old.remove()
         _colour_bar(figure, ax, image)
@@ -98,7 +98,7 @@ def value_spectra(eigenvalues: list[Tensor | None], step: int) -> dict[str, Figu
 
 def _spectra_of(blocks: dict[int, Tensor | None], limit: float, step: int) -> Figure:
     figure = Figure(figsize=(_WIDTH, _WIDTH))
-    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.08, top=0.86, hspace=0.35, wspace=0.3)
+    figure.subplots_adjust(left=0.15, right=0.96, bottom=0.08, top=0.86, hspace=0.35, wspace=0.3)
     axes = figure.subplots(2, 2).flat
     for ax in axes[len(blocks) :]:
         ax.set_axis_off()
@@ -109,6 +109,7 @@ def _spectra_of(blocks: dict[int, Tensor | None], limit: float, step: int) -> Fi
         ax.set_xlim(-limit, limit)
         ax.set_ylim(-limit, limit)
         ax.set_title(f"block {block}", fontsize=10, pad=3)
+        ax.locator_params(nbins=3)
         ax.tick_params(labelsize=8)
     figure.suptitle(f"eigenvalues of $W_V W_O$ by head, step {step:,}", fontsize=9)
     return figure
@@ -118,7 +119,7 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure with one axes and fixed margins: computing a layout would take longer than drawing."""
     figure = Figure(figsize=(width, height))
     left, bottom, top = 0.62 / width, 0.48 / height, 1 - 0.4 / height
-    return figure, figure.add_axes((left, bottom, 1 - left - 0.68 / width, top - bottom))
+    return figure, figure.add_axes((left, bottom, 1 - left - 0.86 / width, top - bottom))
 
 
 def _colour_bar(figure: Figure, ax: Axes, image: AxesImage) -> None:

@@ -56,7 +56,7 @@ class FewHeads:
 
     def __init__(self, maps: AttentionMaps) -> None:
         self._tiles = _shrink(np.where(maps.mask, maps.pattern, np.nan), _MOST_TILE_PIXELS)
-        self._figure = Figure(figsize=(3.6, 3.9))
+        self._figure = Figure(figsize=(3.4, 3.7))
         self._axes = self._figure.subplots(2, 2).ravel()
         self._figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.85, hspace=0.16, wspace=0.06)
         self._images = [ax.imshow(self._tiles[0, 0], vmin=0, vmax=1) for ax in self._axes]

@@ -91,7 +91,7 @@ def test_there_is_a_heatmap_of_every_diagnostic_and_the_attention_grid(events: E
     for tag in images:
         last = events.Images(tag)[-1]
         assert last.encoded_image_string.startswith(b"\x89PNG")
-        assert last.width == 360, "a card's width: a wider one is scaled down until its labels cannot be read"
+        assert last.width == 340, "a card's width: a wider one is scaled down until its labels cannot be read"
         assert 200 < last.height <= 400
 
 
