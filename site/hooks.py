@@ -57,13 +57,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if not target or ":" in target or not path.exists():
             return link[0]
         found = _page_of(Path(os.path.normpath(path)).relative_to(ROOT))
-        return text if found is None else f"{shown}[{text}]({found}{anchor if '#' not in found else ''})"
+        if found is None:
+            return text
+        found = os.path.relpath(found, Path(here).parent)
+        return f"{shown}[{text}]({found}{anchor if '#' not in found else ''})"
 
     return _LINK.sub(rewritten, markdown)
 
 
 def _page_of(file: Path) -> str | None:
-    """The page, or the image, of a file of the repository, from a page at the top of the site."""
+    """The page, or the image, of a file of the repository, from the top of the site."""
     if str(file) in ELSEWHERE:
         return ELSEWHERE[str(file)]
     if file.parts[0] == "docs":

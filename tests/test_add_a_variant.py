@@ -23,7 +23,10 @@ from tests.models.variants import PARTS, SIZES, build, fresh
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
 
 ROOT = Path(__file__).parents[1]
-ADD, VARIANTS = ((ROOT / "docs" / name).read_text() for name in ("add-a-variant.md", "variants.md"))
+ADD = (ROOT / "docs/add-a-variant.md").read_text()
+VARIANTS = "\n".join(
+    page.read_text() for page in [ROOT / "docs/variants.md", *sorted((ROOT / "docs/variants").glob("*.md"))]
+)
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Plots of attention and of ablations."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,6 +11,8 @@ from lightning_gpt.analysis.attention import AttentionMaps
 _MOST_LABELS = 40
 _MOST_TILE_PIXELS = 192
 _FEWEST_FOR_NUMBERS = 9
+_MOST_LAYERS, _MOST_HEADS = 8, 8
+"""So many layers and heads of a layer have pictures in TensorBoard, where each validation draws them."""
 
 
 def heads_grid(maps: AttentionMaps, title: str) -> Figure:
@@ -39,6 +43,43 @@ def heads_grid(maps: AttentionMaps, title: str) -> Figure:
     figure.colorbar(image, ax=ax, label="attention", shrink=0.7, aspect=10 + 4 * rows)
     figure.suptitle(title)
     return figure
+
+
+class FewHeads:
+    """Four heads of a layer in a picture of a card's size, for TensorBoard, where a larger grid's labels are too small.
+
+    One figure is drawn anew for each picture, because making its axes takes as long as drawing it.
+
+    Args:
+        maps: The attention of a model over a text.
+    """
+
+    def __init__(self, maps: AttentionMaps) -> None:
+        self._tiles = _shrink(np.where(maps.mask, maps.pattern, np.nan), _MOST_TILE_PIXELS)
+        self._figure = Figure(figsize=(3.4, 3.7))
+        self._axes = self._figure.subplots(2, 2).ravel()
+        self._figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.85, hspace=0.16, wspace=0.06)
+        self._images = [ax.imshow(self._tiles[0, 0], vmin=0, vmax=1) for ax in self._axes]
+        for ax in self._axes:
+            ax.set_axis_off()
+
+    def pictures(self, step: int) -> Iterator[tuple[str, Figure]]:
+        """The pictures of up to :data:`_MOST_LAYERS` layers from first to last, by ``layer_04/heads_00_03``.
+
+        A figure is valid until the next one.
+        """
+        layers, heads = self._tiles.shape[:2]
+        shown = np.unique(np.linspace(0, layers - 1, min(layers, _MOST_LAYERS)).round().astype(int))
+        for layer in shown:
+            for first in range(0, min(heads, _MOST_HEADS), 4):
+                here = range(first, min(first + 4, heads))
+                for ax, image, head in zip(self._axes, self._images, range(first, first + 4), strict=True):
+                    ax.set_visible(head in here)
+                    if head in here:
+                        image.set_data(np.ma.masked_invalid(self._tiles[layer, head]))
+                        ax.set_title(f"head {head}", fontsize=13, pad=3)
+                self._figure.suptitle(f"layer {layer}, step {step:,}", fontsize=13)
+                yield f"layer_{layer:02}/heads_{here[0]:02}_{here[-1]:02}", self._figure
 
 
 def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:

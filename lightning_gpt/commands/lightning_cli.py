@@ -13,7 +13,6 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import StrictParser, option_names, parse
@@ -40,6 +39,7 @@ from lightning_gpt.options import Seed, check_option, shown
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import MeshStrategy, strategy_for
 from lightning_gpt.parallel.suited import require_rows, require_suited
+from lightning_gpt.training.board_logger import BoardLogger
 from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
@@ -247,7 +247,7 @@ class TrainCLI(LightningCLI):
             # of a run that is started again: what was logged after its last checkpoint is logged once more
             step = None if self.checkpoint is None else self.checkpoint.content["global_step"] + 1
             kwargs["logger"] = (
-                TensorBoardLogger(str(folder.parent), "", version=folder.name, purge_step=step) if folder else False
+                BoardLogger(str(folder.parent), "", version=folder.name, purge_step=step) if folder else False
             )
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)

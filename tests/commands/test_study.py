@@ -65,7 +65,7 @@ def test_every_cell_ran_and_is_reported(alone: Path) -> None:
         assert cell["environment"]["packages"]["torch"]
     block = 12 * 32 * 32 + 13 * 32
     assert second["values"]["cost/parameters"] - first["values"]["cost/parameters"] == block
-    for name in ("report.html", "report.md", "results.csv"):
+    for name in ("report.html", "report.md", "tables.tex", "results.csv"):
         assert "layer=2,seed=0" in (out / name).read_text()
     # one vocabulary, trained once and used by both
     (vocabulary,) = (out / "vocabularies").rglob("*.tiktoken")

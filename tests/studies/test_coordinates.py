@@ -53,8 +53,8 @@ def test_slopes_are_the_powers_of_the_width(tmp_path: Path) -> None:
         "slope: -0.10 [-0.13, -0.07], layer 2; up to ±0.25 counts as flat).",
     ]
     (picture,) = (block for block in blocks if isinstance(block, Picture))
-    assert [ax.get_title() for ax in picture.figure.axes] == ["standard", "μP, base 64"]
-    for ax in picture.figure.axes:
+    assert [ax.get_title() for ax in picture.chart.axes] == ["standard", "μP, base 64"]
+    for ax in picture.chart.axes:
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         assert len(ax.get_lines()) >= 3
 

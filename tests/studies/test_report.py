@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.studies.report.document import Findings, Table
+from lightning_gpt.studies.report.document import Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.latex import to_latex
+from lightning_gpt.studies.report.page_width import fitted
 from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
@@ -64,6 +66,7 @@ def test_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     for picture in pictures:
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (tmp_path / picture).with_suffix(".svg").read_bytes()
+        assert len((tmp_path / picture).with_suffix(".csv").read_text().splitlines()) > 2
     for text in ("What else was found", "the papers: validation perplexity", "38.50"):
         assert text in html
         assert text in markdown
@@ -195,10 +198,97 @@ def test_times_of_cells_that_ran_beside_others_are_marked(tmp_path: Path) -> Non
         text = (tmp_path / "report.md").read_text()
         assert "step time (ms) †" in text
         assert "parameters †" not in text
+        marked = [line for line in text.splitlines() if line.startswith("| n") and "=" in line and " † |" in line]
+        assert len(marked) == sum(each.neighbours == 1 for each in others)  # each cell that shared, and no other
         assert f"cells ran {word} their times are not those of a cell alone" in text
     unknown = [dataclasses.replace(result, neighbours=None) for result in found.results]
     write_report(StudyResults(found.study, unknown), tmp_path)
     assert "6 of 6 cells ran where others may have run beside them" in (tmp_path / "report.md").read_text()
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(file.read_text())))
+
+
+def test_a_plots_csv_holds_what_is_drawn(tmp_path: Path) -> None:
+    sections = [
+        {"trend": {"x": "n_layer", "y": "val/perplexity"}},
+        {"compare": {"measure": "val/loss"}},
+        {"layers": {"diagnostic": "token_cosine"}},
+        {"fit": {"x": "n_layer", "y": "cost/step_seconds"}},
+    ]
+    found = results(tmp_path, report=sections, reference=REFERENCE)
+    write_report(found, tmp_path)
+    trend = rows_of(tmp_path / "plots" / "trend_val-perplexity_n_layer.csv")
+    ours = [row for row in trend if row["plot"] == "validation perplexity"]
+    drawn = {(row["kind"], row["n_layer"], row["validation perplexity"]) for row in ours}
+    each = {("seed", f"{depth}.0", f"{40 - 4 * depth + seed}.0") for depth in (1, 2, 4) for seed in (0, 1)}
+    assert drawn == each | {("mean", f"{depth}.0", f"{40.5 - 4 * depth}") for depth in (1, 2, 4)}
+    theirs = [row["validation perplexity"] for row in trend if row["kind"] == "published"]
+    assert [float(value) for value in theirs] == [1.0, 29.4 / 38.5]
+    compare = rows_of(tmp_path / "plots" / "compare_val-loss.csv")
+    assert list(compare[0]) == ["line", "kind", "validation loss (nats)"]
+    means = {row["line"]: float(row["validation loss (nats)"]) for row in compare if row["kind"] == "mean"}
+    assert means == {f"n_layer {depth}": pytest.approx(3.0 * (1000.0 * depth) ** -0.05) for depth in (1, 2, 4)}
+    layers = rows_of(tmp_path / "plots" / "layers_token_cosine.csv")
+    after = [row for row in layers if row["plot"].startswith("after") and row["line"] == "n_layer 4"]
+    assert [float(row["token cosine similarity"]) for row in after if row["kind"] == "mean"] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4, 0.5]
+    )
+    fit = rows_of(tmp_path / "plots" / "fit_cost-step_seconds_n_layer.csv")
+    assert {row["line"] for row in fit if row["kind"] == "form"} >= {"a line"}
+
+
+def test_plots_are_as_wide_as_a_column_or_the_page(tmp_path: Path) -> None:
+    sections = [{"trend": {"x": "n_layer", "y": "val/perplexity"}}, {"compare": {"measure": "val/loss"}}]
+    found = results(tmp_path, report=[*sections, {"layers": {"diagnostic": "token_cosine"}}], reference=REFERENCE)
+    charts = {block.name: block.chart for block in report_blocks(found) if isinstance(block, Picture)}
+    assert len(charts) == 3
+    for chart in charts.values():
+        list(chart.files())
+        assert chart.figure.get_figwidth() == (3.4 if len(chart.axes) == 1 else 7.0)
+        for ax in chart.axes:
+            labels = [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()]
+            assert all(7.5 <= label.get_fontsize() <= 8.5 for label in labels)
+
+
+def test_a_table_too_wide_for_a_page_is_written_in_parts() -> None:
+    header = ["setting", "seed", *(f"measure {number}" for number in range(20))]
+    rows = [[f"setting {row}", str(row), *(f"{row}.{column:03}" for column in range(20))] for row in range(3)]
+    table = Table(header, rows, "Figures.", frozenset({3, 19}), keys=2)
+    heading, *parts = fitted([Heading("All"), table])
+    assert heading == Heading("All")
+    assert len(parts) > 1
+    assert [part.caption for part in parts] == ["Figures.", *["All, continued."] * (len(parts) - 1)]
+    assert all(part.header[:2] == header[:2] for part in parts)
+    assert [title for part in parts for title in part.header[2:]] == header[2:]
+    for number, row in enumerate(rows):
+        assert [cell for part in parts for cell in part.rows[number][2:]] == row[2:]
+        assert all(len("  ".join(part.rows[number])) <= 100 for part in parts)
+    theirs = [part.header[column] for part in parts for column in sorted(part.theirs)]
+    assert theirs == ["measure 1", "measure 17"]
+    assert fitted([narrow := Table(header[:4], [row[:4] for row in rows], "Few.")]) == [narrow]
+
+
+def test_latex_tables_hold_the_reports_figures(tmp_path: Path) -> None:
+    found = results(tmp_path, report=["table"], reference=REFERENCE)
+    write_report(found, tmp_path)
+    text = (tmp_path / "tables.tex").read_text()
+    tables = [block for block in fitted(report_blocks(found)) if isinstance(block, Table)]
+    assert text.count(r"\begin{table}") == text.count(r"\bottomrule") == len(tables)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}")
+    for table in tables:
+        for row in table.rows:
+            plain = " & ".join(row).replace("_", r"\_").replace("±", r"$\pm$").replace("–", "--")
+            assert f"{plain} " + r"\\" in text
+    special = Table(["50% of x_1 & μ"], [["[-0.5, 3]"], ["a$b ~ {c}^2 #1"]], "A \\ B")
+    made = to_latex("s", [special])
+    for escaped in (r"\% of", r"x\_1", r"\&", r"$\mu$", r"{[}$-$0.5, 3]", r"a\$b \textasciitilde{} \{c\}", r"\#1"):
+        assert escaped in made
+    assert r"A \textbackslash{} B" in made
+    long = to_latex("s", [Heading("Cells"), Table(["cell"], [[str(row)] for row in range(90)], "Every cell.")])
+    assert long.count(r"\begin{table}") == 3
+    assert long.count("Cells, continued.") == 2
 
 
 def test_layers_say_which_way_they_go(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_cells_use_what_was_chosen_and_the_report_says_how(tmp_path: Path) -> No
     write_results(again, tmp_path)
     write_report(again, tmp_path)
     assert (tmp_path / "results.csv").read_text().startswith("cell,n_layer,lr,seed,status,")
-    assert ",4,0.001,1,finished," in (tmp_path / "results.csv").read_text()
+    assert ",4,0.001,1,finished,0," in (tmp_path / "results.csv").read_text()
     text = (tmp_path / "report.md").read_text().replace("\\", "")
     assert "| n_layer | lr, tuned | n |" in text
     assert "each of 3 values was trained for 30 steps with 2 seeds" in text

@@ -17,6 +17,7 @@ from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 from lightning_gpt.checkpoint import Checkpoint
+from lightning_gpt.training.metrics_jsonl import read_metrics, scalars_of
 from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
 
 N_LAYER, STEPS = 2, 30
@@ -78,17 +79,20 @@ def test_there_is_a_heatmap_of_every_diagnostic_and_the_attention_grid(events: E
     drawn_at_the_end = {
         *(f"layers/{name}" for name in MEASURED),
         "layers/cka_between_layers",
-        "layers/value_spectrum",
+        "layers/value_spectrum/blocks_00_01",
     }
     images = set(events.Tags()["images"])
     assert {tag for tag in images if tag.startswith("layers/")} == drawn_at_the_end
     for tag in drawn_at_the_end:
         assert [event.step for event in events.Images(tag)] == [STEPS]
-    assert [event.step for event in events.Images("attention/pattern")] == VALIDATIONS
+    heads = sorted(tag for tag in images if tag.startswith("attention/"))
+    assert heads == [f"attention/layer_{layer:02}/heads_00_01" for layer in range(N_LAYER)]
+    assert all([event.step for event in events.Images(tag)] == VALIDATIONS for tag in heads)
     for tag in images:
         last = events.Images(tag)[-1]
         assert last.encoded_image_string.startswith(b"\x89PNG")
-        assert min(last.width, last.height) > 100
+        assert last.width == 340, "a card's width: a wider one is scaled down until its labels cannot be read"
+        assert 200 < last.height <= 400
 
 
 def test_text_samples_are_at_every_validation(events: EventAccumulator) -> None:
@@ -99,27 +103,27 @@ def test_text_samples_are_at_every_validation(events: EventAccumulator) -> None:
         assert all(event.tensor_proto.string_val[0].startswith(b"**") for event in events.Tensors(tag))
 
 
-def test_custom_scalars_overlay_the_layers_and_hold_what_was_logged(events: EventAccumulator) -> None:
+def test_custom_scalars_show_one_chart_of_the_losses_and_one_of_each_other_thing(events: EventAccumulator) -> None:
     event = events.Tensors("custom_scalars__config__")[0]
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
-    assert [category.title for category in layout.category] == [
-        *("loss", "layers: over-smoothing", "layers: outliers", "layers: updates", "layers: attention"),
-        *("layers: induction", "layers: spectra", "layers: training"),
-    ]
-    assert len(charts) == 3 + len(MEASURED)
     tags = events.Tags()["scalars"]
 
-    def shown(patterns: Iterable[str]) -> set[str]:  # the plugin matches from a tag's start
-        return {tag for pattern in patterns for tag in tags if re.match(pattern, tag)}
+    def shown(patterns: Iterable[str]) -> list[str]:  # the plugin matches from a tag's start
+        return sorted(tag for pattern in patterns for tag in tags if re.match(pattern, tag))
 
-    assert shown(charts["training and validation loss (nats)"]) == {"train/loss", "val/loss"}
-    assert shown(charts["training and validation perplexity"]) == {"train/perplexity", "val/perplexity"}
-    assert shown(charts["validation bits per byte"]) == {"val/bits_per_byte"}
-    for name, diagnostic in MEASURED.items():
-        found = shown(charts[diagnostic.title])
-        assert len(found) == N_LAYER + (diagnostic.of == "stream")
-        assert all(tag.startswith(f"layers/{name}/layer_") for tag in found)
+    assert [category.title for category in layout.category] == ["loss", "training"]
+    charts = {chart.title: shown(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts == {
+        "training and validation loss (nats)": ["train/loss", "val/loss"],
+        "learning rate": ["train/lr"],
+        "gradient norm, before clipping": ["train/grad_norm"],
+        "tokens per second": ["train/tokens_per_second"],
+    }
+
+
+def test_no_curve_repeats_another_and_the_metrics_file_has_all(run: Path, events: EventAccumulator) -> None:
+    written = {tag for line in read_metrics(run / "metrics.jsonl") for tag in scalars_of(line)}
+    assert written - set(events.Tags()["scalars"]) == {"train/perplexity", "val/perplexity", "cost/tokens_per_second"}
 
 
 def test_hyper_parameters_are_in_the_runs_own_event_file_with_its_results(run: Path, events: EventAccumulator) -> None:
@@ -130,7 +134,7 @@ def test_hyper_parameters_are_in_the_runs_own_event_file_with_its_results(run: P
                 "precision": "32-true"}  # fmt: skip
     assert {key: settings[key] for key in expected} == expected
     experiment = plugin_data(events, "_hparams_/experiment").experiment
-    results = ["val/loss", "val/perplexity", "val/bits_per_byte"]
+    results = ["val/loss", "val/bits_per_byte"]
     assert [metric.name.tag for metric in experiment.metric_infos] == results
     assert {info.name for info in experiment.hparam_infos} == set(settings)
     assert plugin_data(events, "_hparams_/session_end_info").session_end_info.status == 1  # STATUS_SUCCESS
@@ -182,7 +186,7 @@ def test_a_model_with_layers_without_attention_patterns_trains_and_logs_all_but_
     must_run("fit", "--config", "tiny.yaml", cwd=tmp_path)
     events = EventAccumulator(str(tmp_path / "runs/tiny/version_0"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
-    assert "attention/pattern" not in events.Tags()["images"]
+    assert not any(tag.startswith("attention/") for tag in events.Tags()["images"])
     assert "samples/0/text_summary" in events.Tags()["tensors"]
     curves = {tag for tag in events.Tags()["scalars"] if tag.startswith("layers/attention_entropy/")}
     assert curves == {"layers/attention_entropy/layer_01"}

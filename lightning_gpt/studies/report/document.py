@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from matplotlib.figure import Figure
+from lightning_gpt.studies.report.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,28 @@ class Table:
         rows: The cells of each row, one per column.
         caption: What it shows.
         theirs: The numbers, from 0, of the columns that hold published figures of others.
+        keys: How many columns, from the first, name a row; each part of a table that is too wide for a page has them.
     """
 
     header: list[str]
     rows: list[list[str]]
     caption: str = ""
     theirs: frozenset[int] = field(default_factory=frozenset)
+    keys: int = 1
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot, written as PNG and SVG.
+    """A plot, written as PNG and SVG with its numbers as CSV.
 
     Args:
         name: The name of its files.
-        figure: The plot.
+        chart: The plot.
         caption: What it shows; also the text for readers who cannot see the picture.
     """
 
     name: str
-    figure: Figure
+    chart: Chart
     caption: str
 
 

@@ -17,7 +17,7 @@ ul.findings { border-left: 4px solid #0072b2; padding: .4rem 1rem .4rem 2rem; ba
 ul.findings li { margin: .35rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-p.caption { color: #444; font-size: .9rem; margin: 1.4rem 0 .3rem; }
+p.caption { color: #444; font-size: .9em; margin: 1.4em 0 .3em; }
 th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #ddd; vertical-align: top; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -26,8 +26,22 @@ thead th { border-bottom: 2px solid #888; }
 .theirs { background: #f4efe6; font-style: italic; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; }
-figcaption { color: #444; font-size: .9rem; }
+figcaption { color: #444; font-size: .9em; }
+@page { size: A4; margin: 16mm; }
+@media print {
+  body { font-size: 9.5pt; line-height: 1.4; max-width: none; margin: 0; padding: 0; }
+  h1 { font-size: 15pt; } h2 { font-size: 12pt; margin-top: 1.4rem; } p.lead { font-size: 10.5pt; }
+  h2, p.caption { break-after: avoid; }
+  figure, tr, ul.findings li { break-inside: avoid; }
+  figure img { width: auto; } /* its own size: that of a column, or of the page where it has several plots */
+  .scroll { overflow: visible; }
+  table { font-size: 8pt; } th, td { padding: .15rem .4rem; }
+  td:first-child { white-space: normal; }
+  thead { display: table-header-group; }
+}
 """
+_ON_SCREEN = 1.35
+"""Plots are as much larger on a screen as in print."""
 _LONG = 40
 
 
@@ -62,9 +76,10 @@ def _block(block: Written, svgs: Mapping[str, bytes]) -> str:
         case Findings(sentences):
             items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
             return f'<ul class="findings">{items}</ul>'
-        case Picture(name, _, caption):
+        case Picture(name, chart, caption):
             data = base64.b64encode(svgs[name]).decode()
-            image = f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(caption)}">'
+            width = round(96 * _ON_SCREEN * chart.figure.get_figwidth())
+            image = f'<img width="{width}" src="data:image/svg+xml;base64,{data}" alt="{escape(caption)}">'
             return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
         case Table():
             return _table(block)

@@ -1,4 +1,4 @@
-"""The report of a study: ``report.html``, ``report.md`` and the plots, from the finished cells."""
+"""The report of a study from its finished cells: ``report.html``, ``report.md``, ``tables.tex`` and the plots."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 from lightning_gpt.studies.report.document import Findings, Heading, Lead, Picture, Table, Text, Written
 from lightning_gpt.studies.report.groups import label_of
 from lightning_gpt.studies.report.html import to_html
+from lightning_gpt.studies.report.latex import to_latex
 from lightning_gpt.studies.report.markdown import to_markdown
-from lightning_gpt.studies.report.plots import files_of
+from lightning_gpt.studies.report.page_width import fitted
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.report.tested import written
@@ -30,12 +31,12 @@ def check_report(study: Study) -> None:
 
 def write_report(results: StudyResults, folder: Path) -> str:
     """Write the report and its plots to ``folder``; returns a line that names the files."""
-    blocks = report_blocks(results)
+    blocks = fitted(report_blocks(results))
     svgs, files = {}, {}
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for block in blocks:
         if isinstance(block, Picture):
-            for kind, content in files_of(block.figure):
+            for kind, content in block.chart.files():
                 (folder / "plots" / f"{block.name}.{kind}").write_bytes(content)
                 if kind == "svg":
                     svgs[block.name] = content
@@ -43,8 +44,9 @@ def write_report(results: StudyResults, folder: Path) -> str:
     title = f"Study {results.study.title}"
     write_file(folder / "report.html", to_html(title, blocks, svgs))
     write_file(folder / "report.md", to_markdown(title, blocks, files))
+    write_file(folder / "tables.tex", to_latex(title, blocks))
     done = f"{len(results.finished)} of {len(results.results)} cells"
-    return f"{folder}: report.html, report.md, results.csv, results.json and plots of {done}"
+    return f"{folder}: report.html, report.md, tables.tex, results.csv, results.json and plots of {done}"
 
 
 def report_blocks(results: StudyResults) -> list[Written]:
@@ -107,11 +109,16 @@ def _how(results: StudyResults) -> list[Written]:
     blocks += [Text(_environment_text(environment)) for environment in results.environments()]
     measures = [measure(tag) for tag in study.measure]
     rows = [
-        [result.cell.name, result.status, *(each.text(result.value(each.tag)) for each in measures)]
+        [
+            result.cell.name,
+            result.status,
+            *(each.text(result.value(each.tag)) + results.mark_of(result, each.tag) for each in measures),
+        ]
         for result in results.results
     ]
-    header = ["cell", "status", *(each.title + results.mark(each.tag) for each in measures)]
+    header = ["cell", "status", *(each.title for each in measures)]
     caption = "Every cell. results.csv has the same figures in full precision, results.json each cell's configuration."
+    caption += next((warning for each in measures if (warning := results.warning(each.tag))), "")
     return [*blocks, Table(header, rows, caption)]
 
 

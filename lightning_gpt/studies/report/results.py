@@ -41,6 +41,10 @@ class StudyResults:
         """``†`` for a time that some of its cells measured while others ran beside them; empty elsewhere."""
         return " †" if self._shared(tag) else ""
 
+    def mark_of(self, result: CellResult, tag: str) -> str:
+        """The same for the figure of one cell."""
+        return " †" if any(result is each for each in self._shared(tag)) else ""
+
     def _shared(self, tag: str) -> list[CellResult]:
         """The cells whose figure of a time is not, or may not be, that of a cell alone."""
         beside = [result for result in self.finished if result.neighbours != 0 and tag not in result.alone]
@@ -69,18 +73,24 @@ class StudyResults:
         return found
 
     def to_csv(self) -> str:
-        """One row per cell: settings, seed, status and measures; a field without a figure is empty."""
+        """One row per cell: settings, seed, status, the most cells that ran beside it, and measures.
+
+        A field without a figure is empty; times that were measured alone are so, whatever ran beside the cell itself.
+        """
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         axes, tune = self.study.axes, self.study.tune
         tuned = [] if tune is None else [tune]
-        table.writerow(["cell", *axes.values(), *(each.name for each in tuned), "seed", "status", *self.study.measure])
+        table.writerow(
+            ["cell", *axes.values(), *(each.name for each in tuned), "seed", "status", "beside", *self.study.measure]
+        )
         for result in self.results:
             settings = [setting_text(result.cell.settings[key]) for key in axes]
             settings += [setting_text(value_at(result.cell.config, each.key)) for each in tuned]
             values = [result.value(tag) for tag in self.study.measure]
             row = ["" if value is None else repr(value) for value in values]
-            table.writerow([result.cell.name, *settings, result.cell.seed, result.status, *row])
+            beside = "" if result.neighbours is None or result.status != "finished" else result.neighbours
+            table.writerow([result.cell.name, *settings, result.cell.seed, result.status, beside, *row])
         return text.getvalue()
 
     def to_json(self) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.comparisons import compare
 from lightning_gpt.studies.report.document import Findings, Heading, Picture, Table, Text, Written
 from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
@@ -81,20 +82,21 @@ def _picture(tune: Tune, named: Mapping[str, TunedChoice]) -> list[Picture]:
     numbers = [value for value in tune.values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(tune.values):
         return []
-    figure, (ax,) = plots.new_figure()
+    chart = new_chart()
+    (ax,) = chart.axes
     for (label, choice), look in zip(named.items(), plots.looks(len(named), ordered=False), strict=True):
         tried = sorted(choice.losses)
         spreads = [SeedSpread(tuple(choice.losses[value].values())) for value in tried]
-        plots.draw_spreads(ax, tried, spreads, look, label)
-        ax.plot([choice.best], [choice.mean(choice.best)], "o", color=look.color, markersize=11, fillstyle="none")
+        plots.draw_spreads(chart, ax, tried, spreads, look, label)
+        ax.plot([choice.best], [choice.mean(choice.best)], "o", color=look.color, markersize=7, fillstyle="none")
     if min(numbers) > 0:
         ax.set_xscale("log")
     ax.set_xticks(numbers, [setting_text(value) for value in numbers])
     ax.minorticks_off()
     ax.set(xlabel=tune.name, ylabel=measure(MEASURE).title)
-    plots.legend(figure, [ax], len(named))
+    chart.legend(len(named))
     caption = f"{measure(MEASURE).label.capitalize()} after {tune.budget:,} steps against {tune.name}; ringed: chosen."
-    return [Picture("tuning", figure, caption)]
+    return [Picture("tuning", chart, caption)]
 
 
 def _table(tune: Tune, named: Mapping[str, TunedChoice]) -> Table:

@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_dot_rows
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.report.estimates import LEVEL, spread
+from lightning_gpt.studies.report.estimates import LEVEL
 from lightning_gpt.studies.report.groups import Group, groups, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section
@@ -51,28 +52,22 @@ class Initialisation(Section):
         measured = [group for group in shown if any(_entropy_shares(result) for result in group.results)]
         if not measured:
             return []
-        height = 1.2 + 0.42 * len(measured)
-        figure, (ax,) = plots.new_figure(height=height, width=7.2)
-        near = 0
-        for row, group in enumerate(measured):
-            shares = [share for result in group.results for share in _entropy_shares(result)]
-            mean = spread(shares)
-            assert mean is not None
-            near += min(shares) >= 1 - _LIKE_UNIFORM
-            ax.plot(shares, [row] * len(shares), "o", color="#0072B2", alpha=0.5, markersize=5)
-            ax.plot([mean.mean], [row], "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
+        shares = {
+            group.label: [share for result in group.results for share in _entropy_shares(result)] for group in measured
+        }
+        near = sum(min(each) >= 1 - _LIKE_UNIFORM for each in shares.values())
+        chart, ax = new_dot_rows(list(shares))
+        plots.draw_rows(chart, ax, shares, means=True)
         ax.axvline(1.0, color="#444444", linewidth=1, linestyle="--")
-        ax.set_yticks(range(len(measured)), [group.label for group in measured])
-        ax.set_ylim(len(measured) - 0.5, -0.5)
         ax.set_xlim(0, 1.05)
-        ax.set_xlabel("attention entropy / entropy of uniform causal attention")
+        ax.set_xlabel("attention entropy / that of uniform attention")
         sentence = (
             f"At step 0 the entropy of attention is at least {1 - _LIKE_UNIFORM:.0%} of that of uniform attention in "
             f"every layer and seed of {near} of {len(measured)} settings: there each token attends almost equally to "
             f"all tokens before it."
         )
         caption = "One dot per layer and seed; bar: mean; dashed: uniform attention."
-        return [Findings([sentence], sentence), Picture("initial_attention", figure, caption)]
+        return [Findings([sentence], sentence), Picture("initial_attention", chart, caption)]
 
 
 def _entropy_shares(result: CellResult) -> list[float]:

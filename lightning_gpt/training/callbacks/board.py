@@ -14,7 +14,6 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lightning_gpt.analysis.attention import readable_tokens
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS
 from lightning_gpt.console import say
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import LanguageModel
@@ -25,7 +24,7 @@ from lightning_gpt.training.module import LanguageModule
 _MOST_TOKENS = 5000
 """The projector reads points as text; more of them take long to write and longer to load."""
 
-_RESULTS = ("val/loss", "val/perplexity", "val/bits_per_byte")
+_RESULTS = ("val/loss", "val/bits_per_byte")
 
 
 def board_of(trainer: L.Trainer) -> SummaryWriter | None:
@@ -39,7 +38,7 @@ def board_of(trainer: L.Trainer) -> SummaryWriter | None:
 class Board(Callback):
     """Lays TensorBoard out for a run.
 
-    - *Custom scalars*: training and validation loss in one chart; one chart per layer diagnostic, with all layers.
+    - *Custom scalars*: training and validation loss in one chart; learning rate, gradient norm and speed below.
     - *HParams*: the run's sizes and settings beside its last validation results. They are written at the start, so
       that a killed run has them too.
     - *Projector*: at the end of fit, the token embeddings with each token, its id and its count in the training text.
@@ -81,23 +80,18 @@ def _write(board: SummaryWriter, *summaries: Any) -> None:
 
 
 def layout() -> dict[str, dict[str, list[Any]]]:
-    """The custom-scalars page: one category per theme, one chart per diagnostic, one line per layer.
+    """The custom-scalars page: the loss first, then what else a run is watched by. Tags are regular expressions.
 
-    Tags are regular expressions.
+    TensorBoard gives all lines of a run one colour, so layers have heatmaps and no chart of many lines here.
     """
-    charts: dict[str, dict[str, list[Any]]] = {
-        "loss": {
-            "training and validation loss (nats)": ["Multiline", ["train/loss$", "val/loss$"]],
-            "training and validation perplexity": ["Multiline", ["train/perplexity$", "val/perplexity$"]],
-            "validation bits per byte": ["Multiline", ["val/bits_per_byte$"]],
-        }
+    return {
+        "loss": {"training and validation loss (nats)": ["Multiline", ["train/loss$", "val/loss$"]]},
+        "training": {
+            "learning rate": ["Multiline", ["train/lr$"]],
+            "gradient norm, before clipping": ["Multiline", ["train/grad_norm$"]],
+            "tokens per second": ["Multiline", ["train/tokens_per_second$"]],
+        },
     }
-    for name, diagnostic in DIAGNOSTICS.items():
-        if diagnostic.on_request:
-            continue  # a chart without curves in most runs; they are among the plain scalars
-        lines = ["Multiline", [rf"layers/{name}/layer_\d+"]]
-        charts.setdefault(f"layers: {diagnostic.theme}", {})[diagnostic.title] = lines
-    return charts
 
 
 def hyper_parameters(trainer: L.Trainer, module: LanguageModule) -> dict[str, int | float | str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, measure, one_value
 from lightning_gpt.analysis.layer_measures import cka_matrix
-from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectrum
+from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectra
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
@@ -206,7 +206,8 @@ class LayerDiagnostics(Callback):
         if self._probe is not None:
             last = self._history[-1]["step"]
             board.add_figure("layers/cka_between_layers", cka_heatmap(cka_matrix(self._probe), last), step)
-            board.add_figure("layers/value_spectrum", value_spectrum(self._probe.value_spectra, last), step)
+            for blocks, figure in value_spectra(self._probe.value_spectra, last).items():
+                board.add_figure(f"layers/value_spectrum/{blocks}", figure, step)
 
 
 def _of_all_layers(module: LanguageModule, own: list[Value]) -> list[Value]:

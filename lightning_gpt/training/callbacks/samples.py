@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_gpt.analysis.attention import NoPattern, attention_maps, readable_tokens
-from lightning_gpt.analysis.plots import heads_grid
+from lightning_gpt.analysis.plots import FewHeads
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
@@ -67,7 +67,8 @@ class Samples(Callback):
             maps = attention_maps(model, ids.to(pl_module.device), readable_tokens(tokenizer, ids))
         except NoPattern:
             return
-        board.experiment.add_figure("attention/pattern", heads_grid(maps, f"step {step:,}"), step)
+        for name, figure in FewHeads(maps).pictures(step):
+            board.experiment.add_figure(f"attention/{name}", figure, step, close=False)
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ from functools import partial
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_dot_rows
 from lightning_gpt.studies.report.comparisons import Comparison, compare_with
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Tested, Written
 from lightning_gpt.studies.report.estimates import SeedSpread
@@ -51,9 +52,9 @@ class Compare(Section):
         if not found:
             return []
         spreads = {label: each.scaled(what.scale) for label, (_, each) in found.items()}
-        figure, ax = plots.new_dot_rows({label: each.values for label, each in spreads.items()})
-        means = [each.mean for each in spreads.values()]
-        ax.plot(means, range(len(means)), "|", color="#1a1a1a", markersize=16, markeredgewidth=2)
+        chart, ax = new_dot_rows(list(spreads))
+        plots.draw_rows(chart, ax, {label: each.values for label, each in spreads.items()}, means=True)
+        plots.readable_axis(ax.xaxis)
         if self.beside in spreads:
             ax.axvline(spreads[self.beside].mean, color="#888888", linewidth=1, linestyle="--", zorder=0)
         ax.set_xlabel(what.title + results.mark(self.measure))
@@ -68,7 +69,7 @@ class Compare(Section):
         return [
             Heading(f"{capital(what.label)} by setting"),
             Tested([each.p for each in tests.values()], partial(self._written, ends, tests, len(found) - 1)),
-            Picture(file_name("compare", self.measure), figure, caption),
+            Picture(file_name("compare", self.measure), chart, caption),
         ]
 
     def _ends(self, found: dict[str, SeedSpread]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread, spread
@@ -63,11 +64,12 @@ class Coordinates(Section):
         sizes = {name: self._sizes(wide) for name, wide in found.items()}
         laws = {name: self._laws(wide, first=False) for name, wide in found.items()}
         starts = {name: self._laws(wide, first=True) for name, wide in found.items()}
-        figure, axes = plots.new_figure(len(found), height=4.3)
+        chart = new_chart(len(found))
+        axes = chart.axes
         for (name, layers), ax in zip(sizes.items(), axes, strict=True):
             looks = plots.looks(len(layers), ordered=True)
             for (layer, points), look in zip(layers.items(), looks, strict=True):
-                plots.draw_spreads(ax, list(points), list(points.values()), look, _layer_name(layer, what.of))
+                plots.draw_spreads(chart, ax, list(points), list(points.values()), look, _layer_name(layer, what.of))
             ax.set(xscale="log", yscale="log", xlabel="width", title=name)
             ax.set_xticks(list(found[name]), [f"{width:,}" for width in found[name]])
             ax.minorticks_off()
@@ -75,14 +77,14 @@ class Coordinates(Section):
         limits = [limit for ax in axes for limit in ax.get_ylim()]
         for ax in axes:
             ax.set_ylim(min(limits), max(limits))
-        plots.legend(figure, axes, max(map(len, sizes.values())))
+        chart.legend(max(map(len, sizes.values())))
         every = [each for layers in sizes.values() for points in layers.values() for each in points.values()]
         seeds = plots.seeds_text(every, "one dot per seed")
         caption = f"{capital(what.title)} ({what.meaning}) after training against the width: {seeds}."
         return [
             Heading(f"{capital(what.title)} against the width"),
             self._findings([sentence for name in found for sentence in self._sentences(name, laws[name])]),
-            Picture(file_name("coordinates", self.diagnostic), figure, caption),
+            Picture(file_name("coordinates", self.diagnostic), chart, caption),
             self._table(sizes, laws, starts),
         ]
 

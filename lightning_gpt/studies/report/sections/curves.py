@@ -4,6 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.document import Block, Heading, Picture
 from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.groups import Group, groups
@@ -30,19 +31,21 @@ class Curves(Section):
         shown = [(group, points) for group in groups(results) if (points := self._points(group))]
         if not shown:
             return []
-        figure, (ax,) = plots.new_figure(height=4.2, width=7.4 if len(shown) > 5 else 6.4)
+        chart = new_chart()
+        (ax,) = chart.axes
         for (group, points), look in zip(shown, plots.looks_of([group for group, _ in shown]), strict=True):
-            plots.draw_band(ax, list(points), list(points.values()), look, group.label)
+            plots.draw_band(chart, ax, list(points), list(points.values()), look, group.label)
         what = measure(self.measure)
+        plots.readable_numbers(ax)
         ax.set(xlabel="optimizer step", ylabel=what.title)
-        plots.legend(figure, [ax], len(shown))
+        chart.legend(len(shown))
         seeds = plots.seeds_text(
             [each for _, points in shown for each in points.values()], "from lowest to highest seed"
         )
         caption = f"{capital(what.label)} over the optimizer steps: {seeds}."
         return [
             Heading(f"{capital(what.label)} during training"),
-            Picture(file_name("curve", self.measure), figure, caption),
+            Picture(file_name("curve", self.measure), chart, caption),
         ]
 
     def _points(self, group: Group) -> dict[int, SeedSpread]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.estimates import LEVEL
 from lightning_gpt.studies.report.fits import POINTS_TO_TELL, Form, Kind, fit_forms, ruled_out
@@ -49,7 +50,8 @@ class Fit(Section):
 
     def blocks(self, results: StudyResults) -> list[Block]:
         x, y = Quantity(self.x), Quantity(self.y)
-        figure, (ax,) = plots.new_figure()
+        chart = new_chart()
+        (ax,) = chart.axes
         shown = [group for group in groups(results) if group.results]
         every: list[tuple[float, float]] = []
         for group, look in zip(shown, plots.looks_of(shown), strict=True):
@@ -57,8 +59,10 @@ class Fit(Section):
             points = [(a, b) for a, b in pairs if a is not None and b is not None]
             every += points
             if points:
-                style = {"color": look.color, "marker": look.marker, "linestyle": "", "markersize": 6}
-                ax.plot(*zip(*points, strict=True), label=group.label, **style)  # type: ignore[arg-type]
+                style = {"color": look.color, "marker": look.marker, "linestyle": "", "markersize": 4}
+                across, up = zip(*points, strict=True)
+                ax.plot(across, up, label=group.label, **style)  # type: ignore[arg-type]
+                chart.note(ax, group.label, "seed", across, up)
         if not every:
             return []
         xs, ys = [a for a, _ in every], [b for _, b in every]
@@ -66,20 +70,22 @@ class Fit(Section):
         for form in forms[:2]:
             grid = np.geomspace(min(xs), max(xs), 100)
             style = {"color": "#444444" if form is forms[0] else "#aaaaaa", "linestyle": _DASHES[form.kind]}
-            ax.plot(grid, [form.at(value) for value in grid], linewidth=1.2, zorder=0, **style)  # type: ignore[arg-type]
+            curve = [form.at(value) for value in grid]
+            ax.plot(grid, curve, linewidth=1, zorder=0, **style)  # type: ignore[arg-type]
+            chart.note(ax, _NAMES[form.kind], "form", grid, curve)
         if self.kind != "linear":
             plots.log_where_far(ax, xs, ys)
         elif max(xs) <= _FEW and all(value == int(value) for value in xs):
             plots.whole_numbers(ax)
         plots.readable_numbers(ax)
         ax.set(xlabel=x.title, ylabel=y.title + results.mark(self.y))
-        plots.legend(figure, [ax], len(shown))
+        chart.legend(len(shown))
         caption = f"{capital(y.label)} against {x.label}: one point per cell (n = {len(every)})"
         caption += f"; dark: {_NAMES[forms[0].kind]}, pale: {_NAMES[forms[1].kind]}." if forms else "."
         caption += results.warning(self.y)
         blocks: list[Block] = [Heading(f"{capital(y.label)} against {x.label}: which form")]
         blocks.append(self._findings(forms, xs) if forms else Findings([self._not_fitted(xs, ys)]))
-        blocks.append(Picture(file_name("fit", self.y, self.x), figure, caption))
+        blocks.append(Picture(file_name("fit", self.y, self.x), chart, caption))
         return [*blocks, self._table(forms, len(every))] if forms else blocks
 
     def _not_fitted(self, xs: Sequence[float], ys: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_dot_rows
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
 from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
@@ -44,7 +45,9 @@ class Flow(Section):
         if not shown:
             return []
         what = diagnostic(self.diagnostic)
-        figure, ax = plots.new_dot_rows({way.group.label: way.ratios for way in shown})
+        rows = {way.group.label: way.ratios for way in shown}
+        chart, ax = new_dot_rows(list(rows))
+        plots.draw_rows(chart, ax, rows, means=False)
         ax.axvline(1.0, color="#1a1a1a", linestyle="--", linewidth=1)
         ax.axvspan(1 / _EVEN, _EVEN, color="#0072B2", alpha=0.08, linewidth=0)
         ax.set_xscale("log")
@@ -60,7 +63,7 @@ class Flow(Section):
         return [
             Heading(f"{capital(what.title)} along the blocks"),
             Findings([*self._sentences(shown), *left_out], self._answer(shown)),
-            Picture(file_name("flow", self.diagnostic), figure, caption),
+            Picture(file_name("flow", self.diagnostic), chart, caption),
             self._table(shown),
         ]
 

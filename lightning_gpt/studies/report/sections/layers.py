@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.comparisons import Comparison, compare
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Tested, Written
@@ -48,11 +49,12 @@ class Layers(Section):
         if not shown:
             return []
         what = diagnostic(self.diagnostic)
-        figure, (before, after) = plots.new_figure(2, height=4.3)
+        chart = new_chart(2)
+        before, after = chart.axes
         for group, look in zip(shown, plots.looks_of(shown), strict=True):
             for ax, first in ((before, True), (after, False)):
                 spreads = group.layers(self.diagnostic, first=first)
-                plots.draw_band(ax, range(len(spreads)), spreads, look, group.label)
+                plots.draw_band(chart, ax, range(len(spreads)), spreads, look, group.label)
         for ax, first in ((before, True), (after, False)):
             ax.set(
                 xlabel="layer (0: embedding)" if what.of == "stream" else "block",
@@ -61,7 +63,7 @@ class Layers(Section):
             plots.whole_numbers(ax)
         before.set_ylabel(what.title)
         _same_scale(before, after, shown, self.diagnostic)
-        plots.legend(figure, [before, after], len(shown))
+        chart.legend(len(shown))
         every = [
             each for group in shown for first in (True, False) for each in group.layers(self.diagnostic, first=first)
         ]
@@ -71,7 +73,7 @@ class Layers(Section):
         return [
             Heading(f"{capital(what.title)} by layer"),
             Tested([test.p for _, _, test in depths], partial(self._findings, shown, depths)),
-            Picture(file_name("layers", self.diagnostic), figure, caption),
+            Picture(file_name("layers", self.diagnostic), chart, caption),
             self._table(shown),
         ]
 
@@ -176,6 +178,10 @@ class Layers(Section):
             "embedding" if what.of == "stream" else "block 0",
             *(str(each) for each in range(1, layers)),
         ]
+        if len(header) > 1 + len(rows):  # a page has more room for rows than for columns
+            labels, *lines = zip(header, *rows, strict=True)
+            header = ["layer" if what.of == "stream" else "block", *labels[1:]]
+            rows = [list(line) for line in lines]
         return Table(header, rows, f"{capital(what.title)} {_WHEN[self.when]}, mean over the seeds.")
 
 

@@ -48,4 +48,5 @@ class SettingsTable(Section):
             )
         if theirs and reference is not None:
             caption += f" Figures of {reference.name} are their own, from other data, sizes and machines."
-        return [Heading("All settings"), Table(header, rows, caption, frozenset(theirs))]
+        keys = len(study.axes) + len(tuned)
+        return [Heading("All settings"), Table(header, rows, caption, frozenset(theirs), max(1, keys))]

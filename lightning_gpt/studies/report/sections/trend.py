@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
+from lightning_gpt.studies.report.chart import Chart, new_chart
 from lightning_gpt.studies.report.comparisons import Comparison, compare
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Tested, Written
 from lightning_gpt.studies.report.estimates import SeedSpread
@@ -66,15 +67,20 @@ class Trend(Section):
         reference = results.study.reference
         theirs = reference.values.get(self.y) if reference is not None and reference.axis == axis else None
         spreads = {label: self._spreads(line) for label, line in lines.items()}
-        figure, axes = plots.new_figure(2 if theirs else 1)
+        chart = new_chart(2 if theirs else 1)
+        axes = chart.axes
         for (label, points), look in zip(spreads.items(), plots.looks(len(lines), ordered=False), strict=True):
-            plots.draw_spreads(axes[0], list(points), list(points.values()), look, label or "ours")
+            plots.draw_spreads(chart, axes[0], list(points), list(points.values()), look, label or "ours")
         axes[0].set(xlabel=self.x, ylabel=what.title + results.mark(self.y))
         if reference is not None and theirs:
-            _draw_beside(axes[1], next(iter(spreads.values())), theirs, reference, self.x)
+            _draw_beside(chart, axes[1], next(iter(spreads.values())), theirs, reference, self.x)
+        plots.readable_axis(axes[0].yaxis)
         for ax in axes:
             _ticks(ax, sorted({x for points in spreads.values() for x in points}))
-        plots.legend(figure, axes[:1], len(lines))
+        if theirs and len(lines) == 1:
+            chart.legend(2, axes[1])
+        else:
+            chart.legend(len(lines))
         every = [each for points in spreads.values() for each in points.values()]
         caption = f"{capital(what.label)} against {self.x}: {plots.seeds_text(every, 'one dot per seed')}."
         if reference is not None and theirs:
@@ -91,7 +97,7 @@ class Trend(Section):
                 [each.p for steps in tests.values() for each in steps.values()],
                 partial(self._written, spreads, tests, against),
             ),
-            Picture(file_name("trend", self.y, self.x), figure, caption),
+            Picture(file_name("trend", self.y, self.x), chart, caption),
         ]
 
     def _lines(self, results: StudyResults, axis: str) -> dict[str, _Line]:
@@ -212,17 +218,17 @@ def _named(study: Study) -> str:
 
 
 def _draw_beside(
-    ax: Axes, ours: dict[float, SeedSpread], theirs: dict[Any, float], reference: Reference, x_title: str
+    chart: Chart, ax: Axes, ours: dict[float, SeedSpread], theirs: dict[Any, float], reference: Reference, x_title: str
 ) -> None:
     first = next(iter(ours.values())).mean
     scaled = [each.scaled(1 / first) for each in ours.values()]
-    plots.draw_spreads(ax, list(ours), scaled, plots.looks(1, ordered=False)[0], "ours")
+    plots.draw_spreads(chart, ax, list(ours), scaled, plots.looks(1, ordered=False)[0], "ours")
     values = list(theirs.values())
-    style = {"color": plots.THEIRS, "linestyle": "--", "marker": "s", "markersize": 5}
+    style = {"color": plots.THEIRS, "linestyle": "--", "marker": "s", "markersize": 3.5, "linewidth": 1.2}
     relative = [value / values[0] for value in values]
     ax.plot([float(x) for x in theirs], relative, label=f"{reference.name} (theirs)", **style)  # type: ignore[arg-type]
+    chart.note(ax, reference.name, "published", [float(x) for x in theirs], relative)
     ax.set(xlabel=x_title, ylabel="relative to the first")
-    ax.legend()
 
 
 def _ticks(ax: Axes, xs: Sequence[float]) -> None:
