@@ -12,6 +12,7 @@ from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.block import Block, blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.diversity import TokenDiversity
@@ -98,6 +99,8 @@ class GPT(LanguageModel):
         ffn = ffns.make_if_chosen(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
         joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "dropout": c.dropout}
         block, routing = blocks.make(c.residual, **joined, n_layer=c.n_layer, layer=layer), c.routing()
+        if c.convolution is not None:
+            convolutions.make(c.convolution, dim=c.dim, layer=layer).add_to(block)
         return block if routing is None else routing.wrap(block, layer, c.dim)
 
     def init_all(self) -> None:

@@ -125,6 +125,11 @@ def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> 
             f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias, logit_softcap or "
             f"logit_divisor cannot be divided: use parallel.shard"
         )
+    if model.config.convolution is not None:
+        raise CallError(
+            f"parallel.tensor {size} divides heads and hidden units, and the convolution of a block cannot be divided: "
+            f"use parallel.shard"
+        )
     vocabulary = model.config.vocab_size
     if (size - 1) * -(-vocabulary // size) >= vocabulary:
         raise CallError(f"parallel.tensor {size} leaves devices without a part of the vocabulary of {vocabulary}")

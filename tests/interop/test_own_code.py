@@ -54,6 +54,7 @@ ALONE: list[dict[str, Any]] = [
         },
     },
     {"token_routing": {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5}},
+    {"convolution": "canon", "attention": ["gated", "full"], "ffn": "swiglu"},
     {"layer_drop": {"kind": "constant", "rate": 0.2}, "norm": "rms_plus_one", "residual": "sandwich"},
     {"ffn": ["none", "geglu"], "residual": {"kind": "parallel", "n_norm": 2}, "embedding_norm": "layer"},
 ]

@@ -6,6 +6,7 @@ from typing import Any
 from lightning_gpt.models import GPT, GPTConfig, MemoryGPTConfig
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.block import blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.memory.base import memories
 from lightning_gpt.models.memory.gpt import gpt_with
@@ -31,6 +32,7 @@ OPTIONS: dict[str, Any] = {
 """Small values for the options that a variant requires, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
+    "convolution": convolutions,
     "ffn": ffns,
     "layer_drop": layer_drops,
     "memory": memories,
@@ -105,6 +107,21 @@ EXTENDED: list[dict[str, Any]] = [
     },
     {"attention": ["value_residual", {"kind": "value_residual", "head_dim": 6}]},
     {"attention": [{"kind": "full", "head_dim": 6}, "differential"], "position": "rotary"},
+    {"convolution": {"kind": "canon", "places": "AC"}, "attention": "delta_net", "ffn": {"kind": "moe", "n_expert": 4}},
+    {
+        "convolution": {"kind": "canon", "width": 2},
+        "attention": ["gated", {"kind": "window", "window": 5, "n_kv_head": 2}],
+        "position": "rotary",
+        "qk_norm": "rms",
+        "ffn": "swiglu",
+        "residual": "parallel",
+    },
+    {"convolution": {"kind": "canon", "places": "B"}, "attention": ["linear", "differential"], "residual": "post"},
+    {
+        "convolution": {"kind": "canon", "places": "AB", "width": 6},
+        "attention": ["neutreno", "scalable"],
+        "ffn": "none",
+    },
     {"ffn": ["none", "gelu"]},
     {"ffn": ["swiglu", "none", {"kind": "moe", "n_expert": 4}], "n_layer": 3, "residual": "parallel"},
     *({"residual": rule, "ffn": "none"} for rule in blocks.names),

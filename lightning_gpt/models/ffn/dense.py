@@ -1,5 +1,7 @@
 """Position-wise feed-forward networks; gated ones are in :mod:`.gated`, mixtures of experts in :mod:`.moe`."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,6 +38,7 @@ class FeedForward(Layer):
         pieces = dict.fromkeys(self.pieces, hidden)
         self.up = Linear(dim, len(pieces) * hidden, bias=bias, maps=("stream", "hidden"), pieces=pieces)
         self.down = Linear(hidden, dim, bias=bias, maps=("hidden", "stream"))
+        self.convolution: Layer | None = None
 
     @staticmethod
     def default_hidden(dim: int) -> int:
@@ -51,9 +54,16 @@ class FeedForward(Layer):
         """By hidden units."""
         return Cut(units=("hidden",), into="up", out="down")
 
+    def convolve(self, make: Callable[[int], Layer]) -> bool:
+        self.convolution = make(self.up.out_features)
+        return True
+
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """Map ``(..., dim)`` to the same shape."""
-        hidden = self.see("hidden", self.activate(self.up(x)))
+        up = self.up(x)
+        if self.convolution is not None:
+            up = self.convolution(up, context)
+        hidden = self.see("hidden", self.activate(up))
         return self.see("output", self.down(hidden))
 
 
