@@ -25,28 +25,23 @@ class QKClip:
         model: The model, on its device.
         threshold: τ.
         largest: Combines the processes.
-        is_spread: Whether a layout gives each process a part of the model only.
 
     Raises:
-        CallError: A layer of the model has no such weights, or not here.
+        CallError: A layer of the model has no such weights.
     """
 
-    def __init__(self, model: LanguageModel, threshold: float, largest: Largest, is_spread: bool = False) -> None:
+    def __init__(self, model: LanguageModel, threshold: float, largest: Largest) -> None:
         require_clippable(model)
-        if is_spread:
-            raise CallError("optimization.qk_clip and parallel cannot be combined: leave one of them out")
         self.threshold, self._largest = threshold, largest
-        self.is_taken = True
-        """Whether the optimizer step under way changes the weights; nothing is clipped if not."""
         mixers = dict.fromkeys(view.mixer for view in model.block_views())
         self._attentions = [mixer for mixer in mixers if isinstance(mixer, CausalAttention)]
         for attention in self._attentions:
             attention.largest_scores = LargestScores(attention.n_head, next(attention.parameters()))
 
-    def end_step(self) -> None:
-        """Clip by the scores of the step, unless it was not taken, and forget them."""
+    def end_step(self, taken: bool) -> None:
+        """Clip by the scores of the step if it was taken, and forget them."""
         found = [each.largest_scores.take() for each in self._attentions if each.largest_scores is not None]
-        if not self.is_taken:
+        if not taken:
             return
         every = self._largest(torch.cat(found))
         # a score that is not finite says nothing about the weights of its head

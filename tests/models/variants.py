@@ -64,6 +64,16 @@ def choices(part: str) -> Iterator[Given]:
 ROUTED = {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5, "decision": "router"}
 """A choice of tokens in every block, so that each meets what the one before has made of a few."""
 SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tokens", "segment": 4, "n_memory": 2}
+NGPT: dict[str, Any] = {
+    "residual": "spherical",
+    "attention": "spherical",
+    "ffn": "spherical_swiglu",
+    "position": "rotary",
+    "bias": False,
+    "tie_embeddings": False,
+    "logit_scale": True,
+}
+"""All parts of nGPT."""
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
@@ -122,6 +132,8 @@ EXTENDED: list[dict[str, Any]] = [
         "attention": ["neutreno", "scalable"],
         "ffn": "none",
     },
+    NGPT,
+    {**NGPT, "attention": {"kind": "spherical", "n_kv_head": 2}, "convolution": "canon", "ffn": "relu2"},
     {"ffn": ["none", "gelu"]},
     {"ffn": ["swiglu", "none", {"kind": "moe", "n_expert": 4}], "n_layer": 3, "residual": "parallel"},
     *({"residual": rule, "ffn": "none"} for rule in blocks.names),

@@ -15,6 +15,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.adapters import LoRA
 from lightning_gpt.models.record import record
+from lightning_gpt.training.after_step import AfterStep
 from lightning_gpt.training.callbacks import Spikes
 from lightning_gpt.training.module import GPTModule, SingleHeadModule
 from lightning_gpt.training.optim import Optimization
@@ -137,7 +138,7 @@ def test_the_largest_of_all_processes_counts_and_what_is_not_finite_does_not() -
 
     clip = QKClip(model, 1.0, of_two)
     model.train()(random_ids(17, 2, 12))
-    clip.end_step()
+    clip.end_step(taken=True)
     assert seen[0].isfinite().all()
     q = torch.split(model.blocks[0].attention.qkv.weight / before, 16)[0]
     np.testing.assert_allclose(q.detach()[:, 0].view(4, 4)[:, 0], [0.5, 1, 1, 1], rtol=1e-10)
@@ -170,4 +171,4 @@ def test_a_single_head_and_a_layout_are_refused() -> None:
     with pytest.raises(CallError, match=r"optimization\.qk_clip is for a GPT; this model is a single_head"):
         SingleHeadModule(Optimization(qk_clip=1.0), dim=8, vocab_size=17)
     with pytest.raises(CallError, match=r"optimization\.qk_clip and parallel cannot be combined"):
-        QKClip(module_of(1.0).model, 1.0, lambda own: own, is_spread=True)
+        AfterStep(module_of(1.0).model, Optimization(qk_clip=1.0), lambda own: own, is_spread=True)
