@@ -49,7 +49,7 @@ class SphericalAttention(MultiHeadAttention):
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Rotate queries or keys ``(batch, heads, time, width)``, then norm and scale them."""
-        s = (self.sharpness / self.unit).view(self.n_kv_head, 1, self.head_dim)
+        s: Tensor = (self.sharpness / self.unit).view(self.n_kv_head, 1, self.head_dim)
         unit: Tensor = F.normalize(context.rotate(x, self.rotary), dim=-1)
         return unit * s.repeat_interleave(x.shape[1] // self.n_kv_head, dim=0).to(x.dtype)
 
