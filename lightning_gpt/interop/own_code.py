@@ -13,6 +13,7 @@ from lightning_gpt.interop.single_file import as_one_file, modules_of
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.block import blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
@@ -38,6 +39,7 @@ _REGISTRIES: Mapping[str, Registry[Any]] = {
     "embedding_norm": norms,
     "position": position_schemes,
     "residual": blocks,
+    "convolution": convolutions,
     "layer_drop": layer_drops,
     "token_routing": token_routings,
 }

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.kv_cache import LayerState
+from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState, WithInputs
 from lightning_gpt.models.layer import Layer, all_matrices
 from lightning_gpt.models.registry import Registry
+from lightning_gpt.models.short_convolution import ShortConvolution
 
 Branch = Callable[[Tensor, Context], Tensor]
 
@@ -50,6 +51,8 @@ class Block(Layer):
         self.ffn_norm = None if ffn is None else norm()
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
+        self.attention_convolution: ShortConvolution | None = None
+        self.ffn_convolution: ShortConvolution | None = None
 
     @property
     def unwrapped(self) -> "Block":
@@ -74,7 +77,11 @@ class Block(Layer):
 
     def new_state(self, capacity: int) -> LayerState:
         """Empty state of this block for sequences of up to ``capacity`` tokens."""
-        return self.attention.new_state(capacity)
+        state = self.attention.new_state(capacity)
+        convolutions = [part for part in self.modules() if isinstance(part, ShortConvolution)]
+        if not convolutions:
+            return state
+        return WithInputs(state, {each.name: KeyValues(each.width - 1 + LOOKAHEAD) for each in convolutions})
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The attention's input, from which keys and values are computed."""
@@ -82,12 +89,16 @@ class Block(Layer):
 
     def attended(self, x: Tensor, context: Context) -> Tensor:
         """The first branch's output, dropout included."""
+        if self.attention_convolution is not None:
+            x = self.attention_convolution(x, context)
         run = self.attention if self.around_attention is None else self.around_attention(self.attention)
         return self.dropout(run(x, context))  # type: ignore[no-any-return]
 
     def fed(self, x: Tensor, context: Context) -> Tensor:
         """The second branch's output, dropout included."""
         assert self.ffn is not None
+        if self.ffn_convolution is not None:
+            x = self.ffn_convolution(x, context)
         return self.dropout(self.ffn(x, context))  # type: ignore[no-any-return]
 
     def ffn_input(self, x: Tensor) -> Tensor:

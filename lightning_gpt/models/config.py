@@ -7,6 +7,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import Backend
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.block import blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
@@ -54,6 +55,8 @@ class GPTConfig:
         head_bias: Whether the output head has a bias.
         logit_divisor: What logits are divided by, before they are bounded (Granite; Shen et al. 2024, 2408.13359).
         logit_softcap: c, if logits become ``c tanh(logits / c)`` (Gemma Team 2024, 2408.00118, section 2).
+        convolution: Short convolutions over neighbouring tokens, for example ``{kind: canon, places: AC}``.
+        logit_scale: Whether each token's logit has a learned factor (nGPT's s_z; Loshchilov et al. 2024, 2410.01131).
         layer_drop: Which blocks a training step skips, for example ``{kind: linear, rate: 0.2}``.
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
         n_unique: Number of blocks with their own weights; layer i runs block i modulo ``n_unique``. ``n_layer`` if
@@ -90,6 +93,8 @@ class GPTConfig:
     head_bias: bool = False
     logit_divisor: Positive = 1.0
     logit_softcap: Positive | None = None
+    logit_scale: bool = False
+    convolution: Given = None
     layer_drop: Given = None
     token_routing: Given = None
     n_unique: Depth | None = None
@@ -105,12 +110,18 @@ class GPTConfig:
         self._read("position", position_schemes.require(self.position))
         self._read("attention", attentions.pattern(self.attention))
         self._read("ffn", ffns.pattern(self.ffn))
+        self._read("convolution", convolutions.read(self.convolution))
         self._read("layer_drop", layer_drops.read(self.layer_drop))
         self._read("token_routing", token_routings.read(self.token_routing))
         check_options(GPTConfig.__init__, vars(self))
         self._check_shared()
         self._check_heads()
-        self.routing()
+        self._check_scale()
+        if self.routing() is not None and self.convolution is not None:
+            raise CallError(
+                "convolution and token_routing cannot be combined, as the neighbours of a token may skip a block: "
+                "leave one of them out"
+            )
         if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
             raise CallError(
                 f"zero_projections and residual {self.residual} cannot be combined: every gradient would stay 0"
@@ -128,6 +139,20 @@ class GPTConfig:
             residual=self.residual,
             attention=self.attention,
         )
+
+    def _check_scale(self) -> None:
+        """A head with factors has a matrix of its own, and nothing else."""
+        if not self.logit_scale:
+            return
+        if self.tie_embeddings:
+            raise CallError("logit_scale needs an output head of its own: set tie_embeddings to false")
+        for option, is_set in {
+            "head_bias": self.head_bias,
+            "logit_divisor": self.logit_divisor != 1,
+            "logit_softcap": self.logit_softcap is not None,
+        }.items():
+            if is_set:
+                raise CallError(f"logit_scale and {option} cannot be combined: leave one of them out")
 
     def _check_heads(self) -> None:
         """Unless the attention sets ``head_dim``, ``dim`` must be divisible by ``n_head``."""

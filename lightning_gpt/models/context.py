@@ -1,13 +1,13 @@
 """What the layers of one forward pass share besides the residual stream."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.kv_cache import Cache, LayerState
+from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState, WithInputs
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import Positions
 
@@ -71,11 +71,12 @@ class Context:
         documents: Each token's document, ``(batch, time)``, if documents are kept apart.
         scheme: The position scheme.
         cache: The layers' states, if earlier tokens were read before.
-        state: The state of the layer being run.
+        state: The state of the mixer of the layer being run.
         lengths: Number of real tokens per row, ``(batch,)``, if rows are padded at the end.
         ids: The token ids, ``(batch, time)``; None if a layer is run on its own.
         losses: Used by parts to add auxiliary losses; None outside training passes.
         shared: Values the layers share.
+        recent: The last inputs of the short convolutions of the layer being run, by their names, if there is a cache.
     """
 
     positions: Tensor | None = None
@@ -87,10 +88,16 @@ class Context:
     ids: Tensor | None = None
     losses: PartLosses | None = None
     shared: Shared = field(default=_ALONE)
+    recent: Mapping[str, KeyValues] | None = None
 
     def at_layer(self, layer: int) -> "Context":
         """The context for one layer: with that layer's state, if there is a cache."""
-        return self if self.cache is None else replace(self, state=self.cache.layers[layer])
+        if self.cache is None:
+            return self
+        state = self.cache.layers[layer]
+        if isinstance(state, WithInputs):
+            return replace(self, state=state.mixer, recent=cast(Mapping[str, KeyValues], state.inputs))
+        return replace(self, state=state)
 
     @property
     def key_documents(self) -> Tensor | None:

@@ -7,11 +7,12 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 
 from torch import Tensor, nn
 
-from lightning_gpt.models import depth_factors, residual  # noqa: F401  (imported to register their variants)
+from lightning_gpt.models import depth_factors, residual, spherical  # noqa: F401  (imported to register their variants)
 from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.block import Block, blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.diversity import TokenDiversity
@@ -23,6 +24,7 @@ from lightning_gpt.models.norms import NoNorm, Norm, norms
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.registry import at_layer
+from lightning_gpt.models.scaled_head import ScaledHead
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.layers import run_layers
 from lightning_gpt.models.wrappers.token_routing import RoutedBlock
@@ -72,6 +74,8 @@ class GPT(LanguageModel):
 
     def _head(self) -> OutputHead:
         c, tied_to = self.config, self.token_embedding if self.config.tie_embeddings else None
+        if c.logit_scale:
+            return ScaledHead(c.dim, c.vocab_size)
         if not c.head_bias and c.logit_softcap is None and c.logit_divisor == 1:
             return OutputHead(c.dim, c.vocab_size, tied_to)
         return AdjustedHead(
@@ -98,6 +102,8 @@ class GPT(LanguageModel):
         ffn = ffns.make_if_chosen(at_layer(c.ffn, layer), dim=c.dim, bias=c.bias)
         joined = {"attention": attention, "ffn": ffn, "norm": self._norm, "dim": c.dim, "dropout": c.dropout}
         block, routing = blocks.make(c.residual, **joined, n_layer=c.n_layer, layer=layer), c.routing()
+        if c.convolution is not None:
+            convolutions.make(c.convolution, dim=c.dim, layer=layer).add_to(block)
         return block if routing is None else routing.wrap(block, layer, c.dim)
 
     def init_all(self) -> None:

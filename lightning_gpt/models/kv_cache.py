@@ -4,7 +4,7 @@ A :class:`Cache` holds one state per layer; for softmax attention the state is i
 Rows of a batch may have different lengths: each token's position decides what it sees.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -161,6 +161,40 @@ class KeyValues:
             return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at], -1)
         used = min(self.seen, self.capacity)
         return self.k[..., :used, :], self.v[..., :used, :], self.places[:, :used]
+
+
+class WithInputs:
+    """The state of a layer with short convolutions: that of its mixer, and the last inputs of each convolution.
+
+    Args:
+        mixer: The mixer's state.
+        inputs: By the convolution's name: its inputs, as keys without values.
+    """
+
+    row_tensors: tuple[str, ...] = ()
+
+    def __init__(self, mixer: LayerState, inputs: Mapping[str, LayerState]) -> None:
+        self.mixer, self.inputs = mixer, inputs
+        self.can_truncate = all(each.can_truncate for each in self._each())
+        self.can_be_fixed = all(each.can_be_fixed for each in self._each())
+        self.can_share = all(each.can_share for each in self._each())
+
+    def _each(self) -> Sequence[LayerState]:
+        return self.mixer, *self.inputs.values()
+
+    def changed(self, change: Callable[[LayerState], LayerState]) -> "WithInputs":
+        """What ``change`` makes of each of its states."""
+        return WithInputs(change(self.mixer), {name: change(each) for name, each in self.inputs.items()})
+
+    def truncate(self, length: int) -> None:
+        """Forget positions ``length`` and later."""
+        for each in self._each():
+            each.truncate(length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, ``(new,)`` indices, in this order."""
+        for each in self._each():
+            each.select(rows)
 
 
 class Cache:

@@ -8,7 +8,7 @@ Code outside a layer does not infer what it is from its name, type or position; 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -125,6 +125,14 @@ class Layer(nn.Module):
     def cut(self) -> Cut | None:
         """How the layer is divided over devices; None if it cannot be."""
         return None
+
+    def convolve(self, make: Callable[[int], Layer]) -> bool:
+        """Convolve the layer's first product, as wide as the argument of ``make``, over neighbouring tokens.
+
+        Returns:
+            Whether it can; it did nothing if not.
+        """
+        return False
 
     def flops(self, positions: Tensor) -> float:
         """FLOPs of the matrix products in one token's forward pass, averaged over ``positions``."""

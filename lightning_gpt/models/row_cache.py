@@ -7,7 +7,7 @@ pass always reads a contiguous range and copies nothing.
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState
+from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState, WithInputs
 
 
 class _Places:
@@ -140,6 +140,8 @@ class RowCache(Cache):
         super().__init__([self._shared(layer) for layer in of.layers])
 
     def _shared(self, layer: LayerState) -> LayerState:
+        if isinstance(layer, WithInputs):
+            return layer.changed(self._shared)
         if layer.row_tensors:
             self._tensors.append(_RowTensors(layer))
             return layer

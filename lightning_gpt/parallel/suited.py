@@ -10,6 +10,7 @@ from lightning_gpt.models.adapters import adapter_names
 from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.layer import Cut, Layer
 from lightning_gpt.models.registry import at_layer
+from lightning_gpt.models.scaled_head import ScaledHead
 from lightning_gpt.parallel.context import require_divisible_rows
 from lightning_gpt.parallel.experts import require_experts
 from lightning_gpt.parallel.layout import Layout
@@ -120,10 +121,15 @@ def _require_divisible(model: LanguageModel, layout: Layout, compiles: bool) -> 
             f"compile_blocks and parallel.tensor {size} cannot be combined: leave one of them out, or divide by "
             f"parallel.shard"
         )
-    if isinstance(model.head, AdjustedHead):
+    if isinstance(model.head, AdjustedHead | ScaledHead):
         raise CallError(
-            f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias, logit_softcap or "
-            f"logit_divisor cannot be divided: use parallel.shard"
+            f"parallel.tensor {size} divides the vocabulary, and an output head with head_bias, logit_softcap, "
+            f"logit_divisor or logit_scale cannot be divided: use parallel.shard"
+        )
+    if model.config.convolution is not None:
+        raise CallError(
+            f"parallel.tensor {size} divides heads and hidden units, and the convolution of a block cannot be divided: "
+            f"use parallel.shard"
         )
     vocabulary = model.config.vocab_size
     if (size - 1) * -(-vocabulary // size) >= vocabulary:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -28,12 +29,12 @@ from lightning_gpt.models.registry import Given
 from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients
 from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
 from lightning_gpt.training import resumed
+from lightning_gpt.training.after_step import AfterStep, start
 from lightning_gpt.training.compiling import CompiledBlocks
 from lightning_gpt.training.evaluation import EvaluatedModule
 from lightning_gpt.training.expert_balance import ExpertBalance
-from lightning_gpt.training.mup import rescale
 from lightning_gpt.training.named_states import name_states
-from lightning_gpt.training.optim import Optimization, optimizer, schedule
+from lightning_gpt.training.optim import Optimization, optimizer, require_frozen, schedule
 from lightning_gpt.training.recurrence import lane_states, micro_batch_of, remembering
 from lightning_gpt.training.schedules import Stage, accumulated_at, batch_stages
 from lightning_gpt.training.seeding import seed_generators
@@ -75,6 +76,8 @@ class LanguageModule(EvaluatedModule):
         """The adapters that are trained, and nothing else; None if all weights are."""
         self.experts: ExpertBalance | None = None
         """The balance of the model's mixtures of experts; None before fit."""
+        self._after_step: AfterStep | None = None
+        self._is_taken = True
         self._mark: Mark | None = None
         self._stages: tuple[Stage, ...] = ()
         self._group_options: list[dict[str, Any]] = []
@@ -86,8 +89,7 @@ class LanguageModule(EvaluatedModule):
         self._lanes = lane_states(model)
         if self._lanes is not None and compile_blocks:
             raise CallError("compile_blocks and memory cannot be combined: leave one of them out")
-        if optimization.mup is not None:
-            rescale(model, optimization.mup)
+        start(model, optimization)
 
     def setup(self, stage: str) -> None:
         """Remember the Trainer's number of accumulated micro-batches, which is another while the batch warms up."""
@@ -174,13 +176,16 @@ class LanguageModule(EvaluatedModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Balance the experts by the tokens of this step, unless a callback removed its gradients to skip it."""
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._is_taken = any(parameter.grad is not None for parameter in parameters)
         if self.experts is not None:
-            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            self.experts.end_step(taken=any(parameter.grad is not None for parameter in parameters))
+            self.experts.end_step(self._is_taken)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step; only then do its rows count as trained on."""
         super().optimizer_step(*args, **kwargs)
+        if self._after_step is not None:
+            self._after_step.end_step(self._is_taken)
         data = self.text
         if data is not None and self._mark is not None:
             data.trained_on(self._mark)
@@ -232,8 +237,10 @@ class LanguageModule(EvaluatedModule):
 
     def on_fit_start(self) -> None:
         """Find the mixtures of experts; refuse data that the memory or the batch warm-up cannot work with."""
-        self.experts = ExpertBalance(self.model, self._total)
+        self.experts = ExpertBalance(self.model, partial(self._over_all, by="sum"))
         self._speed_up()
+        largest = partial(self._over_all, by="max")
+        self._after_step = AfterStep(self.model, self.optimization, largest, self.is_spread)
         data = self.text
         if data is None:
             return
@@ -266,11 +273,11 @@ class LanguageModule(EvaluatedModule):
             return "the model has parts whose work changes with the data (memory, experts, token_routing or layer_drop)"
         return None
 
-    def _total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
-        total = self.trainer.strategy.reduce(tensor, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
+    def _over_all(self, tensor: Tensor, by: str) -> Tensor:
+        """The entrywise sum or largest of a tensor over all processes."""
+        reduced = self.trainer.strategy.reduce(tensor, reduce_op=by)
+        assert isinstance(reduced, Tensor)
+        return reduced
 
     def on_train_start(self) -> None:
         """Apply the config's options to a resumed run, and refuse to validate inside an accumulated optimizer step.
@@ -369,9 +376,7 @@ class GPTModule(LanguageModule):
     ) -> None:
         model = gpt_with(memory, GPTConfig(**config))
         if lora is not None:
-            if optimization.optimizer != "adamw" or optimization.mup is not None:
-                what = "optimizer muon" if optimization.mup is None else "mup"
-                raise CallError(f"model.lora and optimization.{what} cannot be combined: leave one of them out")
+            require_frozen(optimization)
             adapt(model, lora)
         super().__init__(model, optimization, compile_blocks, graph_steps)
         self.lora = lora

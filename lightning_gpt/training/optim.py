@@ -44,6 +44,11 @@ class Optimization:
             ``val/loss`` does not.
         batch_warmup: Share of all optimizer steps over which the batch grows from one micro-batch to
             ``accumulate_grad_batches``.
+        qk_clip: τ: after a step in which a head's largest score, before any mask or bias, was above τ, its weights of
+            queries and keys are scaled so that it becomes τ (Kimi Team 2025, 2507.20534, section 2.1, with τ = 100).
+            None for no bound.
+        unit_weights: Whether every vector of a matrix that meets the residual stream is scaled to length 1 before the
+            first step and after each (nGPT; Loshchilov et al. 2024, 2410.01131, section 2.6).
     """
 
     optimizer: OptimizerName = "adamw"
@@ -59,9 +64,15 @@ class Optimization:
     mup: MuP | None = None
     z_loss: NotNegative = 0.0
     batch_warmup: ShareBelowOne = 0.0
+    qk_clip: Positive | None = None
+    unit_weights: bool = False
 
     def __post_init__(self) -> None:
         check_options(Optimization.__init__, vars(self))
+        if self.unit_weights and self.mup is not None:
+            raise CallError(
+                "optimization.mup scales weights and unit_weights sets their lengths: leave one of them out"
+            )
         if self.schedule == "wsd" and self.warmup + self.stable > 1:
             raise CallError(
                 f"warmup {self.warmup} and stable {self.stable} are shares of the steps; together they exceed 1"
@@ -146,6 +157,15 @@ def optimizer(
     theirs = {parameter for members in matrices.values() for parameter in members}
     rest = [parameter for parameter in model.parameters() if parameter not in theirs]
     return Muon(matrices, o.muon, _adamw(model, rest, o.lr, o.weight_decay, o.betas, fused, rates), dtype)
+
+
+def require_frozen(optimization: Optimization) -> None:
+    """Raise a CallError for options that change weights which adapters leave as they are."""
+    changing = {"optimizer muon": optimization.optimizer == "muon"}
+    changing |= {name: getattr(optimization, name) is not None for name in ("mup", "qk_clip")}
+    changing["unit_weights"] = optimization.unit_weights
+    for what in (name for name, is_set in changing.items() if is_set):
+        raise CallError(f"model.lora and optimization.{what} cannot be combined: leave one of them out")
 
 
 def schedule(optimizer: torch.optim.Optimizer, optimization: Optimization, total_steps: int) -> LambdaLR:

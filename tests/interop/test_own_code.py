@@ -22,7 +22,7 @@ from lightning_gpt.models import GPTConfig, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.norms import NoNorm, norms
 from lightning_gpt.models.registry import plain
 from tests.models.helpers import random_ids, randomise
-from tests.models.variants import SIZES, build
+from tests.models.variants import NGPT, SIZES, build
 from tests.processes import environment, run_forked
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -54,6 +54,8 @@ ALONE: list[dict[str, Any]] = [
         },
     },
     {"token_routing": {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5}},
+    {"convolution": "canon", "attention": ["gated", "full"], "ffn": "swiglu"},
+    NGPT,
     {"layer_drop": {"kind": "constant", "rate": 0.2}, "norm": "rms_plus_one", "residual": "sandwich"},
     {"ffn": ["none", "geglu"], "residual": {"kind": "parallel", "n_norm": 2}, "embedding_norm": "layer"},
 ]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Array = NDArray[np.float64]
-Reference = Callable[[Array, Mapping[str, Array]], Array]
+State = Mapping[str, Array]
+Reference = Callable[[Array, State], Array]
 """One sequence ``(time, dim)`` and the module's parameters to what the module makes of it."""
 
 STEP = 1e-5

@@ -43,8 +43,8 @@ def test_a_kind_and_its_gradient_equal_the_formula(name: str, backend: str, head
 
 
 def test_every_registered_kind_has_a_formula() -> None:
-    # without fused queries, keys and values alone: test_latent.py, test_delta_net.py, test_gated.py
-    own_layers = {"latent", "delta_net", "gated"}
+    # without fused queries, keys and values alone: test_latent.py, test_delta_net.py, test_gated.py; test_spherical.py
+    own_layers = {"latent", "delta_net", "gated", "spherical"}
     heads = {choice if isinstance(choice, str) else choice["kind"] for choice, _ in HEADS.values()}
     assert heads | own_layers == set(attentions.names)
 

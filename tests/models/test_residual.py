@@ -190,7 +190,7 @@ def test_layerscale_starts_where_it_is_told(choice: Given, start: float) -> None
 @pytest.mark.parametrize("rule", blocks.names)
 def test_the_model_norms_once_what_comes_out_of_its_last_block(rule: str) -> None:
     model = GPT(GPTConfig(n_layer=2, n_head=2, dim=6, block_size=4, vocab_size=5, residual=rule))
-    assert isinstance(model.final_norm, nn.Identity) == (rule in ("post", "deepnorm"))
+    assert isinstance(model.final_norm, nn.Identity) == (rule in ("post", "deepnorm", "spherical"))
 
 
 @pytest.mark.parametrize("rule", FORMULAS)

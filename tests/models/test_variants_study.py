@@ -12,7 +12,11 @@ from tests.models.variants import PARTS, fresh
 
 STUDY = yaml.safe_load((Path(__file__).parents[2] / "configs/studies/variants.yaml").read_text())
 VARIANTS: dict[str, dict[str, Any]] = {
-    name: {key.removeprefix("model.init_args."): value for key, value in changes.items()}
+    name: {
+        key.removeprefix("model.init_args."): value
+        for key, value in changes.items()
+        if not key.startswith("model.init_args.optimization.")
+    }
     for name, changes in STUDY["variants"].items()
 }
 

@@ -6,6 +6,7 @@ from typing import Any
 from lightning_gpt.models import GPT, GPTConfig, MemoryGPTConfig
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.block import blocks
+from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.memory.base import memories
 from lightning_gpt.models.memory.gpt import gpt_with
@@ -31,6 +32,7 @@ OPTIONS: dict[str, Any] = {
 """Small values for the options that a variant requires, so that a short sequence shows what it hides."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
+    "convolution": convolutions,
     "ffn": ffns,
     "layer_drop": layer_drops,
     "memory": memories,
@@ -62,6 +64,16 @@ def choices(part: str) -> Iterator[Given]:
 ROUTED = {"kind": "mixture_of_depths", "every": 1, "capacity": 0.5, "decision": "router"}
 """A choice of tokens in every block, so that each meets what the one before has made of a few."""
 SEGMENTS, TOKENS = {"kind": "segment", "segment": 4, "length": 6}, {"kind": "tokens", "segment": 4, "n_memory": 2}
+NGPT: dict[str, Any] = {
+    "residual": "spherical",
+    "attention": "spherical",
+    "ffn": "spherical_swiglu",
+    "position": "rotary",
+    "bias": False,
+    "tie_embeddings": False,
+    "logit_scale": True,
+}
+"""All parts of nGPT."""
 EXTENDED: list[dict[str, Any]] = [
     {"position": {"kind": "rotary", "factor": 4.0}},
     {"position": {"kind": "rotary", "factor": 4.0, "extension": "ntk"}},
@@ -105,6 +117,23 @@ EXTENDED: list[dict[str, Any]] = [
     },
     {"attention": ["value_residual", {"kind": "value_residual", "head_dim": 6}]},
     {"attention": [{"kind": "full", "head_dim": 6}, "differential"], "position": "rotary"},
+    {"convolution": {"kind": "canon", "places": "AC"}, "attention": "delta_net", "ffn": {"kind": "moe", "n_expert": 4}},
+    {
+        "convolution": {"kind": "canon", "width": 2},
+        "attention": ["gated", {"kind": "window", "window": 5, "n_kv_head": 2}],
+        "position": "rotary",
+        "qk_norm": "rms",
+        "ffn": "swiglu",
+        "residual": "parallel",
+    },
+    {"convolution": {"kind": "canon", "places": "B"}, "attention": ["linear", "differential"], "residual": "post"},
+    {
+        "convolution": {"kind": "canon", "places": "AB", "width": 6},
+        "attention": ["neutreno", "scalable"],
+        "ffn": "none",
+    },
+    NGPT,
+    {**NGPT, "attention": {"kind": "spherical", "n_kv_head": 2}, "convolution": "canon", "ffn": "relu2"},
     {"ffn": ["none", "gelu"]},
     {"ffn": ["swiglu", "none", {"kind": "moe", "n_expert": 4}], "n_layer": 3, "residual": "parallel"},
     *({"residual": rule, "ffn": "none"} for rule in blocks.names),

@@ -14,7 +14,8 @@ CANNOT = (
     "attention joint_norm",
     "n_kv_head 1",
     "layer_drop",
-    "head_bias, logit_softcap or logit_divisor",
+    "head_bias, logit_softcap, logit_divisor or logit_scale",
+    "convolution of a block",
     "needs whole rows",
 )
 """What of the variants cannot be divided, as the lines that refuse them say."""

@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gated": {"ffn": {"kind": "moe", "n_expert": 2, "top_k": 2, "n_shared": 1, "shared_gate": True, "hidden": 64}},
     "multiplied": {"residual": "multiplied", "logit_divisor": 2.0, "embedding_scale": 3.0},
     "shared": {"n_unique": 1},
+    "canon": {"convolution": "canon"},
     "pattern": {"n_layer": 8, "attention": [{"kind": "window", "window": 16}, "full"], "position": "rotary"},
     "deep": {"n_layer": 8, "checkpointing": "block"},
     "first values": {"n_layer": 6, "attention": "value_residual"},

@@ -1,4 +1,4 @@
-"""Muon, averaged weights and a growing batch together: a killed and resumed run is the run left alone."""
+"""Muon, averaged weights, clipped scores, a growing batch: a killed and resumed run is the run left alone."""
 
 import signal
 from pathlib import Path
@@ -17,6 +17,7 @@ RECIPE = {
     "schedule": "wsd",
     "stable": 0.5,
     "batch_warmup": 0.5,
+    "qk_clip": 0.05,
 }
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.attention.formula import scaled_scores
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
@@ -92,6 +93,11 @@ class DifferentialAttention(MultiHeadAttention):
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Queries or keys; each of the two halves is normed and rotated separately."""
         return torch.cat([super(DifferentialAttention, self).place(h, norm, context) for h in x.chunk(2, -1)], dim=-1)
+
+    def scores_to_bound(self, q: Tensor, k: Tensor) -> Tensor:
+        """The larger ones of the two halves."""
+        halves = zip(q.chunk(2, -1), k.chunk(2, -1), strict=True)
+        return torch.maximum(*(scaled_scores(queries, keys, self.score_width) for queries, keys in halves))
 
     def _pattern(self, q: Tensor, k: Tensor, mask: AttentionMask) -> Tensor:
         seen = self.see("mask", mask.as_matrix())

@@ -6,7 +6,7 @@ mask ``S_ij = −∞ for j > i`` of its section 3.2.3.
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LOOKAHEAD, KeyValues, LayerState
 from lightning_gpt.models.layer import compute_dtype
+
+if TYPE_CHECKING:
+    from lightning_gpt.models.attention.largest_scores import LargestScores
 
 Backend = Literal["sdpa", "manual"]
 """``sdpa``: torch's fused kernel, which holds no ``time × time`` matrix. ``manual``: the formula, step by step."""
@@ -49,6 +52,8 @@ class CausalAttention(Mixer):
     """How many positions back a token can see, counting itself; None for all."""
     score_width: float | None = None
     """The d of the scores' ``√d``; the queries' width if None."""
+    largest_scores: "LargestScores | None" = None
+    """Takes in the largest score of each head in training; None where nobody asks for it."""
     softcap: float | None = None
     """The bound c of scores that become ``c tanh(scores / c)``; None for no bound."""
 
@@ -81,8 +86,10 @@ class CausalAttention(Mixer):
         if context.state is not None:
             state = cast(KeyValues, context.state)  # made by new_state
             k, v, columns = state.append(k, v, columns, context.lengths)
-            if context.cache is not None and context.cache.runs:
-                return self.see("head_output", self._mix_runs(q, k, v, columns, context, context.cache.runs))
+        if self.largest_scores is not None and self.training:
+            self.largest_scores.look(self, q, k, columns, context)
+        if context.state is not None and context.cache is not None and context.cache.runs:
+            return self.see("head_output", self._mix_runs(q, k, v, columns, context, context.cache.runs))
         return self.see("head_output", self.mix(q, k, v, columns, context))
 
     def _mix_runs(
@@ -135,6 +142,10 @@ class CausalAttention(Mixer):
         if self.softcap is not None:
             scores = self.softcap * torch.tanh(scores / self.softcap)
         return self.see(name, scores if bias is None else scores + bias)
+
+    def scores_to_bound(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scores whose size matters to training: of q ``(..., rows, d)`` and k ``(..., columns, d)``, unmasked."""
+        return scaled_scores(q, k, self.score_width)
 
     def _weights(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The pattern from scores ``(batch, ..., rows, columns)`` and mask."""

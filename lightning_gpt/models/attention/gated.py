@@ -1,5 +1,6 @@
 """Softmax attention whose output is gated by its input."""
 
+import torch
 from torch import Tensor
 
 from lightning_gpt.models.attention.mixer import attentions
@@ -23,19 +24,19 @@ class GatedAttention(MultiHeadAttention):
         return {**super().pieces_of(rows, kv_rows), "gate": rows}
 
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
-        q, k, v, gate = self._split(x)
+        q, k, v, gate = self._split(x, context)
         q, k = self.place(q, self.q_norm, context), self.place(k, self.k_norm, context)
         mixed = self.attend(self.see("q", q), self.see("k", k), self.see("v", v), context)  # (B, H, T, D)
         return self.merge_heads(mixed * self.see("gate", gate.sigmoid()))
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, _ = self._split(x)
+        q, k, v, _ = self._split(x, context)
         return self.place(q, self.q_norm, context), self.place(k, self.k_norm, context), v
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values and gates before the sigmoid, ``(batch, heads, time, head_dim)``."""
-        parts = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k, v, gate = parts.split([self.n_head, self.n_kv_head, self.n_kv_head, self.n_head], dim=1)
+        parts = self._by_head(self.projected(x, context))
+        q, k, v, gate = torch.split(parts, [self.n_head, self.n_kv_head, self.n_kv_head, self.n_head], dim=1)
         return q, k, v, gate
 
     def value_output(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.chunks import chunks_of_pass, split, wide
@@ -93,9 +93,9 @@ class LinearAttention(MultiHeadAttention):
         projections = self.qkv.flops(positions) + self.w_o.flops(positions)
         return projections + 4 * self.n_head * self.head_dim**2
 
-    def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values; positions rotate queries and keys only after φ."""
-        return super().heads(x, Context())
+    def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
+        """Norm queries or keys; positions rotate them only after φ."""
+        return norm(x)  # type: ignore[no-any-return]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
         """Mix the values: q ``(batch, n_head, time, head_dim)``, k and v with as many heads or fewer, to q's shape."""

@@ -29,6 +29,8 @@ class Mixer(Layer):
     """Whether its heads score tokens by products of queries and keys."""
     has_pattern = False
     """Whether it can compute ``mask``, ``scores`` and ``pattern`` for recording."""
+    can_scale_scores = False
+    """Whether :meth:`scale_scores` works: whether its scores follow the weights of queries and keys."""
     mixes_first_layer = False
     """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
 
@@ -50,6 +52,10 @@ class Mixer(Layer):
 
         Each is ``(batch, heads, time, width)``; the values' width may differ from the keys'.
         """
+        raise NotImplementedError
+
+    def scale_scores(self, factors: Tensor) -> None:
+        """Change the weights so that each head's scores are multiplied by its entry of ``factors`` ``(n_head,)``."""
         raise NotImplementedError
 
     def query_gains(self) -> list[nn.Parameter]:

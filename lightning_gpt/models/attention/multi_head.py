@@ -1,5 +1,7 @@
 """Multi-head causal self-attention."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -8,8 +10,8 @@ from lightning_gpt.models.attention.formula import Backend, CausalAttention
 from lightning_gpt.models.attention.mask import columns_counted
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
-from lightning_gpt.models.layer import Cut, Linear
-from lightning_gpt.models.norms import norms
+from lightning_gpt.models.layer import Cut, Layer, Linear
+from lightning_gpt.models.norms import NoNorm, norms
 from lightning_gpt.models.positions.rotary import Base, own_rotary
 from lightning_gpt.models.positions.scheme import Positions
 from lightning_gpt.models.registry import Given
@@ -81,6 +83,7 @@ class MultiHeadAttention(CausalAttention):
         self.k_norm = norms.make(qk_norm, dim=self.head_dim, bias=False)
         has_bias = bias if output_bias is None else output_bias
         self.w_o = Linear(rows, dim, bias=has_bias, maps=("heads", "stream"))
+        self.convolution: Layer | None = None
 
     def pieces_of(self, rows: int, kv_rows: int) -> dict[str, int]:
         """The matrices fused into ``qkv`` and their rows, for ``rows`` of queries and ``kv_rows`` of keys or values."""
@@ -93,9 +96,22 @@ class MultiHeadAttention(CausalAttention):
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(batch, n_head, time, head_dim)``, keys and values ``(batch, n_kv_head, time, head_dim)``."""
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2·H_kv, T, D)
-        q, k, v = qkv.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
+        qkv = self._by_head(self.projected(x, context))  # (B, H + 2·H_kv, T, D)
+        q, k, v = torch.split(qkv, [self.n_head, self.n_kv_head, self.n_kv_head], dim=1)
         return self.place(q, self.q_norm, context), self.place(k, self.k_norm, context), v
+
+    def projected(self, x: Tensor, context: Context) -> Tensor:
+        """All that ``qkv`` concatenates, before norms and positions: ``(batch, time, rows)``."""
+        products: Tensor = self.qkv(x)
+        return products if self.convolution is None else self.convolution(products, context)
+
+    def _by_head(self, products: Tensor) -> Tensor:
+        """``(batch, time, rows)`` to ``(batch, rows / head_dim, time, head_dim)``."""
+        return products.view(*products.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def convolve(self, make: Callable[[int], Layer]) -> bool:
+        self.convolution = make(self.qkv.out_features)
+        return True
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Norm queries or keys ``(batch, heads, time, width)``, then rotate them if the position scheme rotates."""
@@ -112,6 +128,24 @@ class MultiHeadAttention(CausalAttention):
     def cut(self) -> Cut | None:
         """By heads; a device has whole groups of query heads with their key head."""
         return Cut(units=("n_head", "n_kv_head"), into="qkv", out="w_o", whole=("q_norm", "k_norm"))
+
+    @property
+    def can_scale_scores(self) -> bool:  # type: ignore[override]
+        """Whether there are scores, and no norm of queries and keys."""
+        return self.has_scores and isinstance(self.q_norm, NoNorm)
+
+    @torch.no_grad()
+    def scale_scores(self, factors: Tensor) -> None:
+        """Queries and keys take the root each; keys that heads share stay as they are, and queries take the whole."""
+        rooted = factors.sqrt().repeat_interleave(self.head_dim)
+        scales = {"q": rooted, "k": rooted}
+        if self.n_kv_head != self.n_head:
+            scales = {"q": factors.repeat_interleave(self.head_dim)}
+        for parameter in (self.qkv.weight, self.qkv.bias):
+            if parameter is not None:
+                rows = dict(zip(self.qkv.pieces, torch.split(parameter, list(self.qkv.pieces.values())), strict=True))
+                for name, scale in scales.items():
+                    rows[name].mul_(scale.to(parameter.dtype).view(-1, *[1] * (parameter.ndim - 1)))
 
     def query_gains(self) -> list[nn.Parameter]:
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []

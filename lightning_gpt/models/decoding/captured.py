@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.models import graph
-from lightning_gpt.models.kv_cache import Cache, KeyValues
+from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState, WithInputs
 
 FEWEST_TOKENS = 16
 """Fewer new tokens are not worth a capture."""
@@ -72,12 +72,15 @@ class FixedCache(Cache):
 
     def __init__(self, grown: Cache, rows: int, device: torch.device) -> None:
         self._slots: dict[tuple[int, int], _Slots] = {}
-        super().__init__([self._fixed(cast(KeyValues, layer)) for layer in grown.layers])
+        super().__init__([self._fixed(layer) for layer in grown.layers])
         self.length = grown.length
         lengths = torch.full((rows,), grown.length, device=device) if grown.lengths is None else grown.lengths
         self.lengths: Tensor = lengths.clone()
 
-    def _fixed(self, grown: KeyValues) -> FixedKeyValues:
+    def _fixed(self, layer: LayerState) -> LayerState:
+        if isinstance(layer, WithInputs):
+            return layer.changed(self._fixed)
+        grown = cast(KeyValues, layer)  # the others cannot be fixed
         alike = grown.capacity, grown.pinned
         if alike not in self._slots:
             self._slots[alike] = _Slots(grown)

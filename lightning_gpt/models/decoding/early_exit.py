@@ -56,6 +56,11 @@ class EarlyExit:
                     f"exit_confidence needs attention that keeps keys and values, and layer {layer} is a "
                     f"{type(block.unwrapped.attention).__name__}"
                 )
+        if model.config.convolution is not None:
+            raise CallError(
+                "exit_confidence computes keys and values of single tokens, and this model's convolution mixes each "
+                "with those before it: generate without exit_confidence"
+            )
         if model.config.token_routing is not None:
             raise CallError(
                 "exit_confidence needs every token's keys and values in every layer, but this model's "

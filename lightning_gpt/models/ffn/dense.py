@@ -1,5 +1,7 @@
 """Position-wise feed-forward networks; gated ones are in :mod:`.gated`, mixtures of experts in :mod:`.moe`."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class FeedForward(Layer):
 
     pieces: tuple[str, ...] = ("up",)
     """The products of width ``hidden`` that the activation takes, computed as one."""
+    can_be_expert = True
+    """Whether its matrices and :meth:`activate` are all that it is, so that experts may be of its kind."""
 
     def __init__(self, dim: int, *, bias: bool, hidden: Width | None = None) -> None:
         super().__init__()
@@ -36,6 +40,7 @@ class FeedForward(Layer):
         pieces = dict.fromkeys(self.pieces, hidden)
         self.up = Linear(dim, len(pieces) * hidden, bias=bias, maps=("stream", "hidden"), pieces=pieces)
         self.down = Linear(hidden, dim, bias=bias, maps=("hidden", "stream"))
+        self.convolution: Layer | None = None
 
     @staticmethod
     def default_hidden(dim: int) -> int:
@@ -51,9 +56,18 @@ class FeedForward(Layer):
         """By hidden units."""
         return Cut(units=("hidden",), into="up", out="down")
 
+    def projected(self, x: Tensor, context: Context) -> Tensor:
+        """What the activation takes: ``(..., len(pieces)·hidden)``."""
+        up: Tensor = self.up(x)
+        return up if self.convolution is None else self.convolution(up, context)
+
+    def convolve(self, make: Callable[[int], Layer]) -> bool:
+        self.convolution = make(self.up.out_features)
+        return True
+
     def forward(self, x: Tensor, context: Context = Context()) -> Tensor:
         """Map ``(..., dim)`` to the same shape."""
-        hidden = self.see("hidden", self.activate(self.up(x)))
+        hidden = self.see("hidden", self.activate(self.projected(x, context)))
         return self.see("output", self.down(hidden))
 
 

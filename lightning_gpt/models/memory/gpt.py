@@ -47,6 +47,11 @@ class MemoryGPTConfig(GPTConfig):
             raise CallError(
                 "memory needs every token in every layer, but token_routing skips some; use token_routing none"
             )
+        if self.convolution is not None:
+            raise CallError(
+                "memory keeps keys and values of single tokens, and convolution mixes each with those before it; "
+                "use convolution none"
+            )
         for choice in map(attentions.require, as_read(self.attention)):
             if not attentions.get(choice.kind).keeps_keys:
                 raise CallError(

@@ -181,7 +181,7 @@ class MixtureOfExperts(Layer):
 
 def _expert_kind(name: str) -> type[FeedForward]:
     kinds = {known: ffns.get(known) for known in ffns.names if known != "none"}
-    dense = {known: kind for known, kind in kinds.items() if issubclass(kind, FeedForward)}
+    dense = {known: kind for known, kind in kinds.items() if issubclass(kind, FeedForward) and kind.can_be_expert}
     if name not in dense:
         raise CallError(f"ffn expert is {name!r}; it must be one of {', '.join(dense)}")
     return dense[name]

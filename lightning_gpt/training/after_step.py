@@ -1,0 +1,55 @@
+"""What is done to the weights at the start of training and after each optimizer step."""
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import LanguageModel
+from lightning_gpt.training.mup import rescale
+from lightning_gpt.training.optim import Optimization
+from lightning_gpt.training.qk_clip import Largest, QKClip, require_clippable
+from lightning_gpt.training.unit_weights import UnitWeights
+
+
+def start(model: LanguageModel, optimization: Optimization) -> None:
+    """Give fresh weights the scale that the options ask for.
+
+    Raises:
+        CallError: The model does not suit them.
+    """
+    if optimization.mup is not None:
+        rescale(model, optimization.mup)
+    if optimization.qk_clip is not None:
+        require_clippable(model)
+    if optimization.unit_weights:
+        UnitWeights(model).apply()
+
+
+class AfterStep:
+    """The rules that change the weights once an optimizer step was taken.
+
+    Args:
+        model: The model, on its device.
+        optimization: The options.
+        largest: The entrywise largest of a tensor over all processes.
+        is_spread: Whether a layout gives each process a part of the model only.
+
+    Raises:
+        CallError: A rule cannot work in this layout.
+    """
+
+    def __init__(self, model: LanguageModel, optimization: Optimization, largest: Largest, is_spread: bool) -> None:
+        tau = optimization.qk_clip
+        for option, is_set in {"qk_clip": tau is not None, "unit_weights": optimization.unit_weights}.items():
+            if is_set and is_spread:
+                raise CallError(f"optimization.{option} and parallel cannot be combined: leave one of them out")
+        self._clip = None if tau is None else QKClip(model, tau, largest)
+        self._unit = UnitWeights(model) if optimization.unit_weights else None
+
+    def end_step(self, taken: bool) -> None:
+        """Apply the rules.
+
+        Args:
+            taken: Whether the optimizer step changed the weights; if not, nothing else does.
+        """
+        if self._clip is not None:
+            self._clip.end_step(taken)
+        if self._unit is not None and taken:
+            self._unit.apply()

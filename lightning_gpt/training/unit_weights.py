@@ -1,0 +1,47 @@
+"""Matrices whose vectors along the stream keep length 1."""
+
+import torch
+import torch.nn.functional as F
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models import GPT, LanguageModel
+from lightning_gpt.models.layer import Matrix, all_matrices
+
+_TABLES = ("vocabulary", "position")
+"""What a table of vectors reads: its rows are the vectors that it adds to the stream."""
+
+
+class UnitWeights:
+    """After each step, every vector of a matrix that meets the stream is scaled to length 1.
+
+    Loshchilov et al. 2024, "nGPT" (2410.01131), section 2.6, step 2: rows of what reads the stream and of the
+    embeddings and the output head, columns of what writes to it. Training starts from such weights.
+
+    Args:
+        model: The model.
+
+    Raises:
+        CallError: It has biases, or is no GPT.
+    """
+
+    def __init__(self, model: LanguageModel) -> None:
+        if not isinstance(model, GPT):
+            raise CallError(f"optimization.unit_weights is for a GPT; this model is a {model.name}")
+        matrices = list(all_matrices(model))
+        if any(matrix.bias is not None for matrix in matrices):
+            raise CallError("optimization.unit_weights needs a model without biases: set model.bias to false")
+        along = [(matrix.weight, _dimension(matrix)) for matrix in matrices]
+        self._along = [(weight, dimension) for weight, dimension in along if dimension is not None]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Scale the vectors."""
+        for weight, dimension in self._along:
+            weight.copy_(F.normalize(weight, dim=dimension))
+
+
+def _dimension(matrix: Matrix) -> int | None:
+    """The dimension of a matrix that is the stream's; None if none is."""
+    if matrix.source == "stream" or (matrix.source in _TABLES and matrix.target == "stream"):
+        return -1
+    return -2 if matrix.target == "stream" else None
