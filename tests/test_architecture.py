@@ -136,7 +136,12 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"attention": ("attention", "attention.*")},
     {"view": ("view",)},
     {"ffn": ("ffn", "ffn.*")},
-    {"block": ("block", "residual", "depth_factors", "diversity")},
+    {
+        "block": (
+            *("block", "residual", "depth_factors", "hyper_connections", "constrained_connections"),
+            "diversity",
+        )
+    },
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": GENERATION},

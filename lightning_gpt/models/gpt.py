@@ -7,7 +7,12 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 
 from torch import Tensor, nn
 
-from lightning_gpt.models import depth_factors, residual  # noqa: F401  (imported to register their variants)
+from lightning_gpt.models import (  # noqa: F401  (imported to register their variants)
+    constrained_connections,
+    depth_factors,
+    hyper_connections,
+    residual,
+)
 from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
@@ -128,8 +133,14 @@ class GPT(LanguageModel):
         return hidden
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
-        """Map token ids ``(batch, time)`` to the input of the first layer ``(batch, time, dim)``, dropout included."""
-        return self.dropout(super().embed(ids, context))  # type: ignore[no-any-return]
+        """Map token ids ``(batch, time)`` to the input of the first layer, dropout included: the widened stream."""
+        return self.widened(self.dropout(super().embed(ids, context)))
+
+    def widened(self, stream: Tensor) -> Tensor:
+        return self.blocks[0].unwrapped.widened(stream)  # type: ignore[no-any-return, union-attr, operator]
+
+    def narrowed(self, stream: Tensor) -> Tensor:
+        return self.blocks[-1].unwrapped.narrowed(stream)  # type: ignore[no-any-return, union-attr, operator]
 
     def normed_embedding(self, x: Tensor) -> Tensor:
         return self.embedding_norm(x)  # type: ignore[no-any-return]
@@ -142,12 +153,13 @@ class GPT(LanguageModel):
 
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Map the last layer's output to the final norm's output."""
+        x = self.narrowed(x)
         if self.diversity is not None:
             x = self.diversity(x, context)
         return self.see("final_norm", self.final_norm(x))
 
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        """Run layer ``layer`` on the residual stream ``(batch, time, dim)``; the shape is unchanged."""
+        """Run layer ``layer`` on the residual stream ``(batch, time, n_stream dim)``; the shape is unchanged."""
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
 
     def block_views(self) -> list[BlockView]:

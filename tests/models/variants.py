@@ -27,8 +27,10 @@ OPTIONS: dict[str, Any] = {
     "segment": 4,
     "length": 6,
     "n_memory": 2,
+    "n_stream": 2,
+    "steps": 3,
 }
-"""Small values for the options that a variant requires, so that a short sequence shows what it hides."""
+"""Small values of options, so that a short sequence shows what a variant hides, and a test costs little."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
     "ffn": ffns,
@@ -121,6 +123,12 @@ EXTENDED: list[dict[str, Any]] = [
         }
     },
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "normed_gates": True}},
+    {
+        "residual": {"kind": "hyper_connections", "n_stream": 3, "dynamic": False},
+        "layer_drop": {"kind": "linear", "rate": 0.2},
+        "n_unique": 1,
+        "diversity": 0.1,
+    },
     {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},

@@ -72,7 +72,13 @@ class MemoryGPT(GPT):
 
     def _add_parts(self) -> None:
         c = self.config
-        self.memory = memories.make(c.memory, dim=c.dim, n_layer=c.n_layer, block_size=c.block_size)
+        self.memory = memories.make(
+            c.memory,
+            dim=c.dim,
+            stream_width=c.dim * self.each_block()[0].unwrapped.n_stream,
+            n_layer=c.n_layer,
+            block_size=c.block_size,
+        )
 
     @property
     def context_limit(self) -> int | None:
