@@ -139,6 +139,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {
         "block": (
             *("block", "residual", "depth_factors", "hyper_connections", "constrained_connections"),
+            "attention_residuals",
             "diversity",
         )
     },

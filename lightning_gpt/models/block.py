@@ -40,6 +40,8 @@ class Block(Layer):
     """Whether the block is the identity after :meth:`zero_branches`, and leaves the blocks below it as they were."""
     trains_from_zero = True
     """Whether the block can still train when its branches' output projections start at 0."""
+    looks_back = False
+    """Whether it reads what each earlier block has made, so that it knows its own place and costs more in each."""
     n_stream = 1
     """How many copies of the stream pass from block to block, side by side in its last dimension."""
     around_attention: Callable[[Branch], Branch] | None = None

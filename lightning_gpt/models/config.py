@@ -109,6 +109,7 @@ class GPTConfig:
         self._read("token_routing", token_routings.read(self.token_routing))
         check_options(GPTConfig.__init__, vars(self))
         self._check_shared()
+        self._check_depth()
         self._check_heads()
         self.routing()
         if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
@@ -138,6 +139,17 @@ class GPTConfig:
                 f"dim {self.dim} is not divisible by n_head {self.n_head}; "
                 f"n_head may be {', '.join(divisors)}, or choose another dim"
             )
+
+    def _check_depth(self) -> None:
+        """Blocks that read what every earlier one has made are neither shared nor left out."""
+        if not blocks.get(blocks.require(self.residual).kind).looks_back:
+            return
+        for field, way in (("n_unique", "shared"), ("layer_drop", "left out")):
+            if getattr(self, field) is not None:
+                raise CallError(
+                    f"{field} and residual {self.residual} cannot be combined: its blocks read what every earlier one "
+                    f"has made, so none can be {way}"
+                )
 
     def _check_shared(self) -> None:
         """A block shared by several layers must have the same kind of parts in each."""

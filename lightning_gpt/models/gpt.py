@@ -8,6 +8,7 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 from torch import Tensor, nn
 
 from lightning_gpt.models import (  # noqa: F401  (imported to register their variants)
+    attention_residuals,
     constrained_connections,
     depth_factors,
     hyper_connections,

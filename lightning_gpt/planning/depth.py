@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.block import blocks
 from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.registry import at_layer
 
@@ -39,12 +40,13 @@ def layer_kinds(config: Any) -> list[Any]:
     """What tells the layers of a model apart; empty for a config that does not say."""
     if not isinstance(config, GPTConfig):
         return []
-    routing = config.routing()
+    routing, rule = config.routing(), blocks.get(blocks.require(config.residual).kind)
     return [
         (
             at_layer(config.attention, layer),
             at_layer(config.ffn, layer),
             routing is not None and layer in routing.layers,
+            layer if rule.looks_back else None,
         )
         for layer in range(config.n_layer)
     ]

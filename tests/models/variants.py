@@ -129,6 +129,7 @@ EXTENDED: list[dict[str, Any]] = [
         "n_unique": 1,
         "diversity": 0.1,
     },
+    {"residual": "attention_residuals", "attention": "value_residual", "ffn": ["gelu", "none"], "n_layer": 3},
     {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},

@@ -1,4 +1,6 @@
-"""Residual rules with several copies of the stream, slowly and plainly, in float64 NumPy: one sequence at a time."""
+"""Residual rules whose stream is not one sum, slowly and plainly, in float64 NumPy: one sequence at a time."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,3 +59,23 @@ def constrained_connection(
         post[t] = 2 * sigmoid(raw["post"])[0]
     added = branch(entering)
     return mixed + np.stack([post[:, [i]] * added for i in range(n)], axis=1)
+
+
+def attention_residuals(embedding: Array, branches: Sequence[Branch], queries: Sequence[Array]) -> list[Array]:
+    """``h_1, …, h_{L+1}`` of L branches, their own norms included: Kimi Team 2026 (2603.15031), eq. 1 to 4.
+
+    ``queries`` are w_2 to w_{L+1}; the last is the output's. The gain of RMSNorm is 1.
+    """
+    values, read = [embedding], [embedding]
+    for branch, query in zip(branches, queries, strict=True):
+        values.append(branch(read[-1]))
+        h = np.zeros_like(embedding)
+        for t in range(len(embedding)):
+            phi = []
+            for v in values:
+                key = v[t] / np.sqrt((v[t] ** 2).mean() + 1e-6)
+                phi.append(np.exp(query @ key))
+            for each, v in zip(phi, values, strict=True):
+                h[t] += each / sum(phi) * v[t]
+        read.append(h)
+    return read
