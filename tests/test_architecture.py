@@ -107,7 +107,7 @@ MAY_IMPORT = {
 }
 # the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
 # floors; rooms on one floor do not import each other
-WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
+WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "loop", "shared", "token_routing")
 GENERATION = (
     *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
     *("decoding.rows", "decoding.text"),

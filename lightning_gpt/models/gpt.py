@@ -58,9 +58,12 @@ class GPT(LanguageModel):
         )
         self.embedding_norm = norms.make(config.embedding_norm, dim=config.dim, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
-        own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
-        self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
-        self.layers = run_layers(self, config, self.each_block())
+        looping = config.looping()
+        n_own = config.n_unique or config.n_layer if looping is None else looping.n_own
+        own = [self._block(layer) for layer in range(n_own)]
+        self.blocks = nn.ModuleList(own[config.own_block(layer)] for layer in range(config.n_layer))
+        self.injection = None if looping is None else looping.made(config.dim)
+        self.layers = run_layers(self, config, self.each_block(), self.injection)
         if config.layer_drop is not None:
             self.same_each_step = False
         self._add_parts()
@@ -185,4 +188,5 @@ class GPT(LanguageModel):
 
     def flops(self, positions: Tensor) -> float:
         """Sum over the executed layers, counting a shared block once per layer, plus the head."""
-        return sum(block.flops(positions) for block in self.each_block()) + self.head.flops(positions)
+        injected = 0.0 if self.injection is None else self.injection.flops(positions)
+        return sum(block.flops(positions) for block in self.each_block()) + injected + self.head.flops(positions)

@@ -16,7 +16,7 @@ def shallow(config: Any) -> tuple[Any, list[int]]:
     period are traced as they are, since what layers share is made in the first; one in between stands for all others.
     The list is empty where every layer has to be traced.
     """
-    if not isinstance(config, GPTConfig) or config.n_unique is not None:
+    if not isinstance(config, GPTConfig) or config.n_unique is not None or config.loop is not None:
         return config, []
     kinds, depth = layer_kinds(config), config.n_layer
     period = next(p for p in range(1, depth + 1) if kinds[p:] == kinds[:-p] or p == depth)

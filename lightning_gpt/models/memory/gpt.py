@@ -43,6 +43,8 @@ class MemoryGPTConfig(GPTConfig):
                 f"memory {memory.kind!r} needs every layer in every step, but layer_drop skips some; "
                 f"use layer_drop none"
             )
+        if self.loop is not None:
+            raise CallError("memory and loop cannot be combined: leave one of them out")
         if self.token_routing is not None:
             raise CallError(
                 "memory needs every token in every layer, but token_routing skips some; use token_routing none"
