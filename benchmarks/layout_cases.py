@@ -102,6 +102,8 @@ class LayoutCase:
         has_experts = self.model == "mixture" or self.layout.get("expert", 1) == 1
         # a pipeline cannot divide one row
         divides = self.proof != "accumulated, by value" or self.made().data_size * self.made().pipeline < 4
+        if self.model == "outputs" and self.made().schedule != "1f1b":
+            return False  # refused
         return has_experts and divides and (self.proof != "mup" or self.model == "values")
 
     def described(self) -> str:

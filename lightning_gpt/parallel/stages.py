@@ -217,6 +217,10 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
             "parallel.pipeline gives each device layers of its own, but with loop layers share blocks: leave loop out, "
             "or set parallel.pipeline to 1"
         )
+    if schedule != "1f1b" and any(block.unwrapped.looks_back for block in model.each_block()):
+        raise CallError(
+            f"parallel.schedule {schedule} and residual {config.residual} cannot be combined: use schedule 1f1b"
+        )
     if config.n_layer < stages:
         fitting = config.n_layer // STAGES_PER_PROCESS[schedule]
         works = f"parallel.pipeline up to {fitting}" if fitting > 1 else "parallel.pipeline 1"
