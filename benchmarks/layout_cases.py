@@ -23,8 +23,11 @@ MODELS: dict[str, dict[str, Any]] = {
     # the balancing loss depends on which tokens are seen together, so it differs by design; the bias does not
     "mixture": {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 2, "n_shared": 1, "balance": "bias", "z_loss": 0.0}},
     "values": {"attention": "value_residual", "qk_norm": "rms", "position": "rotary", "norm": "rms"},
+    "outputs": {"residual": "attention_residuals", "position": "rotary"},
+    "copies": {"residual": "constrained_hyper_connections", "position": "rotary"},
 }
-"""GPT-2's parts; Llama's, with grouped keys; a mixture of experts; a variant that remembers the first layer."""
+"""GPT-2's parts; Llama's, with grouped keys; a mixture of experts; a variant that remembers the first layer; one that
+remembers every branch's output; one with several copies of the stream."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class LayoutCase:
         has_experts = self.model == "mixture" or self.layout.get("expert", 1) == 1
         # a pipeline cannot divide one row
         divides = self.proof != "accumulated, by value" or self.made().data_size * self.made().pipeline < 4
+        if self.model == "outputs" and self.made().schedule != "1f1b":
+            return False  # refused
         return has_experts and divides and (self.proof != "mup" or self.model == "values")
 
     def described(self) -> str:
@@ -157,6 +162,8 @@ SHORT: list[LayoutCase] = [
     LayoutCase({"shard": 2, "tensor": 2, "sequence": True}, "values", "muon"),
     LayoutCase({"pipeline": 2, "data": 2, "micro_batches": 2}, "gpt2", "clip, z-loss, documents"),
     LayoutCase({"pipeline": 2, "tensor": 2, "sequence": True, "micro_batches": 2}, "values", "checkpointing block"),
+    LayoutCase({"pipeline": 2, "tensor": 2, "sequence": True, "micro_batches": 2}, "copies", "checkpointing block"),
+    LayoutCase({"pipeline": 2, "shard": 2, "micro_batches": 2}, "outputs", "checkpointing block"),
     LayoutCase({"pipeline": 2, "expert": 2, "micro_batches": 2}, "mixture", "clip, z-loss, documents"),
     LayoutCase({"pipeline": 2, "shard": 2, "schedule": "interleaved", "micro_batches": 2}, "values", "four layers"),
     LayoutCase({"pipeline": 2, "context": 2, "micro_batches": 2}, "llama", "bf16"),

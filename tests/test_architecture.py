@@ -107,7 +107,7 @@ MAY_IMPORT = {
 }
 # the rooms of lightning_gpt/models, from the ground up: a file may import files of its own room and of rooms on lower
 # floors; rooms on one floor do not import each other
-WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "shared", "token_routing")
+WRAPPERS = ("checkpointing", "chosen_tokens", "layer_drop", "loop", "shared", "token_routing")
 GENERATION = (
     *("decoding.sampling", "decoding.generating", "decoding.captured", "decoding.samplers", "decoding.beam_search"),
     *("decoding.rows", "decoding.text"),
@@ -145,7 +145,12 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
     {"attention": ("attention", "attention.*")},
     {"view": ("view",)},
     {"ffn": ("ffn", "ffn.*")},
-    {"block": ("block", "residual", "depth_factors", "spherical", "diversity", "canon")},
+    {
+        "block": (
+            *("block", "residual", "depth_factors", "spherical", "hyper_connections", "constrained_connections"),
+            *("attention_residuals", "diversity", "canon"),
+        )
+    },
     {"wrappers": ("wrappers", *(f"wrappers.{name}" for name in WRAPPERS))},
     {"config": ("config",)},
     {"layers": ("wrappers.layers",), "generation": GENERATION},

@@ -53,7 +53,7 @@ def direct_logit_attribution(
     """What each part of ``model`` adds directly to the logit of ``targets`` after each token of ``ids``.
 
     A block half's term is what it changes in the stream: exactly its branch's output in pre-LN models, and the whole
-    change under rules that also scale or norm the stream.
+    change under rules that also scale, norm or mix the stream. Of several copies of the stream, their sum counts.
 
     Args:
         model: The model.
@@ -72,27 +72,27 @@ def direct_logit_attribution(
     with evaluating(model), model.record([*stream_names(model), *halves, *outputs]) as trace:
         model.hidden(ids)
     with evaluating(model):
-        last = trace[stream_names(model)[-1]]
+        last = model.narrowed(trace[stream_names(model)[-1]])
         direction, constant = model.head.direction(model.read_out(last), targets, against)
         parts, values = [], []
-        for name, term in _terms(trace, views, by_head):
+        for name, term in _terms(model, trace, views, by_head):
             parts.append(name)
             values.append((model.read_out_share(term, last) * direction).sum(dim=-1))
         norm_bias = model.read_out(last) - model.read_out_share(last, last)
         return Attribution([*parts, "bias"], torch.stack([*values, (norm_bias * direction).sum(dim=-1) + constant]))
 
 
-def _terms(trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tuple[str, Tensor]]:
+def _terms(model: LanguageModel, trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tuple[str, Tensor]]:
     """The terms ``(batch, time, dim)`` of the last stream, by name."""
-    stream = trace["embedding"]
+    stream = model.narrowed(model.widened(trace["embedding"]))
     yield "embedding", stream
     for view in views:
-        after = trace[view.half_name or view.stream_name]
+        after = model.narrowed(trace[view.half_name or view.stream_name])
         if by_head:
             yield from _heads(view, trace[f"{view.mixer_name}.head_output"], after - stream)
         else:
             yield f"{view.layer}.attention", after - stream
-        stream = trace[view.stream_name]
+        stream = model.narrowed(trace[view.stream_name])
         if view.half_name is not None:
             yield f"{view.layer}.ffn", stream - after
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_gpt.analysis.interventions import text_loss
 from lightning_gpt.analysis.logit_lens import stream_names
-from lightning_gpt.analysis.streams import residual_streams
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Edit
 
 Removal = Literal["skip", "mean"]
@@ -31,8 +31,13 @@ def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -
         CallError: If there is no second token.
     """
     # the last token is only predicted, so the run that is averaged does not contain it
-    streams = residual_streams(model, ids[:, :-1]) if removal == "mean" else None
-    means = None if streams is None else [(y - x).mean(dim=(0, 1)) for x, y in itertools.pairwise(streams)]
+    means = None
+    if removal == "mean":
+        with evaluating(model), model.record(stream_names(model)) as trace:
+            model.hidden(ids[:, :-1])
+        first, *others = stream_names(model)
+        streams = [model.widened(trace[first]), *(trace[name] for name in others)]
+        means = [(y - x).mean(dim=(0, 1)) for x, y in itertools.pairwise(streams)]
     return rises(model, lambda edits: text_loss(model, ids, edits), means)
 
 
@@ -41,16 +46,16 @@ def rises(
 ) -> list[float]:
     """The rise of ``loss``, computed under some edits of ``model``, when each block alone is removed.
 
-    With ``means``, one ``(dim,)`` per block, a removed block adds its mean.
+    With ``means``, one per block, as wide as the stream between blocks, a removed block adds its mean.
     """
     names, before = stream_names(model), loss({})
     return [
-        loss(_without(names, layer, None if means is None else means[layer])) - before
+        loss(_without(model, names, layer, None if means is None else means[layer])) - before
         for layer in range(len(names) - 1)
     ]
 
 
-def _without(names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edit]:
+def _without(model: LanguageModel, names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edit]:
     """Edits that make the stream after a block what it was before it, plus ``mean``.
 
     Memory tokens enter the first block without an embedding; they go through all blocks.
@@ -61,7 +66,7 @@ def _without(names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edi
     def edit_of(name: str) -> Edit:
         def edit(stream: Tensor) -> Tensor:
             if name == first or (name == entering and kept):
-                kept[name] = stream
+                kept[name] = model.widened(stream) if name == first else stream
             if name == leaving and kept:
                 stream = kept[entering] if mean is None else kept[entering] + mean
             if name == last:

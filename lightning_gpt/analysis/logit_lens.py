@@ -13,13 +13,26 @@ from torch import Tensor
 
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.record import Trace
 
 _POSITIONS_AT_ONCE = 128  # limits the logits in memory to 26 MB at GPT-2's vocabulary
 
 
 def stream_names(model: LanguageModel) -> list[str]:
-    """The ``n_layer + 1`` intermediates of the residual stream, from the embedding to the last layer."""
+    """The ``n_layer + 1`` intermediates of the residual stream, from the embedding to the last layer.
+
+    They are what passes between blocks, with all copies of the stream if there are several; the embedding is single.
+    """
     return ["embedding", *(view.stream_name for view in model.block_views())]
+
+
+def streams_of(model: LanguageModel, trace: Trace) -> list[Tensor]:
+    """The recorded streams ``(batch, time, dim)``, from the embedding to the last layer, as the final norm reads them.
+
+    Where a residual rule keeps several copies of the stream, each is the copies' sum, as if its layer were the last.
+    """
+    first, *others = stream_names(model)
+    return [model.narrowed(model.widened(trace[first])), *(model.narrowed(trace[name]) for name in others)]
 
 
 def lens_logits(model: LanguageModel, stream: Tensor) -> Tensor:
@@ -53,7 +66,7 @@ def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
     with evaluating(model), model.record(names) as trace:
         model.hidden(ids[None])
     with evaluating(model):
-        seen = [_look(model, trace[name][0], ids, k) for name in names]
+        seen = [_look(model, stream[0], ids, k) for stream in streams_of(model, trace)]
     top, probability, nll = (np.stack(parts) for parts in zip(*seen, strict=True))
     return LogitLens(["embedding", *(f"layer {n}" for n in range(len(names) - 1))], top, probability, nll)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.analysis.induction import PERIOD, PatternScores, longest_period, repeated_tokens
-from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.analysis.logit_lens import stream_names, streams_of
 from lightning_gpt.analysis.patterns import by_head
 from lightning_gpt.analysis.spectral import value_projection_eigenvalues
 from lightning_gpt.models import LanguageModel
@@ -26,7 +26,8 @@ class Probe:
     Args:
         model: The model that ran.
         targets: ``(batch, time)``, the target ids.
-        streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block.
+        streams: ``(n_layer + 1, batch, time, dim)``, the residual stream from the embedding to the last block; of
+            several copies, their sum, which is what the final norm would read.
         patterns: Each block's attention ``(batch, n_head, time, keys)``; None for a block without softmax attention.
         ids: ``(batch, time)``, the token ids that were read; None for a probe put together by hand.
         documents: Each token's document; None where rows are read whole.
@@ -49,7 +50,7 @@ class Probe:
         except KeyError:
             if any(name not in trace for name in names):
                 raise  # otherwise only the patterns are missing: no block has softmax attention
-        streams = torch.stack([trace[name].float().cpu() for name in names])
+        streams = torch.stack([stream.float().cpu() for stream in streams_of(model, trace)])
         patterns = [trace.get(f"{view.mixer_name}.pattern") for view in model.block_views()]
         by_heads = [p if p is None else by_head(p.float().cpu()) for p in patterns]
         return cls(model, targets, streams, by_heads, ids, documents)

@@ -129,6 +129,8 @@ class OwnCode:
             raise CallError(
                 f"n_unique is {config.n_unique}: weights that layers share do not go out with code of their own"
             )
+        if isinstance(config, GPTConfig) and config.loop is not None:
+            raise CallError("with loop layers share weights, which do not go out with code of their own")
         sizes = {"hidden_size": config.dim, "num_hidden_layers": getattr(config, "n_layer", 1)}
         return {
             "architectures": [self.architecture],

@@ -91,12 +91,22 @@ class LanguageModel(Layer, Generating):
             if isinstance(part, Layer):
                 part.init_weights()
 
+    def widened(self, stream: Tensor) -> Tensor:
+        """The stream as the first block is given it, of the embeddings ``(..., dim)``; the same but for a residual rule
+        that keeps several copies."""
+        return stream
+
+    def narrowed(self, stream: Tensor) -> Tensor:
+        """What the final norm reads of a stream between blocks, ``(..., dim)``: the sum of the copies, if there are
+        several."""
+        return stream
+
     def read_out(self, stream: Tensor) -> Tensor:
-        """A residual stream ``(..., dim)`` as the head reads it: after the final norm, if the model has one."""
+        """A narrowed stream ``(..., dim)`` as the head reads it: after the final norm, if the model has one."""
         return stream
 
     def read_out_share(self, part: Tensor, stream: Tensor) -> Tensor:
-        """What ``part`` of a residual stream ``(..., dim)`` contributes to :meth:`read_out`; linear in ``part``."""
+        """What ``part`` of a narrowed stream ``(..., dim)`` contributes to :meth:`read_out`; linear in ``part``."""
         return part
 
     @property

@@ -24,7 +24,7 @@ class Block(Layer):
 
     Other residual rules subclass it and override :meth:`mix` and :meth:`feed`. Intermediates, each
     ``(batch, time, dim)``: ``attention_norm`` and ``ffn_norm`` (outputs of the norms), ``after_attention`` and
-    ``after_ffn`` (the residual stream after each half).
+    ``after_ffn`` (the residual stream after each half; with ``n_stream`` copies, ``(batch, time, n_stream dim)``).
 
     Args:
         attention: The first branch.
@@ -41,6 +41,10 @@ class Block(Layer):
     """Whether the block is the identity after :meth:`zero_branches`, and leaves the blocks below it as they were."""
     trains_from_zero = True
     """Whether the block can still train when its branches' output projections start at 0."""
+    looks_back = False
+    """Whether it reads what each earlier block has made, so that it knows its own place and costs more in each."""
+    n_stream = 1
+    """How many copies of the stream pass from block to block, side by side in its last dimension."""
     around_attention: Callable[[Branch], Branch] | None = None
     """Wraps the first branch when it is called; None to call it directly."""
 
@@ -82,6 +86,14 @@ class Block(Layer):
         if not convolutions:
             return state
         return WithInputs(state, {each.name: KeyValues(each.width - 1 + LOOKAHEAD) for each in convolutions})
+
+    def widened(self, x: Tensor) -> Tensor:
+        """What the first block is given, made of the embeddings ``(..., dim)``: ``(..., n_stream dim)``."""
+        return x
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """What the final norm reads of the stream ``(..., n_stream dim)`` after a block: ``(..., dim)``."""
+        return x
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The attention's input, from which keys and values are computed."""

@@ -14,6 +14,7 @@ from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.registry import Given, GivenByLayer, as_read
 from lightning_gpt.models.wrappers.checkpointing import Checkpointing
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
+from lightning_gpt.models.wrappers.loop import RecurrentDepth, loops
 from lightning_gpt.models.wrappers.token_routing import MixtureOfDepths, token_routings
 from lightning_gpt.options import (
     Depth,
@@ -61,6 +62,8 @@ class GPTConfig:
         token_routing: Which tokens go through which blocks, for example ``{kind: mixture_of_depths, capacity: 0.125}``.
         n_unique: Number of blocks with their own weights; layer i runs block i modulo ``n_unique``. ``n_layer`` if
             None.
+        loop: Blocks that run several times, for example ``{kind: recurrent_depth, prelude: 1, core: 2, coda: 1}``;
+            ``n_layer`` counts executed layers.
         diversity: Weight of a loss that penalises similar token representations after the last block.
         zero_projections: Whether the output projection of each branch starts at 0, so that each block starts as the
             identity (Goyal et al. 2017, 1706.02677, section 5.1, for norms' gains; Yang et al. 2022, 2203.03466,
@@ -98,6 +101,7 @@ class GPTConfig:
     layer_drop: Given = None
     token_routing: Given = None
     n_unique: Depth | None = None
+    loop: Given = None
     diversity: NotNegative = 0.0
     zero_projections: bool = False
     checkpointing: Checkpointing = "none"
@@ -113,8 +117,11 @@ class GPTConfig:
         self._read("convolution", convolutions.read(self.convolution))
         self._read("layer_drop", layer_drops.read(self.layer_drop))
         self._read("token_routing", token_routings.read(self.token_routing))
+        self._read("loop", loops.read(self.loop))
         check_options(GPTConfig.__init__, vars(self))
         self._check_shared()
+        self._check_depth()
+        self._check_loop()
         self._check_heads()
         self._check_scale()
         if self.routing() is not None and self.convolution is not None:
@@ -163,6 +170,37 @@ class GPTConfig:
                 f"dim {self.dim} is not divisible by n_head {self.n_head}; "
                 f"n_head may be {', '.join(divisors)}, or choose another dim"
             )
+
+    def _check_depth(self) -> None:
+        """Blocks that read what every earlier one has made are neither shared nor left out."""
+        if not blocks.get(blocks.require(self.residual).kind).looks_back:
+            return
+        for field, way in (("n_unique", "shared"), ("loop", "shared"), ("layer_drop", "left out")):
+            if getattr(self, field) is not None:
+                raise CallError(
+                    f"{field} and residual {self.residual} cannot be combined: its blocks read what every earlier one "
+                    f"has made, so none can be {way}"
+                )
+
+    def looping(self) -> RecurrentDepth | None:
+        """The loop, or None; raises a CallError if it does not fit the number of layers."""
+        return loops.make_if_chosen(self.loop, n_layer=self.n_layer)
+
+    def own_block(self, layer: int) -> int:
+        """The number of the block with weights of its own that an executed layer runs."""
+        looping = self.looping()
+        return layer % (self.n_unique or self.n_layer) if looping is None else looping.block_of(layer)
+
+    def _check_loop(self) -> None:
+        """A looped block has one kind of parts, and every loop runs whole on every token."""
+        if self.looping() is None:
+            return
+        for field in ("n_unique", "layer_drop", "token_routing"):
+            if getattr(self, field) is not None:
+                raise CallError(f"loop and {field} cannot be combined: leave one of them out")
+        for part, choices in (("attention", as_read(self.attention)), ("ffn", as_read(self.ffn))):
+            if len(choices) > 1:
+                raise CallError(f"{part} is a pattern of {len(choices)}, and with loop all layers have one kind")
 
     def _check_shared(self) -> None:
         """A block shared by several layers must have the same kind of parts in each."""

@@ -7,7 +7,14 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 
 from torch import Tensor, nn
 
-from lightning_gpt.models import depth_factors, residual, spherical  # noqa: F401  (imported to register their variants)
+from lightning_gpt.models import (  # noqa: F401  (imported to register their variants)
+    attention_residuals,
+    constrained_connections,
+    depth_factors,
+    hyper_connections,
+    residual,
+    spherical,
+)
 from lightning_gpt.models.adjusted_head import AdjustedHead
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.base import LanguageModel, models
@@ -54,9 +61,12 @@ class GPT(LanguageModel):
         )
         self.embedding_norm = norms.make(config.embedding_norm, dim=config.dim, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
-        own = [self._block(layer) for layer in range(config.n_unique or config.n_layer)]
-        self.blocks = nn.ModuleList(own[layer % len(own)] for layer in range(config.n_layer))
-        self.layers = run_layers(self, config, self.each_block())
+        looping = config.looping()
+        n_own = config.n_unique or config.n_layer if looping is None else looping.n_own
+        own = [self._block(layer) for layer in range(n_own)]
+        self.blocks = nn.ModuleList(own[config.own_block(layer)] for layer in range(config.n_layer))
+        self.injection = None if looping is None else looping.made(config.dim)
+        self.layers = run_layers(self, config, self.each_block(), self.injection)
         if config.layer_drop is not None:
             self.same_each_step = False
         self._add_parts()
@@ -134,8 +144,14 @@ class GPT(LanguageModel):
         return hidden
 
     def embed(self, ids: Tensor, context: Context) -> Tensor:
-        """Map token ids ``(batch, time)`` to the input of the first layer ``(batch, time, dim)``, dropout included."""
-        return self.dropout(super().embed(ids, context))  # type: ignore[no-any-return]
+        """Map token ids ``(batch, time)`` to the input of the first layer, dropout included: the widened stream."""
+        return self.widened(self.dropout(super().embed(ids, context)))
+
+    def widened(self, stream: Tensor) -> Tensor:
+        return self.blocks[0].unwrapped.widened(stream)  # type: ignore[no-any-return, union-attr, operator]
+
+    def narrowed(self, stream: Tensor) -> Tensor:
+        return self.blocks[-1].unwrapped.narrowed(stream)  # type: ignore[no-any-return, union-attr, operator]
 
     def normed_embedding(self, x: Tensor) -> Tensor:
         return self.embedding_norm(x)  # type: ignore[no-any-return]
@@ -148,12 +164,13 @@ class GPT(LanguageModel):
 
     def finish(self, x: Tensor, context: Context) -> Tensor:
         """Map the last layer's output to the final norm's output."""
+        x = self.narrowed(x)
         if self.diversity is not None:
             x = self.diversity(x, context)
         return self.see("final_norm", self.final_norm(x))
 
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
-        """Run layer ``layer`` on the residual stream ``(batch, time, dim)``; the shape is unchanged."""
+        """Run layer ``layer`` on the residual stream ``(batch, time, n_stream dim)``; the shape is unchanged."""
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
 
     def block_views(self) -> list[BlockView]:
@@ -178,4 +195,5 @@ class GPT(LanguageModel):
 
     def flops(self, positions: Tensor) -> float:
         """Sum over the executed layers, counting a shared block once per layer, plus the head."""
-        return sum(block.flops(positions) for block in self.each_block()) + self.head.flops(positions)
+        injected = 0.0 if self.injection is None else self.injection.flops(positions)
+        return sum(block.flops(positions) for block in self.each_block()) + injected + self.head.flops(positions)

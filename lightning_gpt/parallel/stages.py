@@ -212,6 +212,15 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
             f"parallel.pipeline gives each device layers of its own, but with n_unique {config.n_unique} layers share "
             f"blocks: leave n_unique out, or set parallel.pipeline to 1"
         )
+    if config.loop is not None:
+        raise CallError(
+            "parallel.pipeline gives each device layers of its own, but with loop layers share blocks: leave loop out, "
+            "or set parallel.pipeline to 1"
+        )
+    if schedule != "1f1b" and any(block.unwrapped.looks_back for block in model.each_block()):
+        raise CallError(
+            f"parallel.schedule {schedule} and residual {config.residual} cannot be combined: use schedule 1f1b"
+        )
     if config.n_layer < stages:
         fitting = config.n_layer // STAGES_PER_PROCESS[schedule]
         works = f"parallel.pipeline up to {fitting}" if fitting > 1 else "parallel.pipeline 1"

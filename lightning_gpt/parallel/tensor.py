@@ -101,6 +101,8 @@ class _Divider:
         self._visit(model.positions, sequence=False)
         for block in blocks:
             self._visit(block, self.sequence)
+        if model.injection is not None:
+            self._visit(model.injection, self.sequence)
         self._divide_ends()
         for part in model.modules():
             for name in list(part._parameters):

@@ -197,7 +197,7 @@ class _Sizes:
         trace, t = self.training.trace(self.rows, self.time), self.layout.tensor
         shares = {"stream": 1 / t if self.layout.sequence else 1.0, "inner": 1 / t}
         carried = sum(size * shares.get(part, 1.0) for part, size in trace.layers[layer].carried.items())
-        values = self.rows * self.time * self.training.dim
+        values = self.rows * self.time * self.training.stream_width
         return values * trace.stream_dtype.itemsize * shares["stream"] + carried
 
     def ends(self) -> float:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.block import blocks
 from lightning_gpt.models.config import GPTConfig
 from lightning_gpt.models.registry import at_layer
 
@@ -15,7 +16,7 @@ def shallow(config: Any) -> tuple[Any, list[int]]:
     period are traced as they are, since what layers share is made in the first; one in between stands for all others.
     The list is empty where every layer has to be traced.
     """
-    if not isinstance(config, GPTConfig) or config.n_unique is not None:
+    if not isinstance(config, GPTConfig) or config.n_unique is not None or config.loop is not None:
         return config, []
     kinds, depth = layer_kinds(config), config.n_layer
     period = next(p for p in range(1, depth + 1) if kinds[p:] == kinds[:-p] or p == depth)
@@ -39,12 +40,13 @@ def layer_kinds(config: Any) -> list[Any]:
     """What tells the layers of a model apart; empty for a config that does not say."""
     if not isinstance(config, GPTConfig):
         return []
-    routing = config.routing()
+    routing, rule = config.routing(), blocks.get(blocks.require(config.residual).kind)
     return [
         (
             at_layer(config.attention, layer),
             at_layer(config.ffn, layer),
             routing is not None and layer in routing.layers,
+            layer if rule.looks_back else None,
         )
         for layer in range(config.n_layer)
     ]

@@ -78,8 +78,13 @@ class Training:
 
     @cached_property
     def dim(self) -> int:
-        """Width of the residual stream."""
+        """Width of the model: of its embeddings, and of what a branch reads and adds."""
         return self.model.token_embedding.weight.shape[1]
+
+    @cached_property
+    def stream_width(self) -> int:
+        """Width of the residual stream between layers, all its copies together."""
+        return self.model.widened(self.model.token_embedding.weight[:1]).shape[-1]
 
     @cached_property
     def choices(self) -> dict[int, int]:

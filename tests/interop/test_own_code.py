@@ -57,6 +57,9 @@ ALONE: list[dict[str, Any]] = [
     {"convolution": "canon", "attention": ["gated", "full"], "ffn": "swiglu"},
     NGPT,
     {"layer_drop": {"kind": "constant", "rate": 0.2}, "norm": "rms_plus_one", "residual": "sandwich"},
+    {"residual": {"kind": "hyper_connections", "n_stream": 2}},
+    {"residual": {"kind": "constrained_hyper_connections", "n_stream": 2}},
+    {"residual": "attention_residuals"},
     {"ffn": ["none", "geglu"], "residual": {"kind": "parallel", "n_norm": 2}, "embedding_norm": "layer"},
 ]
 IDS = random_ids(17, 2, 12)

@@ -1,7 +1,7 @@
 """Every residual rule against its formula, in value and gradient, and how each starts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,23 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gpt.models import GPT, GPTConfig
-from lightning_gpt.models.attention.mixer import Mixer, attentions
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.norms import LayerNorm
-from lightning_gpt.models.positions.scheme import NoPositions
 from lightning_gpt.models.registry import Given
 from tests.models.helpers import randomise
+from tests.models.lone_blocks import State, attention, layer_norm
 from tests.models.slopes import Array, assert_equals_reference
 from tests.reference import formulas, parts
 
-State = Mapping[str, Array]
 N_LAYER, LAYER = 3, 1
-
-
-def attention(choice: Given = "full", dim: int = 6, n_head: int = 2) -> Mixer:
-    context: dict[str, Any] = {"dim": dim, "n_head": n_head, "bias": True, "dropout": 0.0, "backend": "sdpa"}
-    return attentions.make(choice, **context, qk_norm="none", layer=0, positions=NoPositions())
 
 
 def block(rule: Given, ffn: Given = "gelu") -> Block:
@@ -40,10 +33,6 @@ def block(rule: Given, ffn: Given = "gelu") -> Block:
         n_layer=N_LAYER,
         layer=LAYER,
     )
-
-
-def layer_norm(state: State, name: str) -> parts.Branch:
-    return lambda h: formulas.layer_norm(h, state[f"{name}.weight"], state[f"{name}.bias"])
 
 
 def by_rule(rule: str, n_layer: int, h: Array, state: State, name: str, branch: parts.Branch) -> Array:

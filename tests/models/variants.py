@@ -14,6 +14,7 @@ from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
 from lightning_gpt.models.registry import Given, Registry
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
+from lightning_gpt.models.wrappers.loop import loops
 from lightning_gpt.models.wrappers.token_routing import token_routings
 from tests.models.helpers import randomise
 
@@ -28,13 +29,19 @@ OPTIONS: dict[str, Any] = {
     "segment": 4,
     "length": 6,
     "n_memory": 2,
+    "n_stream": 2,
+    "steps": 3,
+    "prelude": 0,
+    "core": 1,
+    "coda": 0,
 }
-"""Small values for the options that a variant requires, so that a short sequence shows what it hides."""
+"""Small values of options, so that a short sequence shows what a variant hides, and a test costs little."""
 PARTS: dict[str, Registry[Any]] = {
     "attention": attentions,
     "convolution": convolutions,
     "ffn": ffns,
     "layer_drop": layer_drops,
+    "loop": loops,
     "memory": memories,
     "norm": norms,
     "position": position_schemes,
@@ -150,6 +157,14 @@ EXTENDED: list[dict[str, Any]] = [
         }
     },
     {"ffn": {"kind": "moe", "n_expert": 4, "top_k": 1, "normed_gates": True}},
+    {
+        "residual": {"kind": "hyper_connections", "n_stream": 3, "dynamic": False},
+        "layer_drop": {"kind": "linear", "rate": 0.2},
+        "n_unique": 1,
+        "diversity": 0.1,
+    },
+    {"residual": "attention_residuals", "attention": "value_residual", "ffn": ["gelu", "none"], "n_layer": 3},
+    {"loop": {"kind": "recurrent_depth", "core": 2, "injection": "add"}, "n_layer": 6, "residual": "initial"},
     {"diversity": 0.1},
     {"n_unique": 1},
     {"n_layer": 4, "n_unique": 2, "attention": [{"kind": "window", "window": 5}, "full"]},

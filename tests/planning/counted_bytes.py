@@ -86,6 +86,8 @@ CASES: dict[str, Case] = {
     "pipeline, zero bubble": Case(replace(PIPELINE, schedule="zero_bubble")),
     "pipeline, values carried": Case(PIPELINE, {"attention": "value_residual"}),
     "pipeline, stream carried": Case(PIPELINE, {"residual": "initial"}),
+    "pipeline, copies of the stream": Case(PIPELINE, {"residual": "hyper_connections"}),
+    "pipeline, outputs carried": Case(PIPELINE, {"residual": "attention_residuals"}),
     "pipeline, mixed": Case(PIPELINE, precision=MIXED),
     "context": Case(CONTEXT),
     "context, recomputed": Case(CONTEXT, BLOCK),

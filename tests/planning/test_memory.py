@@ -41,6 +41,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "pattern": {"n_layer": 8, "attention": [{"kind": "window", "window": 16}, "full"], "position": "rotary"},
     "deep": {"n_layer": 8, "checkpointing": "block"},
     "first values": {"n_layer": 6, "attention": "value_residual"},
+    "outputs": {"residual": "attention_residuals", "n_layer": 4},
+    "copies": {"residual": "constrained_hyper_connections", "n_layer": 4},
     "routed": {"n_layer": 10, "token_routing": {"kind": "mixture_of_depths", "capacity": 0.25}},
 }
 

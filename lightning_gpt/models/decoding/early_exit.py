@@ -101,7 +101,9 @@ class EarlyExit:
                 continue
             x = torch.where(inside[:, None, None], self.model.layer(layer, x, context), x)
             depth += inside
-            logits = self.model.head.few(self.model.final_norm(x)[:, -1])  # unchanged for rows that have exited
+            logits = self.model.head.few(
+                self.model.final_norm(self.model.narrowed(x))[:, -1]
+            )  # unchanged for rows that have exited
             inside = inside & (confidence_of(logits) < self.confidence)
         cache.advance(ids.shape[1], lengths)
         self.layers_run += depth.tolist()

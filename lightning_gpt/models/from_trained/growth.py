@@ -73,6 +73,8 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
             f"residual is {rule.kind!r}, under which no layer can be the identity; "
             f"a model can be deepened under {allowed}"
         )
+    if now["loop"] is not None:
+        raise CallError("with loop an added layer would be one of the shared blocks and change the function")
     if now["n_unique"] is not None:
         raise CallError(
             f"n_unique is {now['n_unique']}: an added layer would be one of the shared blocks and change the function"

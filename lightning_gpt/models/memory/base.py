@@ -23,7 +23,7 @@ from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.positions.scheme import positions_within
 from lightning_gpt.models.registry import Registry
 
-memories: Registry["Memory"] = Registry("memory", "dim", "n_layer", "block_size", optional=True)
+memories: Registry["Memory"] = Registry("memory", "dim", "stream_width", "n_layer", "block_size", optional=True)
 
 
 @dataclass

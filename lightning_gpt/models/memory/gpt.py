@@ -43,6 +43,8 @@ class MemoryGPTConfig(GPTConfig):
                 f"memory {memory.kind!r} needs every layer in every step, but layer_drop skips some; "
                 f"use layer_drop none"
             )
+        if self.loop is not None:
+            raise CallError("memory and loop cannot be combined: leave one of them out")
         if self.token_routing is not None:
             raise CallError(
                 "memory needs every token in every layer, but token_routing skips some; use token_routing none"
@@ -77,7 +79,13 @@ class MemoryGPT(GPT):
 
     def _add_parts(self) -> None:
         c = self.config
-        self.memory = memories.make(c.memory, dim=c.dim, n_layer=c.n_layer, block_size=c.block_size)
+        self.memory = memories.make(
+            c.memory,
+            dim=c.dim,
+            stream_width=c.dim * self.each_block()[0].unwrapped.n_stream,
+            n_layer=c.n_layer,
+            block_size=c.block_size,
+        )
 
     @property
     def context_limit(self) -> int | None:

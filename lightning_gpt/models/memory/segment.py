@@ -27,7 +27,7 @@ class SegmentMemory(Memory):
 
     Args:
         n_layer: Number of layers.
-        dim: Width of the stream.
+        stream_width: Width of the stream, all its copies together.
         block_size: Length of a training row.
         length: Number of remembered tokens; the segment length if None.
         segment: Segment length, which must divide ``block_size``; ``block_size`` if None.
@@ -36,16 +36,21 @@ class SegmentMemory(Memory):
     is_relative = True
 
     def __init__(
-        self, n_layer: int, dim: int, block_size: int, length: Length | None = None, segment: Length | None = None
+        self,
+        n_layer: int,
+        stream_width: int,
+        block_size: int,
+        length: Length | None = None,
+        segment: Length | None = None,
     ) -> None:
         super().__init__(block_size, segment)
         self.length = length or self.segment
-        self.n_layer, self.dim = n_layer, dim
+        self.n_layer, self.stream_width = n_layer, stream_width
 
     def new_state(self, rows: int, like: Tensor) -> State:
         counts: dict[str, Any] = {"dtype": torch.long, "device": like.device}
         return State(
-            like.new_zeros(rows, self.n_layer, self.length, self.dim),
+            like.new_zeros(rows, self.n_layer, self.length, self.stream_width),
             torch.zeros(rows, self.length, **counts),
             torch.zeros(rows, **counts),
         )

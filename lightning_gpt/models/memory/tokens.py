@@ -28,7 +28,7 @@ class MemoryTokens(Memory):
     added to them.
 
     Args:
-        dim: Width of the stream.
+        dim: Width of a vector, that of the embeddings.
         block_size: Length of a training row.
         n_memory: Number of memory tokens.
         segment: Segment length, which must divide ``block_size``; ``block_size`` if None, in which case writing is
@@ -107,4 +107,4 @@ class MemoryTokens(Memory):
         """Run memory tokens at positions ``begin`` and later through all layers."""
         at = torch.arange(begin, begin + self.n_memory, device=memory.device) if begin else None
         context = Context(positions=at, scheme=model.positions, cache=Cache([*layers]), shared=Shared())
-        return model.run(memory, context)
+        return model.run(model.widened(memory), context)

@@ -1,0 +1,37 @@
+"""Another number of loops for a trained model."""
+
+from dataclasses import replace
+
+import torch
+
+from lightning_gpt.errors import CallError
+from lightning_gpt.models.gpt import GPT
+from lightning_gpt.models.registry import plain
+from lightning_gpt.options import Depth, check_option
+
+
+@torch.no_grad()
+def with_loops(model: GPT, n_loop: Depth) -> GPT:
+    """A copy of ``model`` whose loop runs ``n_loop`` times, with the same weights.
+
+    More loops at inference than in training: Geiping et al. 2025 (2502.05171), section 5. Steps beyond the trained ones
+    have the embedding of the last.
+
+    Raises:
+        CallError: If the model has no loop.
+    """
+    check_option("n_loop", n_loop, Depth)
+    looping = model.config.looping()
+    if looping is None:
+        raise CallError("the model has no loop: train one with loop recurrent_depth")
+    loop = {**plain(model.config.loop), "n_step": looping.n_step}
+    n_layer = looping.prelude + looping.core * n_loop + looping.coda
+    other = type(model)(replace(model.config, n_layer=n_layer, loop=loop)).to(model.unembedding)
+    weights, found = model.state_dict(), {}
+    own = {looping.block_of(layer): layer for layer in range(model.config.n_layer)}
+    for name in other.state_dict():
+        start, _, rest = name.removeprefix("blocks.").partition(".")
+        block = f"blocks.{own[other.config.own_block(int(start))]}.{rest}" if name.startswith("blocks.") else name
+        found[name] = weights[block]
+    other.load_state_dict(found)
+    return other.train(model.training)
