@@ -71,6 +71,20 @@ def direct_logit_attribution(
     outputs = [f"{view.mixer_name}.head_output" for view in views] if by_head else []
     with evaluating(model), model.record([*stream_names(model), *halves, *outputs]) as trace:
         model.hidden(ids)
+    return attribution_of(model, trace, targets, against, by_head)
+
+
+def attribution_of(
+    model: LanguageModel, trace: Trace, targets: Tensor, against: Tensor | None = None, by_head: bool = False
+) -> Attribution:
+    """:func:`direct_logit_attribution` in the pass that ``trace`` recorded, which may have been edited.
+
+    ``trace`` has the streams, those between block halves, and ``head_output`` of every layer if ``by_head``.
+
+    Raises:
+        CallError: As there.
+    """
+    views = model.block_views()
     with evaluating(model):
         last = trace[stream_names(model)[-1]]
         direction, constant = model.head.direction(model.read_out(last), targets, against)
