@@ -104,7 +104,7 @@ def _of_head(look: Look, layer: int, head: int) -> dict[str, np.ndarray]:
 def _thumbnails(look: Look, against: Look | None) -> np.ndarray:
     """Every head's pattern, in blocks whose largest weight is shown: ``(layers, heads, side, side)``, 0 to 255.
 
-    Of differences, the largest change, where 128 is none.
+    Of differences, the largest change: 128 is none, and 1 and 255 are the largest of any head.
     """
     found = []
     for view in look.model.block_views():
@@ -117,7 +117,10 @@ def _thumbnails(look: Look, against: Look | None) -> np.ndarray:
             continue
         change = pattern - against.trace[f"{view.mixer_name}.pattern"].float().reshape(pattern.shape)
         most, least = F.adaptive_max_pool2d(change, side), -F.adaptive_max_pool2d(-change, side)
-        found.append((128 + 127 * most.where(most > -least, least))[0].clamp(1, 255))
+        found.append(most.where(most > -least, least)[0])
+    if against is not None:
+        largest = max(float(each.abs().max()) for each in found) or 1.0
+        found = [128 + 127 * each / largest for each in found]
     heads, rows, columns = (max(each.shape[axis] for each in found) for axis in range(3))
     stacked = np.zeros((len(found), heads, rows, columns), dtype=np.uint8)
     for layer, each in enumerate(found):

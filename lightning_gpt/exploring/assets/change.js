@@ -86,32 +86,40 @@ export function drawMap(look, isDifference) {
   const { shape: [layers, heads, rows, columns], values } = look.arrays.thumbnails;
   const colours = table(isDifference ? "diverging" : "sequential");
   byId("map").style.setProperty("--thumb", layers * heads > 64 ? "26px" : layers * heads > 16 ? "44px" : "60px");
+  const thumbnail = (layer, n) => {
+    const canvas = element("canvas");
+    [canvas.width, canvas.height] = [columns, rows];
+    const picture = new ImageData(columns, rows);
+    const start = (layer * heads + n) * rows * columns;
+    for (let i = 0; i < rows * columns; i++) {
+      const value = values[start + i];
+      const colour = isDifference ? diverging((value - 128) / 127, colours) : sequential(value / 255, colours);
+      picture.data.set([colour[0], colour[1], colour[2], 255], 4 * i);
+    }
+    canvas.getContext("2d").putImageData(picture, 0, 0);
+    return canvas;
+  };
+  const place = (layer, n) => {
+    if (n === heads) return look.hasFfn[layer] ? cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`, null) : element("td");
+    return n < look.headCounts[layer] ? cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, thumbnail(layer, n)) : element("td");
+  };
+  const [allLayers, allParts] = [[...Array(layers).keys()], [...Array(heads + (look.hasFfn.some(Boolean) ? 1 : 0)).keys()]];
+  const nameOf = (n) => (n === heads ? "FFN" : n);
+  const isDeep = layers > 12; // then layers run from left to right
+  byId("map").classList.toggle("deep", isDeep);
   const head = element("tr");
-  const hasFfn = look.hasFfn.some(Boolean);
-  head.append(element("th"), ...Array.from({ length: heads }, (_, n) => element("th", n, { scope: "col", "aria-label": `head ${n}` })));
-  if (hasFfn) head.append(element("th", "FFN", { scope: "col" }));
+  head.append(element("th", isDeep ? "layer" : "head"));
+  head.append(...(isDeep ? allLayers : allParts.map(nameOf)).map((name) => element("th", name, { scope: "col" })));
   const top = element("thead");
   top.append(head);
   const body = element("tbody");
-  for (let layer = 0; layer < layers; layer++) {
+  const lines = isDeep ? allParts : allLayers;
+  body.append(...lines.map((of) => {
     const line = element("tr");
-    line.append(element("th", `layer ${layer}`, { scope: "row" }));
-    for (let n = 0; n < look.headCounts[layer]; n++) {
-      const canvas = element("canvas");
-      [canvas.width, canvas.height] = [columns, rows];
-      const picture = new ImageData(columns, rows);
-      const start = (layer * heads + n) * rows * columns;
-      for (let i = 0; i < rows * columns; i++) {
-        const value = values[start + i];
-        const colour = isDifference ? diverging((value - 128) / 127, colours) : sequential(value / 255, colours);
-        picture.data.set([colour[0], colour[1], colour[2], 255], 4 * i);
-      }
-      canvas.getContext("2d").putImageData(picture, 0, 0);
-      line.append(cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, canvas));
-    }
-    if (look.hasFfn[layer]) line.append(cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`, null));
-    body.append(line);
-  }
+    line.append(element("th", isDeep ? (of === heads ? "FFN" : `head ${of}`) : `layer ${of}`, { scope: "row" }));
+    line.append(...(isDeep ? allLayers.map((layer) => place(layer, of)) : allParts.map((n) => place(of, n))));
+    return line;
+  }));
   const left = byId("map-scroll").scrollTop;
   byId("map").replaceChildren(top, body);
   byId("map-scroll").scrollTop = left;

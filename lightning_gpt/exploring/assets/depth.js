@@ -34,7 +34,7 @@ function chart(values, before, layer, says) {
   drawn.append(svg("line", { class: "here", x1: x(layer + 1), x2: x(layer + 1), y1: TOP, y2: HEIGHT - BOTTOM }));
   const path = (points) => points.map((value, place) => `${place ? "L" : "M"}${x(place).toFixed(1)},${y(value).toFixed(1)}`).join("");
   if (before) drawn.append(svg("path", { class: "before", d: path(before) }));
-  drawn.append(svg("path", { class: "line", d: path(values) }));
+  drawn.append(svg("path", { class: "value", d: path(values) }));
   values.forEach((value, place) => {
     const dot = svg("circle", { class: "dot", cx: x(place), cy: y(value), r: values.length > 16 ? 1.8 : 3 });
     dot.append(svg("title", {}, `${place ? `after layer ${place - 1}` : "embedding"}: ${digits(value)}`));

@@ -54,7 +54,7 @@ export function drawFollow(cell) {
     const terms = [...products.keys()].sort((a, b) => Math.abs(products[b]) - Math.abs(products[a])).slice(0, 3);
     steps.push(step(`The query of row ${row} meets the key of column ${column}`,
       vectorLine(`q of ${row}`, q), vectorLine(`k of ${column}`, k), vectorLine("q · k", products),
-      equation(`q${row} · k${column} = ${terms.map((place) => `${digits(q[place])}·${digits(k[place])}`).join(" + ")} + … = `, bold(cell.product))));
+      equation(`q${row} · k${column} = ${terms.map((place) => `(${digits(q[place])})(${digits(k[place])})`).join(" + ")} + … = `, bold(cell.product))));
     const bias = cell.score - cell.scaled;
     const has = Math.abs(bias) > 1e-3 * Math.max(1, Math.abs(cell.score)); // a bias of positions, or a bound
     steps.push(step(`Divided by √${width}`,
@@ -84,10 +84,11 @@ export function drawFollow(cell) {
   }
   if (cell.effect) steps.push(effectStep(cell));
   const said = element("span");
-  said.append(tokenElement(from), " gives ", tokenElement(to), ` ${(100 * cell.weight).toFixed(1)} % of its attention.`);
+  said.append(tokenElement(from), " gives ", tokenElement(to), ` the weight ${digits(cell.weight)}: ${share(cell.weight)} of its attention.`);
   finish(cell, steps, said);
 }
 
+const share = (weight) => (weight >= 0.001 ? `${(100 * weight).toFixed(1)} %` : "less than 0.1 %");
 const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
 
 function effectStep({ row, effect }) {
