@@ -37,7 +37,7 @@ def explore(
         checkpoint: A checkpoint or run of fit, or a published model (a folder, or a .gguf file); a one-head model with
             random weights and GPT-2's vocabulary if omitted.
         compare: Further checkpoints, to be compared with it on the same text.
-        series: A run whose series of checkpoints (fit --checkpoints.series log) is offered for comparison, step by step.
+        series: A run whose series of checkpoints (fit --checkpoints.series log) can be compared step by step.
         text: The text shown first.
         port: Port on 127.0.0.1; 0 takes a free one.
         max_length: The longest text in tokens; the model's own limit if that is lower.

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from lightning_gpt.errors import CallError
 from lightning_gpt.exploring import assets_of_page
 from lightning_gpt.exploring.answers import cell, depth, keep, lens, overview
-from lightning_gpt.exploring.looking import Look, Passes
+from lightning_gpt.exploring.looking import Passes, TextPass
 from lightning_gpt.exploring.requests import (
     CellRequest,
     LayerRequest,
@@ -91,7 +91,7 @@ def _answers(passes: Passes, thread: ThreadPoolExecutor) -> APIRouter:
             raise RefusedError(400, str(error)) from None
         return Response(content, media_type="application/octet-stream", headers=_FRESH)
 
-    def against(asked: PassRequest) -> Look | None:
+    def against(asked: PassRequest) -> TextPass | None:
         return None if asked.against is None else passes.look(asked.against)
 
     @router.post("/look")
@@ -99,7 +99,9 @@ def _answers(passes: Passes, thread: ThreadPoolExecutor) -> APIRouter:
         return await answered(
             request,
             LayerRequest,
-            lambda asked: overview.overview(passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head),
+            lambda asked: overview.overview(
+                passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head
+            ),
         )
 
     @router.post("/layer")
@@ -107,7 +109,9 @@ def _answers(passes: Passes, thread: ThreadPoolExecutor) -> APIRouter:
         return await answered(
             request,
             LayerRequest,
-            lambda asked: overview.layer_matrices(passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head),
+            lambda asked: overview.layer_matrices(
+                passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head
+            ),
         )
 
     @router.post("/lens")

@@ -30,7 +30,7 @@ _MOST_PASSES = 4
 
 
 @dataclass(frozen=True)
-class Look:
+class TextPass:
     """A pass over one text.
 
     Args:
@@ -116,7 +116,7 @@ class Passes:
 
     def __init__(self, shelf: Shelf, longest: int) -> None:
         self.shelf, self.longest = shelf, longest
-        self._kept: OrderedDict[ShownText, Look] = OrderedDict()
+        self._kept: OrderedDict[ShownText, TextPass] = OrderedDict()
         self._one_at_a_time = threading.Lock()
 
     def one(self, work: Callable[[], bytes]) -> bytes:
@@ -124,7 +124,7 @@ class Passes:
         with self._one_at_a_time:
             return work()
 
-    def look(self, shown: ShownText) -> Look:
+    def look(self, shown: ShownText) -> TextPass:
         """The pass that was asked for.
 
         Raises:
@@ -149,7 +149,7 @@ class Passes:
             raise CallError(f"the text has {len(ids):,} tokens; this page shows at most {self.longest:,}")
         return checked_ids(explored.model, ids)
 
-    def _run(self, shown: ShownText) -> Look:
+    def _run(self, shown: ShownText) -> TextPass:
         explored = self.shelf.get(shown.model)
         model = explored.model
         ids = self.ids_of(explored, shown.text, shown.more)
@@ -159,4 +159,4 @@ class Passes:
         edits = change_edits(model, parse_changes(shown.changes), ids[None], other)
         with evaluating(model), model.record(matrix_names(model), edits) as trace:
             model.hidden(ids[None])
-        return Look(explored, shown, ids, readable_tokens(explored.tokenizer, ids), trace)
+        return TextPass(explored, shown, ids, readable_tokens(explored.tokenizer, ids), trace)

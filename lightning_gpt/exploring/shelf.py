@@ -51,7 +51,8 @@ class Shelf:
             without = [str(view.layer) for view in found.model.block_views() if not view.mixer.has_pattern]
             if without:
                 raise CallError(
-                    f"layers of {found.name} without softmax attention: {', '.join(without)}; they have no pattern to show"
+                    f"{found.name} has layers without softmax attention, which have no pattern to show: "
+                    f"{', '.join(without)}"
                 )
             self._known[number] = found
         return self._known[number]

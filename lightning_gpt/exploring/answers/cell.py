@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_gpt.analysis.attention import maps_of, readable_tokens
 from lightning_gpt.analysis.head_matrices import matrices_of
 from lightning_gpt.errors import CallError
-from lightning_gpt.exploring.looking import Look
+from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 from lightning_gpt.models.evaluating import evaluating
 
@@ -18,7 +18,7 @@ _TOKENS = 6
 """Tokens whose logits a cell raises most, and lowers most."""
 
 
-def cell(look: Look, layer: int, head: int, row: int, column: int) -> bytes:
+def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
     """A cell of the softmax of a head: from ``q_i · k_j`` to what ``A_ij v_j`` does to the logits after ``row``."""
     look.require_head(layer, head)
     maps = maps_of(look.model, look.trace, look.tokens, layer)
@@ -62,7 +62,7 @@ def cell(look: Look, layer: int, head: int, row: int, column: int) -> bytes:
     return packed(content, arrays)
 
 
-def _effect(look: Look, layer: int, row: int, brought: Tensor, w_o: Tensor) -> dict[str, Any]:
+def _effect(look: TextPass, layer: int, row: int, brought: Tensor, w_o: Tensor) -> dict[str, Any]:
     """What ``A_ij v_j W_O`` adds to the logits after ``row`` directly, less what it adds to their mean."""
     model = look.model
     with evaluating(model):
@@ -87,6 +87,6 @@ def _effect(look: Look, layer: int, row: int, brought: Tensor, w_o: Tensor) -> d
     return effect
 
 
-def _before(look: Look, layer: int) -> str:
+def _before(look: TextPass, layer: int) -> str:
     views = look.model.block_views()
     return views[layer - 1].stream_name if layer else "embedding"

@@ -11,11 +11,11 @@ from lightning_gpt.analysis.layer_values import layer_value
 from lightning_gpt.analysis.logit_lens import stream_names
 from lightning_gpt.analysis.similarity import effective_rank, rank_residual, token_cosine
 from lightning_gpt.errors import CallError
-from lightning_gpt.exploring.looking import Look
+from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 
 
-def depth(look: Look) -> bytes:
+def depth(look: TextPass) -> bytes:
     """By layer: how alike the tokens are, how many directions they fill, and how long they are."""
     streams = torch.stack([look.trace[name][0] for name in stream_names(look.model)]).float()
     measures: dict[str, Any] = {
@@ -27,7 +27,7 @@ def depth(look: Look) -> bytes:
     return packed({"measures": measures, "most": min(streams.shape[1:])}, {})
 
 
-def way(look: Look, row: int) -> bytes:
+def way(look: TextPass, row: int) -> bytes:
     """A token's way through the stream: its length after each half, and what each part adds to a logit directly.
 
     The logit is that of the token that comes next, or of the most likely one at the end of the text.
@@ -69,7 +69,7 @@ def way(look: Look, row: int) -> bytes:
     return packed(content, {})
 
 
-def worth(look: Look, layer: int, kind: str) -> bytes:
+def worth(look: TextPass, layer: int, kind: str) -> bytes:
     """The rise in loss when a layer, and each of its heads and its FFN alone, is taken out of the unchanged model."""
     view = look.model.block_views()[look.require_layer(layer)]
     ids = look.ids[None]

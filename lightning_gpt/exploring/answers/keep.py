@@ -5,10 +5,10 @@ from lightning_gpt.analysis.changes import parse_changes
 from lightning_gpt.analysis.head_matrices import matrices_of
 from lightning_gpt.analysis.logit_lens import lens_of
 from lightning_gpt.analysis.page import Page, layers_of_page, names_of_lens, vector_numbers
-from lightning_gpt.exploring.looking import Look, Passes
+from lightning_gpt.exploring.looking import Passes, TextPass
 
 
-def page(look: Look, layer: int, head: int) -> bytes:
+def page(look: TextPass, layer: int, head: int) -> bytes:
     """The page of the text as one file, which works without this server.
 
     Raises:
@@ -41,7 +41,7 @@ def page(look: Look, layer: int, head: int) -> bytes:
     return made.text().encode()
 
 
-def code(passes: Passes, look: Look, layer: int, head: int, row: int, column: int | None) -> str:
+def code(passes: Passes, look: TextPass, layer: int, head: int, row: int, column: int | None) -> str:
     """Python that gives the numbers of the cell that is shown."""
     look.require_head(layer, head)
     prefix = look.model.block_views()[layer].mixer_name

@@ -7,7 +7,7 @@ import torch
 
 from lightning_gpt.analysis.attention import readable_tokens
 from lightning_gpt.analysis.logit_lens import lens_at, stream_names
-from lightning_gpt.exploring.looking import Look
+from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.evaluating import evaluating
@@ -17,7 +17,7 @@ _BARS = 24
 """Tokens of the distribution that is cut."""
 
 
-def lens(look: Look, first: int, count: int) -> bytes:
+def lens(look: TextPass, first: int, count: int) -> bytes:
     """The most likely tokens after each layer at ``count`` positions from ``first`` on."""
     last = min(look.require_row(first) + count, len(look.ids))
     names, k = stream_names(look.model), min(_LIKELIEST, look.model.config.vocab_size)
@@ -35,7 +35,7 @@ def lens(look: Look, first: int, count: int) -> bytes:
     return packed(content, {"top": top.astype(np.int32), "probability": probability, "nll": nll})
 
 
-def next_tokens(look: Look, against: Look | None, row: int, sampling: Sampling, seed: int | None) -> bytes:
+def next_tokens(look: TextPass, against: TextPass | None, row: int, sampling: Sampling, seed: int | None) -> bytes:
     """The distribution after ``row``, before and after the rules of ``sampling``, and a token drawn from it."""
     logits = look.logits(look.require_row(row))
     before = logits.softmax(-1)
@@ -67,6 +67,6 @@ def next_tokens(look: Look, against: Look | None, row: int, sampling: Sampling, 
     return packed(content, {})
 
 
-def _names(look: Look, ids: np.ndarray) -> dict[int, str]:
+def _names(look: TextPass, ids: np.ndarray) -> dict[int, str]:
     shown = np.unique(ids).tolist()
     return dict(zip(shown, readable_tokens(look.explored.tokenizer, shown), strict=True))

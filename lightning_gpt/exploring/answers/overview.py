@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from lightning_gpt.analysis.attention import maps_of
 from lightning_gpt.analysis.head_matrices import OF_HEADS, matrices_of
 from lightning_gpt.errors import CallError
-from lightning_gpt.exploring.looking import Look
+from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 
 _THUMBNAIL = 32
 """The most cells along a side of a head's thumbnail."""
 
 
-def overview(look: Look, against: Look | None, difference: bool, layer: int, head: int) -> bytes:
+def overview(look: TextPass, against: TextPass | None, difference: bool, layer: int, head: int) -> bytes:
     """The text as the model read it, and a layer of it; as differences from ``against`` if that is asked for."""
     views, model = look.model.block_views(), look.model
     layer = min(layer, len(views) - 1)  # another model may have fewer
@@ -44,7 +44,7 @@ def overview(look: Look, against: Look | None, difference: bool, layer: int, hea
     return packed(content, {"thumbnails": _thumbnails(look, against), **_matrices(look, against, layer, head)})
 
 
-def layer_matrices(look: Look, against: Look | None, difference: bool, layer: int, head: int) -> bytes:
+def layer_matrices(look: TextPass, against: TextPass | None, difference: bool, layer: int, head: int) -> bytes:
     """A layer's mask, scores and softmax of every head, and the other matrices of one."""
     look.require_head(layer, head)
     against = _subtracted(look, against, difference)
@@ -52,20 +52,20 @@ def layer_matrices(look: Look, against: Look | None, difference: bool, layer: in
     return packed(content, _matrices(look, against, layer, head))
 
 
-def _of_layer(look: Look, layer: int) -> dict[str, Any]:
+def _of_layer(look: TextPass, layer: int) -> dict[str, Any]:
     mixer = look.model.block_views()[layer].mixer
     keys = maps_of(look.model, look.trace, look.tokens, layer).keys
     return {"keys": keys, "headDim": mixer.head_dim, "biased": look.model.positions.biases, "heads": mixer.n_head}
 
 
-def _subtracted(look: Look, against: Look | None, difference: bool) -> Look | None:
+def _subtracted(look: TextPass, against: TextPass | None, difference: bool) -> TextPass | None:
     if against is None or not difference:
         return None
     _require_alike(look, against)
     return against
 
 
-def _require_alike(look: Look, against: Look) -> None:
+def _require_alike(look: TextPass, against: TextPass) -> None:
     for name, one, other in (
         ("tokens", len(look.ids), len(against.ids)),
         ("layers", len(look.model.block_views()), len(against.model.block_views())),
@@ -76,7 +76,7 @@ def _require_alike(look: Look, against: Look) -> None:
         raise CallError("differences are between passes over the same text")
 
 
-def _matrices(look: Look, against: Look | None, layer: int, head: int) -> dict[str, np.ndarray]:
+def _matrices(look: TextPass, against: TextPass | None, layer: int, head: int) -> dict[str, np.ndarray]:
     found = _of_head(look, layer, head)
     if against is None:
         return found
@@ -91,7 +91,7 @@ def _matrices(look: Look, against: Look | None, layer: int, head: int) -> dict[s
     return arrays
 
 
-def _of_head(look: Look, layer: int, head: int) -> dict[str, np.ndarray]:
+def _of_head(look: TextPass, layer: int, head: int) -> dict[str, np.ndarray]:
     maps = maps_of(look.model, look.trace, look.tokens, layer)
     arrays = {"mask": maps.mask[0], "scores": maps.scores[0], "pattern": maps.pattern[0]}
     n_head = maps.n_head
@@ -101,7 +101,7 @@ def _of_head(look: Look, layer: int, head: int) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _thumbnails(look: Look, against: Look | None) -> np.ndarray:
+def _thumbnails(look: TextPass, against: TextPass | None) -> np.ndarray:
     """Every head's pattern, in blocks whose largest weight is shown: ``(layers, heads, side, side)``, 0 to 255.
 
     Of differences, the largest change: 128 is none, and 1 and 255 are the largest of any head.
