@@ -6,6 +6,7 @@ import { labelAt, LABEL_FONT, labelRoom } from "./labels.js";
 import { run } from "./run.js";
 
 const SMALLEST_CELL = 1;
+const SEPARATE_CELL = 8; // smaller cells are drawn together, without gaps, hatching or numbers
 
 export class MatrixView {
   // `page` has head, row, column, cell, scale, and point(row, column), hold(row, column), leave(), scrolled(view).
@@ -66,10 +67,15 @@ export class MatrixView {
     context.beginPath();
     context.rect(left, top, width - left, height - top);
     context.clip();
-    const gap = cell >= 8 ? 1 : 0;
-    for (let row = rows[0]; row < rows[1]; row++) {
-      for (let column = columns[0]; column < columns[1]; column++) {
-        this.#drawCell(row, column, x0 + column * cell, y0 + row * cell, cell - gap, colours);
+    const gap = cell >= SEPARATE_CELL ? 1 : 0;
+    if (gap === 0) {
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.#bitmap(colours), x0, y0, run.columnCount * cell, run.rowCount * cell);
+    } else {
+      for (let row = rows[0]; row < rows[1]; row++) {
+        for (let column = columns[0]; column < columns[1]; column++) {
+          this.#drawCell(row, column, x0 + column * cell, y0 + row * cell, cell - gap, colours);
+        }
       }
     }
     context.strokeStyle = colours.mark;
@@ -101,6 +107,30 @@ export class MatrixView {
   #inSight(scrolled, room, count) {
     const { cell } = this.page;
     return [Math.floor(scrolled / cell), Math.min(count, Math.ceil((scrolled + room) / cell))];
+  }
+
+  // One pixel per cell, kept until the head, the scale or the theme changes.
+  #bitmap(colours) {
+    const { kind, page: { head, scale } } = this;
+    const known = this.known;
+    if (known && known.head === head && known.scale === scale && known.table === colours.table) return known.canvas;
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [run.columnCount, run.rowCount];
+    const picture = new ImageData(run.columnCount, run.rowCount);
+    const colourOf = this.#isSigned ? diverging : sequential;
+    for (let row = 0; row < run.rowCount; row++) {
+      for (let column = 0; column < run.columnCount; column++) {
+        const place = row * run.columnCount + column;
+        const colour = colourOf(head.share(kind, row, column, scale), colours.table);
+        picture.data[4 * place] = colour[0];
+        picture.data[4 * place + 1] = colour[1];
+        picture.data[4 * place + 2] = colour[2];
+        picture.data[4 * place + 3] = kind === "scores" && !head.mask[place] ? 115 : 255;
+      }
+    }
+    canvas.getContext("2d").putImageData(picture, 0, 0);
+    this.known = { head, scale, table: colours.table, canvas };
+    return canvas;
   }
 
   #drawCell(row, column, x, y, size, colours) {

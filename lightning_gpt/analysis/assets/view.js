@@ -133,8 +133,14 @@ export function drawPickers() {
   });
 }
 
+const thumbnails = new WeakMap(); // what each canvas shows
+
 // At most 64 x 64 pixels; for a longer text, each pixel shows the largest weight, or change, in its block.
 function drawThumbnail(canvas, head) {
+  const colours = table(run.difference !== null ? "diverging" : "sequential");
+  const known = thumbnails.get(canvas);
+  if (known && known.head === head && known.scale === page.scale && known.colours === colours) return;
+  thumbnails.set(canvas, { head, scale: page.scale, colours });
   const [height, width] = [Math.min(64, run.rowCount), Math.min(64, run.columnCount)];
   const shares = new Float32Array(height * width);
   for (let row = 0; row < run.rowCount; row++) {
@@ -147,9 +153,8 @@ function drawThumbnail(canvas, head) {
   }
   [canvas.width, canvas.height] = [width, height];
   const picture = new ImageData(width, height);
-  const isSigned = run.difference !== null;
-  const colours = table(isSigned ? "diverging" : "sequential");
-  shares.forEach((value, place) => picture.data.set([...(isSigned ? diverging : sequential)(value, colours), 255], 4 * place));
+  const colourOf = run.difference !== null ? diverging : sequential;
+  shares.forEach((value, place) => picture.data.set([...colourOf(value, colours), 255], 4 * place));
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
