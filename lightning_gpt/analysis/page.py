@@ -69,7 +69,7 @@ def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None, more: int 
     of_layer = 2 * 2 * maps.n_head * time * keys + 2 * more  # scores, pattern and the rest, float16
     if of_layer * len(layers) > MOST_BYTES:
         fitting = MOST_BYTES // of_layer
-        shorter = math.isqrt(MOST_BYTES // (4 * maps.n_head))
+        shorter = _fitting_tokens(4 * maps.n_head, 2 * more / time)
         advice = f"choose at most {fitting} with page_layers" if fitting else f"use a text of at most {shorter} tokens"
         raise CallError(
             f"the page would hold {of_layer * len(layers) / 2**20:,.0f} MiB of attention ({len(layers)} layers, "
@@ -77,6 +77,11 @@ def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None, more: int 
             f"or skip the page with page_layers []"
         )
     return layers
+
+
+def _fitting_tokens(squared: int, linear: float) -> int:
+    """The longest text of which one layer fits on a page: the largest t with ``squared t² + linear t <= MOST_BYTES``."""
+    return int((math.sqrt(linear * linear + 4 * squared * MOST_BYTES) - linear) / (2 * squared))
 
 
 def vector_numbers(vectors: Sequence[Mapping[str, np.ndarray]]) -> int:

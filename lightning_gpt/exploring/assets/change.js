@@ -85,7 +85,7 @@ function drawButtons() {
 export function drawMap(look, isDifference) {
   const { shape: [layers, heads, rows, columns], values } = look.arrays.thumbnails;
   const colours = table(isDifference ? "diverging" : "sequential");
-  byId("map").style.setProperty("--thumb", layers * heads > 64 ? "26px" : layers * heads > 16 ? "44px" : "60px");
+  byId("map").style.setProperty("--thumb", layers * heads > 64 ? "26px" : layers * heads > 16 ? "min(44px, 9vw)" : "min(60px, 11vw)");
   const thumbnail = (layer, n) => {
     const canvas = element("canvas");
     [canvas.width, canvas.height] = [columns, rows];
