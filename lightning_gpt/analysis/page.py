@@ -80,7 +80,7 @@ def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None, more: int 
 
 
 def _fitting_tokens(squared: int, linear: float) -> int:
-    """The longest text of which one layer fits on a page: the largest t with ``squared t² + linear t <= MOST_BYTES``."""
+    """The tokens of the longest text that fits: the largest t with ``squared t² + linear t <= MOST_BYTES``."""
     return int((math.sqrt(linear * linear + 4 * squared * MOST_BYTES) - linear) / (2 * squared))
 
 

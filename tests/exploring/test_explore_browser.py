@@ -155,6 +155,21 @@ def test_taking_a_head_out_changes_loss_and_pictures_and_can_be_undone(page: Pag
     assert float(page.data("#summary")["loss"]) == near(loss_of(model, TEXT))
 
 
+def test_the_map_is_walked_by_keys_and_one_key_puts_back_what_it_took_out(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.open()
+    page.js("document.querySelector('#map [data-part=\"0.3\"]').focus()")
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert page.js("return document.activeElement.dataset.part") == "0.ffn"
+    page.driver.switch_to.active_element.send_keys("x")
+    page.until("document.querySelector('#changes [data-change=\"0.ffn:zero\"]')")
+    page.settle()
+    page.one("body").send_keys("x")
+    page.until("document.querySelectorAll('#changes li').length === 0")
+    assert len(page.driver.find_elements("css selector", "#map [tabindex='0']")) == 1
+
+
 def test_one_number_is_followed_to_the_logits(page: Page, model: GPT) -> None:
     page.open("#layer=1&head=3")
     page.click_cell(6, 2)

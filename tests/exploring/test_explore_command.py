@@ -9,12 +9,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from lightning_gpt.checkpoint import MODEL_KEY
 from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.checkpoint_series import enlist, sums_of
 from lightning_gpt.commands.explore import explore
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.serving import server
 from tests.exploring.explored import gpt, ids_of, tokenizer, unpacked
 from tests.processes import COMMAND, environment, start_forked
 
@@ -66,3 +69,24 @@ def test_what_cannot_be_explored_is_refused(tmp_path: Path) -> None:
     write_checkpoint({MODEL_KEY: model.describe(), "state_dict": weights}, bare)
     with pytest.raises(CallError, match="came without a tokenizer, so no text can be typed"):
         explore(checkpoint=str(bare), port=0)
+
+
+def test_the_steps_of_a_series_can_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    series = tmp_path / "run/checkpoints/series"
+    series.mkdir(parents=True)
+    for step in (0, 4):
+        enlist(series, sums_of(save(gpt(seed=step), series / f"step_{step}.ckpt", global_step=step)))
+    apps: list[Any] = []
+    monkeypatch.setattr(server, "serve_pages_until_stopped", lambda app, bound, message: apps.append(app))
+    run = str(tmp_path / "run")
+    explore(series=run, checkpoint=f"{run}@4", port=0)
+    with TestClient(apps[0], base_url="http://127.0.0.1") as client:
+        assert client.get("/api/start").json()["models"] == [f"{run}@4", f"{run}@0", f"{run}@4"]
+        of, against = {"text": "ab cd"}, {"text": "ab cd", "model": 1}
+        reply = client.post("/api/look", json={"of": of, "against": against, "difference": True})
+        content, arrays = unpacked(reply.content)
+        code = client.post("/api/code", json={"of": against, "row": 1}).text
+    losses = [gpt(seed=n).token_nll(ids_of("ab cd")[:, :-1], ids_of("ab cd")[:, 1:]).mean().item() for n in (4, 0)]
+    assert [content["loss"], content["before"]["loss"]] == pytest.approx(losses, rel=1e-5)
+    assert abs(arrays["Q"]).max() > 0.1
+    assert f"model = load({run!r}, step=0)" in code

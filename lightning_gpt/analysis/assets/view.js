@@ -18,7 +18,7 @@ export const page = {
   heads: [],
   lens: null,
   changed: () => {}, // called when layer, head or the held cell has changed
-  redraw: () => {}, // called when everything is drawn anew, in other colours perhaps
+  redraw: () => {}, // called when the colours have changed
   get head() { return this.heads[this.headNumber]; },
   point(row, column) { select(row, column); },
   hold(row, column) { page.held = { row, column }; select(row, column); page.changed(); },
@@ -201,6 +201,7 @@ function foldMask(folded) {
 export function changeTheme() {
   forgetTheme();
   drawAll();
+  page.redraw();
 }
 
 export function drawAll() {
@@ -209,7 +210,6 @@ export function drawAll() {
   strips.draw();
   drawSelection();
   page.lens?.draw(page.row);
-  page.redraw();
 }
 
 function refit() {

@@ -26,7 +26,22 @@ export function startChanges(onChange, onChoose) {
     if (changeOf(chosen)?.kind === "patch") set(chosen, "patch", patchPlace());
   });
   byId("undo").addEventListener("click", undo);
+  byId("map").addEventListener("keydown", moveInMap);
   byId("clear").addEventListener("click", () => replace([]));
+}
+
+// The arrow keys go from cell to cell; one cell is reached by the tab key.
+function moveInMap(event) {
+  const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  const from = event.target.closest("td");
+  if (!step || !from) return;
+  event.preventDefault();
+  const line = byId("map").rows[from.parentElement.rowIndex + step[0]];
+  const button = line?.cells[from.cellIndex + step[1]]?.querySelector("button");
+  if (!button) return;
+  const { part } = button.dataset;
+  button.click();
+  byId("map").querySelector(`[data-part="${part}"]`)?.focus();
 }
 
 const patchPlace = () => (byId("patch-here").checked && state.row !== null ? String(state.row) : "");
@@ -67,7 +82,10 @@ export function choosePart(part) {
   const [layer, of] = part.split(".");
   byId("part-name").textContent = of === "ffn" ? `Layer ${layer}, feed-forward network` : `Layer ${layer}, head ${of}`;
   drawButtons();
-  for (const button of byId("map").querySelectorAll("button")) button.setAttribute("aria-pressed", button.dataset.part === part);
+  for (const button of byId("map").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", button.dataset.part === part);
+    button.tabIndex = button.dataset.part === part ? 0 : -1;
+  }
 }
 
 function drawButtons() {

@@ -17,6 +17,7 @@ import { drawWorth, forgetWorth, startWorth } from "./worth.js";
 let models = [];
 let current = null; // the last answer to a look
 let strips = [];
+let isOtherHead = true; // than the one that the map has chosen
 
 function fail(error) {
   byId("notice").textContent = error.message;
@@ -128,6 +129,7 @@ const look = latest(async () => {
   byId("notice").hidden = true;
   if (isAnotherText) forgetWorth();
   current = { ...answer, asked: { ...asked, more: [...asked.more] } };
+  isOtherHead ||= answer.layer !== state.layer || answer.head !== state.head; // another model may have fewer
   [state.layer, state.head] = [answer.layer, answer.head];
   const { tokens, ids, keys, headDim, biased, layerCount, heads } = answer;
   const difference = passes().difference ? (state.against === "unchanged" ? "the unchanged model" : models[state.against]) : null;
@@ -140,7 +142,8 @@ const look = latest(async () => {
   drawMap(answer, difference !== null);
   drawChanges(answer);
   drawPictureNames(strips);
-  choosePartOfHead();
+  if (isOtherHead) choosePartOfHead();
+  isOtherHead = false;
   await Promise.all(Object.values(parts).map((part) => part.refresh()));
   document.documentElement.dataset.took = Math.round(performance.now() - started);
   document.documentElement.dataset.ready = "true";
@@ -212,6 +215,7 @@ function listen() {
 
 // Take over what the address holds; what cannot be understood is said, and left out as a whole.
 function takeLink() {
+  isOtherHead = true;
   try {
     Object.assign(state, readLink());
   } catch (error) {
@@ -249,7 +253,7 @@ function selectionChanged() {
 }
 
 async function start() {
-  const { models: names, text } = await askStart();
+  const { models: names, text, longest } = await askStart();
   models = names;
   state.text = text;
   byId("text").value = text;
@@ -259,7 +263,7 @@ async function start() {
   startView(new Lens(loadLens, (depth, row) => { page.lens.depth = depth; page.hold(row, null); page.lens.draw(row); }));
   makeParts();
   startChanges(look, choosePartOfMap);
-  startGenerating(() => parts.generate.refresh(), look, fail);
+  startGenerating(longest, () => parts.generate.refresh(), look, fail);
   startWorth((part) => { choosePart(part); choosePartOfMap(part); }, fail);
   startKeeping(() => strips, fail);
   page.changed = selectionChanged;

@@ -6,6 +6,7 @@ import { run } from "./run.js";
 import { passes, state } from "./state.js";
 
 let vocabulary = 2;
+let longest = Infinity; // tokens that the page shows at most
 let seed = 0;
 
 const sampling = () => {
@@ -16,12 +17,17 @@ const sampling = () => {
 };
 
 // `redraw` draws the distribution again; `appended` is called when tokens were drawn, `failed` with an error.
-export function startGenerating(redraw, appended, failed) {
+export function startGenerating(mostTokens, redraw, appended, failed) {
+  longest = mostTokens;
   for (const name of ["temperature", "top-k", "top-p"]) byId(name).addEventListener("input", () => { drawSliders(); redraw(); });
   const draw = (count) => async () => {
     byId("draw").disabled = byId("draw-ten").disabled = true;
     try {
       for (let n = 0; n < count; n++) {
+        if (run.rowCount + n >= longest) {
+          byId("drawn").textContent = `The text is as long as this page can show: ${longest} tokens.`;
+          break;
+        }
         const { drawn } = await ask("next", { ...passes(), against: null, row: run.rowCount - 1 + n, ...sampling(), seed: seed++ });
         state.more.push(drawn.id);
         byId("drawn").replaceChildren("Drew ", tokenElement(drawn.name), ` with probability ${digits(drawn.probability)}.`);
