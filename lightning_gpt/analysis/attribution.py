@@ -103,7 +103,7 @@ def _terms(trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tupl
     for view in views:
         after = trace[view.half_name or view.stream_name]
         if by_head:
-            yield from _heads(view, trace[f"{view.mixer_name}.head_output"], after - stream)
+            yield from head_terms(view, trace[f"{view.mixer_name}.head_output"], after - stream)
         else:
             yield f"{view.layer}.attention", after - stream
         stream = trace[view.stream_name]
@@ -111,8 +111,17 @@ def _terms(trace: Trace, views: list[BlockView], by_head: bool) -> Iterator[tupl
             yield f"{view.layer}.ffn", stream - after
 
 
-def _heads(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What each head of a block adds to the stream, and the bias; ``added`` is what they add together."""
+def head_terms(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What each head of a block adds to the stream, and the bias.
+
+    Args:
+        view: The block.
+        output: Its recorded ``head_output``.
+        added: What its attention changes in the stream, ``(batch, time, dim)``.
+
+    Raises:
+        CallError: If that is not the sum of the heads' outputs behind W_O, apart from a bias.
+    """
     weights = view.mixer.value_output()
     by_head = output if output.ndim == 4 else output[:, None]  # the one-head model has no head axis
     written = [] if weights is None else [by_head[:, head] @ w_o for head, w_o in enumerate(weights[1])]

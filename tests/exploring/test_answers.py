@@ -117,6 +117,23 @@ def test_a_cell_is_followed_from_its_product_to_the_logits(client: TestClient, m
     assert (masked["mask"], masked["weight"]) == (False, 0)
 
 
+def test_a_cell_claims_no_more_than_its_layer_does() -> None:
+    """Attention that is not the softmax of its scores, and branches that are scaled before they are added."""
+    models = [gpt(attention="differential"), gpt(residual="layerscale"), gpt(position="alibi", logit_divisor=4.0)]
+    with TestClient(app_of(*models), base_url="http://127.0.0.1") as client:
+        of_model = [
+            answer(client, "cell", of={"text": TEXT, "model": number}, layer=1, head=1, row=6, column=2)[0]
+            for number in range(3)
+        ]
+        assert [content["isSoftmax"] for content in of_model] == [False, True, True]
+        assert ["effect" in content for content in of_model] == [False, False, True]
+        plain = gpt(position="alibi", logit_divisor=1.0)
+        with TestClient(app_of(plain), base_url="http://127.0.0.1") as other:
+            whole = answer(other, "cell", of={"text": TEXT}, layer=1, head=1, row=6, column=2)[0]
+        assert of_model[2]["effect"]["next"][1] == pytest.approx(whole["effect"]["next"][1] / 4, rel=1e-3)
+        assert abs(of_model[2]["score"] - of_model[2]["scaled"]) > 0.1, "ALiBi's bias is a part of the score"
+
+
 def test_the_lens_shows_the_positions_that_are_asked_for(client: TestClient, model: GPT) -> None:
     expected = logit_lens(model, ids_of(TEXT)[0])
     content, arrays = answer(client, "lens", of={"text": TEXT}, first=8, count=8)

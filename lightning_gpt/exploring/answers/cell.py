@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.attention import maps_of, readable_tokens
+from lightning_gpt.analysis.attribution import head_terms
 from lightning_gpt.analysis.head_matrices import matrices_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
+from lightning_gpt.models.attention.formula import CausalAttention
 from lightning_gpt.models.evaluating import evaluating
 
 _TOKENS = 6
@@ -36,7 +38,7 @@ def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
         "score": float(scores[row, column]),
         "mask": bool(mask[row, column]),
         "weight": float(pattern[row, column]),
-        "width": getattr(mixer, "score_width", None) or mixer.head_dim,
+        "width": (mixer.score_width if isinstance(mixer, CausalAttention) else None) or mixer.head_dim,
     }
     allowed = scores[row][mask[row]].astype(np.float64)
     largest = float(allowed.max())
@@ -46,10 +48,20 @@ def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
         "raised": float(np.exp(float(scores[row, column]) - largest)),
         "sum": float(np.exp(allowed - largest).sum()),
     }
+    # other attention than the softmax of its scores makes its weights in another way
+    content["isSoftmax"] = not mask[row, column] or math.isclose(
+        content["raised"] / content["sum"], content["weight"], rel_tol=1e-3, abs_tol=1e-6
+    )
     arrays = {"scores": scores[row], "weights": pattern[row], "masks": mask[row]}
     found = matrices_of(look.model, look.trace, layer)
     q, k, v = (found.get(symbol) for symbol in "QKV")
-    if q is not None and k is not None and q.shape[-1] == k.shape[-1] and len(maps.keys) == k.shape[1]:
+    if (
+        q is not None
+        and k is not None
+        and len(q) == maps.n_head
+        and q.shape[-1] == k.shape[-1]
+        and len(maps.keys) == k.shape[1]
+    ):
         arrays["q"], arrays["k"] = q[head, row], k[head * len(k) // maps.n_head, column]
         content["product"] = float(arrays["q"].astype(np.float64) @ arrays["k"].astype(np.float64))
         content["scaled"] = content["product"] / math.sqrt(content["width"])
@@ -57,7 +69,7 @@ def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
         value = v[head * len(v) // maps.n_head, column]
         arrays["v"], arrays["brought"] = value, pattern[row, column] * value
         factors = mixer.value_output()
-        if factors is not None and factors[1].shape[1] == value.shape[-1]:
+        if factors is not None and factors[1].shape[1] == value.shape[-1] and _adds_heads(look, layer):
             content["effect"] = _effect(look, layer, row, torch.from_numpy(arrays["brought"]), factors[1][head])
     return packed(content, arrays)
 
@@ -68,7 +80,7 @@ def _effect(look: TextPass, layer: int, row: int, brought: Tensor, w_o: Tensor) 
     with evaluating(model):
         written = brought.to(w_o) @ w_o
         stream = look.last_stream[row]
-        added = model.read_out_share(written, stream) @ model.unembedding.T
+        added = model.head.logit_share(model.read_out_share(written, stream), model.read_out(stream))
         added = (added - added.mean()).float()
     best, worst = added.topk(min(_TOKENS, len(added))), (-added).topk(min(_TOKENS, len(added)))
     named = [*best.indices.tolist(), *worst.indices.tolist()]
@@ -85,6 +97,17 @@ def _effect(look: TextPass, layer: int, row: int, brought: Tensor, w_o: Tensor) 
         following = int(look.ids[row + 1])
         effect["next"] = [look.tokens[row + 1], float(added[following])]
     return effect
+
+
+def _adds_heads(look: TextPass, layer: int) -> bool:
+    """Whether the layer adds its heads' outputs to the stream as they are."""
+    view, trace = look.model.block_views()[layer], look.trace
+    added = trace[view.half_name or view.stream_name] - trace[_before(look, layer)]
+    try:
+        with evaluating(look.model):
+            return bool(list(head_terms(view, trace[f"{view.mixer_name}.head_output"], added)))
+    except CallError:
+        return False
 
 
 def _before(look: TextPass, layer: int) -> str:

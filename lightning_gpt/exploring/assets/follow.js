@@ -58,7 +58,7 @@ export function drawFollow(cell) {
     const bias = cell.score - cell.scaled;
     const has = Math.abs(bias) > 1e-3 * Math.max(1, Math.abs(cell.score)); // a bias of positions, or a bound
     steps.push(step(`Divided by √${width}`,
-      equation(`S = ${digits(cell.product)} / √${width} ${has ? `${signed(bias)} (position) ` : ""}= `, bold(cell.score))));
+      equation(`S = ${digits(cell.product)} / √${width} ${has ? `${signed(bias)} (position bias or bound) ` : ""}= `, bold(cell.score))));
   } else {
     steps.push(step("The score", equation("S = ", bold(cell.score))));
   }
@@ -75,7 +75,10 @@ export function drawFollow(cell) {
     bar.classList.toggle("here", place === column);
     bars.append(bar);
   });
-  steps.push(step(`Among the ${cell.allowed} that row ${row} may look at`, bars,
+  if (!cell.isSoftmax) {
+    steps.push(step("The weight", bars, equation("A = ", bold(cell.weight)),
+      element("p", "This layer's attention makes its weights by a rule of its own, not by the softmax of these scores alone.", { class: "hint" })));
+  } else steps.push(step(`Among the ${cell.allowed} that row ${row} may look at`, bars,
     equation(`A = exp(${digits(cell.score)} − ${digits(cell.largest)}) / ${digits(cell.sum)} = ${digits(cell.raised)} / ${digits(cell.sum)} = `, bold(cell.weight)),
     element("p", "The largest score of the row is subtracted first; that changes nothing but the rounding. The sum runs over the row.", { class: "hint" })));
   if (arrays.v) {
