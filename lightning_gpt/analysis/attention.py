@@ -16,6 +16,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.models.record import Trace
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,6 @@ class NoPattern(CallError):  # noqa: N818
 def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> AttentionMaps:
     """The attention of ``model`` over ``ids`` ``(time,)``, whose readable tokens are ``tokens``.
 
-    A one-head model has one layer with one head. Where layers have different numbers of keys besides the tokens,
-    masked columns are put in front of the layers that have fewer.
-
     Raises:
         NoPattern: If a layer has no softmax attention.
     """
@@ -77,8 +75,26 @@ def attention_maps(model: LanguageModel, ids: Tensor, tokens: list[str]) -> Atte
         raise NoPattern(
             "no layer of this model has softmax attention, so there is no mask, scores or softmax to show"
         ) from None
-    layers = _layers(model)
-    without = [layer for layer, prefix in enumerate(layers) if f"{prefix}.pattern" not in trace]
+    return maps_of(model, trace, tokens)
+
+
+def maps_of(model: LanguageModel, trace: Trace, tokens: list[str], layer: int | None = None) -> AttentionMaps:
+    """The attention that ``trace`` recorded of a pass over one text.
+
+    A one-head model has one layer with one head. Where layers have different numbers of keys besides the tokens,
+    masked columns are put in front of the layers that have fewer.
+
+    Args:
+        model: The model.
+        trace: Has ``mask``, ``scores`` and ``pattern`` of each layer asked for.
+        tokens: The readable tokens of the text.
+        layer: This layer alone, as the only layer of the maps; all if None.
+
+    Raises:
+        NoPattern: If a layer has no softmax attention.
+    """
+    layers = _layers(model) if layer is None else [_layers(model)[layer]]
+    without = [number for number, prefix in enumerate(layers) if f"{prefix}.pattern" not in trace]
     if without:
         numbers = ", ".join(map(str, without))
         raise NoPattern(f"layers without softmax attention: {numbers}; they have no mask, scores and softmax to show")

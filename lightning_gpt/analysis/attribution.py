@@ -71,6 +71,20 @@ def direct_logit_attribution(
     outputs = [f"{view.mixer_name}.head_output" for view in views] if by_head else []
     with evaluating(model), model.record([*stream_names(model), *halves, *outputs]) as trace:
         model.hidden(ids)
+    return attribution_of(model, trace, targets, against, by_head)
+
+
+def attribution_of(
+    model: LanguageModel, trace: Trace, targets: Tensor, against: Tensor | None = None, by_head: bool = False
+) -> Attribution:
+    """:func:`direct_logit_attribution` in the pass that ``trace`` recorded, which may have been edited.
+
+    ``trace`` has the streams, those between block halves, and ``head_output`` of every layer if ``by_head``.
+
+    Raises:
+        CallError: As there.
+    """
+    views = model.block_views()
     with evaluating(model):
         last = model.narrowed(trace[stream_names(model)[-1]])
         direction, constant = model.head.direction(model.read_out(last), targets, against)
@@ -89,7 +103,7 @@ def _terms(model: LanguageModel, trace: Trace, views: list[BlockView], by_head: 
     for view in views:
         after = model.narrowed(trace[view.half_name or view.stream_name])
         if by_head:
-            yield from _heads(view, trace[f"{view.mixer_name}.head_output"], after - stream)
+            yield from head_terms(view, trace[f"{view.mixer_name}.head_output"], after - stream)
         else:
             yield f"{view.layer}.attention", after - stream
         stream = model.narrowed(trace[view.stream_name])
@@ -97,8 +111,17 @@ def _terms(model: LanguageModel, trace: Trace, views: list[BlockView], by_head: 
             yield f"{view.layer}.ffn", stream - after
 
 
-def _heads(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What each head of a block adds to the stream, and the bias; ``added`` is what they add together."""
+def head_terms(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What each head of a block adds to the stream, and the bias.
+
+    Args:
+        view: The block.
+        output: Its recorded ``head_output``.
+        added: What its attention changes in the stream, ``(batch, time, dim)``.
+
+    Raises:
+        CallError: If that is not the sum of the heads' outputs behind W_O, apart from a bias.
+    """
     weights = view.mixer.value_output()
     by_head = output if output.ndim == 4 else output[:, None]  # the one-head model has no head axis
     written = [] if weights is None else [by_head[:, head] @ w_o for head, w_o in enumerate(weights[1])]

@@ -102,7 +102,8 @@ def ablation_edits(
     return {name: _replace([part.head for part in those], means[name]) for name, those in by_name.items()}
 
 
-def _output_name(model: LanguageModel, part: Part) -> str:
+def output_name(model: LanguageModel, part: Part) -> str:
+    """The intermediate that holds the output of ``part``."""
     view = model.block_views()[part.layer]
     return f"{view.ffn_name}.output" if part.head is None else f"{view.mixer_name}.head_output"
 
@@ -111,7 +112,7 @@ def _by_output(model: LanguageModel, parts: Iterable[Part]) -> dict[str, list[Pa
     """The parts by the name of the intermediate that holds their outputs."""
     by_name: dict[str, list[Part]] = {}
     for part in parts:
-        by_name.setdefault(_output_name(model, part), []).append(part)
+        by_name.setdefault(output_name(model, part), []).append(part)
     return by_name
 
 
@@ -119,12 +120,12 @@ def _replace(heads: list[int | None], mean: Tensor | None) -> Edit:
     """Replace some heads of ``(batch, n_head, time, head_dim)``, or the whole output, by ``mean`` (0 if None)."""
 
     def edit(output: Tensor) -> Tensor:
-        return _with_heads(output, torch.zeros_like(output) if mean is None else mean.expand_as(output), heads)
+        return with_heads(output, torch.zeros_like(output) if mean is None else mean.expand_as(output), heads)
 
     return edit
 
 
-def _with_heads(output: Tensor, other: Tensor, heads: list[int | None]) -> Tensor:
+def with_heads(output: Tensor, other: Tensor, heads: list[int | None]) -> Tensor:
     """``output`` with ``heads`` from ``other``; all of it if it has no head axis (an FFN's, the one-head model's)."""
     if output.ndim < 4:
         return other
@@ -257,13 +258,13 @@ def path_patched_logits(
     last = stream_names(model)[-1]
     outputs = _by_output(model, all_parts(model))
     with evaluating(model):
-        with model.record(_output_name(model, sender)) as source:
+        with model.record(output_name(model, sender)) as source:
             model.hidden(source_ids)
         with model.record([*outputs, last]) as target:
             model.hidden(target_ids)
         held = {name: target[name] for name in outputs}
-        name = _output_name(model, sender)
-        held[name] = _with_heads(held[name], source[name], [sender.head])
+        name = output_name(model, sender)
+        held[name] = with_heads(held[name], source[name], [sender.head])
         computed: dict[str, Tensor] = {}
         with model.record(last, {name: _hold(computed, name, output) for name, output in held.items()}) as through:
             model.hidden(target_ids)
@@ -293,7 +294,7 @@ def _hold(computed: dict[str, Tensor], name: str, output: Tensor) -> Edit:
 
 
 def _insert(output: Tensor, heads: list[int | None]) -> Edit:
-    return lambda value: _with_heads(value, output, heads)
+    return lambda value: with_heads(value, output, heads)
 
 
 def _add(change: Tensor) -> Edit:

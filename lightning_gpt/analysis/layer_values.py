@@ -41,6 +41,15 @@ def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -
     return rises(model, lambda edits: text_loss(model, ids, edits), means)
 
 
+def layer_value(model: LanguageModel, ids: Tensor, layer: int, removal: Removal = "skip") -> float:
+    """The rise of :func:`layer_values` for one block."""
+    mean = None
+    if removal == "mean":
+        before, after = residual_streams(model, ids[:, :-1])[layer : layer + 2]
+        mean = (after - before).mean(dim=(0, 1))
+    return text_loss(model, ids, _without(stream_names(model), layer, mean)) - text_loss(model, ids)
+
+
 def rises(
     model: LanguageModel, loss: Callable[[dict[str, Edit]], float], means: Sequence[Tensor] | None = None
 ) -> list[float]:

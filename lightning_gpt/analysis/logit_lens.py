@@ -62,19 +62,35 @@ class LogitLens:
 
 def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
     """The lens over ``ids`` ``(time,)``, with at most ``k`` tokens at each layer and position."""
-    names, k = stream_names(model), min(k, model.config.vocab_size)
-    with evaluating(model), model.record(names) as trace:
+    with evaluating(model), model.record(stream_names(model)) as trace:
         model.hidden(ids[None])
+    return lens_of(model, trace, ids, k)
+
+
+def lens_of(model: LanguageModel, trace: Trace, ids: Tensor, k: int = 10) -> LogitLens:
+    """The lens in a pass over ``ids`` whose streams ``trace`` recorded; the pass may have been edited."""
+    names, k = stream_names(model), min(k, model.config.vocab_size)
     with evaluating(model):
-        seen = [_look(model, stream[0], ids, k) for stream in streams_of(model, trace)]
+        seen = [lens_at(model, stream[0], ids, k) for stream in streams_of(model, trace)]
     top, probability, nll = (np.stack(parts) for parts in zip(*seen, strict=True))
     return LogitLens(["embedding", *(f"layer {n}" for n in range(len(names) - 1))], top, probability, nll)
 
 
-def _look(model: LanguageModel, stream: Tensor, ids: Tensor, k: int) -> list[np.ndarray]:
-    """Ids and probabilities of the ``k`` most likely tokens ``(time, k)``, and the next token's nll ``(time - 1,)``."""
+def lens_at(model: LanguageModel, stream: Tensor, ids: Tensor, k: int) -> list[np.ndarray]:
+    """The lens at some positions of one layer; to be called in evaluation mode, without gradients.
+
+    Args:
+        model: The model.
+        stream: The layer's output at these positions, ``(time, dim)``.
+        ids: Their tokens, and the one after them if there is one, ``(time,)`` or ``(time + 1,)``.
+        k: Tokens at each position.
+
+    Returns:
+        Ids and probabilities of the ``k`` most likely next tokens, each ``(time, k)``, and the negative log-likelihood
+        in nats of the actual next token at each position that has one.
+    """
     found = []
-    for start in range(0, len(ids), _POSITIONS_AT_ONCE):
+    for start in range(0, len(stream), _POSITIONS_AT_ONCE):
         log_p = lens_logits(model, stream[start : start + _POSITIONS_AT_ONCE]).float().log_softmax(dim=-1)
         best = log_p.topk(k, dim=-1)
         following = ids[start + 1 : start + 1 + len(log_p)]

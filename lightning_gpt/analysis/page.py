@@ -8,7 +8,7 @@ import base64
 import gzip
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -25,7 +25,11 @@ MOST_BYTES = 128 * 2**20
 """Limit for the scores and patterns of a page, in bytes of browser memory."""
 
 _EXACT_BYTES = 8 * 2**20  # up to this size the page stores float32
-_SCRIPTS = ("arrays", "colours", "matrix", "lens", "page")
+_SCRIPTS = ("dom", "run", "arrays", "colours", "labels", "matrix", "strips", "lens", "text", "view", "ablation", "file")
+"""The page's modules in an order in which each follows what it imports."""
+_MODULE = re.compile(
+    r'^import [^;]*?from "\./(\w+)\.js";\n|^export (?=(?:async )?(?:const|let|function|class)\b)', re.M
+)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class Ablated:
         return {"kind": self.kind, "parts": self.parts, "change": change}
 
 
-def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None) -> list[int]:
+def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None, more: int = 0) -> list[int]:
     """The layers that a page of ``maps`` contains: those in ``wanted``, or all if it is None.
+
+    ``more`` is how many numbers a layer holds besides scores and softmax; see :func:`vector_numbers`.
 
     Raises:
         CallError: If a layer does not exist, or the page would be too large to open.
@@ -60,10 +66,10 @@ def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None) -> list[in
             has = f"{maps.n_layer} layer{'' if maps.n_layer == 1 else 's'}"
             raise CallError(f"page_layers has {layer}; this model has {has} (allowed: 0 to {maps.n_layer - 1})")
     time, keys = maps.pattern.shape[-2:]
-    of_layer = 2 * 2 * maps.n_head * time * keys  # scores and pattern, float16
+    of_layer = 2 * 2 * maps.n_head * time * keys + 2 * more  # scores, pattern and the rest, float16
     if of_layer * len(layers) > MOST_BYTES:
         fitting = MOST_BYTES // of_layer
-        shorter = math.isqrt(MOST_BYTES // (4 * maps.n_head))
+        shorter = _fitting_tokens(4 * maps.n_head, 2 * more / time)
         advice = f"choose at most {fitting} with page_layers" if fitting else f"use a text of at most {shorter} tokens"
         raise CallError(
             f"the page would hold {of_layer * len(layers) / 2**20:,.0f} MiB of attention ({len(layers)} layers, "
@@ -71,6 +77,22 @@ def layers_of_page(maps: AttentionMaps, wanted: Sequence[int] | None) -> list[in
             f"or skip the page with page_layers []"
         )
     return layers
+
+
+def _fitting_tokens(squared: int, linear: float) -> int:
+    """The tokens of the longest text that fits: the largest t with ``squared t² + linear t <= MOST_BYTES``."""
+    return int((math.sqrt(linear * linear + 4 * squared * MOST_BYTES) - linear) / (2 * squared))
+
+
+def vector_numbers(vectors: Sequence[Mapping[str, np.ndarray]]) -> int:
+    """The most numbers that a layer's matrices besides mask, scores and softmax hold."""
+    return max(sum(matrix.size for matrix in layer.values()) for layer in vectors)
+
+
+def names_of_lens(lens: LogitLens, readable: Callable[[list[int]], list[str]]) -> dict[int, str]:
+    """Readable text for every token in the lens."""
+    shown = np.unique(lens.top).tolist()
+    return dict(zip(shown, readable(shown), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +111,8 @@ class Page:
         vocabulary: Readable text for every id in ``lens``.
         start: The layer and head shown first.
         ablated: The change in loss for each ablated part, if it was measured.
+        vectors: Every layer's matrices besides mask, scores and softmax, from
+            :func:`~lightning_gpt.analysis.head_matrices.head_matrices`; the page is without them if empty.
     """
 
     title: str
@@ -102,6 +126,7 @@ class Page:
     vocabulary: dict[int, str]
     start: tuple[int, int] = (0, 0)
     ablated: Ablated | None = None
+    vectors: Sequence[Mapping[str, np.ndarray]] = ()
 
     def write(self, path: Path) -> None:
         """Write the page to ``path``."""
@@ -111,8 +136,9 @@ class Page:
         """The template with the style, the scripts and the data filled in."""
         assets = resources.files("lightning_gpt.analysis").joinpath("assets")
         parts = {
-            "style": assets.joinpath("inspect.css").read_text("utf-8"),
-            "script": "\n".join(assets.joinpath(f"inspect_{name}.js").read_text("utf-8") for name in _SCRIPTS),
+            "style": assets.joinpath("page.css").read_text("utf-8"),
+            "script": "\n".join(_as_one_script(assets.joinpath(f"{name}.js").read_text("utf-8")) for name in _SCRIPTS),
+            **{name: assets.joinpath(f"{name}.html").read_text("utf-8") for name in ("attention", "lens")},
             # "<" is the only character that could end or change the element around the data
             "data": to_json(self._data(), ascii_only=True).replace("<", "\\u003c"),
         }
@@ -141,6 +167,7 @@ class Page:
             "maskOfHead": mask_of_head,
             "scores": [_packed(layer.astype(kind)) for layer in scores],
             "pattern": [_packed(layer.astype(kind)) for layer in pattern],
+            "vectors": [self._vectors_of(layer, kind) for layer in chosen] if self.vectors else [],
             "lens": {
                 "depths": lens.depths,
                 "k": lens.top.shape[-1],
@@ -152,6 +179,23 @@ class Page:
             "start": list(self.start),
             "ablated": self.ablated and self.ablated.to_json(),
         }
+
+    def _vectors_of(self, layer: int, kind: type[np.floating[Any]]) -> dict[str, Any]:
+        found = self.vectors[layer]
+        largest = max(float(np.abs(matrix).max()) for matrix in found.values())
+        kind = kind if largest <= np.finfo(np.float16).max else np.float32
+        return {
+            "type": np.dtype(kind).name,
+            **{
+                symbol: {"shape": matrix.shape, "data": _packed(matrix.astype(kind))}
+                for symbol, matrix in found.items()
+            },
+        }
+
+
+def _as_one_script(module: str) -> str:
+    """A module without its imports and exports, to stand in one script with those it imports."""
+    return _MODULE.sub("", module)
 
 
 def _storage(scores: np.ndarray, pattern: np.ndarray) -> type[np.floating[Any]]:

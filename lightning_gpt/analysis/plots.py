@@ -7,12 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_gpt.analysis.attention import AttentionMaps
+from lightning_gpt.analysis.page_colours import DIVERGING, MASK, SEQUENTIAL
 
 _MOST_LABELS = 40
 _MOST_TILE_PIXELS = 192
 _FEWEST_FOR_NUMBERS = 9
 _MOST_LAYERS, _MOST_HEADS = 8, 8
 """So many layers and heads of a layer have pictures in TensorBoard, where each validation draws them."""
+_WIDEST = 15.0
+"""Inches of a picture: 1,800 pixels as `inspect` saves it, so that a screen shows all of it."""
 
 
 def heads_grid(maps: AttentionMaps, title: str) -> Figure:
@@ -27,10 +30,11 @@ def heads_grid(maps: AttentionMaps, title: str) -> Figure:
     canvas = np.full((rows, height + gap, columns, width + gap), np.nan, dtype=np.float32)
     canvas[:, :height, :, :width] = tiles.transpose(0, 2, 1, 3)
     picture = canvas.reshape(rows * (height + gap), columns * (width + gap))[:-gap, :-gap]
-    figure = Figure(figsize=(1.2 + 1.9 * columns, 0.9 + 1.9 * rows * height / width), layout="constrained")
+    side = min(1.9, (_WIDEST - 1.2) / columns)
+    figure = Figure(figsize=(1.2 + side * columns, 0.9 + side * rows * height / width), layout="constrained")
     ax = figure.subplots()
     ax.set_facecolor("white")
-    image = ax.imshow(np.ma.masked_invalid(picture), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    image = ax.imshow(np.ma.masked_invalid(picture), vmin=0, vmax=1, cmap=SEQUENTIAL, interpolation="nearest")
     ax.set_xticks([column * (width + gap) + width / 2 - 0.5 for column in range(columns)], map(str, range(columns)))
     ax.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(rows)], map(str, range(rows)))
     ax.xaxis.tick_top()
@@ -85,16 +89,16 @@ class FewHeads:
 def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
     """Mask, scaled scores and softmax of one head side by side, labelled with the tokens."""
     mask, scores, pattern = (matrix[layer, head] for matrix in (maps.mask, maps.scores, maps.pattern))
-    side = max(3.2, min(9.0, 0.34 * len(maps.keys) + 1.6))
+    side = max(3.2, min((_WIDEST - 1) / 3, 0.34 * len(maps.keys) + 1.6))
     figure = Figure(figsize=(3 * side + 1, 0.85 * side + 0.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    left.imshow(mask, vmin=0, vmax=1, cmap="Greys_r")
-    left.set_title("causal mask: attention allowed where white")
+    left.imshow(mask, vmin=0, vmax=1, cmap=MASK)
+    left.set_title("causal mask: attention allowed where blue")
     limit = float(np.abs(scores).max()) or 1.0
-    image = middle.imshow(scores, vmin=-limit, vmax=limit, cmap="RdBu_r")
+    image = middle.imshow(scores, vmin=-limit, vmax=limit, cmap=DIVERGING)
     middle.set_title("scaled scores  $Q K^T / \\sqrt{d}$")
     figure.colorbar(image, ax=middle, shrink=0.7)
-    image = right.imshow(np.ma.masked_array(pattern, ~mask), vmin=0, vmax=1, cmap="viridis")
+    image = right.imshow(np.ma.masked_array(pattern, ~mask), vmin=0, vmax=1, cmap=SEQUENTIAL)
     right.set_title("softmax over the allowed positions")
     figure.colorbar(image, ax=right, shrink=0.7)
     for ax in (left, middle, right):
@@ -109,17 +113,17 @@ def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
 def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure:
     """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, one column per part."""
     rows, width = changes.shape
-    figure = Figure(figsize=(1.8 + 0.7 * width, 1.4 + 0.45 * rows), layout="constrained")
+    figure = Figure(figsize=(min(_WIDEST, 1.8 + 0.7 * width), 1.4 + 0.45 * rows), layout="constrained")
     ax = figure.subplots()
     limit = float(np.abs(changes).max()) or 1.0
-    image = ax.imshow(changes, vmin=-limit, vmax=limit, cmap="RdBu_r", aspect="auto")
+    image = ax.imshow(changes, vmin=-limit, vmax=limit, cmap=DIVERGING, aspect="auto")
     ax.set_xticks(range(width), columns)
     ax.set_yticks(range(rows), map(str, range(rows)))
     ax.set_xlabel("head")
     ax.set_ylabel("layer")
     if width <= _MOST_LABELS:
         for (row, column), change in np.ndenumerate(changes):
-            colour = "white" if abs(change) > 0.6 * limit else "black"
+            colour = "white" if abs(change) > 0.75 * limit else "black"
             ax.text(column, row, f"{change:+.3f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=ax, label="change in loss, nats")
     figure.suptitle(title)
@@ -148,6 +152,6 @@ def _label(ax: Axes, maps: AttentionMaps) -> None:
 def _write_values(ax: Axes, values: np.ndarray, shown: np.ndarray, full_scale: float) -> None:
     for (row, column), value in np.ndenumerate(values):
         if shown[row, column]:
-            dark = value < 0.6 * full_scale if full_scale == 1.0 else abs(value) > 0.6 * full_scale
+            dark = abs(value) > (0.5 if full_scale == 1.0 else 0.75) * full_scale
             colour = "white" if dark else "black"
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)

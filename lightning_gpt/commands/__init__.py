@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": ("convert", "turn a published model's folder into a checkpoint, or a checkpoint into such a folder"),
     "study": ("study", "run a grid of trainings (depth, width, any key; seeds) and report on it"),
     "inspect": ("inspect", "show a text's attention, logit lens and next tokens; ablate heads"),
+    "explore": ("explore", "explore a model in the browser: type, see every matrix, take heads out, follow a number"),
     "doctor": ("doctor", "find what is wrong with the installation, the machine, a config or a checkpoint"),
     "completion": ("completion", "print a script with which your shell completes commands and options"),
     "bench": ("bench", "measure speed and memory beside other projects and the machine's limits"),

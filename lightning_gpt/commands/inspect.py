@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lightning_gpt.analysis.attention import AttentionMaps, attention_maps, readable_tokens
+from lightning_gpt.analysis.head_matrices import head_matrices
 from lightning_gpt.analysis.interventions import (
     Ablation,
     Part,
@@ -24,7 +25,7 @@ from lightning_gpt.analysis.interventions import (
     text_loss,
 )
 from lightning_gpt.analysis.logit_lens import LogitLens, logit_lens
-from lightning_gpt.analysis.page import Ablated, Page, layers_of_page
+from lightning_gpt.analysis.page import Ablated, Page, layers_of_page, names_of_lens, vector_numbers
 from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call
@@ -73,7 +74,7 @@ def inspect(
         device: Where the model runs: cpu, cuda, cuda:N or mps.
     """
     where = named_device(device)
-    model, tokenizer = _model_and_tokenizer(checkpoint, seed)
+    model, tokenizer, step = _model_and_tokenizer(checkpoint, seed)
     token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids).long())
     model, token_ids = model.to(where), token_ids.to(where)
     if not len(token_ids):
@@ -87,7 +88,8 @@ def inspect(
         if not 0 <= value < count:
             has = f"{count} {name}{'' if count == 1 else 's'}"
             raise CallError(f"{name} is {value}; this model has {has} (allowed: 0 to {count - 1})")
-    layers = layers_of_page(maps, page_layers)
+    vectors = [] if page_layers == [] else head_matrices(model, token_ids)
+    layers = layers_of_page(maps, page_layers, vector_numbers(vectors) if vectors else 0)
     folder = create_output(output)
     heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)
     three_matrices(maps, layer, head).savefig(folder / f"layer{layer}_head{head}.png", dpi=120)
@@ -104,7 +106,7 @@ def inspect(
     if layers:
         lens = logit_lens(model, token_ids)
         Page(
-            title=_title(maps),
+            title=f"{_title(maps)}, {_weights(step, checkpoint)}",
             facts=_facts(model, lens, checkpoint, seed),
             maps=maps,
             head_dim=model.block_views()[layer].mixer.head_dim,
@@ -112,19 +114,28 @@ def inspect(
             layers=layers,
             ids=token_ids.tolist(),
             lens=lens,
-            vocabulary=_names(tokenizer, lens),
+            vocabulary=names_of_lens(lens, lambda shown: readable_tokens(tokenizer, shown)),
             start=(layer, head),
             ablated=ablated,
+            vectors=vectors,
         ).write(folder / "index.html")
         print(f"page:     {folder}/index.html")
 
 
-def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageModel, Tokenizer]:
+def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageModel, Tokenizer, int | None]:
+    """The model, its tokenizer, and the step that it was trained to, if that is known."""
     if checkpoint is not None:
         read = Checkpoint.read(checkpoint)
-        return read.build(), read.tokenizer()
+        return read.build(), read.tokenizer(), read.content.get("global_step")
     torch.manual_seed(seed)
-    return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
+    return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2(), None
+
+
+def _weights(step: int | None, checkpoint: str | None) -> str:
+    """What tells the page of a trained model from that of a fresh one."""
+    if checkpoint is None:
+        return "random weights"
+    return f"trained for {step:,} steps" if step else "trained weights"
 
 
 def _print_tables(maps: AttentionMaps, layer: int, head: int) -> None:
@@ -224,12 +235,6 @@ def _facts(model: LanguageModel, lens: LogitLens, checkpoint: str | None, seed: 
         even = np.log(model.config.vocab_size)
         facts["loss on the text"] = f"{loss:.3f} nats (perplexity {np.exp(loss):,.1f}; ln |V| = {even:.3f})"
     return facts
-
-
-def _names(tokenizer: Tokenizer, lens: LogitLens) -> dict[int, str]:
-    """Readable text for every token in the lens."""
-    shown = np.unique(lens.top).tolist()
-    return dict(zip(shown, readable_tokens(tokenizer, shown), strict=True))
 
 
 def run(args: list[str]) -> None:

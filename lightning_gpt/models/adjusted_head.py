@@ -84,10 +84,7 @@ class AdjustedHead(OutputHead):
 
     def direction(self, hidden: Tensor, targets: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As in any head, each bounded logit held at its ratio to what it bounds."""
-        products = super().forward(hidden)
-        added = products.new_zeros(products.shape[-1]) if self.bias is None else self.bias
-        unbounded = products + added
-        held = torch.where(unbounded == 0, 1 / self.divisor, self.adjust(products) / unbounded)  # (..., vocab_size)
+        held, added = self._held(hidden)
 
         def of(ids: Tensor) -> tuple[Tensor, Tensor]:
             ratio = held.gather(-1, ids[..., None])
@@ -97,6 +94,17 @@ class AdjustedHead(OutputHead):
         other, from_other = (held @ self.weight, held @ added) if against is None else of(against)
         size = len(self.weight) if against is None else 1
         return own - other / size, constant - from_other / size
+
+    def logit_share(self, part: Tensor, hidden: Tensor) -> Tensor:
+        """Each bounded logit held at its ratio to what it bounds."""
+        return self._held(hidden)[0] * super().logit_share(part, hidden)
+
+    def _held(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The ratio of each logit to what is divided and bounded, ``(..., vocab_size)``, and the bias in the latter."""
+        products = super().forward(hidden)
+        added = products.new_zeros(products.shape[-1]) if self.bias is None else self.bias
+        unbounded = products + added
+        return torch.where(unbounded == 0, 1 / self.divisor, self.adjust(products) / unbounded), added
 
     def _losses(self, hidden: Tensor, targets: Tensor, terms: Terms) -> Tensor:
         """The loss of each token, ``(tokens,)``."""

@@ -35,6 +35,8 @@ class Block(Layer):
 
     ends_normed = False
     """Whether the block's output is already normed, so that the model needs no final norm."""
+    norms_input = True
+    """Whether ``attention_norm`` is what the attention reads, rather than what is made of its output."""
     keeps_stream = True
     """Whether the output is the input plus an update, so that a token may skip the block."""
     zero_branches_pass = True

@@ -182,7 +182,8 @@ class GPT(LanguageModel):
             name, inside = f"blocks.{layer}", block.unwrapped
             ffn_name, half = (None, None) if inside.ffn is None else (f"{name}.ffn", f"{name}.after_attention")
             mixer = inside.attention, f"{name}.attention"
-            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn", half))
+            read = f"{name}.attention_norm" if inside.norms_input else None
+            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn", half, read))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

@@ -76,6 +76,10 @@ class OutputHead(Layer):
         other = self.weight.mean(dim=0) if against is None else self.weight[against]
         return self.weight[targets] - other, hidden.new_zeros(targets.shape)
 
+    def logit_share(self, part: Tensor, hidden: Tensor) -> Tensor:
+        """What ``part`` of ``hidden``, both ``(..., dim)``, contributes to all logits; linear in ``part``."""
+        return F.linear(part, self.weight)
+
     def flops(self, positions: Tensor) -> float:
         return 2.0 * self.weight.numel()
 

@@ -22,6 +22,7 @@ class NormAfterSum(Block):
     """Rules that norm the sum of stream and branch, so that a block's output is already normed."""
 
     ends_normed = True
+    norms_input = False
     keeps_stream = False
     zero_branches_pass = False
     stream_factor = 1.0
@@ -120,6 +121,7 @@ class NormedBranches(Block):
     section 2.1, "reordered norm".
     """
 
+    norms_input = False
     zero_branches_pass = False
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:

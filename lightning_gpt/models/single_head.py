@@ -96,7 +96,8 @@ class SingleHeadModel(LanguageModel):
 
     def block_views(self) -> list[BlockView]:
         """One block: the norm and the head."""
-        return [BlockView(0, (self.norm, self.attention), self.attention, "attention", None, None, "residual", None)]
+        parts = (self.norm, self.attention)
+        return [BlockView(0, parts, self.attention, "attention", None, None, "residual", None, "norm")]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

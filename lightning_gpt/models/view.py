@@ -21,6 +21,7 @@ class BlockView:
         ffn_name: Prefix of the feed-forward network's intermediates; None if there is none.
         stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
         half_name: Name of the residual stream between the block's halves; None if it has only one.
+        input_name: Name of what the mixer reads; None if that is the stream itself.
     """
 
     layer: int
@@ -31,3 +32,4 @@ class BlockView:
     ffn_name: str | None
     stream_name: str
     half_name: str | None
+    input_name: str | None

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -40,12 +40,26 @@ def create_app(
         yield
         await asyncio.to_thread(service.engine.close)
 
+    return guarded((_routes(service), *more), lifespan, token, hosts, service.limits.transfer_seconds)
+
+
+def guarded(
+    routers: Collection[APIRouter],
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    token: str | None,
+    hosts: Collection[str] | None,
+    send_seconds: float,
+) -> FastAPI:
+    """An application of ``routers`` behind a :class:`~lightning_gpt.serving.guard.Guard`, whose arguments these are.
+
+    ``lifespan`` is entered when the application starts, and left when it ends.
+    """
     # the pages that describe an API load their scripts from elsewhere
     app = FastAPI(title="lightning-gpt", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    for router in (_routes(service), *more):
+    for router in routers:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _unknown_route)
-    app.add_middleware(Guard, token=token, hosts=hosts, send_seconds=service.limits.transfer_seconds)
+    app.add_middleware(Guard, token=token, hosts=hosts, send_seconds=send_seconds)
     return app
 
 
@@ -94,7 +108,7 @@ async def _answered(
 ) -> Response:
     """The response to a request, whole or as a stream of events."""
     try:
-        body = await _body(request, service)
+        body = await read_body(request, service.limits.body, service.limits.transfer_seconds)
     except ClientDisconnect:
         return _GONE
     asked = parsed(kind, body)
@@ -107,8 +121,13 @@ async def _answered(
         return _GONE if texts is None else JSONResponse(answer.reply.whole(texts))
 
 
-async def _body(request: Request, service: Service) -> bytes:
+async def read_body(request: Request, most: int, seconds: float) -> bytes:
     """The body of a request.
+
+    Args:
+        request: The request.
+        most: The largest body, in bytes.
+        seconds: The longest that the client may take to send it.
 
     Raises:
         RefusedError: It is of another type than JSON, too long, or comes too slowly.
@@ -117,15 +136,15 @@ async def _body(request: Request, service: Service) -> bytes:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":  # a page of another site cannot send this type
         raise RefusedError(415, f"the content type is {kind[:80]!r}; it must be application/json")
-    most, body = service.limits.body, b""
+    body = b""
     try:
-        async with asyncio.timeout(service.limits.transfer_seconds):
+        async with asyncio.timeout(seconds):
             async for part in request.stream():
                 body += part
                 if len(body) > most:
                     raise RefusedError(413, f"the body is longer than {most:,} bytes", headers={"connection": "close"})
     except TimeoutError:
-        message = f"the body did not arrive within {service.limits.transfer_seconds:g} seconds"
+        message = f"the body did not arrive within {seconds:g} seconds"
         raise RefusedError(408, message, headers={"connection": "close"}) from None
     return body
 

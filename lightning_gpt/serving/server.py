@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -63,15 +63,7 @@ def serve_until_stopped(app: FastAPI, engine: Engine, bound: socket.socket, mess
         message: What is said once it listens.
         grace: Seconds.
     """
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=int(grace + _SECONDS_TO_WRITE) + 1,
-    )
-    server = _Server(config, message)
+    server = _server(app, message, grace)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -91,17 +83,46 @@ def serve_until_stopped(app: FastAPI, engine: Engine, bound: socket.socket, mess
         def heard(signum: int, frame: FrameType | None) -> None:
             loop.call_soon_threadsafe(stop)
 
-        before = on_stop(heard)
-        try:
-            await server.serve([bound])
-        finally:
-            restore(before)
+        await _until_stopped(server, bound, heard)
 
     asyncio.run(run())
     counts = engine.counts
     parts = [f"{counts.cancelled} cancelled by clients"] if counts.cancelled else []
     parts += [f"{counts.cut} cut off"] if counts.cut else []
     say(f"stopped: {_texts(counts.completed)} completed{''.join(f', {part}' for part in parts)}")
+
+
+def serve_pages_until_stopped(app: FastAPI, bound: socket.socket, message: str) -> None:
+    """Serve an application without an engine until Ctrl-C, SIGTERM or SIGHUP; then finish the replies begun."""
+    server = _server(app, message, 0)
+
+    async def run() -> None:
+        def heard(signum: int, frame: FrameType | None) -> None:
+            server.should_exit = True
+
+        await _until_stopped(server, bound, heard)
+
+    asyncio.run(run())
+
+
+def _server(app: FastAPI, message: str, grace: float) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=int(grace + _SECONDS_TO_WRITE) + 1,
+    )
+    return _Server(config, message)
+
+
+async def _until_stopped(server: _Server, bound: socket.socket, heard: Callable[[int, FrameType | None], None]) -> None:
+    before = on_stop(heard)
+    try:
+        await server.serve([bound])
+    finally:
+        restore(before)
 
 
 def _texts(number: int) -> str:

@@ -1,5 +1,7 @@
 """The three matrices as they are taken out of a model, and tokens made readable."""
 
+import re
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import torch
 
 from lightning_gpt.analysis.attention import attention_maps, readable_tokens
+from lightning_gpt.analysis.head_matrices import head_matrices
+from lightning_gpt.analysis.page_colours import DIVERGING_STOPS, SEQUENTIAL_STOPS
 from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
@@ -104,6 +108,40 @@ def test_a_long_text_is_averaged_in_the_grid_of_heads() -> None:
     assert picture[100, 50] == pytest.approx(maps.pattern[0, 0, 200:202, 100:102].mean(), rel=1e-5)
     assert picture.mask[0, 1]
     assert picture[0, 0] == pytest.approx(maps.pattern[0, 0, :2, :2][maps.mask[0, 0, :2, :2]].mean(), rel=1e-5)
+
+
+def test_pictures_have_the_pages_colours_and_fit_a_screen() -> None:
+    script = resources.files("lightning_gpt.analysis").joinpath("assets", "colours.js").read_text("utf-8")
+    light = script.partition("light: {")[2].partition("}")[0]
+    assert tuple(re.findall(r"#\w{6}", light)) == (*SEQUENTIAL_STOPS, *DIVERGING_STOPS)
+    config = GPTConfig(n_layer=1, n_head=32, dim=64, block_size=64, vocab_size=11)
+    maps = attention_maps(randomise(GPT(config)), random_ids(11, 64), ["a"] * 64)
+    wide = ablation_grid(np.ones((1, 33)), [str(n) for n in range(33)], "")
+    for figure in (heads_grid(maps, "heads"), three_matrices(maps, 0, 1), wide):
+        assert figure.get_figwidth() * 120 <= 1920
+
+
+@pytest.mark.parametrize("residual", ["pre", "post", "normed_branches", "parallel"])
+def test_the_other_matrices_are_what_the_head_reads_and_writes(residual: str) -> None:
+    attention = {"kind": "grouped", "n_kv_head": 1}
+    config = GPTConfig(
+        n_layer=2, n_head=2, dim=8, block_size=8, vocab_size=11, residual=residual, attention=attention, bias=False
+    )
+    model = randomise(GPT(config)).double().eval()
+    found = head_matrices(model, IDS)[1]
+    assert found["K"].shape == found["V"].shape == (1, 5, 4)
+    assert found["Q"].shape == found["AV"].shape == (2, 5, 4)
+    # what the head reads gives its queries, and is the stream where no norm comes before it
+    read = torch.from_numpy(found.get("N", found["X"]))
+    assert ("N" in found) == (residual in ("pre", "parallel"))
+    w_q = model.blocks[1].attention.qkv.weight[:8].float()
+    np.testing.assert_allclose((read @ w_q.T).detach().view(5, 2, 4).transpose(0, 1), found["Q"], atol=1e-5)
+    pattern = attention_maps(model, IDS, TOKENS).pattern[1]
+    np.testing.assert_allclose(pattern @ found["V"], found["AV"], atol=1e-5)
+    if residual in ("pre", "parallel"):
+        w_o = model.blocks[1].attention.w_o.weight.detach().float().numpy()
+        written = found["AV"].transpose(1, 0, 2).reshape(5, 8) @ w_o.T
+        np.testing.assert_allclose(found["Y"], found["X"] + written, atol=1e-4)
 
 
 def test_the_picture_of_ablations_holds_the_changes() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis import page as page_module
 from lightning_gpt.analysis.attention import attention_maps, readable_tokens
+from lightning_gpt.analysis.head_matrices import head_matrices
 from lightning_gpt.analysis.logit_lens import logit_lens, stream_names
 from lightning_gpt.analysis.page import Ablated, Page
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -94,6 +95,10 @@ class Opened:
         ActionChains(self.driver).send_keys(*keys).perform()
         self.settle()
 
+    def enlarge(self) -> None:
+        """Make cells large enough that a number's corner is free of the number and of the hatching."""
+        self.js("const size = document.getElementById('cell'); size.value = 14; size.dispatchEvent(new Event('input'))")
+
     def colour(self, kind: str, row: int, column: int) -> list[int]:
         """The colour in a cell's upper left part, where no number is written."""
         x, y = self.cell_of(kind, row, column)
@@ -118,6 +123,7 @@ def write(folder: Path, name: str, model: LanguageModel, text: str, **more: Any)
         ids=ids.tolist(),
         lens=lens,
         vocabulary=vocabulary,
+        vectors=head_matrices(model, ids),
         **more,
     ).write(path)
     return path, ids, tokens
@@ -202,6 +208,26 @@ def test_pointing_at_a_cell_of_any_matrix_shows_its_three_values(page: Opened) -
         assert_cell_is(page, 1, 2, row, column)
 
 
+def test_every_other_matrix_of_the_head_is_there_and_can_be_pointed_at(page: Opened) -> None:
+    from selenium.webdriver import ActionChains
+
+    trace = recorded(page)
+    names = {"X": "blocks.0.after_ffn", "N": "blocks.1.attention_norm", "Y": "blocks.1.after_attention"}
+    expected = {symbol: trace[name][0] for symbol, name in names.items()}
+    names = {"Q": "q", "K": "k", "V": "v", "AV": "head_output"}
+    expected |= {symbol: trace[f"attention.{name}", 1][0, 2] for symbol, name in names.items()}
+    figures = page.all("figure.strip")
+    assert [figure.get_attribute("data-symbol") for figure in figures] == ["X", "N", "Q", "K", "V", "AV", "Y"]
+    for figure in figures:
+        canvas = figure.find_element("css selector", "canvas")
+        page.js("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        ActionChains(page.driver).move_to_element_with_offset(canvas, 3, 2).perform()
+        read = page.js("return {...document.getElementById('strip-readout').dataset}")
+        value = expected[read["symbol"]][int(read["row"]), int(read["dimension"])].item()
+        assert read["symbol"] == figure.get_attribute("data-symbol")
+        assert float(read["value"]) == pytest.approx(value, rel=1e-6)
+
+
 def test_every_row_sums_to_one_and_the_tokens_are_shaded_by_it(page: Opened) -> None:
     trace = recorded(page)
     for row in (0, 4, len(page.ids) - 1):
@@ -272,6 +298,7 @@ def test_the_cell_and_the_token_can_be_moved_by_keys_alone(page: Opened) -> None
 
 def test_the_colours_say_what_is_masked_and_what_is_large(page: Opened) -> None:
     page.one("#scale option[value=absolute]").click()
+    page.enlarge()
     pattern = recorded(page)["attention.pattern", 1][0, 2]
     page.bring("mask", 0, 0)
     allowed = {page.colour("mask", row, 0)[0] for row in range(1, 6)}
@@ -333,6 +360,7 @@ def test_it_is_dark_where_the_system_is_and_the_button_changes_it(page: Opened) 
     def brightness() -> int:
         return sum(map(int, page.js("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g)")))
 
+    page.enlarge()
     page.bring("pattern", 0, 0)
     light, cell = brightness(), page.colour("pattern", 0, 3)
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
@@ -341,6 +369,7 @@ def test_it_is_dark_where_the_system_is_and_the_button_changes_it(page: Opened) 
         page.driver.refresh()
         page.settle()
         assert brightness() < 150 < 600 < light
+        page.enlarge()
         page.bring("pattern", 0, 0)
         assert sum(page.colour("pattern", 0, 3)[:3]) < sum(cell[:3])
         page.one("#theme").click()
@@ -382,9 +411,15 @@ def test_a_long_text_of_many_heads_is_shown_through_a_window(
     path, ids, tokens = write(folder, "long", model, "many words and more " * 20)
     page = opened(driver, path, model, ids, tokens)
     assert severe(driver) == []
+    scores = page.one("figure[data-kind=scores] .scroller")
+    assert page.js("return arguments[0].scrollWidth <= arguments[0].clientWidth", scores), (
+        "it opens fitted to the width"
+    )
+    assert not page.one("figure[data-kind=mask] canvas").is_displayed(), "and the mask is folded"
+    page.one("#fold-mask").click()
+    page.enlarge()
     scrollers = page.all(".scroller")
     assert all(page.js("return arguments[0].scrollHeight > 2 * arguments[0].clientHeight", s) for s in scrollers)
-    assert float(page.one("figure[data-kind=mask] canvas").get_attribute("data-cell")) >= 14, "legible, not squeezed"
     assert page.js("return document.documentElement.scrollWidth <= window.innerWidth")
     page.one("#layers [data-layer='2']").click()
     page.js("document.querySelector('#heads [data-head=\"23\"]').click()")

@@ -180,7 +180,7 @@ def test_a_wrong_call_is_refused_before_anything_is_written(
 def test_a_page_that_would_be_too_large_is_refused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(page, "MOST_BYTES", 20_000)  # a layer is 4 · 2 · 28² + 2 · 7 · 28 · 16
     with pytest.raises(CallError, match="choose at most 1 with page_layers"):
         call(checkpoint, tmp_path)
     call(checkpoint, tmp_path, page_layers=[1])

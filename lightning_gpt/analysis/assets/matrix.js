@@ -1,24 +1,24 @@
-// A matrix on a canvas that stays in place while its container scrolls: only visible cells are drawn.
+// A matrix of tokens by tokens, on a canvas that stays in place while its container scrolls: only visible cells are drawn.
 
-const LONGEST_LABEL = 11;
-const LABEL_FONT = '11px ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace';
-const short = (text) => (text.length > LONGEST_LABEL ? `${text.slice(0, LONGEST_LABEL - 1)}…` : text);
+import { css, diverging, gradient, inkOn, sequential, table, themeNow } from "./colours.js";
+import { digits } from "./dom.js";
+import { labelAt, LABEL_FONT, labelRoom } from "./labels.js";
+import { run } from "./run.js";
 
-class MatrixView {
+const SMALLEST_CELL = 1;
+const SEPARATE_CELL = 8; // smaller cells are drawn together, without gaps, hatching or numbers
+
+export class MatrixView {
   // `page` has head, row, column, cell, scale, and point(row, column), hold(row, column), leave(), scrolled(view).
   constructor(figure, page) {
     this.page = page;
+    this.figure = figure;
     this.kind = figure.dataset.kind;
     this.scroller = figure.querySelector(".scroller");
     this.extent = figure.querySelector(".extent");
     this.canvas = figure.querySelector("canvas");
     this.legend = figure.querySelector(".legend");
     this.scroller.setAttribute("aria-label", `${figure.querySelector("strong").textContent}: arrow keys move the cell`);
-    const context = this.canvas.getContext("2d");
-    context.font = LABEL_FONT;
-    const width = (names) => Math.ceil(Math.max(...names.map((name) => context.measureText(short(name)).width))) + 8;
-    this.left = width(data.tokens);
-    this.top = width(data.keys);
     this.scroller.addEventListener("scroll", () => page.scrolled(this));
     this.canvas.addEventListener("mousemove", (event) => this.#withCell(event, (row, column) => page.point(row, column)));
     this.canvas.addEventListener("click", (event) => this.#withCell(event, (row, column) => page.hold(row, column)));
@@ -26,18 +26,25 @@ class MatrixView {
     this.scroller.addEventListener("keydown", (event) => this.#move(event));
   }
 
-  // The cell size at which all columns fit, between the smallest legible size and a maximum.
+  // The cell size at which all columns fit, between the smallest that can be seen and a maximum.
   fittingCell() {
-    return Math.max(14, Math.min(52, Math.floor((this.scroller.clientWidth - this.left - 1) / columnCount)));
+    this.#measure();
+    const room = this.scroller.clientWidth - this.left - 1;
+    return Math.max(SMALLEST_CELL, Math.min(52, Math.floor(room / run.columnCount)));
+  }
+
+  #measure() {
+    this.left = labelRoom(run.tokens);
+    this.top = labelRoom(run.keys);
   }
 
   layOut() {
+    this.#measure();
     const { cell } = this.page;
-    this.extent.style.width = `${this.left + columnCount * cell + 1}px`;
-    const height = this.top + rowCount * cell + 1;
-    this.extent.style.height = `${height}px`;
-    const most = Math.max(320, Math.round(window.innerHeight * 0.62));
-    this.scroller.style.height = `${Math.min(height, most) + (this.left + columnCount * cell + 1 > this.scroller.clientWidth ? 16 : 0)}px`;
+    const [wide, high] = [this.left + run.columnCount * cell + 1, this.top + run.rowCount * cell + 1];
+    Object.assign(this.extent.style, { width: `${wide}px`, height: `${high}px` });
+    const most = Math.max(320, Math.round(window.innerHeight * 0.75));
+    this.scroller.style.height = `${Math.min(high, most) + (wide > this.scroller.clientWidth ? 16 : 0)}px`;
     const [width, inSight] = [this.scroller.clientWidth, this.scroller.clientHeight];
     const ratio = window.devicePixelRatio || 1;
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${inSight}px` });
@@ -47,27 +54,33 @@ class MatrixView {
   }
 
   draw() {
+    if (!this.context || this.figure.classList.contains("folded")) return;
     const { cell, row: selectedRow, column: selectedColumn } = this.page;
     const { context, left, top, scroller } = this;
     const [width, height] = [scroller.clientWidth, scroller.clientHeight];
     const [x0, y0] = [left - scroller.scrollLeft, top - scroller.scrollTop];
-    const rows = this.#inSight(scroller.scrollTop, height - top, rowCount);
-    const columns = this.#inSight(scroller.scrollLeft, width - left, columnCount);
-    const colours = this.#colours();
+    const rows = this.#inSight(scroller.scrollTop, height - top, run.rowCount);
+    const columns = this.#inSight(scroller.scrollLeft, width - left, run.columnCount);
+    const colours = { ...themeNow(), table: table(this.#isSigned ? "diverging" : "sequential") };
     context.clearRect(0, 0, width, height);
     context.save();
     context.beginPath();
     context.rect(left, top, width - left, height - top);
     context.clip();
-    const gap = cell >= 8 ? 1 : 0;
-    for (let row = rows[0]; row < rows[1]; row++) {
-      for (let column = columns[0]; column < columns[1]; column++) {
-        this.#drawCell(row, column, x0 + column * cell, y0 + row * cell, cell - gap, colours);
+    const gap = cell >= SEPARATE_CELL ? 1 : 0;
+    if (gap === 0) {
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.#bitmap(colours), x0, y0, run.columnCount * cell, run.rowCount * cell);
+    } else {
+      for (let row = rows[0]; row < rows[1]; row++) {
+        for (let column = columns[0]; column < columns[1]; column++) {
+          this.#drawCell(row, column, x0 + column * cell, y0 + row * cell, cell - gap, colours);
+        }
       }
     }
     context.strokeStyle = colours.mark;
     context.lineWidth = 1;
-    context.strokeRect(x0 + 0.5, y0 + selectedRow * cell - 0.5, columnCount * cell, cell);
+    context.strokeRect(x0 + 0.5, y0 + selectedRow * cell - 0.5, run.columnCount * cell, cell);
     if (selectedColumn !== null) {
       context.lineWidth = 2;
       context.strokeRect(x0 + selectedColumn * cell, y0 + selectedRow * cell, cell - gap, cell - gap);
@@ -87,27 +100,45 @@ class MatrixView {
     if (column !== null) scroller.scrollLeft = within(column * cell, scroller.scrollLeft, scroller.clientWidth - left);
   }
 
+  get #isSigned() {
+    return this.kind === "scores" || (this.kind === "pattern" && run.difference !== null);
+  }
+
   #inSight(scrolled, room, count) {
     const { cell } = this.page;
     return [Math.floor(scrolled / cell), Math.min(count, Math.ceil((scrolled + room) / cell))];
   }
 
-  #colours() {
-    return { ...themeNow(), sequential: table("sequential"), diverging: table("diverging") };
-  }
-
-  #colourOf(row, value, colours) {
-    const { head, scale } = this.page;
-    if (this.kind === "mask") return sequential(value.mask ? 0.62 : 0, colours.sequential);
-    if (this.kind === "scores") return diverging(value.score / (head.largestScore || 1), colours.diverging);
-    return sequential(value.weight / (scale === "row" ? head.largestOfRow[row] || 1 : 1), colours.sequential);
+  // One pixel per cell, kept until the head, the scale or the theme changes.
+  #bitmap(colours) {
+    const { kind, page: { head, scale } } = this;
+    const known = this.known;
+    if (known && known.head === head && known.scale === scale && known.table === colours.table) return known.canvas;
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [run.columnCount, run.rowCount];
+    const picture = new ImageData(run.columnCount, run.rowCount);
+    const colourOf = this.#isSigned ? diverging : sequential;
+    for (let row = 0; row < run.rowCount; row++) {
+      for (let column = 0; column < run.columnCount; column++) {
+        const place = row * run.columnCount + column;
+        const colour = colourOf(head.share(kind, row, column, scale), colours.table);
+        picture.data[4 * place] = colour[0];
+        picture.data[4 * place + 1] = colour[1];
+        picture.data[4 * place + 2] = colour[2];
+        picture.data[4 * place + 3] = kind === "scores" && !head.mask[place] ? 115 : 255;
+      }
+    }
+    canvas.getContext("2d").putImageData(picture, 0, 0);
+    this.known = { head, scale, table: colours.table, canvas };
+    return canvas;
   }
 
   #drawCell(row, column, x, y, size, colours) {
-    const { context, kind } = this;
-    const value = this.page.head.at(row, column);
+    const { context, kind, page } = this;
+    const value = page.head.at(row, column);
     const masked = !value.mask;
-    const colour = this.#colourOf(row, value, colours);
+    const share = page.head.share(kind, row, column, page.scale);
+    const colour = this.#isSigned ? diverging(share, colours.table) : sequential(share, colours.table);
     context.globalAlpha = masked && kind === "scores" ? 0.45 : 1;
     context.fillStyle = css(colour);
     context.fillRect(x, y, size, size);
@@ -125,21 +156,19 @@ class MatrixView {
       context.font = "11px system-ui, sans-serif";
       context.textAlign = "center";
       context.textBaseline = "middle";
-      const text = kind === "mask" ? String(value.mask) : (kind === "scores" ? value.score : value.weight).toFixed(2);
-      context.fillText(text, x + size / 2, y + size / 2);
+      const number = kind === "scores" ? value.scoreChange ?? value.score : value.weightChange ?? value.weight;
+      context.fillText(kind === "mask" ? String(value.mask) : number.toFixed(2), x + size / 2, y + size / 2);
     }
   }
 
   #drawLabels(rows, columns, x0, y0, width, height, colours) {
     const { context, left, top } = this;
     const { cell, row: selectedRow, column: selectedColumn } = this.page;
-    const every = Math.max(1, Math.ceil(12 / cell));
     context.font = LABEL_FONT;
     context.textBaseline = "middle";
     const label = (names, place, selected) => {
-      const shown = place === selected || (place % every === 0 && (selected === null || every === 1 || Math.abs(place - selected) >= every));
       context.fillStyle = place === selected ? colours.mark : colours.soft;
-      return shown ? short(names[place]) : "";
+      return labelAt(names, place, selected, cell);
     };
     context.save();
     context.beginPath();
@@ -147,8 +176,7 @@ class MatrixView {
     context.clip();
     context.textAlign = "right";
     for (let row = rows[0]; row < rows[1]; row++) {
-      const text = label(data.tokens, row, selectedRow);
-      context.fillText(text, left - 5, y0 + (row + 0.5) * cell);
+      context.fillText(label(run.tokens, row, selectedRow), left - 5, y0 + (row + 0.5) * cell);
     }
     context.restore();
     context.save();
@@ -157,7 +185,7 @@ class MatrixView {
     context.clip();
     context.textAlign = "left";
     for (let column = columns[0]; column < columns[1]; column++) {
-      const text = label(data.keys, column, selectedColumn);
+      const text = label(run.keys, column, selectedColumn);
       context.save();
       context.translate(x0 + (column + 0.5) * cell, top - 5);
       context.rotate(-Math.PI / 2);
@@ -169,12 +197,11 @@ class MatrixView {
 
   #drawLegend(colours) {
     const { head, scale } = this.page;
-    const largest = digits(head.largestScore);
-    const [low, high, background] = {
-      mask: ["0", "1", `linear-gradient(to right, ${css(sequential(0))} 50%, ${css(sequential(0.62))} 50%)`],
-      scores: [`−${largest}`, `+${largest}`, gradient(colours.diverging)],
-      pattern: ["0", scale === "row" ? "row's largest" : "1", gradient(colours.sequential)],
-    }[this.kind];
+    const largest = digits(this.kind === "scores" ? head.largestScore : head.largestChange);
+    const mask = `linear-gradient(to right, ${css(sequential(0))} 50%, ${css(sequential(0.62))} 50%)`;
+    const [low, high, background] = this.kind === "mask" ? ["0", "1", mask]
+      : this.#isSigned ? [`−${largest}`, `+${largest}`, gradient(colours.table)]
+        : ["0", scale === "row" ? "row's largest" : "1", gradient(colours.table)];
     const bar = document.createElement("i");
     bar.style.background = background;
     this.legend.replaceChildren(low, bar, high);
@@ -186,16 +213,17 @@ class MatrixView {
     if (x < 0 || y < 0) return;
     const column = Math.floor((x + this.scroller.scrollLeft) / cell);
     const row = Math.floor((y + this.scroller.scrollTop) / cell);
-    if (row < rowCount && column < columnCount) use(row, column);
+    if (row < run.rowCount && column < run.columnCount) use(row, column);
   }
 
   #move(event) {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (!step) return;
+    if (!step || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     const { row, column } = this.page;
     const within = (value, count) => Math.max(0, Math.min(count - 1, value));
-    this.page.hold(within(row + step[0], rowCount), within((column ?? columnCount - rowCount + row) + step[1], columnCount));
+    const from = column ?? run.columnCount - run.rowCount + row;
+    this.page.hold(within(row + step[0], run.rowCount), within(from + step[1], run.columnCount));
     this.reveal(this.page.row, this.page.column);
   }
 }

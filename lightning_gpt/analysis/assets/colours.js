@@ -1,7 +1,7 @@
 // A sequential colour map for weights and probabilities and a diverging one for scores and changes, in light and dark.
 // The sequential map starts at the card's own colour, so that 0 is invisible.
 
-const RAMPS = {
+export const RAMPS = {
   light: {
     sequential: ["#f1f4f9", "#c9dcf3", "#84b3e3", "#3f82c8", "#1d5199", "#0b2559"],
     diverging: ["#0f4c8f", "#6ea3d8", "#f3f3f1", "#eba571", "#a8430b"],
@@ -30,19 +30,23 @@ const TABLES = Object.fromEntries(
   ]),
 );
 
-const css = (colour) => `rgb(${colour.join(",")})`;
+export const css = (colour) => `rgb(${colour.join(",")})`;
 const luminance = ([r, g, b]) => (0.2126 * (r / 255) ** 2.2 + 0.7152 * (g / 255) ** 2.2 + 0.0722 * (b / 255) ** 2.2);
-const inkOn = (colour) => (luminance(colour) > 0.18 ? "#10151d" : "#ffffff");
+export const inkOn = (colour) => (luminance(colour) > 0.18 ? "#10151d" : "#ffffff");
 
 // The style sheet's current colours; cached until the theme changes.
 let theme = null;
 
-function themeNow() {
+export function forgetTheme() {
+  theme = null;
+}
+
+export function themeNow() {
   if (theme) return theme;
   theme = { dark: luminance(getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).map(Number)) < 0.25 };
   const probe = document.createElement("span");
   document.body.append(probe);
-  for (const name of ["soft", "line", "mark"]) {
+  for (const name of ["soft", "line", "mark", "ink", "card"]) {
     probe.style.color = `var(--${name})`;
     theme[name] = getComputedStyle(probe).color;
   }
@@ -50,11 +54,11 @@ function themeNow() {
   return theme;
 }
 
-const table = (name) => TABLES[themeNow().dark ? "dark" : "light"][name];
-const index = (share) => Math.max(0, Math.min(255, Math.round((Number.isFinite(share) ? share : 0) * 255)));
+export const table = (name) => TABLES[themeNow().dark ? "dark" : "light"][name];
+const shade = (share) => Math.max(0, Math.min(255, Math.round((Number.isFinite(share) ? share : 0) * 255)));
 
 // 0 to 1.
-const sequential = (share, colours = table("sequential")) => colours[index(share)];
+export const sequential = (share, colours = table("sequential")) => colours[shade(share)];
 // −1 to 1.
-const diverging = (share, colours = table("diverging")) => colours[index((share + 1) / 2)];
-const gradient = (colours) => `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map((i) => css(colours[i])).join(", ")})`;
+export const diverging = (share, colours = table("diverging")) => colours[shade((share + 1) / 2)];
+export const gradient = (colours) => `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map((i) => css(colours[i])).join(", ")})`;

@@ -1,0 +1,276 @@
+// The explorer: what is typed, clicked and changed becomes one state; the server answers for it, and the parts draw.
+
+import { Head } from "./arrays.js";
+import { ask, askStart, latest } from "./ask.js";
+import { choosePart, drawChanges, drawMap, startChanges, toggle, undo } from "./change.js";
+import { drawDepth, drawWay } from "./depth.js";
+import { byId, digits, element, signed } from "./dom.js";
+import { drawFollow, drawFollowHint } from "./follow.js";
+import { drawDistribution, setVocabulary, startGenerating } from "./generate.js";
+import { drawCode, drawPictureNames, startKeeping } from "./keep.js";
+import { Lens, LensPart } from "./lens.js";
+import { run } from "./run.js";
+import { againstText, passes, readLink, shownText, state, writeLink } from "./state.js";
+import { page, show, showText, startView } from "./view.js";
+import { drawWorth, forgetWorth, startWorth } from "./worth.js";
+
+let models = [];
+let current = null; // the last answer to a look
+let strips = [];
+let isOtherHead = true; // than the one that the map has chosen
+
+function fail(error) {
+  byId("notice").textContent = error.message;
+  byId("notice").hidden = false;
+  document.documentElement.dataset.ready = "true";
+}
+
+// --- parts that are asked for when they are in sight ---------------------------------------------------------------
+
+class Part {
+  constructor(id, draw) {
+    Object.assign(this, { isStale: true, inSight: false });
+    this.draw = latest(async () => {
+      this.isStale = false;
+      try { await draw(); } catch (error) { fail(error); }
+    });
+    new IntersectionObserver(([entry]) => {
+      this.inSight = entry.isIntersecting;
+      if (this.inSight && this.isStale && current) this.draw();
+    }, { rootMargin: "200px" }).observe(byId(id));
+  }
+
+  refresh() {
+    this.isStale = true;
+    return this.inSight && current ? this.draw() : null;
+  }
+}
+
+let parts = {};
+
+function makeParts() {
+  parts = {
+    follow: new Part("follow-card", drawCell),
+    lens: new Part("lens", () => page.lens.draw(page.row)),
+    generate: new Part("generate-card", () => drawDistribution(page.held.row)),
+    depth: new Part("depth", () => drawDepth(againstText())),
+    way: new Part("way-hint", () => drawWay(page.held.row)),
+    code: new Part("code", drawCode),
+  };
+}
+
+async function drawCell() {
+  const { row, column } = page.held;
+  if (column === null) return drawFollowHint();
+  return drawFollow(await ask("cell", { of: shownText(), layer: state.layer, head: state.head, row, column }));
+}
+
+async function loadLens(first, count) {
+  if (!parts.lens.inSight) return null;
+  const answer = await ask("lens", { of: shownText(), first, count: Math.min(64, count) });
+  const { top, probability, nll } = answer.arrays;
+  return new LensPart({ ...answer, top: top.values, probability: probability.values, nll: nll.values, losses: answer.loss, names: answer.vocabulary });
+}
+
+// --- matrices --------------------------------------------------------------------------------------------------
+
+function headsFrom({ arrays, heads }) {
+  const [rows, columns] = arrays.mask.shape.slice(-2);
+  const size = rows * columns;
+  const of = (name, head) => arrays[name].values.subarray(head * size, (head + 1) * size);
+  return Array.from({ length: heads }, (_, head) => {
+    if (!arrays["pattern.shown"]) return new Head(of("mask", head), of("scores", head), of("pattern", head), rows, columns);
+    const change = { scores: of("scores", head), pattern: of("pattern", head) };
+    return new Head(of("mask", head), of("scores.shown", head), of("pattern.shown", head), rows, columns, change);
+  });
+}
+
+function stripsFrom({ arrays }) {
+  strips = ["X", "N", "Q", "K", "V", "AV", "Y"].filter((symbol) => arrays[symbol]).map((symbol) => {
+    const [rows, columns] = arrays[symbol].shape;
+    const shown = arrays[`${symbol}.shown`];
+    return { symbol, rows, columns, values: (shown ?? arrays[symbol]).values, change: shown ? arrays[symbol].values : null };
+  });
+  return strips;
+}
+
+// One answer holds the heads of a layer and the other matrices of one of them.
+const layerAnswer = (() => {
+  let known = { key: null, answer: null };
+  return (layer, head) => {
+    const key = JSON.stringify([passes(), layer, head]);
+    if (known.key !== key) {
+      const answer = ask("layer", { ...passes(), layer, head: Math.min(head, current.headCounts[layer] - 1) });
+      answer.catch((error) => { known.key = null; fail(error); });
+      known = { key, answer };
+    }
+    return known.answer;
+  };
+})();
+
+run.headsOf = async (index, head = page.headNumber) => headsFrom(await layerAnswer(index, head));
+run.stripsOf = async (index, head) => stripsFrom(await layerAnswer(index, head));
+
+// --- looking ----------------------------------------------------------------------------------------------------
+
+const look = latest(async () => {
+  document.documentElement.dataset.ready = "false";
+  writeLink();
+  const isAnotherText = current === null || current.asked.text !== state.text || current.asked.more.join() !== state.more.join() || current.asked.model !== state.model;
+  const asked = shownText();
+  const started = performance.now();
+  let answer;
+  try {
+    answer = await ask("look", { ...passes(), layer: state.layer, head: state.head });
+  } catch (error) {
+    fail(error);
+    return;
+  }
+  byId("notice").hidden = true;
+  if (isAnotherText) forgetWorth();
+  current = { ...answer, asked: { ...asked, more: [...asked.more] } };
+  isOtherHead ||= answer.layer !== state.layer || answer.head !== state.head; // another model may have fewer
+  [state.layer, state.head] = [answer.layer, answer.head];
+  const { tokens, ids, keys, headDim, biased, layerCount, heads } = answer;
+  const difference = passes().difference ? (state.against === "unchanged" ? "the unchanged model" : models[state.against]) : null;
+  Object.assign(run, { tokens, ids, keys, headDim, biased, difference, headCount: heads, layers: Array.from({ length: layerCount }, (_, n) => n) });
+  const last = tokens.length - 1;
+  page.held = state.row === null || state.row > last ? { row: last, column: null } : { row: state.row, column: state.column };
+  page.lens.forget();
+  showText(state.layer, state.head, headsFrom(answer), stripsFrom(answer));
+  drawTop(answer);
+  drawMap(answer, difference !== null);
+  drawChanges(answer);
+  drawPictureNames(strips);
+  if (isOtherHead) choosePartOfHead();
+  isOtherHead = false;
+  await Promise.all(Object.values(parts).map((part) => part.refresh()));
+  document.documentElement.dataset.took = Math.round(performance.now() - started);
+  document.documentElement.dataset.ready = "true";
+});
+
+function drawTop(answer) {
+  byId("difference").checked = state.difference;
+  byId("difference").disabled = state.against === "";
+  byId("against").value = state.against;
+  setVocabulary(Number(answer.facts.vocabulary.replaceAll(",", "")));
+  byId("facts").replaceChildren(...Object.entries({ ...answer.facts, layers: `${answer.layerCount} × ${answer.heads} heads` }).map(([fact, value]) => {
+    const pair = element("div");
+    pair.append(element("dt", fact), element("dd", value));
+    return pair;
+  }));
+  const summary = byId("summary");
+  summary.replaceChildren(`${answer.tokens.length} token${answer.tokens.length === 1 ? "" : "s"}`);
+  delete summary.dataset.loss;
+  if (answer.loss !== null) {
+    summary.dataset.loss = answer.loss;
+    summary.append(" · loss ", element("b", digits(answer.loss)), ` nats (perplexity ${Math.exp(answer.loss).toLocaleString("en", { maximumFractionDigits: 1 })})`);
+    if (answer.before?.loss != null) {
+      const change = answer.loss - answer.before.loss;
+      summary.append(" · ", element("b", signed(change), { class: change > 0 ? "worse" : "better" }), state.against === "unchanged" ? " by the changes" : " to the other model");
+    }
+  }
+  const generated = byId("generated");
+  generated.hidden = !state.more.length;
+  if (state.more.length) {
+    const take = element("button", "Make it part of the text", { type: "button", class: "quiet" });
+    take.addEventListener("click", () => { state.text += answer.moreText; state.more = []; byId("text").value = state.text; look(); });
+    generated.replaceChildren(`Generated: ${state.more.length} token${state.more.length === 1 ? "" : "s"} `, element("span", answer.moreText, { class: "token" }), take);
+  }
+}
+
+function choosePartOfHead() {
+  choosePart(`${state.layer}.${state.head}`);
+}
+
+// --- start --------------------------------------------------------------------------------------------------------
+
+function choosePartOfMap(part) {
+  const [layer, of] = part.split(".");
+  if (of === "ffn") return;
+  show(Number(layer), Number(of));
+}
+
+function listen() {
+  byId("text").addEventListener("input", (event) => {
+    state.text = event.target.value;
+    state.more = [];
+    state.row = state.column = null;
+    look();
+  });
+  byId("other").addEventListener("input", (event) => { state.other = event.target.value; look(); });
+  byId("against").addEventListener("change", (event) => {
+    state.against = event.target.value;
+    state.difference = state.against !== "";
+    look();
+  });
+  byId("difference").addEventListener("change", (event) => { state.difference = event.target.checked; look(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+    const act = { x: toggle, u: undo, d: () => byId("difference").click() }[event.key];
+    if (act) act();
+  });
+  window.addEventListener("hashchange", () => { takeLink(); look(); });
+}
+
+// Take over what the address holds; what cannot be understood is said, and left out as a whole.
+function takeLink() {
+  isOtherHead = true;
+  try {
+    Object.assign(state, readLink());
+  } catch (error) {
+    fail(error);
+    history.replaceState(null, "", location.pathname);
+    return false;
+  }
+  byId("text").value = state.text;
+  byId("other").value = state.other;
+  byId("second").open = state.other !== "";
+  return true;
+}
+
+function drawModels() {
+  byId("title").textContent = models[state.model] ?? "";
+  document.title = `${models[state.model]} · lightning-gpt explore`;
+  if (models.length > 1) {
+    const select = element("select", "", { id: "model", "aria-label": "Model" });
+    select.append(...models.map((name, number) => element("option", name, { value: number })));
+    select.value = state.model;
+    select.addEventListener("change", () => { state.model = Number(select.value); document.title = `${models[state.model]} · lightning-gpt explore`; look(); });
+    byId("title").replaceChildren(select);
+  }
+  byId("against").append(element("option", "nothing", { value: "" }), element("option", "the unchanged model", { value: "unchanged" }),
+    ...models.map((name, number) => element("option", name, { value: number })).filter((_, number) => models.length > 1 || number < 0));
+}
+
+function selectionChanged() {
+  const layer = run.layers[page.index];
+  const isAnotherHead = layer !== state.layer || page.headNumber !== state.head;
+  Object.assign(state, { layer, head: page.headNumber, row: page.held.row, column: page.held.column });
+  writeLink();
+  if (isAnotherHead) choosePartOfHead();
+  for (const name of isAnotherHead ? ["follow", "depth", "code"] : ["follow", "generate", "way", "code"]) parts[name].refresh();
+}
+
+async function start() {
+  const { models: names, text, longest } = await askStart();
+  models = names;
+  state.text = text;
+  byId("text").value = text;
+  const isUnderstood = takeLink();
+  const said = byId("notice").textContent;
+  drawModels();
+  startView(new Lens(loadLens, (depth, row) => { page.lens.depth = depth; page.hold(row, null); page.lens.draw(row); }));
+  makeParts();
+  startChanges(look, choosePartOfMap);
+  startGenerating(longest, () => parts.generate.refresh(), look, fail);
+  startWorth((part) => { choosePart(part); choosePartOfMap(part); }, fail);
+  startKeeping(() => strips, fail);
+  page.changed = selectionChanged;
+  page.redraw = () => { if (current) { drawMap(current, run.difference !== null); drawWorth(choosePartOfMap); parts.follow.refresh(); parts.way.refresh(); } };
+  listen();
+  await look();
+  if (!isUnderstood) fail(new Error(said));
+}
+
+start().catch(fail);
