@@ -1,8 +1,9 @@
 """A model's blocks, as analysis tools see them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.layer import Layer
@@ -21,6 +22,7 @@ class BlockView:
         ffn_name: Prefix of the feed-forward network's intermediates; None if there is none.
         stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
         half_name: Name of the residual stream between the block's halves; None if it has only one.
+        mixer_input: Maps a residual stream ``(..., dim)`` before the block to what the mixer reads of it.
     """
 
     layer: int
@@ -31,3 +33,4 @@ class BlockView:
     ffn_name: str | None
     stream_name: str
     half_name: str | None
+    mixer_input: Callable[[Tensor], Tensor]

@@ -1,6 +1,6 @@
 """Attention without softmax: running sums over the past, at a cost linear in time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.chunks import chunks_of_pass, split, wide
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
@@ -92,6 +93,9 @@ class LinearAttention(MultiHeadAttention):
         """The projections, plus adding keys × values to the sums and reading them."""
         projections = self.qkv.flops(positions) + self.w_o.flops(positions)
         return projections + 4 * self.n_head * self.head_dim**2
+
+    def head_matrices(self) -> HeadMatrices:
+        return replace(super().head_matrices(), no_qk="queries and keys go through a feature map")
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values; positions rotate queries and keys only after φ."""
