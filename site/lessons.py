@@ -10,10 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before)
+import matplotlib.pyplot as plt
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ def run(notebook: Path, solved: bool = False) -> list[Cell]:
         notebook: The ``.ipynb`` file.
         solved: Whether exercises are replaced by their solutions, which the metadata of their cells holds.
     """
+    plt.switch_backend("agg")
     names: dict[str, object] = {"__name__": notebook.stem}
     return [_run(cell, notebook, names, solved) for cell in json.loads(notebook.read_text())["cells"]]
 
