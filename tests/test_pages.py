@@ -18,8 +18,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def save(model: GPT, path: Path) -> None:
-    """Write a checkpoint with a tokenizer for the model's vocabulary."""
-    text = next(iter(WikipediaSlice().documents())).text
+    """Write a checkpoint with a small vocabulary in which the names that a page swaps are one token each."""
+    text = next(iter(WikipediaSlice().documents())).text + " Mary and John" * 2000
     content = {
         "lightning_gpt_model": model.describe(),
         "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
