@@ -44,7 +44,7 @@ def smollm2() -> GPT:
     narrow = {"kind": "full", "head_dim": 2}
     model = GPT(GPTConfig(n_layer=30, n_head=9, dim=576, block_size=256, vocab_size=300, attention=narrow, ffn="none"))
     with torch.no_grad():
-        model.positions.weight[0, 507] = 20_000
+        model.positions.weight[0, 507] = 200
     return model
 
 
@@ -64,7 +64,7 @@ def test_the_pages_for_researchers_run(tmp_path: Path, monkeypatch: pytest.Monke
     save(smollm2(), tmp_path / "smollm2/model.ckpt")
     names = run("researcher.md", monkeypatch)
     assert names["streams"].shape == (31, 255, 576)
-    assert "position=0, dimension=507, value=20000" in capsys.readouterr().out
+    assert "position=0, dimension=507, value=200" in capsys.readouterr().out
     assert (tmp_path / "smollm2.png").is_file()
     assert names["zero_heads"] is zero_heads
 
