@@ -1,12 +1,16 @@
-"""What the site holds beside docs/: pages from the root of the repository, and a reference page per package folder.
+"""What the site holds beside docs/: pages from the root of the repository, a reference page per package folder, and the
+lessons with their outputs, which are run for it.
 
 MkDocs calls the functions below by their names. Links between files of the repository become links between pages, so
 the sources stay readable where they are.
 """
 
 import ast
+import contextlib
+import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/."""
     for source, page in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
-    for _, page, content in _reference():
+    for _, page, content in [*_reference(), *_lessons()]:
         files.append(File.generated(config, page, content=content))
     return files
 
@@ -47,7 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point the links of a page at pages of the site; what has none keeps its text."""
     here = page.file.src_uri
-    if here.startswith("reference/"):
+    if here.startswith(("reference/", "lessons/")):
         return markdown
     source = {page: source for source, page in ELSEWHERE.items()}.get(here, f"docs/{here}")
 
@@ -70,7 +74,7 @@ def _page_of(file: Path) -> str | None:
     if str(file) in ELSEWHERE:
         return ELSEWHERE[str(file)]
     if file.parts[0] == "docs":
-        return str(file.relative_to("docs"))
+        return str(file.relative_to("docs").with_suffix(".md" if file.suffix == ".ipynb" else file.suffix))
     if file.parts[0] != "lightning_gpt":
         return None
     if file.suffix == ".py":
@@ -94,6 +98,19 @@ def _reference() -> Iterator[tuple[str, str, str]]:
         about = "" if folder == PACKAGE else described.partition("\n\n")[0]
         sections = [f"::: {name}.{module.stem}" for module in modules]
         yield name, f"reference/{name}.md", "\n\n".join([f"# {name}", about, *sections])
+
+
+def _lessons() -> Iterator[tuple[str, str, str]]:
+    """The title, the name and the content of each lesson, run in an empty folder."""
+    spec = importlib.util.spec_from_file_location("site_lessons", ROOT / "site/lessons.py")
+    assert spec is not None
+    assert spec.loader is not None
+    lessons = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lessons)
+    for notebook in sorted((ROOT / "docs/lessons").glob("*.ipynb")):
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            content = lessons.page(notebook)
+        yield content.splitlines()[0].lstrip("# "), f"lessons/{notebook.stem}.md", content
 
 
 def _public() -> str:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "safe_yaml": {"system_error", "errors"},
     "trust": {"errors"},
     "launch": set(),
+    "lessons": set(),
     "stopping": {"launch", "errors"},
     "cluster": {"errors"},
     "data": {

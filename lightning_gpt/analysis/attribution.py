@@ -46,6 +46,23 @@ class Attribution:
         """The mean of each part over all tokens."""
         return dict(zip(self.parts, self.values.mean(dim=(1, 2)).tolist(), strict=True))
 
+    def heads(self, position: int | None = None) -> Tensor:
+        """What each head adds, ``(n_layer, n_head)``: at one position, or the mean of all; the mean over the batch.
+
+        Raises:
+            CallError: If the terms are not by head.
+        """
+        names = [part.split(".") for part in self.parts]
+        places = [(int(name[0]), int(name[1])) for name in names if len(name) == 2 and name[1].isdigit()]
+        if not places:
+            raise CallError("the terms are not by head: give direct_logit_attribution by_head=True")
+        values = self.values if position is None else self.values[..., [position]]
+        grid = values.new_full((1 + max(layer for layer, _ in places), 1 + max(head for _, head in places)), torch.nan)
+        of_parts = dict(zip(self.parts, values.mean(dim=(1, 2)), strict=True))
+        for layer, head in places:
+            grid[layer, head] = of_parts[f"{layer}.{head}"]
+        return grid
+
 
 def direct_logit_attribution(
     model: LanguageModel, ids: Tensor, targets: Tensor, against: Tensor | None = None, by_head: bool = False
@@ -122,9 +139,9 @@ def head_terms(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple
     Raises:
         CallError: If that is not the sum of the heads' outputs behind W_O, apart from a bias.
     """
-    weights = view.mixer.value_output()
+    matrices = view.mixer.head_matrices()
     by_head = output if output.ndim == 4 else output[:, None]  # the one-head model has no head axis
-    written = [] if weights is None else [by_head[:, head] @ w_o for head, w_o in enumerate(weights[1])]
+    written = [] if matrices is None else [by_head[:, head] @ w_o for head, w_o in enumerate(matrices.w_o)]
     rest = added - sum(written)
     spread = (rest - rest.mean(dim=(0, 1))).norm()
     if not written or spread > _BIAS_SPREAD * added.norm():

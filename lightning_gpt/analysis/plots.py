@@ -1,10 +1,11 @@
 """Plots of attention and of ablations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_gpt.analysis.attention import AttentionMaps
 from lightning_gpt.analysis.page_colours import DIVERGING, MASK, SEQUENTIAL
@@ -127,6 +128,44 @@ def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure
             ax.text(column, row, f"{change:+.3f}", ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=ax, label="change in loss, nats")
     figure.suptitle(title)
+    return figure
+
+
+def layer_heatmap(
+    values: np.ndarray, columns: str, label: str, title: str, tokens: Sequence[str] | None = None
+) -> Figure:
+    """One number per layer and position or head, ``(n_layer, columns)``; layer 0 at the bottom.
+
+    Blue to red about 0 if a value is negative, else from 0 in one colour. nan stays grey.
+
+    Args:
+        values: The numbers.
+        columns: What the columns are: ``head`` or ``position``.
+        label: What the numbers are.
+        title: The title.
+        tokens: The columns' names; their numbers if None.
+    """
+    rows, width = values.shape
+    limit = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    signed = bool((values < 0).any())
+    figure = Figure(figsize=(2.4 + min(0.34 * width, 12), 1.6 + min(0.3 * rows, 10)), layout="constrained")
+    ax = figure.subplots()
+    ax.set_facecolor("lightgrey")
+    smallest, colours = (-limit, "RdBu_r") if signed else (0.0, "viridis")
+    shown = np.ma.masked_invalid(values)
+    image = ax.imshow(
+        shown, vmin=smallest, vmax=limit, cmap=colours, origin="lower", aspect="auto", interpolation="nearest"
+    )
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel("layer")
+    if tokens is None or len(tokens) > _MOST_LABELS:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel(columns)
+    else:
+        names = [token.replace("$", r"\$").replace("\n", "↵") for token in tokens]
+        ax.set_xticks(range(width), names, rotation=90, fontsize=8, family="monospace")
+    figure.colorbar(image, ax=ax, label=label)
+    ax.set_title(title, fontsize=10)
     return figure
 
 

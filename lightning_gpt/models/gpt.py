@@ -5,6 +5,8 @@
 initialisation follow Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from lightning_gpt.models import (  # noqa: F401  (imported to register their variants)
@@ -182,8 +184,9 @@ class GPT(LanguageModel):
             name, inside = f"blocks.{layer}", block.unwrapped
             ffn_name, half = (None, None) if inside.ffn is None else (f"{name}.ffn", f"{name}.after_attention")
             mixer = inside.attention, f"{name}.attention"
-            read = f"{name}.attention_norm" if inside.norms_input else None
-            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, f"{name}.after_ffn", half, read))
+            names = f"{name}.after_ffn", half, f"{name}.attention_norm" if inside.norms_input else None
+            reads = partial(inside.attention_input, context=Context())
+            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, *names, reads))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mask import columns_counted
 from lightning_gpt.models.base import LanguageModel, models
 from lightning_gpt.models.context import Context
@@ -70,6 +71,10 @@ class SingleHead(CausalAttention):
         """The four products, plus scores and mixed values."""
         return super().flops(positions) + 4 * self.w_0.in_features * columns_counted(self, positions)
 
+    def head_matrices(self) -> HeadMatrices:
+        w_q, w_k, w_v, w_0 = (layer.weight.mT[None] for layer in (self.w_q, self.w_k, self.w_v, self.w_0))
+        return HeadMatrices(w_q, w_k, w_v, w_0)
+
     def value_output(self) -> tuple[Tensor, Tensor]:
         return self.w_v.weight.mT[None], self.w_0.weight.mT[None]
 
@@ -96,8 +101,8 @@ class SingleHeadModel(LanguageModel):
 
     def block_views(self) -> list[BlockView]:
         """One block: the norm and the head."""
-        parts = (self.norm, self.attention)
-        return [BlockView(0, parts, self.attention, "attention", None, None, "residual", None, "norm")]
+        parts, names = (self.norm, self.attention), ("residual", None, "norm")
+        return [BlockView(0, parts, self.attention, "attention", None, None, *names, self.norm)]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

@@ -1,8 +1,9 @@
 """A model's blocks, as analysis tools see them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.layer import Layer
@@ -22,6 +23,7 @@ class BlockView:
         stream_name: Name of the residual stream after the block: ``blocks.0.after_ffn``.
         half_name: Name of the residual stream between the block's halves; None if it has only one.
         input_name: Name of what the mixer reads; None if that is the stream itself.
+        mixer_input: Maps a residual stream ``(..., dim)`` before the block to what the mixer reads of it.
     """
 
     layer: int
@@ -33,3 +35,4 @@ class BlockView:
     stream_name: str
     half_name: str | None
     input_name: str | None
+    mixer_input: Callable[[Tensor], Tensor]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import scaled_scores
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
@@ -83,6 +84,10 @@ class DifferentialAttention(MultiHeadAttention):
     def cut(self) -> Cut | None:
         cut, more = super().cut(), ("first_q", "first_k", "second_q", "second_k", "head_norm")
         return None if cut is None else replace(cut, whole=(*cut.whole, *more))
+
+    def head_matrices(self) -> HeadMatrices:
+        no_qk, no_ov = "each head has two queries and two keys", "it norms each head's output before W_O"
+        return replace(super().head_matrices(), no_qk=no_qk, no_ov=no_ov)
 
     @property
     def factor(self) -> Tensor:

@@ -1,8 +1,11 @@
 """Softmax attention whose output is gated by its input."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
@@ -38,6 +41,9 @@ class GatedAttention(MultiHeadAttention):
         parts = self._by_head(self.projected(x, context))
         q, k, v, gate = torch.split(parts, [self.n_head, self.n_kv_head, self.n_kv_head, self.n_head], dim=1)
         return q, k, v, gate
+
+    def head_matrices(self) -> HeadMatrices:
+        return replace(super().head_matrices(), no_ov="it gates each head's output before W_O")
 
     def value_output(self) -> None:
         """None: what a head writes is not linear in what it mixes."""

@@ -4,10 +4,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
+from lightning_gpt.models.attention.head_matrices import HeadMatrices, split_heads
 from lightning_gpt.models.attention.mask import AttentionMask, columns_counted
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
@@ -85,7 +86,7 @@ class LatentAttention(CausalAttention):
         if positions.rotates:
             positions.check_width(self.rope_dim, "rope_dim")
         rows = {"q": n_head * self.head_dim}
-        self.q_down: nn.Module | None = None
+        self.q_down: Linear | None = None
         if q_rank is None:
             self.q_up = Linear(dim, rows["q"], bias=bias, maps=("stream", "heads"), pieces=rows)
         else:
@@ -115,7 +116,7 @@ class LatentAttention(CausalAttention):
         latent, shared_key = torch.split(self.kv_down(x), [self.kv_rank, self.rope_dim], dim=-1)
         kept = self.see("latent", self.kv_latent_norm(latent))[:, None]  # (B, 1, T, C)
         if self.rope_dim:
-            q = torch.cat([q[..., : self.plain_dim], context.rotate(q[..., self.plain_dim :])], dim=-1)
+            q = self.turned(q, context)
             kept = torch.cat([kept, context.rotate(shared_key[:, None])], dim=-1)  # (B, 1, T, C + R)
         return q, kept, kept[..., :0]
 
@@ -156,7 +157,44 @@ class LatentAttention(CausalAttention):
         q, k, v = (F.pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
         return super()._kernel(q, k, v, mask, dropout)[..., :of_values]
 
+    def head_matrices(self) -> HeadMatrices:
+        """The products of the matrices into a latent and out of it, with the gain of its norm between them.
+
+        The norm also divides each token's latent by its root mean square, so what comes out of a latent is that of
+        these matrices up to a positive factor of each token. Neither the rotated part of the keys, the last
+        ``rope_dim`` columns of W_K, nor queries without a latent have such a factor.
+        """
+        down = split_heads(
+            self.kv_down.applied, self.kv_down.bias, self.kv_down.pieces, dict.fromkeys(self.kv_down.pieces, 1), 1
+        )
+        gain = self.kv_latent_norm.weight
+        up = split_heads(self.kv_up.applied, None, self.kv_up.pieces, {"k": self.n_head, "v": self.n_head}, self.n_head)
+        into, of_bias = down["latent"]
+        (w_k, b_k), (w_v, b_v) = (
+            _through(into[0] * gain, None if of_bias is None else of_bias[0] * gain, up[name][0]) for name in "kv"
+        )
+        if self.rope_dim:
+            w_turned, b_turned = down["k"]
+            w_k = torch.cat([w_k, w_turned.expand(self.n_head, -1, -1)], dim=-1)
+            if b_k is not None and b_turned is not None:
+                b_k = torch.cat([b_k, b_turned.expand(self.n_head, -1)], dim=-1)
+        heads = {"q": self.n_head}
+        w_q, b_q = split_heads(self.q_up.applied, self.q_up.bias, self.q_up.pieces, heads, self.n_head)["q"]
+        if self.q_down is not None:
+            gain, bias = self.q_latent_norm.weight, self.q_down.bias
+            w_q, b_q = _through(self.q_down.applied.mT * gain, None if bias is None else bias * gain, w_q)
+        w_o = self.w_o.applied.mT.view(self.n_head, -1, self.w_o.out_features)
+        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias)
+
+    def turned(self, x: Tensor, context: Context) -> Tensor:
+        return torch.cat([x[..., : self.plain_dim], context.rotate(x[..., self.plain_dim :])], dim=-1)
+
     def flops(self, positions: Tensor) -> float:
         """The projections, plus scores and mixed values of a pass that computes keys and values."""
         of_heads = 2 * self.n_head * (self.head_dim + self.value_dim)
         return super().flops(positions) + of_heads * columns_counted(self, positions)
+
+
+def _through(into: Tensor, bias: Tensor | None, out_of: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A matrix ``(dim, rank)`` and its bias, then those of each head ``(n_head, rank, width)``, as one."""
+    return into @ out_of, None if bias is None else bias @ out_of

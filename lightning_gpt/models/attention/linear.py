@@ -1,6 +1,6 @@
 """Attention without softmax: running sums over the past, at a cost linear in time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.chunks import chunks_of_pass, split, wide
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mask import AttentionMask
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
@@ -96,6 +97,9 @@ class LinearAttention(MultiHeadAttention):
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Norm queries or keys; positions rotate them only after φ."""
         return norm(x)  # type: ignore[no-any-return]
+
+    def head_matrices(self) -> HeadMatrices:
+        return replace(super().head_matrices(), no_qk="queries and keys go through a feature map")
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context = Context()) -> Tensor:
         """Mix the values: q ``(batch, n_head, time, head_dim)``, k and v with as many heads or fewer, to q's shape."""

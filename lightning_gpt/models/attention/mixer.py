@@ -4,6 +4,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
 from lightning_gpt.models.layer import Layer
@@ -61,6 +62,14 @@ class Mixer(Layer):
     def query_gains(self) -> list[nn.Parameter]:
         """Parameters that scale all queries, so that a factor on the scores can be folded into them; empty if none."""
         return []
+
+    def head_matrices(self) -> HeadMatrices | None:
+        """W_Q, W_K, W_V and W_O of each head; None if the layer computes queries, keys or values otherwise."""
+        return None
+
+    def turned(self, x: Tensor, context: Context) -> Tensor:
+        """Queries or keys ``(batch, n_head, time, width)`` before their norm, turned as positions turn them."""
+        return x
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
         """The two factors of each head's value–output product, if its heads are linear in what they mix.

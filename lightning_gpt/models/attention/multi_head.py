@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.attention.formula import Backend, CausalAttention
+from lightning_gpt.models.attention.head_matrices import HeadMatrices, split_heads
 from lightning_gpt.models.attention.mask import columns_counted
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
@@ -149,6 +150,16 @@ class MultiHeadAttention(CausalAttention):
 
     def query_gains(self) -> list[nn.Parameter]:
         return list(self.q_norm.parameters()) if self.q_norm.has_gain else []
+
+    def head_matrices(self) -> HeadMatrices:
+        heads = {name: self.n_kv_head if name in ("k", "v") else self.n_head for name in self.qkv.pieces}
+        found = split_heads(self.qkv.applied, self.qkv.bias, self.qkv.pieces, heads, self.n_head)
+        (w_q, b_q), (w_k, b_k), (w_v, b_v) = found["q"], found["k"], found["v"]
+        w_o = self.w_o.applied.mT.view(self.n_head, -1, self.w_o.out_features)
+        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias)
+
+    def turned(self, x: Tensor, context: Context) -> Tensor:
+        return self.place(x, nn.Identity(), context)
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
         _, _, w_v = torch.split(self.qkv.applied, list(self.qkv.pieces.values()))

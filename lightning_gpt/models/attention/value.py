@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
@@ -35,6 +36,11 @@ class MixedValueAttention(MultiHeadAttention, ABC):
         q, k, v = super().heads(x, context)
         own, brought = self.value_shares
         return q, k, own * v + brought * self.brought_along(v, context)
+
+    def head_matrices(self) -> HeadMatrices:
+        """W_V and its bias with their factor λ₁."""
+        found, own = super().head_matrices(), self.value_shares[0]
+        return replace(found, w_v=own * found.w_v, b_v=None if found.b_v is None else own * found.b_v)
 
     def cut(self) -> Cut | None:
         cut = super().cut()
