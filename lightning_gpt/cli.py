@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from lightning_gpt.commands import COMMANDS
 from lightning_gpt.errors import CallError, Stopped, WorkError, shortened
+from lightning_gpt.hardware import incomplete_teams
 from lightning_gpt.system_error import described, discard_output, is_of_call, open_standard_streams
 from lightning_gpt.trust import take_trusted, trust
 
@@ -71,6 +72,9 @@ def _run(args: list[str], trusted: list[str]) -> int:
         raise WorkError("the working folder has been deleted; change to another one") from None
     if args[0] not in COMMANDS:
         raise CallError(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+    incomplete = incomplete_teams()
+    if incomplete is not None and args[0] != "doctor":  # which reports it
+        raise CallError(incomplete)
     trust(trusted)
     if not trusted:  # a module of the user's own may want what is hidden
         from lightning_gpt.fewer_imports import hide_extras

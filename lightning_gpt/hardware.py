@@ -26,6 +26,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def incomplete_teams() -> str | None:
+    """What in the environment makes OpenMP start fewer threads than are asked for, and the remedy; None if nothing.
+
+    oneDNN, with which torch multiplies in bf16 on a CPU, does not notice: it leaves out the work of those threads.
+    """
+    wrong = "with fewer threads than it asked for, torch's bf16 products are wrong"
+    dynamic = os.environ.get("OMP_DYNAMIC", "")
+    if dynamic.strip().lower() == "true":
+        return f"OMP_DYNAMIC is {dynamic!r}: {wrong}; unset OMP_DYNAMIC"
+    limit, asked = os.environ.get("OMP_THREAD_LIMIT", ""), os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if not limit.isdecimal() or int(limit) == 0:
+        return None
+    threads = int(asked) if asked.isdecimal() and int(asked) else cores()
+    if int(limit) >= threads:
+        return None
+    return f"OMP_THREAD_LIMIT is {limit} of {threads} threads: {wrong}; export OMP_NUM_THREADS={limit}"
+
+
 def nvidia_gpus() -> int:
     """The number of GPUs that the NVIDIA driver lists (Linux only); CUDA_VISIBLE_DEVICES does not change it."""
     return len(list(_GPUS.iterdir())) if _GPUS.is_dir() else 0

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "console": set(),
     "fewer_imports": set(),
     "hardware": set(),
+    "waiting": {"hardware"},
     "json_text": set(),
     "system_error": {"errors"},
     "whole_file": {"system_error", "errors"},
@@ -68,6 +69,7 @@ MAY_IMPORT = {
         "json_text",
         "stopping",
         "trust",
+        "waiting",
     },
     "planning": {"models", "parallel", "options", "safe_yaml", "errors"},
     "parallel": {"models", "checkpoint_folder", "named_tensors", "saving", "whole_file", "options", "errors"},
@@ -82,7 +84,7 @@ MAY_IMPORT = {
         "trust",
         "cluster",
     },
-    "benchmarks": {*BELOW, "parallel", "checkpoint_folder", "training", "hardware", "json_text"},
+    "benchmarks": {*BELOW, "parallel", "checkpoint_folder", "training", "hardware", "json_text", "waiting"},
     "doctor": {"training", "hardware", "whole_file", "errors", "__init__"},
     "commands": {
         *BELOW,
@@ -104,8 +106,9 @@ MAY_IMPORT = {
         "checkpoint_folder",
         "checkpoint_name",
         "checkpoint_series",
+        "waiting",
     },
-    "cli": {"commands", "errors", "fewer_imports", "system_error", "trust", "version"},
+    "cli": {"commands", "errors", "fewer_imports", "hardware", "system_error", "trust", "version"},
     "__init__": {"models", "data", "training", "checkpoint", "loading", "errors"},
     "__main__": {"cli", "errors", "stopping", "trust"},
 }
@@ -323,7 +326,7 @@ def test_the_tools_of_the_command_line_are_imported_late() -> None:
     assert imported_modules(PACKAGE / "cli.py") <= {
         *("collections.abc", "contextlib", "importlib", "os", "sys", "traceback", "lightning_gpt"),
         *("lightning_gpt.errors", "lightning_gpt.fewer_imports", "lightning_gpt.system_error", "lightning_gpt.trust"),
-        *("lightning_gpt.version", "lightning_gpt.commands"),
+        *("lightning_gpt.version", "lightning_gpt.commands", "lightning_gpt.hardware"),
     }
 
 

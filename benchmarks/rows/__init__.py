@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.bench import Bench
 from benchmarks.report import Outcome
-from benchmarks.rows import attention, fit, generation, gpu, memory, startup, trained, training
+from benchmarks.rows import attention, busy, fit, generation, gpu, memory, startup, trained, training
 
 ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "step": training.step,
@@ -17,6 +17,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "memory": memory.memory,
     "checkpointing": memory.checkpointing,
     "fit": fit.fit,
+    "busy": busy.busy,
     "generate": generation.one_prompt,
     "generate_batch": generation.batch,
     "position": generation.position,

@@ -28,8 +28,8 @@ def bench(
 
     Args:
         rows: Rows to measure, separated by commas: step, step_bf16, peak, depth, compile, papers, gpu_step, memory,
-            checkpointing, fit, generate, generate_batch, position, attention, window, trained, help, start; or all,
-            which is the default without a checkpoint.
+            checkpointing, fit, busy, generate, generate_batch, position, attention, window, trained, help,
+            start; or all, which is the default without a checkpoint.
         checkpoint: A trained model to measure in the row trained: its training step and its generation.
         peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
         litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.

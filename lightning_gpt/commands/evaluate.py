@@ -14,6 +14,7 @@ from lightning_gpt.console import console, say
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
 from lightning_gpt.options import Count, Length, Range, Rows, Seed
+from lightning_gpt.waiting import Waiting
 
 if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
@@ -165,6 +166,7 @@ def run(args: list[str]) -> None:
     """Parse ``args`` and evaluate."""
     if any(argument.partition("=")[0] == "--config" for argument in args):
         data, options = parse_data_call(evaluate, "evaluate", args)
-        evaluate(data=data, **options)
     else:
-        evaluate(**parse_function_call(evaluate, "evaluate", args, skip={"data"}))
+        data, options = None, parse_function_call(evaluate, "evaluate", args, skip={"data"})
+    with Waiting():
+        evaluate(data=data, **options)

@@ -25,6 +25,7 @@ from lightning_gpt.models.decoding.speculative import Guesses
 from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.options import NotNegative, Positive, Range, Rows, Seed, Share, ShareAboveZero, TokenId, VocabSize
+from lightning_gpt.waiting import Waiting
 
 TopLogprobs = Annotated[int, Range(0, 1000)]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -222,4 +223,6 @@ def rounded(model: LanguageModel, precision: str) -> LanguageModel:
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and generate text."""
-    generate(**parse_function_call(generate, "generate", args))
+    options = parse_function_call(generate, "generate", args)
+    with Waiting():
+        generate(**options)

@@ -44,6 +44,7 @@ from lightning_gpt.training.callbacks import (
     Averaging,
     BestCheckpoint,
     Board,
+    BusyMachine,
     Cost,
     EarlyEnd,
     ExpertUse,
@@ -252,7 +253,7 @@ class TrainCLI(LightningCLI):
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)
         callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]
-        callbacks += [InitialLoss(), Cost()]
+        callbacks += [InitialLoss(), Cost(), BusyMachine()]
         if not config.fast_dev_run:
             callbacks.append(Predictions())
         if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):

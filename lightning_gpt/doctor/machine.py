@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightning_gpt.doctor.cgroup import core_quota, memory_left
-from lightning_gpt.doctor.finding import CheckResult, ok, warning
-from lightning_gpt.hardware import cores, processor
+from lightning_gpt.doctor.finding import CheckResult, ok, problem, warning
+from lightning_gpt.hardware import cores, incomplete_teams, processor
 
 GIB = 2**30
 _SMALL_MEMORY = 2 * GIB
@@ -47,7 +47,11 @@ def threads() -> Iterator[CheckResult]:
     set_to = "" if asked is None else f" (OMP_NUM_THREADS is {asked!r})"
     text = f"torch uses {used}; {usable} of {os.cpu_count()} cores are usable{limit}{set_to}"
     remedy = f"export OMP_NUM_THREADS={allowed}"
-    if asked is not None and not all(part.strip().isdecimal() and int(part) for part in asked.split(",")):
+    incomplete = incomplete_teams()
+    if incomplete is not None:
+        found, _, remedy = incomplete.partition("; ")
+        yield problem(found, remedy)
+    elif asked is not None and not all(part.strip().isdecimal() and int(part) for part in asked.split(",")):
         yield warning(f"{text}: it is not a number of at least 1 and is ignored", remedy)
     elif used > allowed:
         yield warning(f"{text}: threads wait for each other, which slows training down", remedy)

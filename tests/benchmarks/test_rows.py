@@ -1,9 +1,11 @@
 """Each row measures what it says: with the right contenders, targets and sizes."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from benchmarks.bench import OURS, PRODUCT, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped
 from benchmarks.rounds import Spread
-from benchmarks.rows import ROWS, attention, generation, memory, training
+from benchmarks.rows import ROWS, attention, busy, generation, memory, training
 from benchmarks.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.waiting import cannot_choose
 
 
 def results(outcomes: Iterator[Outcome]) -> list[Result]:
@@ -136,6 +139,38 @@ def test_kept_activations_grow_by_the_layer() -> None:
         return bytes_kept_by(GPT(config), torch.zeros(2, 32, dtype=torch.long))
 
     assert kept(3) - kept(2) == kept(2) - kept(1) > 0
+
+
+def test_a_step_is_measured_beside_a_busy_process_that_then_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def noted(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    monkeypatch.setattr(busy, "_SETTLE", 0.0)
+    monkeypatch.setattr(busy, "_MEASURE", 0.0)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert list(busy.busy(bench)) == [Skipped("busy", "the row", "one thread waits for nobody")]
+        torch.set_num_threads(2)
+        if cannot_choose() is not None:
+            pytest.skip(f"here nothing can be chosen: {cannot_choose()}")
+        rows = results(busy.busy(bench))
+    finally:
+        torch.set_num_threads(threads)
+    assert [(next(iter(row.figures)), row.asked) for row in rows] == [
+        ("beside", "at most 1.7 x"),
+        ("beside, without", ""),
+        ("alone", "at most 1.03 x"),
+    ]
+    assert len(started) == 2 * (1 + bench.rounds)
+    assert all(process.poll() is not None for process in started)
 
 
 def test_every_row_has_its_name_in_the_help() -> None:

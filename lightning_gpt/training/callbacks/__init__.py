@@ -7,6 +7,7 @@ not finite.
 
 from lightning_gpt.training.callbacks.averaging import Averaging
 from lightning_gpt.training.callbacks.board import Board
+from lightning_gpt.training.callbacks.busy_machine import BusyMachine
 from lightning_gpt.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_gpt.training.callbacks.cost import Cost
 from lightning_gpt.training.callbacks.early_end import EarlyEnd
@@ -32,6 +33,7 @@ __all__ = [
     "Averaging",
     "BestCheckpoint",
     "Board",
+    "BusyMachine",
     "Cost",
     "EarlyEnd",
     "ExpertUse",
