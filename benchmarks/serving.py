@@ -4,8 +4,9 @@
 
 Starts the real command and sends it streaming requests over HTTP: random token ids for prompts of unequal length, each
 continued by the same number of tokens. The numbers of clients take turns in each round. Prints for each number: tokens
-per second (median over rounds), also relative to one client; the time to the first token and between tokens; and the
-processor time that the server takes for a token, which other work on the machine changes less. Then its memory.
+per second (median over rounds, and the slowest and fastest round), also relative to one client; the time to the first
+token and between tokens; and the processor time that the server takes for a token, which other work on the machine
+changes less. Then its memory.
 Nothing passes or fails.
 """
 
@@ -146,7 +147,8 @@ def _measure(asked: argparse.Namespace, url: str, pid: int) -> None:
         between = statistics.median((stream.whole - stream.first) / max(1, stream.tokens - 1) for stream in done)
         of_token = processor[clients] / sum(stream.tokens for stream in done)
         print(
-            f"{clients:>4} clients: {rate:8,.0f} tokens/s, {rate / one:5.2f} x; first token after {1000 * first:,.0f} "
+            f"{clients:>4} clients: {rate:8,.1f} tokens/s ({min(rates[clients]):,.1f} to {max(rates[clients]):,.1f}), "
+            f"{rate / one:5.2f} x; first token after {1000 * first:,.0f} "
             f"ms, then {1000 * between:,.1f} ms a token; {1000 * of_token:,.2f} ms of the processor a token"
         )
     status = Path(f"/proc/{pid}/status")

@@ -38,8 +38,8 @@ class Checkpoint:
         """Read a checkpoint and check its sums. It may hold tensors, numbers and text; code is never run.
 
         Args:
-            path: A file or a folder of a checkpoint; a run's folder, for its ``last.ckpt``; or ``RUN@STEP``, for a
-                step of its series.
+            path: A file or a folder of a checkpoint; a run's folder, for its ``last.ckpt``; the folder that
+                ``convert`` made; or ``RUN@STEP``, for a step of its series.
 
         Raises:
             CallError: If it is missing, unreadable, truncated, corrupt or not written by this package, or, of a
@@ -111,8 +111,11 @@ class Checkpoint:
         except (AttributeError, KeyError, TypeError):  # of another version, or made by hand
             raise CallError(f"checkpoint {str(self.path)!r} does not describe a model of this version") from None
 
-    def build(self) -> LanguageModel:
+    def build(self, weights: Mapping[str, Any] | None = None) -> LanguageModel:
         """The bare model with the checkpoint's weights, in evaluation mode on the CPU.
+
+        Args:
+            weights: What :meth:`weights` returned, if it was asked for: adapters are then not merged again.
 
         Raises:
             CallError: As :meth:`config`, or if the weights are not those of such a model; names all that differ.
@@ -120,7 +123,7 @@ class Checkpoint:
         self.config()
         model = models.build(self.model)
         said = f"checkpoint {str(self.path)!r} has other weights than the model it describes"
-        weights = self.weights()
+        weights = self.weights() if weights is None else weights
         differing = differences(_shapes(weights), _shapes(model.state_dict()))
         if differing:
             raise CallError(f"{said}: {differing}")

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: at a path, in a run's folder, or in the series of a run."""
+"""Where a checkpoint is: at a path, in the folder of a run or of a converted model, or in the series of a run."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from lightning_gpt.checkpoint_series import path_of_step, series_of, steps_in
 from lightning_gpt.errors import CallError
 
+CONVERTED = "model.ckpt"
+"""The checkpoint in the folder that ``convert`` makes of a published model."""
 _MOST_STEPS = 12
 
 
@@ -13,7 +15,8 @@ def located(name: str | Path) -> Path:
     """The path of a checkpoint.
 
     Args:
-        name: A path; ``RUN``, the folder of a run, for its ``last.ckpt``; or ``RUN@STEP`` for a step of its series.
+        name: A path; ``RUN``, the folder of a run, for its ``last.ckpt``; the folder that ``convert`` made, for its
+            ``model.ckpt``; or ``RUN@STEP`` for a step of a run's series.
 
     Raises:
         CallError: The run has no such step.
@@ -22,7 +25,9 @@ def located(name: str | Path) -> Path:
     if at and step.isdecimal() and not os.path.lexists(name):
         return located_step(Path(run), int(step))
     folder = Path(name)
-    return folder / "checkpoints" / "last.ckpt" if os.path.isdir(folder / "checkpoints") else folder
+    if os.path.isdir(folder / "checkpoints"):
+        return folder / "checkpoints" / "last.ckpt"
+    return folder / CONVERTED if os.path.isfile(folder / CONVERTED) else folder
 
 
 def located_step(run: Path, step: int) -> Path:

@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "inference": {"models", "data", "options", "errors"},
     "evaluation": {"models", "data", "inference", "safe_yaml", "options", "errors"},
     "interop": {
-        *("models", "data", "checkpoint", "checkpoint_file", "named_tensors", "whole_file", "options", "errors"),
+        *("models", "data", "checkpoint", "checkpoint_file", "checkpoint_name", "named_tensors", "whole_file"),
+        *("options", "errors"),
     },
     "serving": {"models", "data", "inference", "console", "stopping", "system_error", "errors"},
     "analysis": {"models", "data", "json_text", "errors"},

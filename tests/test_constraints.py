@@ -57,3 +57,6 @@ def test_dependencies_of_dependencies_are_covered() -> None:
         for each in needed:
             if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *extras)):
                 waiting.append((each.name, each.extras))
+                version = LOCKED.get(canonicalize_name(each.name), "").partition("==")[2]
+                fits = not version or each.specifier.contains(version, prereleases=True)
+                assert fits, f"run .ci/lock: {name} needs {each}, and {version} is locked"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.checkpoint_folder import is_folder
+from lightning_gpt.checkpoint_name import located
 from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.consolidated import consolidate as as_one_file
 from lightning_gpt.consolidated import from_consolidated
@@ -11,7 +12,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.interop.adapters import into_adapters
 from lightning_gpt.interop.convert import PublishedModel, into_checkpoint, into_folder
 from lightning_gpt.interop.convert import merge as merged
-from lightning_gpt.interop.folder import Folder
+from lightning_gpt.interop.folder import CONFIG, Folder
 from lightning_gpt.interop.gguf_file import GgufFile
 from lightning_gpt.interop.hub import downloaded, is_hub_id
 from lightning_gpt.options import Positive
@@ -38,8 +39,9 @@ def convert(
     checkpoint folder again.
 
     Args:
-        source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama model, or a
-            checkpoint of this package. What is none of these here and has the form owner/name is looked for on the Hub.
+        source: A folder with config.json and model.safetensors (also in shards), a .gguf file of a Llama or Qwen model,
+            or a checkpoint of this package. What is none of these here and has the form owner/name is looked for on the
+            Hub.
         output: The folder to make; it must not exist.
         family: What to write a checkpoint as, such as llama; the first family that expresses it when omitted.
         tokenizer: Whether to convert the tokenizer of a folder, too.
@@ -82,6 +84,7 @@ def convert(
         raise CallError(
             f"revision is {revision!r}; it says which version of a model on the Hub to read, and {source} is none"
         )
+    path = path if (path / CONFIG).is_file() else located(path)
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
         if family is not None:
             raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")

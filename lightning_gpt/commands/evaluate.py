@@ -68,8 +68,8 @@ def evaluate(
     """
     given = [name for name, value in (("text", text), ("config", data), ("tasks", tasks)) if value is not None]
     if len(given) != 1:
-        asked = " and ".join(f"--{name}" for name in given) or "nothing to evaluate"
-        raise CallError(f"{asked} given; give one of --text, --config or --tasks")
+        asked = f"{' and '.join(f'--{name}' for name in given)} given" if given else "nothing to evaluate"
+        raise CallError(f"{asked}; give one of --text, --config or --tasks")
     where = named_device(device)
     texts = None if text is None else [_read(text)]
     if tasks is not None:

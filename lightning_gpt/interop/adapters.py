@@ -71,7 +71,7 @@ def into_adapters(checkpoint: Checkpoint, base: Path, output: Path, tolerance: f
             ids = some_ids(model := checkpoint.build())
             with torch.no_grad(), _with_adapters(base, work) as theirs:
                 yield differ(model.float()(ids), theirs(ids).logits, tolerance)
-    yield f"{output}"
+    yield f"written: {output}"
 
 
 def _shapes(family: Family, config: GPTConfig) -> dict[str, tuple[int, ...]]:

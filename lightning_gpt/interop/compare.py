@@ -1,5 +1,7 @@
 """Whether a model of ours and the published one give the same logits."""
 
+import io
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,15 @@ def transformers_model(folder: Path, custom_code: bool = False) -> Any:
     logging.disable_progress_bar()
     place = {} if folder.is_dir() else {"gguf_file": folder.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(  # nosec B615
-            # local_files_only: nothing is downloaded
-            folder.parent if place else folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=custom_code,  # code that this package wrote, or that the user allows
-            **place,
-        )
+        with redirect_stderr(io.StringIO()):  # progress bars that no switch of transformers turns off
+            model = AutoModelForCausalLM.from_pretrained(  # nosec B615
+                # local_files_only: nothing is downloaded
+                folder.parent if place else folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=custom_code,  # code that this package wrote, or that the user allows
+                **place,
+            )
         return model.eval()
     except Exception as error:  # whatever a library of many models raises
         raise CallError(f"transformers cannot load {folder}: {type(error).__name__}: {error}") from None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gpt.checkpoint import MODEL_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
+from lightning_gpt.checkpoint_name import CONVERTED
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.interop import families  # noqa: F401  (imported to register them)
@@ -20,7 +21,7 @@ from lightning_gpt.interop.own_code import NAMES, OWN, OwnCode
 from lightning_gpt.interop.settings import plain_config
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig
 
-CHECKPOINT, SETTINGS, TOKENIZER = "model.ckpt", "model.yaml", "tokenizer"
+SETTINGS, TOKENIZER = "model.yaml", "tokenizer"
 _GENERATION = "published_generation"  # the entry of a checkpoint with the generation_config.json that it came with
 _SAMPLING = ("temperature", "top_k", "top_p")
 _STATE = "model."  # what a checkpoint puts before the names of the weights
@@ -68,7 +69,7 @@ def into_checkpoint(
     content = _checkpoint(config, state, words, folder.generation)
     yield f"{_size(state)} read from {folder.path}"
     if tolerance is not None:
-        model = Checkpoint(output / CHECKPOINT, content).build()
+        model = Checkpoint(output / CONVERTED, content).build()
         yield require_equal(model, folder.path, tolerance, custom_code and is_own)
     with new_folder(output) as work:
         _write_checkpoint(work, content, _settings(config, output, words), words)
@@ -77,7 +78,7 @@ def into_checkpoint(
         yield f"published to be sampled with {' '.join(f'--{name} {value}' for name, value in given.items())}"
     if words is None:
         yield f"no tokenizer{'' if tokenizer else ' (--tokenizer false)'}: generate takes --ids"
-    yield f"{output / CHECKPOINT}"
+    yield _written(output)
 
 
 def read_published(folder: PublishedModel) -> Checkpoint:
@@ -113,7 +114,7 @@ def into_folder(
     config = checkpoint.config()
     name, expressing = _expressing(checkpoint, config, family, custom_code)
     state = checkpoint.weights()
-    model = checkpoint.build()  # refuses weights that are not the config's
+    model = checkpoint.build(state)  # refuses weights that are not the config's
     words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
     generation = checkpoint.content.get(_GENERATION, {})
     code = expressing.code(config) if isinstance(expressing, OwnCode) else {}
@@ -126,7 +127,7 @@ def into_folder(
             yield compared
         facts = {"steps of training": f"{checkpoint.content.get('global_step', 0):,}", "beside lightning_gpt": compared}
         write_card(work, output.name, made, {"class_path": module_of(config), "init_args": plain_config(config)}, facts)
-    yield f"{output}"
+    yield f"written: {output}"
 
 
 def merge(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
@@ -148,11 +149,11 @@ def merge(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
     content = _checkpoint(config, checkpoint.weights(), words, generation)
     with new_folder(output) as work:
         _write_checkpoint(work, content, _settings(config, output, words), words)
-    yield f"{output / CHECKPOINT}"
+    yield _written(output)
 
 
 def _write_checkpoint(folder: Path, content: dict[str, Any], settings: str, words: Tokenizer | None) -> None:
-    write_checkpoint(content, folder / CHECKPOINT)
+    write_checkpoint(content, folder / CONVERTED)
     if words is not None:
         words.save(folder / TOKENIZER)
     (folder / SETTINGS).write_text(settings)
@@ -219,6 +220,10 @@ def _settings(config: GPTConfig | SingleHeadConfig, output: Path, words: Tokeniz
     data = {} if words is None else {"data": {"tokenizer": str(output / TOKENIZER / words.file_name)}}
     content = {"model": {"class_path": module_of(config), "init_args": given}, **data}
     return yaml.safe_dump(content, sort_keys=False)
+
+
+def _written(output: Path) -> str:
+    return f"written: {output / CONVERTED}, which commands take as --checkpoint and fit as --weights"
 
 
 def module_of(config: GPTConfig | SingleHeadConfig) -> str:

@@ -208,6 +208,7 @@ WRONG_CALLS = {
     ("--strategy", "beam", "--beams", "0"): "beams is 0; it must be a whole number from 1",
     ("--min_p", "2"): "min_p is 2.0; it must be a number from 0 to 1",
     ("--device", "tpu"): "device is 'tpu'; allowed on this machine: cpu",
+    ("--device", "mps"): "device is 'mps'; allowed on this machine: cpu",
     ("--draft", "ours/model.ckpt", "--repetition_penalty", "1.2"): "rules that depend on the text so far",
     ("--rules", "[luck]"): "rules is 'luck'",
 }

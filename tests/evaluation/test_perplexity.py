@@ -215,7 +215,7 @@ WRONG = {
     ("--text", "text.txt", "--window", "0"): "window is 0; it must be a whole number",
     ("--text", "text.txt", "--device", "cuda:7"): "device is 'cuda:7'; allowed on this machine: cpu",
     ("--text", "text.txt", "--tasks", "[a]"): "--text and --tasks given; give one of",
-    (): "nothing to evaluate given; give one of --text, --config or --tasks",
+    (): "nothing to evaluate; give one of --text, --config or --tasks",
     ("--config", "none.yaml"): "config file 'none.yaml' cannot be read",
 }
 

@@ -69,13 +69,17 @@ def byte_level(kind: str) -> Fast:
     return fast
 
 
-def with_fallback() -> Fast:
-    """Characters for tokens and bytes for what is missing, in the manner of Llama 2 and Mistral."""
+def with_fallback(kind: str) -> Fast:
+    """Characters for tokens and bytes for what is missing, in the manner of Llama 2 and Mistral, or of Gemma."""
     fast = Fast(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    fast.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    decoded = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if kind == "gemma":
+        fast.normalizer = normalizers.Replace(" ", "▁")
+        fast.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        fast.decoder = decoders.Sequence(decoded)
+    else:
+        fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        fast.decoder = decoders.Sequence([*decoded, decoders.Strip(" ", 1, 0)])
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
     fast.train_from_iterator((word for text in CORPUS for word in text.split()), trainer)
@@ -84,13 +88,16 @@ def with_fallback() -> Fast:
         token["special"] = not token["content"].startswith("<0x")
     described["added_tokens"] = [token for token in described["added_tokens"] if token["special"]]
     fast = Fast.from_str(json.dumps(described))
+    if kind == "gemma":
+        fast.add_tokens([AddedToken("\n" * count, normalized=False) for count in (2, 3)])
     fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return fast
 
 
 def save(kind: str, folder: Path) -> Path:
-    """Save a tokenizer of a kind as transformers does: gpt2, smollm2, llama3, qwen or fallback."""
-    fast = with_fallback() if kind == "fallback" else byte_level(kind)
-    end = "</s>" if kind == "fallback" else "<|endoftext|>"
+    """Save a tokenizer of a kind as transformers does: gpt2, smollm2, llama3, qwen, fallback or gemma."""
+    falls_back = kind in ("fallback", "gemma")
+    fast = with_fallback(kind) if falls_back else byte_level(kind)
+    end = "</s>" if falls_back else "<|endoftext|>"
     PreTrainedTokenizerFast(tokenizer_object=fast, eos_token=end).save_pretrained(folder)
     return folder

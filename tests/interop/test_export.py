@@ -32,7 +32,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict
     calls = [
         ["--source", "there", "--output", "ours"],
         [*ours, "--output", "whole"],
-        [*ours, "--output", "sharded", "--shard_size", "20KB"],
+        ["--source", "ours", "--output", "sharded", "--shard_size", "20KB"],
         ["--source", "sharded", "--output", "again", "--compare", "false"],
         [*ours, "--output", "wrong", "--shard_size", "many"],
     ]

@@ -110,7 +110,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     (folder / "cut.gguf").write_bytes((folder / "llama.gguf").read_bytes()[:5000])
     (folder / "empty.gguf").write_bytes(b"")
     calls |= {name: f"{name}.gguf" for name in ("other", "words", "cut", "empty")}
-    given = [["--source", source, "--output", f"of {name}", "--compare", "false"] for name, source in calls.items()]
+    given = [
+        ["--source", source, "--output", f"of {name}", "--compare", str(name == "llama").lower()]
+        for name, source in calls.items()
+    ]
     (folder / "calls.json").write_text(json.dumps([["convert", *call] for call in given]))
     done = run_forked("tests.many_calls", "calls.json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -135,6 +138,12 @@ def test_the_model_and_the_tokenizer_are_those_of_the_published_folder(family: s
     assert list(tokenizer.start) == published.encode("", add_special_tokens=True).ids
     for text in FUZZ:
         assert tokenizer.encode(text).tolist() == published.encode(text, add_special_tokens=False).ids, repr(text)
+
+
+def test_the_logits_are_compared_and_no_progress_bar_is_left_on_the_screen(converted: Any) -> None:
+    _, said = converted
+    assert "100.0% of first choices agree" in said["llama"]["out"]
+    assert said["llama"]["errors"] == ""
 
 
 LINES = {

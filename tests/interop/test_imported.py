@@ -11,8 +11,9 @@ import yaml
 from lightning_gpt.checkpoint import LORA_KEY, Checkpoint
 from lightning_gpt.checkpoint_file import write_checkpoint
 from lightning_gpt.errors import CallError
+from lightning_gpt.interop.convert import into_folder
 from lightning_gpt.loading import load
-from lightning_gpt.models.adapters import LoRA, adapt
+from lightning_gpt.models.adapters import LoRA, adapt, merged
 from tests.interop.published import make
 from tests.interop.published_tokenizers import CORPUS, save
 from tests.processes import must_run, run_forked, write_config
@@ -128,7 +129,7 @@ def test_adapters_are_merged_where_a_checkpoint_is_read(folder: Path) -> None:
     call = ("--prompt", "def f", "--max_new_tokens", "8", "--strategy", "greedy")
     texts = [
         must_run("generate", "--checkpoint", each, *call, cwd=folder).stdout
-        for each in (str(path), "merged/model.ckpt")
+        for each in (str(path), "merged")  # the folder that convert made, for the checkpoint in it
     ]
     assert texts[0] == texts[1]
     lora, plainly = (
@@ -139,6 +140,14 @@ def test_adapters_are_merged_where_a_checkpoint_is_read(folder: Path) -> None:
         )
     )
     assert loss_of(lora) == pytest.approx(loss_of(plainly), abs=1e-4)
+
+
+def test_adapters_are_merged_once_for_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = []
+    monkeypatch.setattr("lightning_gpt.checkpoint.merged", lambda *given: calls.append(given) or merged(*given))
+    read = Checkpoint.read(folder / "runs/lora/version_0/checkpoints/last.ckpt")
+    assert list(into_folder(read, tmp_path / "out", None, None, "5GB"))[-1] == f"written: {tmp_path / 'out'}"
+    assert len(calls) == 1
 
 
 def test_the_adapters_go_to_peft_and_the_merged_model_to_transformers(folder: Path) -> None:
