@@ -30,24 +30,14 @@ def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -
     Raises:
         CallError: If there is no second token.
     """
-    # the last token is only predicted, so the run that is averaged does not contain it
-    means = None
-    if removal == "mean":
-        with evaluating(model), model.record(stream_names(model)) as trace:
-            model.hidden(ids[:, :-1])
-        first, *others = stream_names(model)
-        streams = [model.widened(trace[first]), *(trace[name] for name in others)]
-        means = [(y - x).mean(dim=(0, 1)) for x, y in itertools.pairwise(streams)]
+    means = _mean_updates(model, ids) if removal == "mean" else None
     return rises(model, lambda edits: text_loss(model, ids, edits), means)
 
 
 def layer_value(model: LanguageModel, ids: Tensor, layer: int, removal: Removal = "skip") -> float:
     """The rise of :func:`layer_values` for one block."""
-    mean = None
-    if removal == "mean":
-        before, after = residual_streams(model, ids[:, :-1])[layer : layer + 2]
-        mean = (after - before).mean(dim=(0, 1))
-    return text_loss(model, ids, _without(stream_names(model), layer, mean)) - text_loss(model, ids)
+    mean = _mean_updates(model, ids)[layer] if removal == "mean" else None
+    return text_loss(model, ids, _without(model, stream_names(model), layer, mean)) - text_loss(model, ids)
 
 
 def rises(
@@ -62,6 +52,15 @@ def rises(
         loss(_without(model, names, layer, None if means is None else means[layer])) - before
         for layer in range(len(names) - 1)
     ]
+
+
+def _mean_updates(model: LanguageModel, ids: Tensor) -> list[Tensor]:
+    """What each block adds to the stream on average, ``(n_stream · dim,)`` each."""
+    with evaluating(model), model.record(stream_names(model)) as trace:
+        model.hidden(ids[:, :-1])  # the last token is only predicted
+    first, *others = stream_names(model)
+    streams = [model.widened(trace[first]), *(trace[name] for name in others)]
+    return [(y - x).mean(dim=(0, 1)) for x, y in itertools.pairwise(streams)]
 
 
 def _without(model: LanguageModel, names: list[str], layer: int, mean: Tensor | None) -> dict[str, Edit]:

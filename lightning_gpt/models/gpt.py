@@ -184,9 +184,10 @@ class GPT(LanguageModel):
             name, inside = f"blocks.{layer}", block.unwrapped
             ffn_name, half = (None, None) if inside.ffn is None else (f"{name}.ffn", f"{name}.after_attention")
             mixer = inside.attention, f"{name}.attention"
-            names = f"{name}.after_ffn", half, f"{name}.attention_norm" if inside.norms_input else None
+            read = f"{name}.attention_norm" if inside.norms_input else None
             reads = partial(inside.attention_input, context=Context())
-            views.append(BlockView(layer, (block,), *mixer, inside.ffn, ffn_name, *names, reads))
+            ffn = inside.ffn, ffn_name
+            views.append(BlockView(layer, (block,), *mixer, *ffn, f"{name}.after_ffn", half, read, reads))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:
