@@ -73,6 +73,7 @@ def test_the_page_on_instruments_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     save(quick_start(), tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt")
     run("instruments.md", monkeypatch)
+    run("instruments/any-model.md", monkeypatch)
     assert (tmp_path / "sweep.png").is_file()
 
 
