@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 
-# the tests run a process a core, and threads that wait for one only cost time
+# the tests run a process a core and one more, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # under nohup the commands of the tests would not hear it
@@ -29,6 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
     device = config.getoption("--device")
     if device != "cpu":  # as a default it would cost every call of torch a little
         torch.set_default_device(device)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: tests that start processes wait for half of their time."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish() -> None:

@@ -73,7 +73,10 @@ def test_the_page_on_instruments_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     save(quick_start(), tmp_path / "runs/quickstart/version_0/checkpoints/last.ckpt")
     run("instruments.md", monkeypatch)
-    run("instruments/any-model.md", monkeypatch)
+    names = run("instruments/any-model.md", monkeypatch)
+    model, ids = names["model"], names["ids"]
+    assert names["strengths"].shape == (model.config.n_layer + 1, 1, model.config.dim)
+    assert names["logits"].shape == (*ids.shape, model.config.vocab_size)
     assert (tmp_path / "sweep.png").is_file()
 
 

@@ -79,10 +79,11 @@ def precision() -> Iterator[CheckResult]:
 
 def memory() -> Iterator[CheckResult]:
     """How much memory is available."""
-    available, total = available_memory(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, free = memory_left(), _free_memory()  # read once each, because other programs change both
+    available = free if limit is None else min(free, limit)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{available / GIB:.1f} GiB available of {total / GIB:.1f} GiB"
-    limit = memory_left()
-    if limit is not None and limit == available:
+    if available == limit:
         text += ", as limited by the container or batch job"
     if available < _SMALL_MEMORY:
         yield warning(text, "fit takes about 1 GiB before it has a model: end other programs, or raise the limit")

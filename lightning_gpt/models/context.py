@@ -1,6 +1,6 @@
 """What the layers of one forward pass share besides the residual stream."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -14,14 +14,36 @@ from lightning_gpt.models.positions.scheme import Positions
 T = TypeVar("T")
 
 
-class Once(dict[Hashable, T]):
-    """Values by key, each computed by the first layer of the pass that needs it."""
+class Once(MutableMapping[Hashable, T]):
+    """Values by key, each computed by the first layer of the pass that needs it.
+
+    No dict, because ``fully_shard`` hands a block a copy of every dict that holds tensors with gradients: later layers
+    would not see what the block writes.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, T] = {}
+
+    def __getitem__(self, key: Hashable) -> T:
+        return self._values[key]
+
+    def __setitem__(self, key: Hashable, value: T) -> None:
+        self._values[key] = value
+
+    def __delitem__(self, key: Hashable) -> None:
+        del self._values[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value under ``key``; computed by ``make`` if there is none yet."""
-        if key not in self:
-            self[key] = make()
-        return self[key]
+        if key not in self._values:
+            self._values[key] = make()
+        return self._values[key]
 
 
 class _Never(Once[T]):

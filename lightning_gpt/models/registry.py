@@ -164,8 +164,7 @@ class Registry(Generic[T]):
             known = ", ".join(self.names)
             raise UnknownVariant(
                 f"{field or self.part} {shown(kind)}",
-                f"{field or self.part} is {shown(kind)}; it must be one of {known}, or registered by a "
-                f"module that --trust names",
+                f"{field or self.part} is {shown(kind)}; it must be one of {known}, or from a --trust module",
             )
         return self._classes[kind]
 

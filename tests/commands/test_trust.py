@@ -90,7 +90,7 @@ def test_a_run_is_resumed_with_the_module_and_not_without_it(trained: Path) -> N
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1] == (
         "error: norm is 'peak'; it must be one of dynamic_erf, dynamic_tanh, layer, none, rms, rms_plus_one, scale, or "
-        "registered by a module that --trust names"
+        "from a --trust module"
     )
     other = run_command(*call, "--model.norm", "layer", "--model.attention", "full", cwd=trained)
     assert other.returncode == 2

@@ -45,11 +45,13 @@ def by_formula(model: GPT, ids: Tensor, n_prompt: int, confidence: float) -> tup
         for layer, block in enumerate(model.blocks):
             inside = torch.tensor([layer < n for n in [*left, this]])
             x = torch.where(inside[:, None], block(x, context), x)
-            first, second = model.head.few(model.final_norm(x)[:, -1]).softmax(-1).topk(2).values[0].tolist()
+            first, second = (
+                model.head.few(model.final_norm(model.narrowed(x))[:, -1]).softmax(-1).topk(2).values[0].tolist()
+            )
             if layer < this and first - second >= confidence:
                 this = layer + 1
         left.append(this)
-    return model.final_norm(x), left[n_prompt:]
+    return model.final_norm(model.narrowed(x)), left[n_prompt:]
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=name_of)

@@ -184,7 +184,7 @@ def test_logits_of_an_adjusted_head_are_the_formula_and_the_loss_is_theirs(
 def test_a_divided_vocabulary_refuses_such_a_head(option: str) -> None:
     model = GPT(GPTConfig(dim=16, vocab_size=32, **{option: 30.0}))
     with pytest.raises(
-        CallError, match=r"parallel.tensor 2 divides the vocabulary, and an output head with head_bias, logit_softcap "
+        CallError, match=r"parallel.tensor 2 divides the vocabulary, and an output head with head_bias, logit_softcap, "
     ):
         require_suited(model, Layout(tensor=2))
 

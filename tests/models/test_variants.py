@@ -96,7 +96,7 @@ def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, A
         loss.backward()
         optimizer.step()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    rule = None if changes.get("logit_scale") else changes.get("residual")
+    rule = "" if changes.get("logit_scale") else model.config.residual["kind"]
     assert float(loss) < {"none": 1.0, "spherical": 0.7}.get(rule, 0.5) * first
 
 
