@@ -1,7 +1,6 @@
 """Devices, threads, precision and memory."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,11 +78,10 @@ def precision() -> Iterator[CheckResult]:
 
 def memory() -> Iterator[CheckResult]:
     """How much memory is available."""
-    limit, free = memory_left(), _free_memory()  # read once each, because other programs change both
-    available = free if limit is None else min(free, limit)
+    available, is_limited = _available_memory()
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"{available / GIB:.1f} GiB available of {total / GIB:.1f} GiB"
-    if available == limit:
+    if is_limited:
         text += ", as limited by the container or batch job"
     if available < _SMALL_MEMORY:
         yield warning(text, "fit takes about 1 GiB before it has a model: end other programs, or raise the limit")
@@ -93,8 +91,13 @@ def memory() -> Iterator[CheckResult]:
 
 def available_memory() -> int:
     """The bytes of memory that this process can still use: what is free, or left of its control group's limit."""
-    limit = memory_left()
-    return min(_free_memory(), sys.maxsize if limit is None else limit)
+    return _available_memory()[0]
+
+
+def _available_memory() -> tuple[int, bool]:
+    """The same, and whether the limit makes it so; both are read once, because other programs change them."""
+    limit, free = memory_left(), _free_memory()
+    return (free, False) if limit is None or free < limit else (limit, True)
 
 
 def _free_memory() -> int:

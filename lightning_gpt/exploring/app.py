@@ -79,101 +79,56 @@ def _page(passes: Passes, text: str) -> APIRouter:
 def _answers(passes: Passes, thread: ThreadPoolExecutor) -> APIRouter:
     router = APIRouter(prefix="/api")
 
-    async def answered(request: Request, kind: type[Q], answer: Callable[[Q], bytes]) -> Response:
-        asked = parsed(kind, await read_json(request))
+    def offer(path: str, kind: type[Q], answer: Callable[[Q], bytes]) -> None:
+        async def answered(request: Request) -> Response:
+            asked = parsed(kind, await read_json(request))
 
-        def work() -> bytes:
-            return passes.one(lambda: answer(asked))
+            def work() -> bytes:
+                return passes.one(lambda: answer(asked))
 
-        try:
-            content = await asyncio.get_running_loop().run_in_executor(thread, work)
-        except CallError as error:
-            raise RefusedError(400, str(error)) from None
-        return Response(content, media_type="application/octet-stream", headers=_FRESH)
+            try:
+                content = await asyncio.get_running_loop().run_in_executor(thread, work)
+            except CallError as error:
+                raise RefusedError(400, str(error)) from None
+            return Response(content, media_type="application/octet-stream", headers=_FRESH)
+
+        router.add_api_route(path, answered, methods=["POST"])
+
+    def look(asked: PassRequest) -> TextPass:
+        return passes.look(asked.of)
 
     def against(asked: PassRequest) -> TextPass | None:
         return None if asked.against is None else passes.look(asked.against)
 
-    @router.post("/look")
-    async def look(request: Request) -> Response:
-        return await answered(
-            request,
-            LayerRequest,
-            lambda asked: overview.overview(
-                passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head
-            ),
-        )
+    def layer_matrices(asked: LayerRequest) -> bytes:
+        return overview.layer_matrices(look(asked), against(asked), asked.difference, asked.layer, asked.head)
 
-    @router.post("/layer")
-    async def layer(request: Request) -> Response:
-        return await answered(
-            request,
-            LayerRequest,
-            lambda asked: overview.layer_matrices(
-                passes.look(asked.of), against(asked), asked.difference, asked.layer, asked.head
-            ),
-        )
+    def whole(asked: LayerRequest) -> bytes:
+        return overview.overview(look(asked), against(asked), asked.difference, asked.layer, asked.head)
 
-    @router.post("/lens")
-    async def logit_lens(request: Request) -> Response:
-        return await answered(
-            request, LensRequest, lambda asked: lens.lens(passes.look(asked.of), asked.first, asked.count)
-        )
+    def next_tokens(asked: NextRequest) -> bytes:
+        return lens.next_tokens(look(asked), against(asked), asked.row, _sampling(asked), asked.seed)
 
-    @router.post("/next")
-    async def next_token(request: Request) -> Response:
-        return await answered(
-            request,
-            NextRequest,
-            lambda asked: lens.next_tokens(
-                passes.look(asked.of), against(asked), asked.row, _sampling(asked), asked.seed
-            ),
-        )
+    def one_cell(asked: CellRequest) -> bytes:
+        column = asked.row if asked.column is None else asked.column
+        return cell.cell(look(asked), asked.layer, asked.head, asked.row, column)
 
-    @router.post("/cell")
-    async def one_cell(request: Request) -> Response:
-        return await answered(
-            request,
-            CellRequest,
-            lambda asked: cell.cell(
-                passes.look(asked.of),
-                asked.layer,
-                asked.head,
-                asked.row,
-                asked.row if asked.column is None else asked.column,
-            ),
-        )
+    def worth(asked: WorthRequest) -> bytes:
+        return depth.worth(passes.look(_unchanged(asked.of)), asked.layer, asked.kind)
 
-    @router.post("/way")
-    async def way(request: Request) -> Response:
-        return await answered(request, CellRequest, lambda asked: depth.way(passes.look(asked.of), asked.row))
+    def code(asked: CellRequest) -> bytes:
+        return keep.code(passes, look(asked), asked.layer, asked.head, asked.row, asked.column).encode()
 
-    @router.post("/depth")
-    async def by_depth(request: Request) -> Response:
-        return await answered(request, PassRequest, lambda asked: depth.depth(passes.look(asked.of)))
-
-    @router.post("/worth")
-    async def worth(request: Request) -> Response:
-        return await answered(
-            request, WorthRequest, lambda asked: depth.worth(passes.look(_unchanged(asked.of)), asked.layer, asked.kind)
-        )
-
-    @router.post("/page")
-    async def page(request: Request) -> Response:
-        return await answered(
-            request, LayerRequest, lambda asked: keep.page(passes.look(asked.of), asked.layer, asked.head)
-        )
-
-    @router.post("/code")
-    async def code(request: Request) -> Response:
-        return await answered(
-            request,
-            CellRequest,
-            lambda asked: keep.code(
-                passes, passes.look(asked.of), asked.layer, asked.head, asked.row, asked.column
-            ).encode(),
-        )
-
+    offer("/look", LayerRequest, whole)
+    offer("/layer", LayerRequest, layer_matrices)
+    offer("/lens", LensRequest, lambda asked: lens.lens(look(asked), asked.first, asked.count))
+    offer("/next", NextRequest, next_tokens)
+    offer("/cell", CellRequest, one_cell)
+    offer("/way", CellRequest, lambda asked: depth.way(look(asked), asked.row))
+    offer("/depth", PassRequest, lambda asked: depth.depth(look(asked)))
+    offer("/worth", WorthRequest, worth)
+    offer("/page", LayerRequest, lambda asked: keep.page(look(asked), asked.layer, asked.head))
+    offer("/code", CellRequest, code)
     return router
 
 

@@ -12,7 +12,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'; "
     "img-src 'self' data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""What the page may load: nothing that is not from this server."""
+"""What the page may load: files of this server, and nothing else."""
 
 
 @cache

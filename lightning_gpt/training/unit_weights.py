@@ -21,7 +21,7 @@ class UnitWeights:
         model: The model.
 
     Raises:
-        CallError: It has biases, or is no GPT.
+        CallError: The model has biases or is not a GPT.
     """
 
     def __init__(self, model: LanguageModel) -> None:
