@@ -9,8 +9,6 @@ ROOT = Path(__file__).parents[1]
 DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if "results" not in page.relative_to(ROOT).parts)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 MOST_WORDS = 1500
-LONG = ("docs/findings.md", "docs/interop.md", "docs/performance.md")
-"""Pages that are still to be split."""
 
 
 def name_of(page: Path) -> str:
@@ -41,7 +39,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert other.suffix != ".md" or anchor in headings(other), f"{page.name} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS if name_of(page) not in LONG], ids=name_of)
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
 def test_a_page_is_read_at_one_sitting(page: Path) -> None:
     """At most 1,500 words, without the code."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
