@@ -1,4 +1,4 @@
-"""The Python blocks of every page run as pasted, one after another, over stand-ins for the models that the pages make."""
+"""Every page's Python blocks run as pasted, one after another, over stand-ins for the models that the pages make."""
 
 import json
 import re
