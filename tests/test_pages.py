@@ -146,7 +146,7 @@ def test_the_pages_on_what_a_run_leaves_run(tmp_path: Path, monkeypatch: pytest.
     run("engineer/interrupted.md")
     told = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert told["blocks.0.after_ffn"] == told["blocks.1.after_attention"] == "True"
-    assert told["blocks.1.ffn.hidden"] == told["logits"] == "False"
+    assert told["blocks.1.ffn.hidden"] == told["final_norm"] == "False"
     lines = [{"step": 1, "tokens": 8, "train/loss": 5.0}, {"step": 2, "tokens": 16, "val/loss": 4.0}]
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert len(run("engineer/files.md")["metrics"]) == 2
