@@ -11,6 +11,7 @@ from lightning_gpt.studies.report.comparisons import (
     Comparison,
     compare,
     compare_with,
+    gains,
     holm,
     smallest_effect,
     usual_error,
@@ -104,6 +105,21 @@ def test_false_alarms_are_as_rare_as_stated(settings: int, n: int, uneven: float
     assert alarms <= stats.binom.ppf(0.995, studies, LEVEL)
     if settings == 2:
         assert alarms >= stats.binom.ppf(0.005, studies, LEVEL), "one test alone has the stated rate, no less"
+
+
+@pytest.mark.parametrize(("settings", "n"), [(3, 3), (8, 3)])
+def test_gains_that_are_equal_are_seldom_told_apart(settings: int, n: int) -> None:
+    """A seed's luck differs between the ends of the axis, and settings differ in the measure but not in the gain."""
+    draw, studies, alarms = np.random.default_rng(7), 600, 0
+    for _ in range(studies):
+        noise, luck = np.exp(0.5 * draw.standard_normal(settings)), 3 * draw.standard_normal((2, n))
+        levels = 5 * draw.standard_normal(settings)
+        made = {}
+        for each in range(settings):
+            first, last = levels[each] + luck + noise[each] * draw.standard_normal((2, n))
+            made[str(each)] = gains(seeds(first + 1.0), seeds(last))
+        alarms += min(holm([each.p for each in compare_with("0", made).values()])) <= LEVEL
+    assert alarms <= stats.binom.ppf(0.995, studies, LEVEL)
 
 
 def test_the_usual_rule_of_thumb_would_fail_this() -> None:

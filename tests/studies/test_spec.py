@@ -48,6 +48,11 @@ WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
     "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
     "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is not a numeric axis"),
+    "gain along no axis": ({"gain": {"x": "dim", "y": "val/loss"}}, "report: gain: 'dim' is not a numeric axis"),
+    "gain beside nothing": (
+        {"gain": {"x": "n_layer", "y": "val/loss", "beside": "GPT"}},
+        "gain: beside is 'GPT'; it must be one of the settings",
+    ),
     "unknown quantity": (
         {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
         "'depth' is neither a measure, nor an axis",
