@@ -178,7 +178,8 @@ class HyperConnections(ManyStreams):
     """``H ← A_rᵀ H + Bᵀ F(LN(A_mᵀ H))``, H n copies of the stream, with learned ``A_m``, ``A_r`` and ``B`` per branch.
 
     Zhu et al. 2024, "Hyper-Connections" (2409.19606), eq. 2; they depend on the token as in eq. 10 to 13. Starts as
-    pre-LN; H̄ in these is the copies' norm of the model's kind. The branches start as in pre-LN.
+    pre-LN; H̄ in these is the copies' norm of the model's kind. The branches start as in pre-LN: the paper's factor of
+    √n on the initial weights of their outputs (section 4) is left out.
 
     Args:
         attention: The first branch.

@@ -109,7 +109,7 @@ class Gain(Section):
         for group in groups(results):
             label = label_of(group.settings, results.study.axes, [axis])
             lines.setdefault(label or "all", {})[group.settings[axis]] = group
-        both = {label: _Ends(line[first], line[last]) for label, line in lines.items()}
+        both = {label: _Ends(line[first], line[last]) for label, line in lines.items() if {first, last} <= line.keys()}
         return {label: ends for label, ends in both.items() if ends.gains(self.y)}
 
     def _beside(self, found: dict[str, _Ends]) -> dict[str, Comparison]:
