@@ -1,7 +1,7 @@
 """A residual rule in which every branch reads its own weighted mean of all earlier branches' outputs."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Annotated, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,49 @@ class DepthAttention(Layer):
         dtype = torch.promote_types(sources[0].dtype, torch.float32)
         exact, query = [source.to(dtype) for source in sources], self.query.to(dtype)
         with without_autocast(exact[0]):
+            if not self.asked_for("weights"):
+                mean: Tensor = _Read.apply(query, self.eps, *exact)  # type: ignore[no-untyped-call]
+                return mean.to(sources[0].dtype)
             scores = [v @ query * (v.square().mean(dim=-1) + self.eps).rsqrt() for v in exact]
-        weights = self.see("weights", torch.stack(scores, dim=-1).softmax(dim=-1))
-        mean = weights[..., :1] * exact[0]
-        for number, v in enumerate(exact[1:], start=1):
-            mean = mean + weights[..., number, None] * v
+            weights = self.see("weights", torch.stack(scores, dim=-1).softmax(dim=-1))
+            mean = torch.stack([weights[..., number, None] * v for number, v in enumerate(exact)]).sum(dim=0)
         return mean.to(sources[0].dtype)
+
+
+class _Read(torch.autograd.Function):
+    """The weighted mean of sources ``(..., dim)``, from a query ``(dim,)`` and ε.
+
+    There are as many sources as layers, and every layer reads all before it. So the terms of the mean and of a source's
+    gradient are added in place: as operations of their own they take twice as long, most of it for memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, eps: float, *sources: Tensor) -> Tensor:
+        products = torch.stack([v @ query for v in sources], dim=-1)
+        squares = torch.stack([torch.linalg.vecdot(v, v) for v in sources], dim=-1)
+        inverse = squares.div_(len(query)).add_(eps).rsqrt_()  # 1 / RMS
+        weights = (products * inverse).softmax(dim=-1)
+        ctx.save_for_backward(query, products, inverse, weights, *sources)
+        mean = weights[..., :1] * sources[0]
+        for number, v in enumerate(sources[1:], start=1):
+            mean.addcmul_(weights[..., number, None], v)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        query, products, inverse, weights, *sources = ctx.saved_tensors
+        (gradient,) = grad_outputs
+        of_weights = torch.stack([torch.linalg.vecdot(gradient, v) for v in sources], dim=-1)
+        of_scores = weights * (of_weights - (weights * of_weights).sum(dim=-1, keepdim=True))
+        of_products = of_scores * inverse
+        along = -of_products * products * inverse.square() / len(query)  # times v: through the RMS
+        of_query, of_sources = torch.zeros_like(query), []
+        for number, v in enumerate(sources):
+            of_query += of_products[..., number].flatten() @ v.flatten(0, -2)
+            of_source = weights[..., number, None] * gradient
+            of_source.addcmul_(along[..., number, None], v).addcmul_(of_products[..., number, None], query)
+            of_sources.append(of_source)
+        return of_query, None, *of_sources
 
 
 @blocks.register("attention_residuals")

@@ -97,6 +97,15 @@ def test_every_branch_starts_by_reading_the_mean_of_all_before_it() -> None:
         torch.testing.assert_close(trace[f"blocks.{layer}.after_ffn"], torch.stack(outputs).mean(dim=0))
 
 
+def test_reading_is_the_same_when_its_weights_are_recorded() -> None:
+    model, ids = build(RULE), random_ids(17, 1, 6)
+    with torch.no_grad():
+        plain = model(ids)
+        with model.record():
+            recorded = model(ids)
+    torch.testing.assert_close(plain, recorded, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("more", [{"n_unique": 1}, {"layer_drop": {"kind": "constant", "rate": 0.2}}], ids=str)
 def test_blocks_that_others_read_are_neither_shared_nor_left_out(more: dict[str, Any]) -> None:
     with pytest.raises(CallError, match=f"{next(iter(more))} and residual attention_residuals cannot be combined"):
