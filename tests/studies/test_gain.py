@@ -67,7 +67,7 @@ def test_gains_are_those_of_the_figures_and_held_against_one(tmp_path: Path) -> 
     expected = stats.ttest_rel(fall["less"], fall["all"])
     low, high = expected.confidence_interval(1 - LEVEL)
     assert words[2].startswith(f"{np.mean(fall['less'] - fall['all']):.5f} nats [{low:.5f}, {high:.5f}], p")
-    assert "larger with more (+0.2" in text
+    assert "larger with more (+0.19" in text
     assert "; and in 1 of 4 settings it is not shown to differ. With 5 seeds and 9 tests in this report, a diff" in text
     assert "Validation loss falls from n_layer 2 to 8 with more; " in text
     assert " and rises from n_layer 2 to 8 with worse" in text
