@@ -54,7 +54,9 @@ class Connection(Layer, ABC):
                 self.see(name, each).to(x.dtype)
                 for name, each in zip(("read", "residual", "write"), found, strict=True)
             )
-            mixed = torch.cat([read[..., None, :], residual], dim=-2) @ copies  # (..., n + 1, d)
+            both = torch.cat([read[..., None, :], residual], dim=-2)
+            # a product for each token: of one matrix for all, torch makes one large product of transposed copies
+            mixed = both.expand(*copies.shape[:-2], *both.shape[-2:]) @ copies  # (..., n + 1, d)
         return mixed[..., 0, :], mixed[..., 1:, :], write
 
 
