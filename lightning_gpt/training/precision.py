@@ -27,12 +27,21 @@ def fastest_precision(accelerator: str = "auto") -> tuple[str, str]:
 
 
 def _product_time(dtype: torch.dtype, size: int = 512, rounds: int = 5) -> float:
-    """The fastest of ``rounds`` ``size × size`` products in ``dtype``, in seconds, after one untimed product."""
-    matrix = torch.randn(size, size).to(dtype)
-    matrix @ matrix
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
+    """Seconds of a core for a ``size × size`` product in ``dtype``: the best of ``rounds``, after one untimed product.
+
+    One thread computes it, and its time without a core does not count. So other programs change neither the choice nor
+    the figure that is printed.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        matrix = torch.randn(size, size).to(dtype)
         matrix @ matrix
-        times.append(time.perf_counter() - start)
-    return min(times)
+        times = []
+        for _ in range(rounds):
+            start = time.thread_time()
+            matrix @ matrix
+            times.append(time.thread_time() - start)
+        return min(times)
+    finally:
+        torch.set_num_threads(threads)

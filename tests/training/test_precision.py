@@ -1,5 +1,7 @@
 """Mixed precision: chosen by what the hardware does fast, and training to the same loss."""
 
+import time
+
 import pytest
 import torch
 
@@ -24,7 +26,25 @@ def test_gpu_precision_follows_its_units(has_bf16: bool, expected: str, monkeypa
 
 
 def test_the_measurement_measures() -> None:
+    threads = torch.get_num_threads()
     assert 0 < precision._product_time(torch.float32, size=64) < 1
+    assert torch.get_num_threads() == threads
+
+
+class _Waiting:
+    """A matrix whose products wait for a core most of the time."""
+
+    def to(self, dtype: torch.dtype) -> "_Waiting":
+        return self
+
+    def __matmul__(self, other: "_Waiting") -> "_Waiting":
+        time.sleep(0.05)
+        return self
+
+
+def test_waiting_for_a_core_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", lambda *size: _Waiting())
+    assert precision._product_time(torch.float32, rounds=2) < 0.025
 
 
 @pytest.fixture(scope="module")
