@@ -21,6 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.rounds import Spread, ratio
@@ -31,7 +32,7 @@ from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.precision import fastest_precision
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "quickstart": {"n_layer": 4, "n_head": 4, "dim": 256, "block_size": 128, "vocab_size": 4096, "rows": 8},
     "100M": {"n_layer": 12, "n_head": 12, "dim": 768, "block_size": 64, "vocab_size": 16384, "rows": 2},
 }
@@ -77,7 +78,7 @@ class Measurements:
         rows: Ids and targets, ``(2, rows, time)``.
     """
 
-    def __init__(self, rows: torch.Tensor) -> None:
+    def __init__(self, rows: Tensor) -> None:
         self._rows, self._work = rows, Background("layer diagnostics")
 
     def ways(self) -> dict[str, Way]:
@@ -133,18 +134,20 @@ class Pauses(Callback):
             self._steps, self._next = [], self._next + 1
 
 
-def measure(what: str, size: dict[str, int], every: int, rounds: int, folder: Path) -> None:
+def measure(what: str, size: dict[str, Any], every: int, rounds: int, folder: Path) -> None:
     """Train, and print what saves or diagnostics cost."""
     sizes = dict(size)
     rows, width, vocabulary = sizes.pop("rows"), sizes["block_size"] + 1, sizes["vocab_size"]
     tokens = torch.randint(vocabulary, (rows * 64, width), generator=torch.Generator().manual_seed(0))
-    loader = DataLoader([{"ids": row[:-1], "targets": row[1:]} for row in tokens], batch_size=rows)  # type: ignore[arg-type]
+    batches = [{"ids": row[:-1], "targets": row[1:]} for row in tokens]
+    loader: DataLoader[dict[str, Tensor]] = DataLoader(batches, batch_size=rows)  # type: ignore[arg-type]
     saves, probed = Saves(folder), torch.stack([tokens[:2, :-1], tokens[:2, 1:]])
     pauses = Pauses(saves.ways() if what == "saves" else Measurements(probed).ways(), every)
+    precision: Any = fastest_precision("cpu")[0]
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
-        precision=fastest_precision("cpu")[0],
+        precision=precision,
         max_steps=2 * every * len(pauses.ways) * (1 + rounds),
         max_epochs=-1,
         gradient_clip_val=1.0,
