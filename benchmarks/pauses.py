@@ -61,7 +61,7 @@ class Saves(CheckedFiles):
 
     def _save(self, trainer: L.Trainer, *, plainly: bool = False, background: bool = False) -> None:
         self._plainly, self.saves.background = plainly, background
-        trainer.save_checkpoint(self._path)
+        trainer.save_checkpoint(self._path, weights_only=False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint in the way that was chosen."""

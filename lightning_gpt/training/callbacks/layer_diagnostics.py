@@ -36,7 +36,8 @@ _RATIO_EVERY = 5
 _ROW_TOKENS = 128
 """Maximum length of a probe row, because the cost of attention spectra grows with its cube."""
 SAME_CORES = {"cpu"}
-"""Types of devices that need the processor's cores themselves, so that a thread beside the training gains nothing."""
+"""Types of devices whose training needs the processor's cores itself. There a thread would halve the pause and save a
+seventh of the whole, but it would delay the training's own threads as another program does (``waiting.py``)."""
 
 
 @dataclass
