@@ -65,6 +65,7 @@ def test_a_page_shows_code_and_outputs(tmp_path: Path) -> None:
     assert f"```python\n{code}\n```" in page
     assert "```text\nseen\n```" in page
     assert "![output](data:image/png;base64,iVBOR" in page
+    assert "few steps" in page
     assert site.run(tmp_path / "1.ipynb", solved=True)[1].printed == "1\n"
 
 
@@ -73,6 +74,10 @@ def test_answers_are_told_apart(capsys: pytest.CaptureFixture[str], monkeypatch:
         check(answer, right, "look again")
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["Replace", "Right.", "Not", "Right.", "Not", "Right."]
+    # an answer of another kind is wrong rather than an error, and a list may stand for a tuple
+    for answer, right in (("a", 0.3), ([1], lambda ids: ids.tolist()), (3, (1, 2)), ([1, 2], (1, 2))):
+        check(answer, right, "look again")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["Not", "Not", "Not", "Right."]
     assert said[2] == "Not yet. Look again."
     assert steps(100) == 5
     monkeypatch.delenv(SHORT)

@@ -1,7 +1,7 @@
 """One transformer block: two branches, and the rule that joins them to the residual stream."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,10 @@ class Block(Layer):
     def narrowed(self, x: Tensor) -> Tensor:
         """What the final norm reads of the stream ``(..., n_stream dim)`` after a block: ``(..., dim)``."""
         return x
+
+    def passes_on(self, key: Hashable) -> bool:
+        """Whether layers after this one read what is carried under a key; a pipeline does not send on the rest."""
+        return True
 
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The attention's input, from which keys and values are computed."""

@@ -18,13 +18,13 @@ convolutions: Registry["CanonLayers"] = Registry("convolution", "dim", "layer", 
 class CanonLayers:
     """``h_t ← h_t + Σ_l w_l ⊙ h_{t−l}``, l from 0 to 3, at up to four places of a block.
 
-    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (2512.17351), section 3, in its recommended form: with the
-    residual, without activation and bias. A token gets what its neighbours know at the cost of a few vectors per
-    layer. The places are
+    Allen-Zhu 2025, "Physics of Language Models: Part 4.1" (2512.17351), section 4, eq. 4.1: with the residual, without
+    activation and bias, and with torch's usual initial weights. A token gets what its neighbours know at the cost of a
+    few vectors per layer. The places are
 
-    - A: the attention's input;
+    - A: the attention's input, after its norm;
     - B: queries, keys and values, before their norm and positions;
-    - C: the feed-forward network's input;
+    - C: the feed-forward network's input, after its norm;
     - D: what its activation takes.
 
     Args:

@@ -1,6 +1,6 @@
 """Logits, softmax and gradients, one chunk of tokens at a time, in buffers that all chunks reuse.
 
-Three layouts of the same computation, each used where it is fastest (figures in ``docs/performance.md``):
+Three layouts of the same computation, each used where it is fastest (figures in ``docs/performance/where.md``):
 :class:`VocabularyFirst` here, :class:`~lightning_gpt.models.tokens_first.TokensFirst` for half precision, and
 :class:`~lightning_gpt.models.one_pass.OnePass` for GPUs.
 """

@@ -54,7 +54,9 @@ class Connection(Layer, ABC):
                 self.see(name, each).to(x.dtype)
                 for name, each in zip(("read", "residual", "write"), found, strict=True)
             )
-            mixed = torch.cat([read[..., None, :], residual], dim=-2) @ copies  # (..., n + 1, d)
+            both = torch.cat([read[..., None, :], residual], dim=-2)
+            # a product for each token: of one matrix for all, torch makes one large product of transposed copies
+            mixed = both.expand(*copies.shape[:-2], *both.shape[-2:]) @ copies  # (..., n + 1, d)
         return mixed[..., 0, :], mixed[..., 1:, :], write
 
 
@@ -178,7 +180,8 @@ class HyperConnections(ManyStreams):
     """``H ← A_rᵀ H + Bᵀ F(LN(A_mᵀ H))``, H n copies of the stream, with learned ``A_m``, ``A_r`` and ``B`` per branch.
 
     Zhu et al. 2024, "Hyper-Connections" (2409.19606), eq. 2; they depend on the token as in eq. 10 to 13. Starts as
-    pre-LN; H̄ in these is the copies' norm of the model's kind. The branches start as in pre-LN.
+    pre-LN; H̄ in these is the copies' norm of the model's kind. The branches start as in pre-LN: the paper's factor of
+    √n on the initial weights of their outputs (section 4) is left out.
 
     Args:
         attention: The first branch.

@@ -129,10 +129,11 @@ class ModelStage(nn.Module):
         return loss * weight.to(loss.dtype)
 
     def _sent(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
-        carried = context.shared.carried
-        self.carried = list(carried)
+        (model,), carried = self._model, context.shared.carried
+        last = model.blocks[self.layers[-1]].unwrapped
+        self.carried = [key for key in carried if last.passes_on(key)]
         # views, and what is only passed through, become tensors of their own: the schedules detach them in place
-        return tuple(_of_its_own(tensor) for tensor in (x, *carried.values()))
+        return tuple(_of_its_own(tensor) for tensor in (x, *(carried[key] for key in self.carried)))
 
 
 def _received(x: Tensor) -> Tensor:
@@ -216,10 +217,6 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
         raise CallError(
             "parallel.pipeline gives each device layers of its own, but with loop layers share blocks: leave loop out, "
             "or set parallel.pipeline to 1"
-        )
-    if schedule != "1f1b" and any(block.unwrapped.looks_back for block in model.each_block()):
-        raise CallError(
-            f"parallel.schedule {schedule} and residual {config.residual} cannot be combined: use schedule 1f1b"
         )
     if config.n_layer < stages:
         fitting = config.n_layer // STAGES_PER_PROCESS[schedule]

@@ -164,6 +164,7 @@ EXTENDED: list[dict[str, Any]] = [
         "diversity": 0.1,
     },
     {"residual": "attention_residuals", "attention": "value_residual", "ffn": ["gelu", "none"], "n_layer": 3},
+    {"residual": {"kind": "attention_residuals", "group": 2}, "ffn": ["none", "gelu"], "n_layer": 3},
     {"loop": {"kind": "recurrent_depth", "core": 2, "injection": "add"}, "n_layer": 6, "residual": "initial"},
     {"diversity": 0.1},
     {"n_unique": 1},

@@ -185,6 +185,14 @@ CASES: dict[int, dict[str, Callable[[], Any]]] = {
         "context gpt2 documents": partial(context, "gpt2", documents=True, checkpointing="block"),
         "experts": experts,
         "experts documents": partial(experts, documents=True, checkpointing="block", bias=False),
+        "pipeline outputs zero_bubble": partial(pipeline, "gpt2", "zero_bubble", residual="attention_residuals"),
+        "pipeline groups interleaved checkpointing": partial(
+            pipeline,
+            "gpt2",
+            "interleaved",
+            residual={"kind": "attention_residuals", "group": 3},
+            checkpointing="block",
+        ),
         "pipeline initial checkpointing": partial(pipeline, "gpt2", residual="initial", checkpointing="block"),
     },
     4: {

@@ -51,7 +51,6 @@ def test_the_losses_of_a_mixture_change_what_is_trained() -> None:
             {},
             "use parallel.pipeline up to 2, schedule 1f1b or zero_bubble, or more layers",
         ),
-        (2, "zero_bubble", 4, {"residual": "attention_residuals"}, "cannot be combined: use schedule 1f1b"),
         (2, "1f1b", 4, {"n_unique": 2}, "with n_unique 2 layers share blocks: leave n_unique out"),
         (2, "1f1b", 1, {}, "parallel.micro_batches is 1; it must be at least parallel.pipeline, which is 2"),
         (2, "interleaved", 5, {}, "and with schedule interleaved a multiple of it"),

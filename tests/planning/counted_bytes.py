@@ -88,6 +88,7 @@ CASES: dict[str, Case] = {
     "pipeline, stream carried": Case(PIPELINE, {"residual": "initial"}),
     "pipeline, copies of the stream": Case(PIPELINE, {"residual": "hyper_connections"}),
     "pipeline, outputs carried": Case(PIPELINE, {"residual": "attention_residuals"}),
+    "pipeline, sums carried": Case(PIPELINE, {"residual": {"kind": "attention_residuals", "group": 2}, "n_layer": 5}),
     "pipeline, mixed": Case(PIPELINE, precision=MIXED),
     "context": Case(CONTEXT),
     "context, recomputed": Case(CONTEXT, BLOCK),

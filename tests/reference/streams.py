@@ -61,21 +61,41 @@ def constrained_connection(
     return mixed + np.stack([post[:, [i]] * added for i in range(n)], axis=1)
 
 
+def depth_attention(values: Sequence[Array], query: Array) -> Array:
+    """``Σ_i α_i v_i`` token by token, ``α_i ∝ φ(w, v_i) = exp(w · RMSNorm(v_i))``, where RMSNorm's gain is 1."""
+    h = np.zeros_like(values[0])
+    for t in range(len(h)):
+        phi = [np.exp(query @ (v[t] / np.sqrt((v[t] ** 2).mean() + 1e-6))) for v in values]
+        for each, v in zip(phi, values, strict=True):
+            h[t] += each / sum(phi) * v[t]
+    return h
+
+
 def attention_residuals(embedding: Array, branches: Sequence[Branch], queries: Sequence[Array]) -> list[Array]:
     """``h_1, …, h_{L+1}`` of L branches, their own norms included: Kimi Team 2026 (2603.15031), eq. 1 to 4.
 
-    ``queries`` are w_2 to w_{L+1}; the last is the output's. The gain of RMSNorm is 1.
+    ``queries`` are w_2 to w_{L+1}; the last is the output's.
     """
     values, read = [embedding], [embedding]
     for branch, query in zip(branches, queries, strict=True):
         values.append(branch(read[-1]))
-        h = np.zeros_like(embedding)
-        for t in range(len(embedding)):
-            phi = []
-            for v in values:
-                key = v[t] / np.sqrt((v[t] ** 2).mean() + 1e-6)
-                phi.append(np.exp(query @ key))
-            for each, v in zip(phi, values, strict=True):
-                h[t] += each / sum(phi) * v[t]
-        read.append(h)
+        read.append(depth_attention(values, query))
+    return read
+
+
+def grouped_attention_residuals(
+    embedding: Array, branches: Sequence[Branch], queries: Sequence[Array], size: int
+) -> list[Array]:
+    """The same with blocks of ``size`` branches, whose outputs are summed: the paper's block form.
+
+    The i-th branch of block n reads ``b_0, …, b_{n−1}``, b_0 the embeddings, and from its second on ``b_n^{i−1}``, the
+    sum of the outputs before it. The output reads every block, also one that is not full.
+    """
+    outputs: list[Array] = []
+    read = [embedding]
+    for branch, query in zip(branches, queries, strict=True):
+        outputs.append(branch(read[-1]))
+        following = len(outputs)  # the branch that comes after, from 0
+        blocks = [sum(outputs[start : start + size]) for start in range(0, following, size)]
+        read.append(depth_attention([embedding, *blocks], query))  # type: ignore[list-item]
     return read

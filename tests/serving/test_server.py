@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import signal
 import socket
 import threading
@@ -48,6 +49,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def client(server: Served, **options: Any) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", **{"api_key": TOKEN, "max_retries": 0, "timeout": 120, **options})
+
+
+def test_the_page_s_client_reads_a_stream(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """The block of docs/serve.md, at this server's address and with its token."""
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (model,) = (each.id for each in client(server).models.list())
+    for shown, here in (
+        ("http://127.0.0.1:8000", server.url),
+        ('api_key="none"', f'api_key="{TOKEN}"'),
+        ('"mine"', f'"{model}"'),
+    ):
+        assert block.count(shown) == 1
+        block = block.replace(shown, here)
+    before = server.health()["completed"]
+    exec(compile(block, "docs/serve.md", "exec"), {})
+    assert capsys.readouterr().out
+    assert server.health()["completed"] == before + 1
 
 
 def post(server: Served, content: Any, path: str = "completions", **options: Any) -> httpx.Response:

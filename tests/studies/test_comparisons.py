@@ -11,6 +11,7 @@ from lightning_gpt.studies.report.comparisons import (
     Comparison,
     compare,
     compare_with,
+    gains,
     holm,
     smallest_effect,
     usual_error,
@@ -93,7 +94,7 @@ def family(
 
 @pytest.mark.parametrize(
     ("settings", "n", "uneven"),
-    [(2, 2, 0.0), (4, 2, 0.0), (4, 3, 0.5), (12, 3, 0.0), (12, 3, 0.5), (12, 2, 0.5), (30, 5, 0.5)],
+    [(2, 2, 0.0), (4, 2, 0.0), (4, 3, 0.5), (8, 3, 0.5), (12, 3, 0.0), (12, 3, 1.0), (12, 2, 0.5), (30, 5, 0.5)],
 )
 def test_false_alarms_are_as_rare_as_stated(settings: int, n: int, uneven: float) -> None:
     """Nothing differs: at most LEVEL of all studies say that anything does, with few seeds and uneven noise too."""
@@ -104,6 +105,21 @@ def test_false_alarms_are_as_rare_as_stated(settings: int, n: int, uneven: float
     assert alarms <= stats.binom.ppf(0.995, studies, LEVEL)
     if settings == 2:
         assert alarms >= stats.binom.ppf(0.005, studies, LEVEL), "one test alone has the stated rate, no less"
+
+
+@pytest.mark.parametrize(("settings", "n"), [(3, 3), (8, 3)])
+def test_gains_that_are_equal_are_seldom_told_apart(settings: int, n: int) -> None:
+    """A seed's luck differs between the ends of the axis, and settings differ in the measure but not in the gain."""
+    draw, studies, alarms = np.random.default_rng(7), 600, 0
+    for _ in range(studies):
+        noise, luck = np.exp(0.5 * draw.standard_normal(settings)), 3 * draw.standard_normal((2, n))
+        levels = 5 * draw.standard_normal(settings)
+        made = {}
+        for each in range(settings):
+            first, last = levels[each] + luck + noise[each] * draw.standard_normal((2, n))
+            made[str(each)] = gains(seeds(first + 1.0), seeds(last))
+        alarms += min(holm([each.p for each in compare_with("0", made).values()])) <= LEVEL
+    assert alarms <= stats.binom.ppf(0.995, studies, LEVEL)
 
 
 def test_the_usual_rule_of_thumb_would_fail_this() -> None:
@@ -128,13 +144,13 @@ def test_the_smallest_effect_is_found_as_often_as_stated(n: int, tests: int) -> 
 
 
 def test_many_settings_find_what_each_alone_does_not() -> None:
-    """With 3 seeds and 20 settings, an effect of 5 times the noise is found, which pairs do not find."""
+    """With 3 seeds and 20 settings, an effect of 6 times the noise is found, which pairs do not find."""
     draw, shared, alone = np.random.default_rng(4), 0, 0
     for _ in range(100):
-        tests = family(draw, 20, 3, 0.0, effect=5.0)
+        tests = family(draw, 20, 3, 0.0, effect=6.0)
         assert {each.how for each in tests.values()} == {"shared"}
         shared += holm([each.p for each in tests.values()])[0] <= LEVEL
-        draw_pair = compare(seeds(draw.standard_normal(3) + 5.0), seeds(draw.standard_normal(3)))
+        draw_pair = compare(seeds(draw.standard_normal(3) + 6.0), seeds(draw.standard_normal(3)))
         assert draw_pair is not None
         alone += draw_pair.p <= LEVEL / 19
     assert shared > 90

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.report import check_report
@@ -48,6 +49,11 @@ WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "missing option": ({"trend": {"x": "n_layer"}}, "trend needs the option 'y'"),
     "unknown measure": ({"trend": {"x": "n_layer", "y": "val/los"}}, "unknown measure 'val/los'"),
     "trend along no axis": ({"trend": {"x": "dim", "y": "val/loss"}}, "'dim' is not a numeric axis"),
+    "gain along no axis": ({"gain": {"x": "dim", "y": "val/loss"}}, "report: gain: 'dim' is not a numeric axis"),
+    "gain beside nothing": (
+        {"gain": {"x": "n_layer", "y": "val/loss", "beside": "GPT"}},
+        "gain: beside is 'GPT'; it must be one of the settings",
+    ),
     "unknown quantity": (
         {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
         "'depth' is neither a measure, nor an axis",
@@ -111,8 +117,10 @@ def test_keys() -> None:
     assert names == {"x.a.lr": "a.lr", "x.b.lr": "b.lr", "n_layer": "n_layer", "q.dim": "dim"}
 
 
-@pytest.mark.parametrize("preset", ["cpu", "paper"])
-@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+PRESETS = [(file, preset) for file in STUDIES for preset in yaml.safe_load(file.read_text())["presets"]]
+
+
+@pytest.mark.parametrize(("file", "preset"), PRESETS, ids=lambda each: getattr(each, "stem", each))
 def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
     from lightning_gpt.studies.report.diagnostics import diagnostic
     from lightning_gpt.studies.spec.study import read_study
@@ -129,6 +137,26 @@ def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
 def test_the_promised_studies_are_shipped() -> None:
     names = {file.stem for file in STUDIES}
     assert names >= {"depth", "width_heads", "oversmoothing", "gradients", "initialisation"}
+
+
+def test_every_shipped_study_has_a_small_and_a_large_preset() -> None:
+    assert {(file, preset) for file in STUDIES for preset in ("cpu", "paper")} <= set(PRESETS)
+
+
+@pytest.mark.parametrize(("preset", "first"), [("cpu_flops", 8), ("plain_flops", 12), ("modern_flops", 12)])
+def test_depths_of_equal_flops_take_steps_for_them(preset: str, first: int) -> None:
+    from lightning_gpt.studies.spec.study import read_study
+
+    made = read_study(next(file for file in STUDIES if file.stem == "depth"), preset)
+    plain = read_study(next(file for file in STUDIES if file.stem == "depth"), preset.removesuffix("_flops"))
+    depths = made.grid[LAYERS]
+    assert (depths[0], sorted(depths)) == (first, plain.grid[LAYERS])
+    done = made.with_work([{"tokens": 1.0, "flops": 1.0 + depth} for depth in depths]).provisional
+    steps = {cell.settings[LAYERS]: cell.config["trainer"]["max_steps"] for cell in done.cells}
+    assert steps[first] == plain.provisional.cells[0].config["trainer"]["max_steps"]
+    assert {depth: number * (1 + depth) for depth, number in steps.items()} == pytest.approx(
+        dict.fromkeys(depths, steps[first] * (1 + first)), rel=0.02
+    )
 
 
 def test_depth_study_holds_the_papers_figures() -> None:

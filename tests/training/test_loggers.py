@@ -13,6 +13,7 @@ import yaml
 from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
 
 PAGE = Path(__file__).parents[2] / "docs/loggers.md"
+(CALLBACK,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 LINES = dict(re.findall(r"^\| ([\w& ]+)(?:, [\w ]+)? \| `(trainer: .*?)` \|", PAGE.read_text(), re.M))
 
 
@@ -30,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(folder: Path, logger: str) -> tuple[str, list[dict[str, Any]]]:
+def fit(folder: Path, logger: str, *options: str) -> tuple[str, list[dict[str, Any]]]:
     """What a run with the logger says, and its metrics.jsonl."""
     name = re.sub(r"\W", "", logger)
     (folder / f"{name}.yaml").write_text(LINES[logger])
     env = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-    call = ("fit", "--config", "tiny.yaml", "--config", f"{name}.yaml", "--name", name)
+    call = ("fit", "--config", "tiny.yaml", "--config", f"{name}.yaml", "--name", name, *options)
     done = must_run(*call, cwd=folder, env=env)
     lines = (folder / f"runs/{name}/version_0/metrics.jsonl").read_text().splitlines()
     return done.stderr, [json.loads(line) for line in lines]
@@ -47,8 +48,24 @@ def test_the_lines_are_yaml() -> None:
         assert "logger" in yaml.safe_load(line)["trainer"]
 
 
+def trusted(folder: Path, limit: float) -> tuple[str, ...]:
+    """The options that add the page's callback."""
+    (folder / "alike.py").write_text(CALLBACK)
+    added = "--trainer.callbacks+=alike.StopWhenAlike"
+    assert f"--trust alike.py {added} --trainer.callbacks.limit=" in PAGE.read_text()
+    return ("--trust", "alike.py", added, f"--trainer.callbacks.limit={limit}")
+
+
 def test_csv_has_every_scalar(folder: Path) -> None:
-    said, lines = fit(folder, "CSV")
+    """Those that a callback makes of the diagnostics as well."""
+    said, lines = fit(folder, "CSV", *trusted(folder, limit=2))
+    layers = json.loads((folder / "runs/CSV/version_0/layers.json").read_text())
+    cosines = {entry["step"]: entry["token_cosine"] for entry in layers}
+    rises = {line["step"]: line["alike/rise"] for line in lines if "alike/rise" in line}
+    assert max(rises) == 4
+    for step, rise in rises.items():  # a step begins with the figures of the last validation, which is every second
+        measured = cosines[(step - 1) // 2 * 2]
+        assert rise == pytest.approx(measured[-1] - measured[0], rel=1e-5)
     assert "CSVLogger: scalars and settings; pictures" in said
     with (folder / "csv/lightning_logs/version_0/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -62,7 +79,8 @@ def test_csv_has_every_scalar(folder: Path) -> None:
 
 
 def test_tensorboard_beside_another_keeps_its_pictures(folder: Path) -> None:
-    said, _ = fit(folder, "TensorBoard and CSV")
+    said, lines = fit(folder, "TensorBoard and CSV", *trusted(folder, limit=-2))
+    assert max(line["step"] for line in lines) == 1  # the callback has ended the run
     assert "pictures" not in said
     assert list((folder / "board").rglob("events.out.tfevents.*"))
 

@@ -70,6 +70,15 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Comparis
     return _tested(a.mean - b.mean, error, df, size, "welch", min(a.n, b.n))
 
 
+def gains(first: Mapping[int, float], last: Mapping[int, float]) -> dict[int, float]:
+    """By how much a measure falls from one setting to another, by seed, of the seeds that both have.
+
+    Gains are compared like any measure, so that a seed's luck with one end of an axis, which all settings share there,
+    is left out of the difference between two gains.
+    """
+    return {seed: first[seed] - last[seed] for seed in sorted(first.keys() & last.keys())}
+
+
 def compare_with(base: str, values: Mapping[str, Mapping[int, float]]) -> dict[str, Comparison]:
     """Compare each setting with ``base``, by name; settings that cannot be tested are left out.
 

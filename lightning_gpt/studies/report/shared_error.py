@@ -53,10 +53,16 @@ def shared_error(values: Mapping[str, Sequence[float]]) -> SharedError | None:
 
 
 def _prior(variances: Sequence[float], df: int) -> tuple[float, float]:
-    """The common variance and how many degrees of freedom it is worth: infinitely many where all agree as by chance."""
+    """The common variance and how many degrees of freedom it is worth: infinitely many where all agree as by chance.
+
+    How much the variances differ is itself an estimate from few settings, and one that comes out low makes tests find
+    what is not there. So its standard error is added to it.
+    """
     logs = [math.log(each) - float(special.digamma(df / 2)) + math.log(df / 2) for each in variances]
-    mean = math.fsum(logs) / len(logs)
-    beyond = math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1) - float(special.polygamma(1, df / 2))
+    mean, chance = math.fsum(logs) / len(logs), float(special.polygamma(1, df / 2))
+    excess = float(special.polygamma(3, df / 2)) / chance**2  # the kurtosis of a logarithm of χ², beyond a normal's
+    found = math.fsum((each - mean) ** 2 for each in logs) / (len(logs) - 1)
+    beyond = found * (1 + math.sqrt((2 + excess) / len(logs))) - chance
     if beyond <= 0:
         return math.fsum(variances) / len(variances), math.inf
     half = float(optimize.brentq(lambda x: math.log(float(special.polygamma(1, math.exp(x))) / beyond), -20.0, 20.0))

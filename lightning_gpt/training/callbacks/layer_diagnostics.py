@@ -104,6 +104,11 @@ class LayerDiagnostics(Callback):
         self._takes_part = False
         self._seconds = self._started = 0.0
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The entries of ``layers.json`` so far, the newest last; empty on processes that measure nothing."""
+        return list(self._history)
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._folder = Path(
             trainer.log_dir or trainer.default_root_dir

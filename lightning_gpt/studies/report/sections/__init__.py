@@ -11,6 +11,7 @@ from lightning_gpt.studies.report.sections.coordinates import Coordinates
 from lightning_gpt.studies.report.sections.curves import Curves
 from lightning_gpt.studies.report.sections.fit import Fit
 from lightning_gpt.studies.report.sections.flow import Flow
+from lightning_gpt.studies.report.sections.gain import Gain
 from lightning_gpt.studies.report.sections.layers import Layers
 from lightning_gpt.studies.report.sections.table import SettingsTable
 from lightning_gpt.studies.report.sections.trend import Trend
@@ -22,6 +23,7 @@ SECTIONS: dict[str, type[Section]] = {
     "trend": Trend,
     "fit": Fit,
     "compare": Compare,
+    "gain": Gain,
     "layers": Layers,
     "flow": Flow,
     "coordinates": Coordinates,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Block
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.spec.study import Study
@@ -27,3 +28,17 @@ def file_name(*parts: str) -> str:
 def capital(text: str) -> str:
     """``text`` with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
+
+
+def numeric_axis(study: Study, name: str, section: str) -> str:
+    """The key of the grid's axis called ``name``, by its key or its short name; its values are numbers.
+
+    Raises:
+        CallError: The grid has no such axis, or its values are not numbers; ``section`` is named.
+    """
+    key = next((key for key, short in study.axes.items() if name in (key, short)), "")
+    values = study.grid.get(key, ["none"])
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        known = ", ".join(short for key, short in study.axes.items() if key in study.grid) or "none"
+        raise CallError(f"report: {section}: {name!r} is not a numeric axis; the axes of the grid are {known}")
+    return key

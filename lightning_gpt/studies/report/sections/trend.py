@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.chart import Chart, new_chart
 from lightning_gpt.studies.report.comparisons import Comparison, compare
@@ -16,7 +15,7 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Pict
 from lightning_gpt.studies.report.estimates import SeedSpread
 from lightning_gpt.studies.report.groups import Group, groups, label_of
 from lightning_gpt.studies.report.results import StudyResults
-from lightning_gpt.studies.report.sections.base import Section, capital, file_name
+from lightning_gpt.studies.report.sections.base import Section, capital, file_name, numeric_axis
 from lightning_gpt.studies.report.sections.differences import (
     ONE_SEED,
     change_text,
@@ -49,18 +48,10 @@ class Trend(Section):
 
     def check(self, study: Study) -> None:
         measure(self.y)
-        axis = self._axis(study)
-        values = study.grid.get(axis, ["none"])
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            raise CallError(
-                f"report: trend: {self.x!r} is not a numeric axis; the axes of the grid are {_named(study)}"
-            )
-
-    def _axis(self, study: Study) -> str:
-        return next((key for key, short in study.axes.items() if self.x in (key, short)), "")
+        numeric_axis(study, self.x, "trend")
 
     def blocks(self, results: StudyResults) -> list[Block]:
-        axis, what = self._axis(results.study), measure(self.y)
+        axis, what = numeric_axis(results.study, self.x, "trend"), measure(self.y)
         lines = self._lines(results, axis)
         if not lines:
             return []
@@ -211,10 +202,6 @@ class _Against:
 
 def _verb(up: bool) -> str:
     return "rises" if up else "falls"
-
-
-def _named(study: Study) -> str:
-    return ", ".join(name for key, name in study.axes.items() if key in study.grid) or "none"
 
 
 def _draw_beside(
