@@ -20,7 +20,7 @@ def attention_entropy(pattern: Tensor) -> Tensor:
 
 def uniform_causal_entropy(time: int) -> float:
     """The largest entropy of causal attention, reached by uniform rows: ``1/t Σ_i ln i`` over i = 1 … t, in nats."""
-    return float(torch.arange(1, time + 1, dtype=torch.float64).log().mean())
+    return float(torch.arange(1, time + 1, dtype=torch.float64, device="cpu").log().mean())
 
 
 def attention_distance(pattern: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.attention.head_matrices import HeadMatrices
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.double import double
 from lightning_gpt.models.view import BlockView
 
 
@@ -57,12 +58,12 @@ class Circuit:
         """
         if self.shape[0] != self.shape[1]:
             raise CallError(f"a circuit of shape {self.shape} has no eigenvalues; only square ones have")
-        return spectrum(torch.linalg.eigvals, (self.right.double() @ self.left.double()).detach())
+        return spectrum(torch.linalg.eigvals, (double(self.right) @ double(self.left)).detach())
 
     def singular_values(self) -> Tensor:
         """The singular values that can differ from 0, largest first, ``(rank,)``."""
         # with R of both QR decompositions, whose Q change no singular value
-        tall, wide = (torch.linalg.qr(x.detach().double(), mode="r").R for x in (self.left, self.right.mT))
+        tall, wide = (torch.linalg.qr(double(x.detach()), mode="r").R for x in (self.left, self.right.mT))
         values: Tensor = torch.linalg.svdvals(tall @ wide.mT)
         return values
 

@@ -67,6 +67,7 @@ class Diagnostic:
         meaning: One clause that explains it to a reader.
         measure: Computes it from a probe; None if it is measured at an optimizer step.
         on_request: Whether it is measured only if that is asked for, because it takes many passes.
+        runs_model: Whether ``measure`` runs the model, and not only reads what the probe recorded.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Diagnostic:
     smoothing: Literal["higher", "lower"] | None = None
     measure: Callable[[Probe], Layers] | None = None
     on_request: bool = False
+    runs_model: bool = False
 
 
 _ALL = (
@@ -148,6 +150,7 @@ _ALL = (
         of="stream",
         meaning="the loss if the output head read this layer",
         measure=logit_lens_loss,
+        runs_model=True,
     ),
     Diagnostic(
         name="logit_rms",
@@ -156,6 +159,7 @@ _ALL = (
         of="stream",
         meaning="root mean square of the logits if the output head read this layer",
         measure=logit_rms,
+        runs_model=True,
     ),
     Diagnostic(
         name="kurtosis",
@@ -224,6 +228,7 @@ _ALL = (
         meaning="what the block is worth",
         low=None,
         measure=layer_value,
+        runs_model=True,
         on_request=True,
     ),
     Diagnostic(
@@ -263,6 +268,7 @@ _ALL = (
         meaning="attention to what followed a token before, in repeated random tokens: near 1 in an induction head",
         high=1.0,
         measure=strongest_head("induction"),
+        runs_model=True,
     ),
     Diagnostic(
         name="previous_token",
@@ -272,6 +278,7 @@ _ALL = (
         meaning="attention to the previous token, in repeated random tokens",
         high=1.0,
         measure=strongest_head("previous_token"),
+        runs_model=True,
     ),
     Diagnostic(
         name="spectral_gap",
@@ -334,17 +341,39 @@ DIAGNOSTICS = {diagnostic.name: diagnostic for diagnostic in _ALL}
 """Every diagnostic by name, in display order."""
 
 
-def measure(probe: Probe, requested: bool = False) -> dict[str, list[Value]]:
-    """Every diagnostic that a probe gives, by name: one value per layer, as plain numbers.
+Figures = dict[str, list[Value]]
+"""By the name of a diagnostic, one value per layer, as plain numbers."""
 
-    Those that are measured on request are among them if ``requested``.
+
+def measure(probe: Probe, requested: bool = False) -> Figures:
+    """Every diagnostic that a probe gives; those that are measured on request are among them if ``requested``."""
+    return begin(probe, requested)()
+
+
+def begin(probe: Probe, requested: bool = False) -> Callable[[], Figures]:
+    """Measure what must be measured while the model's weights are those that the probe saw.
+
+    Returns:
+        What measures the rest, then or later, in this thread or another, and returns what :func:`measure` does.
     """
+    asked = [each for each in _ALL if each.measure is not None and (requested or not each.on_request)]
+    of_model = _measured(probe, [each for each in asked if each.runs_model])
+    _ = probe.value_projections  # the probe keeps them
+
+    def finish() -> Figures:
+        figures = of_model | _measured(probe, [each for each in asked if not each.runs_model])
+        return {each.name: figures[each.name] for each in asked}
+
+    return finish
+
+
+def _measured(probe: Probe, diagnostics: list[Diagnostic]) -> Figures:
+    found: Figures = {}
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        return {
-            name: [_plain(value) for value in diagnostic.measure(probe)]
-            for name, diagnostic in DIAGNOSTICS.items()
-            if diagnostic.measure is not None and (requested or not diagnostic.on_request)
-        }
+        for each in diagnostics:
+            assert each.measure is not None
+            found[each.name] = [_plain(value) for value in each.measure(probe)]
+    return found
 
 
 def _plain(value: Tensor | None) -> Value:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_gpt.analysis.induction import PERIOD, PatternScores, longest_period, repeated_tokens
 from lightning_gpt.analysis.logit_lens import stream_names, streams_of
 from lightning_gpt.analysis.patterns import by_head
-from lightning_gpt.analysis.spectral import value_projection_eigenvalues
+from lightning_gpt.analysis.spectral import small_value_projection, spectrum
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
 
@@ -56,17 +56,26 @@ class Probe:
         return cls(model, targets, streams, by_heads, ids, documents)
 
     @cached_property
-    def value_spectra(self) -> list[Tensor | None]:
-        """Eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block without these projections.
+    def value_projections(self) -> list[Tensor | None]:
+        """``W_O W_V`` of each block, ``(n_head, head_dim, head_dim)``; None for a block without these projections.
 
         Computed on first access, from the weights at that time.
         """
-        spectra: list[Tensor | None] = []
+        found: list[Tensor | None] = []
         for view in self.model.block_views():
             weights = view.mixer.value_output()
-            found = None if weights is None else [weight.detach().cpu() for weight in weights]
-            spectra.append(None if found is None else value_projection_eigenvalues(*found))
-        return spectra
+            found.append(
+                None if weights is None else small_value_projection(*(each.detach().cpu() for each in weights))
+            )
+        return found
+
+    @cached_property
+    def value_spectra(self) -> list[Tensor | None]:
+        """Eigenvalues of ``W_V W_O`` of each block, ``(n_head, head_dim)``; None for a block without these projections.
+
+        Those of :attr:`value_projections`.
+        """
+        return [None if each is None else spectrum(torch.linalg.eigvals, each) for each in self.value_projections]
 
     @cached_property
     def head_scores(self) -> PatternScores | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.spectral import spectrum
+from lightning_gpt.models.double import double
 
 _TINY = 1e-30  # makes 0 / 0 equal 0; far below the square of any activation
 
@@ -48,7 +49,7 @@ def effective_rank(x: Tensor) -> Tensor:
     eigenvalues of the smaller Gram matrix, which takes a third of the time of an SVD and loses singular values below
     10⁻⁸ of the largest.
     """
-    x64 = x.double()
+    x64 = double(x)
     gram = x64 @ x64.mT if x.shape[-2] <= x.shape[-1] else x64.mT @ x64
     sigma = spectrum(torch.linalg.eigvalsh, gram).clamp(min=0).sqrt()
     p = sigma / sigma.sum(dim=-1, keepdim=True).clamp(min=_TINY)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis.patterns import attention_patterns
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.double import double
 
 THRESHOLD = 0.3
 """ε of the paper: a head with at least this much of its attention on a token has a sink there."""
@@ -40,4 +41,4 @@ def sink_rate(scores: list[Tensor | None], threshold: float = THRESHOLD) -> floa
     nan if no block has softmax attention.
     """
     heads = [score for score in scores if score is not None]
-    return float((torch.cat(heads) > threshold).double().mean()) if heads else float("nan")
+    return float(double(torch.cat(heads) > threshold).mean()) if heads else float("nan")

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_gpt.models.double import double
+
 
 def spectrum(solver: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
     """Apply ``solver`` to each of ``(..., n, n)``; nan for a matrix that is not finite, where a solver would fail."""
@@ -37,7 +39,7 @@ def spectral_gap(pattern: Tensor) -> Tensor:
     if torch.equal(pattern, pattern.tril()):
         moduli = pattern.diagonal(dim1=-2, dim2=-1).abs()  # some attention kinds have negative weights
     else:
-        moduli = spectrum(torch.linalg.eigvals, pattern.double()).abs().to(pattern.dtype)
+        moduli = spectrum(torch.linalg.eigvals, double(pattern)).abs().to(pattern.dtype)
     second: Tensor = moduli.sort(dim=-1, descending=True).values[..., 1]
     return (1 - second).clamp(min=0)
 
@@ -55,22 +57,32 @@ def second_singular_value(pattern: Tensor) -> Tensor:
     mean row subtracted. Source: for symmetric patterns σ₂ is the ``|λ₂|`` of 2312.06182.
     """
     # the square root halves the digits, and σ₂ is far above the square root of what float64 loses
-    squares = spectrum(torch.linalg.eigvalsh, pattern.double() @ pattern.double().mT)
+    squares = spectrum(torch.linalg.eigvalsh, double(pattern) @ double(pattern).mT)
     return squares[..., -2].clamp(min=0).sqrt().to(pattern.dtype)
 
 
-def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
-    """Eigenvalues of each head's ``H = W_V W_O`` that can differ from 0: ``(n_head, head_dim)``, complex.
+def small_value_projection(values: Tensor, output: Tensor) -> Tensor:
+    """``W_O W_V`` of each head, ``(n_head, head_dim, head_dim)``, in float64.
 
-    H is ``(dim, dim)`` with rank at most head_dim. ``W_V W_O`` and ``W_O W_V`` have the same nonzero eigenvalues, and
-    the second is only ``(head_dim, head_dim)``. Source: the matrix H of 2401.04301, for one head at a time. The gain of
-    the LayerNorm before W_V is not included.
+    Its eigenvalues are those of ``H = W_V W_O`` that can differ from 0. H is ``(dim, dim)`` with rank at most head_dim.
 
     Args:
         values: ``W_V`` of each head, ``(n_head, dim, head_dim)``: values are ``x W_V``.
         output: ``W_O`` of each head, ``(n_head, head_dim, dim)``.
     """
-    return spectrum(torch.linalg.eigvals, output.double() @ values.double())
+    return double(output) @ double(values)
+
+
+def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
+    """Eigenvalues of each head's ``H = W_V W_O`` that can differ from 0: ``(n_head, head_dim)``, complex.
+
+    Source: the matrix H of 2401.04301, for one head at a time. The gain of the LayerNorm before W_V is not included.
+
+    Args:
+        values: As for :func:`small_value_projection`.
+        output: As for :func:`small_value_projection`.
+    """
+    return spectrum(torch.linalg.eigvals, small_value_projection(values, output))
 
 
 def positive_share(eigenvalues: Tensor) -> Tensor:

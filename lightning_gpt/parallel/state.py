@@ -6,7 +6,7 @@ a matrix that the tensor axis leaves to it. Saving writes boxes, loading reads t
 layout loads what any other has saved.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.named_tensors import differences
 from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.storage import BoxLoadPlanner, BoxSavePlanner, FolderWriter, SavedReader
-from lightning_gpt.saving import in_memory
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,11 @@ class Boxes:
         for box, local in self._same:
             local.copy_(self.boxes[box])
 
-    def copied(self) -> "Boxes":
-        """A copy by :func:`~lightning_gpt.saving.in_memory`, which later steps do not change."""
+    def copied(self, copy_of: Callable[[Tensor], Tensor]) -> "Boxes":
+        """A copy that later steps do not change; ``copy_of`` copies a tensor."""
         copy = Boxes(tuple(self.shape), self.dtype)
         for offsets, local in self.boxes.items():
-            copy.boxes[offsets] = in_memory(local.contiguous())
+            copy.boxes[offsets] = copy_of(local.contiguous())
         return copy
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_gpt.analysis.circuits import ov_circuit
+from lightning_gpt.analysis.patterns import attention_patterns
+from lightning_gpt.analysis.similarity import effective_rank
+from lightning_gpt.analysis.sinks import sink_rate, sink_scores
+from lightning_gpt.analysis.spectral import second_singular_value, spectral_gap
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.windows import ScoredWindow, window_nll
@@ -75,6 +80,24 @@ def test_sums_over_a_text_are_those_of_the_cpu() -> None:
         ours.update(nll, counted)
     assert ours.total_nll.dtype == torch.float64
     assert found == pytest.approx(float(ours.compute()), rel=1e-6)
+
+
+@pytest.mark.usefixtures("lacking")
+def test_what_instruments_compute_in_float64_is_that_of_the_cpu() -> None:
+    near, away = models()
+    ids = random_ids(23, 1, 20)
+
+    def figures(model: GPT, ids: torch.Tensor) -> list[float]:
+        circuit, pattern = ov_circuit(model, 0, 1, embedded=True), attention_patterns(model, ids)[0]
+        assert pattern is not None
+        spectra = spectral_gap(pattern.mT), second_singular_value(pattern), effective_rank(pattern)
+        values = [float(each.sum()) for each in (circuit.singular_values(), *spectra)]
+        return [circuit.copying_score(), sink_rate(sink_scores(model, ids), threshold=0.05), *values]
+
+    with torch.no_grad():
+        expected = figures(near, ids)
+    with far_device():
+        assert figures(away, Far(ids)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("double_is_missing", [True, False])

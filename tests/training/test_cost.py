@@ -1,5 +1,6 @@
 """What a run says that it cost."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from lightning_gpt.training.callbacks.cost import STEPS_KEPT, PeakMemory, StepClock
+from lightning_gpt.training.device_clock import clock
 
 CPU = torch.device("cpu")
 
@@ -14,27 +16,27 @@ CPU = torch.device("cpu")
 def test_clock_counts_from_mark_to_mark_and_leaves_out_what_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([1.0, 3.0, 7.0, 200.0, 203.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
-    clock = StepClock(CPU)
-    assert clock.median() is None
+    steps = StepClock(CPU)
+    assert steps.median() is None
     for _ in range(3):
-        clock.mark()
-    assert list(clock.seconds) == [2.0, 4.0]
-    clock.restart()  # a validation
+        steps.mark()
+    assert list(steps.seconds) == [2.0, 4.0]
+    steps.restart()  # a validation
     for _ in range(2):
-        clock.mark()
-    assert list(clock.seconds) == [2.0, 4.0, 3.0]
-    assert clock.median() == 3.0
+        steps.mark()
+    assert list(steps.seconds) == [2.0, 4.0, 3.0]
+    assert steps.median() == 3.0
 
 
 def test_a_long_run_keeps_its_last_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter(range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(moments) ** 2)
-    clock, memory = StepClock(CPU), PeakMemory(CPU)
+    steps, memory = StepClock(CPU), PeakMemory(CPU)
     for _ in range(3 * STEPS_KEPT):
-        clock.mark()
+        steps.mark()
         memory.end()
-    assert (len(clock.seconds), len(memory.bytes)) == (STEPS_KEPT, STEPS_KEPT)
-    assert clock.median() == 2 * (3 * STEPS_KEPT - 1) - STEPS_KEPT  # of x² − (x − 1)² = 2x − 1
+    assert (len(steps.seconds), len(memory.bytes)) == (STEPS_KEPT, STEPS_KEPT)
+    assert steps.median() == 2 * (3 * STEPS_KEPT - 1) - STEPS_KEPT  # of x² − (x − 1)² = 2x − 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the resident set is read from Linux's /proc")
@@ -47,3 +49,20 @@ def test_peak_is_of_the_step_alone_and_counts_what_was_freed_in_it() -> None:
     large, small = (size / 1e6 for size in memory.bytes)
     assert 195 < large < 260
     assert 15 < small < 80
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_time_waits_for_the_work_of_its_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(device.type))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    clock(torch.device(kind))
+    assert waited == [kind]
+
+
+def test_no_peak_is_told_where_the_system_does_not_tell_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    memory = PeakMemory(torch.device("mps"))
+    memory.begin()
+    memory.end()
+    assert not memory.bytes

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +15,15 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, measure, one_value
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Figures, begin, measure, one_value
 from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
-from lightning_gpt.errors import CallError
-from lightning_gpt.training.callbacks import LayerDiagnostics, StepMetrics
+from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.training.callbacks import LayerDiagnostics, MetricsFile, StepMetrics, layer_diagnostics
 from lightning_gpt.training.callbacks.checkpoints import LastCheckpoint
+from lightning_gpt.training.checkpoint_io import CheckedFiles
+from lightning_gpt.training.metrics_jsonl import read_metrics
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
 from tests.processes import scalars, tiny_corpus
 
@@ -61,7 +66,7 @@ def fit(
             "logger": logger,
             "enable_progress_bar": False,
             "enable_model_summary": False,
-            "callbacks": [StepMetrics(), LastCheckpoint(100), *([] if depth is None else [depth])],
+            "callbacks": [MetricsFile(), StepMetrics(), LastCheckpoint(100), *([] if depth is None else [depth])],
             **trainer,
         }
     )
@@ -171,7 +176,6 @@ def test_a_resumed_run_goes_on_from_the_file_beside_its_checkpoint(run: Path, co
 
 def test_an_interrupted_write_leaves_the_old_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_gpt import whole_file
-    from lightning_gpt.training.callbacks import layer_diagnostics
 
     path = tmp_path / "layers.json"
     layer_diagnostics._write(path, [{"step": 0}])
@@ -237,12 +241,12 @@ def test_its_share_leaves_out_training_that_the_device_still_has_to_do(
     def measured(probe: Probe, requested: bool) -> Any:
         clock["queued"] += 1
         synchronize()  # figures are read on the CPU
-        return measure(probe, requested)
+        return begin(probe, requested)
 
     callback = "lightning_gpt.training.callbacks.layer_diagnostics"
     monkeypatch.setattr("lightning_gpt.training.device_clock.synchronize", synchronize)
     monkeypatch.setattr("lightning_gpt.training.device_clock.time", SimpleNamespace(perf_counter=lambda: clock["now"]))
-    monkeypatch.setattr(f"{callback}.measure", measured)
+    monkeypatch.setattr(f"{callback}.begin", measured)
     module = Queued(n_layer=1, n_head=2, dim=16, block_size=16, vocab_size=300)
     events = EventAccumulator(str(fit(corpus, tmp_path, module, LayerDiagnostics())))
     events.Reload()
@@ -264,3 +268,135 @@ def test_what_blocks_are_worth_is_measured_if_asked_for(corpus: Path, tmp_path: 
 def test_a_probe_of_one_token_is_refused() -> None:
     with pytest.raises(CallError, match=r"diagnostics\.tokens is 1; it must be a whole number from 2 to 16,777,216"):
         LayerDiagnostics(tokens=1)
+
+
+class Counting(GPTModule):
+    """Counts the steps that it begins; fails in one of them if asked to."""
+
+    steps = 0
+    fails_at = 0
+
+    def training_step(self, *given: Any) -> Any:
+        self.steps += 1
+        if self.steps == self.fails_at:
+            raise WorkError("the training failed")
+        return super().training_step(*given)
+
+
+def counting() -> Counting:
+    torch.manual_seed(3)
+    return Counting(n_layer=3, n_head=2, dim=16, block_size=16, vocab_size=300, dropout=0.1)
+
+
+def beside(monkeypatch: pytest.MonkeyPatch, finish: Callable[[int, Callable[[], Figures]], Figures]) -> None:
+    """Let measurements be finished as they are while a device trains; ``finish`` gets the number of each."""
+    begun: list[None] = []
+
+    def begins(probe: Probe, requested: bool) -> Callable[[], Figures]:
+        number, rest = len(begun), begin(probe, requested)
+        begun.append(None)
+        return lambda: finish(number, rest)
+
+    monkeypatch.setattr(layer_diagnostics, "SAME_CORES", set())
+    monkeypatch.setattr(layer_diagnostics, "begin", begins)
+
+
+def lines_of_layers(run: Path) -> list[dict[str, Any]]:
+    """The lines with diagnostics in ``metrics.jsonl``, by step, without their times."""
+    found = [line for line in read_metrics(run / "metrics.jsonl") if any("/layer_" in tag for tag in line)]
+    for line in found:
+        del line["seconds"]
+    return sorted(found, key=lambda line: (line["step"], sorted(line)))
+
+
+def test_figures_that_are_finished_beside_the_training_are_the_same_to_the_bit(
+    run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, gone_on = counting(), []
+
+    def finish(number: int, rest: Callable[[], Figures]) -> Figures:
+        until, end = min(EVERY * number + 2, STEPS), time.monotonic() + 60
+        while module.steps < until and time.monotonic() < end:
+            time.sleep(0.001)
+        gone_on.append(module.steps >= until)
+        return rest()
+
+    beside(monkeypatch, finish)
+    later = fit(corpus, tmp_path, module, LayerDiagnostics())
+    assert gone_on == [True] * (1 + STEPS // EVERY)
+    assert (later / "layers.json").read_text() == (run / "layers.json").read_text()
+    assert lines_of_layers(later) == lines_of_layers(run)
+    ours, theirs = (
+        {key: value for key, value in scalars(each).items() if "/layer_" in key[0]} for each in (later, run)
+    )
+    assert ours == theirs
+    for tag in {tag for tag, _ in ours}:
+        steps = [step for each, step in ours if each == tag]
+        assert steps == sorted(steps)
+
+
+def test_a_checkpoint_of_its_step_needs_no_measurement_and_a_later_one_waits_for_it(
+    run: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed right after the first of them measures again when it is resumed."""
+    saving, killed, found = threading.Event(), tmp_path / "killed", {}
+
+    class Noted(CheckedFiles):
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+            step = checkpoint["global_step"]
+            found[step] = [entry["step"] for entry in entries(path.parent.parent)]
+            super().save_checkpoint(checkpoint, path)
+            if step == EVERY:
+                shutil.copytree(path.parent.parent, killed)
+
+    class Saving(L.Callback):
+        def on_save_checkpoint(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step > EVERY:
+                saving.set()
+
+    def finish(number: int, rest: Callable[[], Figures]) -> Figures:
+        assert number == 0 or saving.wait(60)
+        return rest()
+
+    with monkeypatch.context() as patched:
+        beside(patched, finish)
+        callbacks = [StepMetrics(), LastCheckpoint(2), Saving(), LayerDiagnostics()]
+        fit(corpus, tmp_path, gpt_module(), None, callbacks=callbacks, plugins=[Noted()])
+    assert [found[step] for step in (2, 4, 6)] == [[0], [0], [0, 4]]
+    resumed = fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(), killed / "checkpoints/last.ckpt")
+    assert entries(resumed) == entries(run)
+
+
+def test_a_measurement_that_fails_beside_the_training_ends_it(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(number: int, rest: Callable[[], Figures]) -> Figures:
+        if number:
+            raise WorkError("no memory for a spectrum")
+        return rest()
+
+    beside(monkeypatch, finish)
+    with pytest.raises(WorkError, match="no memory for a spectrum"):
+        fit(corpus, tmp_path, gpt_module(), LayerDiagnostics(), max_steps=EVERY)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_that_fails_writes_what_was_measured_before(
+    fails: bool, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = counting()
+    module.fails_at = EVERY + 2
+
+    def finish(number: int, rest: Callable[[], Figures]) -> Figures:
+        end = time.monotonic() + 60
+        while number and module.steps < module.fails_at and time.monotonic() < end:
+            time.sleep(0.001)
+        if number and fails:
+            raise WorkError("no memory for a spectrum")
+        return rest()
+
+    beside(monkeypatch, finish)
+    with pytest.raises(WorkError, match="the training failed"):
+        fit(corpus, tmp_path, module, LayerDiagnostics(), logger=False)
+    assert [entry["step"] for entry in entries(tmp_path)] == [0] if fails else [0, EVERY]
+    assert ("layer diagnostics failed, too: no memory for a spectrum" in capsys.readouterr().err) == fails

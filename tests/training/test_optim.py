@@ -10,7 +10,7 @@ from lightning_gpt.data.mark import Mark
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.training.module import GPTModule
-from lightning_gpt.training.optim import Optimization, adamw, schedule
+from lightning_gpt.training.optim import Optimization, adamw, optimizer, schedule
 
 
 def test_matrices_decay_and_nothing_else_does() -> None:
@@ -108,3 +108,10 @@ def test_z_loss_is_trained_on_and_not_validated() -> None:
 def test_wrong_values_are_refused(wrong: dict) -> None:
     with pytest.raises(CallError, match=next(iter(wrong))):
         Optimization(**wrong)
+
+
+def test_adamw_is_fused_where_its_kernels_are() -> None:
+    for device, expected in (("cpu", True), ("meta", False)):
+        with torch.device(device):
+            model = GPT(GPTConfig(n_layer=1, n_head=1, dim=8, block_size=4, vocab_size=5))
+        assert optimizer(model, Optimization()).defaults["fused"] is expected

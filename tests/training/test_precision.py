@@ -25,6 +25,12 @@ def test_gpu_precision_follows_its_units(has_bf16: bool, expected: str, monkeypa
     assert precision.fastest_precision("auto")[0] == expected
 
 
+def test_an_apple_gpu_stays_with_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert precision.fastest_precision("auto")[0] == "32-true"
+
+
 def test_the_measurement_measures() -> None:
     threads = torch.get_num_threads()
     assert 0 < precision._product_time(torch.float32, size=64) < 1

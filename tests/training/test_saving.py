@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_gpt import saving
 from lightning_gpt.checkpoint_file import read_checkpoint
 from lightning_gpt.errors import CallError, WorkError
-from lightning_gpt.saving import BackgroundSaves, copied
+from lightning_gpt.saving import BackgroundSaves, Copier, first_non_finite
 from lightning_gpt.training.callbacks import LastCheckpoint, checkpoints
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.whole_file import previous_of
@@ -188,7 +188,7 @@ def test_a_copy_is_made_where_no_memory_can_be_pinned(monkeypatch: pytest.Monkey
     """As for a device, on a system that refuses: it has none."""
     monkeypatch.setattr(saving, "PINNED", {"cpu"})
     weight = torch.arange(6.0).view(2, 3).T
-    copy = copied({"a": weight})
+    copy = Copier().copied({"a": weight})
     assert torch.equal(copy["a"], weight)
     assert copy["a"].data_ptr() != weight.data_ptr()
 
@@ -200,7 +200,7 @@ def test_a_copy_shares_what_the_content_shares_and_nothing_else() -> None:
         "list": [weight, (1, "x")],
         "none": None,
     }
-    copy = copied(content)
+    copy = Copier().copied(content)
     weight.zero_()
     content["state"]["new"] = 1
     content["list"].append(2)
@@ -209,3 +209,36 @@ def test_a_copy_shares_what_the_content_shares_and_nothing_else() -> None:
     assert copy["state"]["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert copy["state"]["row"].tolist() == [3, 4, 5]
     assert copy["list"][1:] == [(1, "x")]
+
+
+def test_a_save_takes_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    saves, weight = BackgroundSaves(), torch.arange(6.0).view(2, 3)
+    saved: list[dict[str, Any]] = []
+    values: list[Any] = []
+
+    def save(content: dict[str, Any]) -> None:
+        saved.append(content)
+        values.append({name: each.tolist() for name, each in content.items()})
+
+    with torch.inference_mode():  # as at a validation
+        saves.write(save, {"a": weight, "b": weight + 1, "turned": weight.T})
+    weight.zero_()
+    saves.write(save, {"b": weight, "new": torch.ones(5), "turned": weight.T})
+    saves.wait()
+    assert values[0] == {"a": [[0, 1, 2], [3, 4, 5]], "b": [[1, 2, 3], [4, 5, 6]], "turned": [[0, 3], [1, 4], [2, 5]]}
+    assert values[1] == {"b": [[0] * 3] * 2, "new": [1] * 5, "turned": [[0] * 2] * 3}
+    first, second = ({name: each.data_ptr() for name, each in content.items()} for content in saved)
+    assert second["b"] in (first["a"], first["b"])
+    assert second["turned"] == first["turned"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_the_first_weight_that_is_not_finite_is_named(bad: float) -> None:
+    good = {"a": torch.randn(3, 4), "none": torch.zeros(0, 4), "count": torch.tensor(3), "text": "x"}
+    assert first_non_finite(good) is None
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for place in range(12):
+            weight = torch.randn(12).to(dtype)
+            weight[place] = bad
+            assert first_non_finite({**good, "b": weight.view(3, 4), "c": weight}) == "b"
+    assert first_non_finite({"large": torch.full((4,), torch.finfo(torch.float16).max, dtype=torch.float16)}) is None

@@ -10,6 +10,7 @@ from lightning_gpt.analysis.logit_lens import lens_at
 from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 
 _LIKELIEST = 10
@@ -52,8 +53,8 @@ def next_tokens(look: TextPass, against: TextPass | None, row: int, sampling: Sa
         "probability": best.values.tolist(),
         "after": after[ids].tolist(),
         "kept": int(kept.sum()),
-        "keptMass": float(before[kept].double().sum()),
-        "entropy": float(torch.special.entr(before.double()).sum()),
+        "keptMass": float(double(before[kept]).sum()),
+        "entropy": float(torch.special.entr(double(before)).sum()),
         "before": None,
         "drawn": None,
     }

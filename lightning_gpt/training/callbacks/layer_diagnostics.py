@@ -1,8 +1,9 @@
 """Every layer diagnostic by layer, at each validation of a training run."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Value, measure, one_value
+from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, Figures, Value, begin, one_value
 from lightning_gpt.analysis.layer_measures import cka_matrix
 from lightning_gpt.analysis.layer_plots import Heatmaps, cka_heatmap, value_spectra
 from lightning_gpt.analysis.probe import Probe, block_parameters
+from lightning_gpt.background import Background
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
@@ -24,6 +26,7 @@ from lightning_gpt.models.head import IGNORED
 from lightning_gpt.options import Range, check_options
 from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.training.callbacks.board import board_of
+from lightning_gpt.training.callbacks.metrics_file import logged_at
 from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.whole_file import write_file
@@ -32,6 +35,31 @@ _RATIO_EVERY = 5
 """The update is measured at every fifth logged step, because it needs a copy of the weights."""
 _ROW_TOKENS = 128
 """Maximum length of a probe row, because the cost of attention spectra grows with its cube."""
+SAME_CORES = {"cpu"}
+"""Types of devices whose training needs the processor's cores itself. There a thread would halve the pause and save a
+seventh of the whole, but it would delay the training's own threads as another program does (``waiting.py``)."""
+
+
+@dataclass
+class _Measurement:
+    """A measurement that has begun.
+
+    Args:
+        step: The optimizer step of the weights.
+        finish: Measures what is left, from what was recorded.
+        log: Logs scalars as of the moment at which it began.
+        of_step: What was last measured at an optimizer step.
+        figures: What :attr:`finish` has returned.
+    """
+
+    step: int
+    finish: Callable[[], Figures]
+    log: Callable[[dict[str, float]], None]
+    of_step: Figures
+    figures: Figures | None = None
+
+    def run(self) -> None:
+        self.figures = self.finish()
 
 
 class LayerDiagnostics(Callback):
@@ -44,6 +72,11 @@ class LayerDiagnostics(Callback):
     Gradient norms are measured at each logged optimizer step, update-to-weight ratios at the first logged step and
     every fifth one after it; the file holds the latest of each. Only the first process measures and writes; where a
     layout spreads the model over processes, it gathers a whole copy for that.
+
+    While a device trains, decompositions and all else that does not run the model are computed in a thread, from what
+    the probe recorded. The figures are logged and written once they are there, at the latest before the next ones, as
+    those of their step. A checkpoint of a later step waits for them, and so does the end of the training; a run that
+    resumes from a checkpoint of the same step measures again what was not written.
 
     Args:
         enabled: Whether to measure at all.
@@ -60,8 +93,11 @@ class LayerDiagnostics(Callback):
         self.layer_values = layer_values
         self._folder = Path()
         self._history: list[dict[str, Any]] = []
-        self._of_step: dict[str, list[Value]] = {}
-        self._now: dict[str, list[Value]] = {}
+        self._of_step: Figures = {}
+        self._now: Figures = {}
+        self._work = Background("layer diagnostics")
+        self._begun: _Measurement | None = None
+        self._unfinished: int | None = None  # the step of one that the checkpoint was saved before
         self._weights_before: list[list[Tensor]] | None = None
         self._probe: Probe | None = None
         self._batch: Batch | None = None
@@ -79,16 +115,21 @@ class LayerDiagnostics(Callback):
         )  # reading it is a broadcast, so every process must
 
     def state_dict(self) -> dict[str, Any]:
-        return {"of_step": self._of_step}
+        unfinished = {} if self._begun is None else {"unfinished": self._begun.step}
+        return {"of_step": self._of_step, **unfinished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._of_step = state_dict["of_step"]
+        self._of_step, self._unfinished = state_dict["of_step"], state_dict.get("unfinished")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._begun is not None and self._begun.step != trainer.global_step:
+            self._finish(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._seconds = clock(pl_module.device), 0.0
         self._history, self._now, self._probe, self._weights_before = [], {}, None, None
         if trainer.ckpt_path is None:
-            self._of_step = {}
+            self._of_step, self._unfinished = {}, None
         with self._timed(pl_module.device):
             self._batch = self._probe_batch(trainer, pl_module)
             spread = isinstance(pl_module, LanguageModule) and pl_module.is_spread
@@ -98,7 +139,8 @@ class LayerDiagnostics(Callback):
             if trainer.ckpt_path is not None:
                 before = _read(Path(trainer.ckpt_path).parent.parent / "layers.json")
                 self._history = [entry for entry in before if entry["step"] <= trainer.global_step]
-        if trainer.global_step == 0:
+        step = trainer.global_step
+        if step == 0 or (step == self._unfinished and step not in [entry["step"] for entry in self._history]):
             self._measure(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,6 +163,8 @@ class LayerDiagnostics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if self._begun is not None and self._work.is_idle:
+            self._finish(pl_module.device)
         if not self._now:
             return
         assert isinstance(pl_module, LanguageModule)
@@ -128,19 +172,26 @@ class LayerDiagnostics(Callback):
             if self._weights_before is not None:
                 ratios = _ratios(self._weights_before, block_parameters(pl_module.model))
                 self._now["update_ratio"] = _of_all_layers(pl_module, ratios)
-            self._log(trainer, self._now)
-            self._of_step |= self._now
+            logged_at(trainer)(_scalars(self._now))
+            self._of_step = self._of_step | self._now
             self._now, self._weights_before = {}, None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batch is None or not trainer.is_global_zero:
             return
+        self._finish(pl_module.device)
         with self._timed(pl_module.device):
             self._draw(trainer)
         share = self._seconds / (clock(pl_module.device) - self._started)
         for logger in trainer.loggers:
             logger.log_metrics({"layers/share_of_time": share}, step=trainer.global_step)
         say(f"layer diagnostics: {self._folder / 'layers.json'}; measuring took {share:.1%} of the training time")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        try:
+            self._finish(pl_module.device)
+        except Exception as error:  # the training has ended with another one
+            say(f"layer diagnostics failed, too: {error}")
 
     @contextmanager
     def _timed(self, device: torch.device) -> Iterator[None]:
@@ -172,30 +223,39 @@ class LayerDiagnostics(Callback):
         return moved
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure, log and write every diagnostic."""
+        """Begin to measure every diagnostic, and finish here if a thread gains nothing."""
         if self._batch is None or not self._takes_part:
             return
         assert isinstance(pl_module, LanguageModule)
+        self._finish(pl_module.device)
         with self._timed(pl_module.device):
-            batch, step, model = self._batch, trainer.global_step, pl_module.whole_model()
+            batch, model = self._batch, pl_module.whole_model()
             if model is None:
                 return
             self._probe = Probe.take(model, batch["ids"], batch["targets"], batch.get("documents"))
-            figures = measure(self._probe, self.layer_values)
-            self._log(trainer, figures)
-            self._history = [entry for entry in self._history if entry["step"] < step]
-            self._history.append({"step": step, **figures, **self._of_step})
-            _write(self._folder / "layers.json", self._history)
+            rest = begin(self._probe, self.layer_values)
+            begun = _Measurement(trainer.global_step, rest, logged_at(trainer), self._of_step)
+            inline = pl_module.device.type in SAME_CORES
+            if inline:
+                begun.run()
+            else:
+                self._work.begin(begun.run)
+            self._begun = begun
+        if inline:
+            self._finish(pl_module.device)
 
-    def _log(self, trainer: L.Trainer, figures: dict[str, list[Value]]) -> None:
-        values = {
-            f"layers/{name}/layer_{layer:02}": number
-            for name, layers in figures.items()
-            for layer, value in enumerate(layers)
-            if (number := one_value(value)) is not None
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+    def _finish(self, device: torch.device) -> None:
+        """Wait for what has begun, log it and write it."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        with self._timed(device):
+            self._work.wait()
+            assert begun.figures is not None
+            begun.log(_scalars(begun.figures))
+            self._history = [entry for entry in self._history if entry["step"] < begun.step]
+            self._history.append({"step": begun.step, **begun.figures, **begun.of_step})
+            _write(self._folder / "layers.json", self._history)
 
     def _draw(self, trainer: L.Trainer) -> None:
         """Draw all pictures over the whole run, including the part before a resume."""
@@ -219,6 +279,16 @@ def _of_all_layers(module: LanguageModule, own: list[Value]) -> list[Value]:
     """Figures of this process's layers, with those of layers that others hold."""
     layers = [view.layer for view in module.model.block_views()]
     return list(module.of_all_layers(dict(zip(layers, own, strict=True))).values())
+
+
+def _scalars(figures: Figures) -> dict[str, float]:
+    """One scalar for each layer, by its tag."""
+    return {
+        f"layers/{name}/layer_{layer:02}": number
+        for name, layers in figures.items()
+        for layer, value in enumerate(layers)
+        if (number := one_value(value)) is not None
+    }
 
 
 def _norm(tensors: Sequence[Tensor]) -> Value:

@@ -3,6 +3,7 @@
 import os
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,15 @@ class MetricsLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Append a line."""
+        self.append(self.head(step), metrics)
+
+    def head(self, step: int | None = None) -> Line:
+        """What a line says beside its scalars, of this moment."""
         self.begin()
         trainer = self._trainer
         assert trainer.state.stage is not None
         rows, tokens = _trained_on(trainer)
-        line: Line = {
+        return {
             "step": trainer.global_step if step is None else step,
             "steps": self._steps,
             "split": _SPLITS[trainer.state.stage],
@@ -114,7 +119,10 @@ class MetricsLines(Logger):
             "tokens": tokens,
             "seconds": round(time.monotonic() - self._began, 3),
         }
-        line |= {tag: plain(value) for tag, value in metrics.items() if tag not in FIELDS}
+
+    def append(self, head: Line, metrics: dict[str, Any]) -> None:
+        """Append a line of the moment of ``head``."""
+        line = head | {tag: plain(value) for tag, value in metrics.items() if tag not in FIELDS}
         try:
             # not "a", which would begin an incomplete file where the whole one was deleted
             with self._file.open("r+", encoding="utf-8") as file:
@@ -135,9 +143,24 @@ class MetricsLines(Logger):
                 before = read_metrics(Path(trainer.ckpt_path).parent.parent / FILE_NAME)
                 kept = [line for line in before if line["step"] <= trainer.global_step]
         if kept:
-            self._began -= kept[-1]["seconds"]
+            self._began -= max(line["seconds"] for line in kept)
         write_file(self._file, to_text(kept))
         self._begun = True
+
+
+def logged_at(trainer: L.Trainer) -> Callable[[dict[str, float]], None]:
+    """What logs scalars, now or later, as those of this moment: of its step and, in ``metrics.jsonl``, of its rows."""
+    step, loggers = trainer.global_step, list(trainer.loggers) if trainer.is_global_zero else []
+    heads = {logger: logger.head(step) for logger in loggers if isinstance(logger, MetricsLines)}
+
+    def log(metrics: dict[str, float]) -> None:
+        for logger in loggers:
+            if isinstance(logger, MetricsLines):
+                logger.append(heads[logger], metrics)
+            else:
+                logger.log_metrics(metrics, step=step)
+
+    return log
 
 
 def _trained_on(trainer: L.Trainer) -> tuple[int | None, int | None]:
