@@ -66,7 +66,7 @@ class TextPass:
     def nll(self) -> np.ndarray:
         """Negative log-likelihood in nats of each token after the first."""
         with evaluating(self.model):
-            return lens_at(self.model, self.last_stream, self.ids, 1)[2]
+            return lens_at(self.model, self.last_stream[None], self.ids, 1)[2][0]
 
     @property
     def loss(self) -> float | None:

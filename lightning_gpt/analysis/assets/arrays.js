@@ -36,7 +36,15 @@ export class Head {
     const used = change ? change.scores : scores;
     this.largestScore = used.reduce((largest, score, place) => Math.max(largest, mask[place] * Math.abs(score)), 0);
     this.largestChange = change ? largestOf(change.pattern) : 0;
+    this.other = null; // the head that it is compared with, side by side
     this.largestOfRow = Float32Array.from({ length: rows }, (_, row) => largestOf(this.weights(row)));
+  }
+
+  // Show it beside `other`, with one scale of colours for both.
+  setBeside(other) {
+    this.other = other;
+    this.largestScore = other.largestScore = Math.max(this.largestScore, other.largestScore);
+    this.largestOfRow.forEach((largest, row) => { this.largestOfRow[row] = other.largestOfRow[row] = Math.max(largest, other.largestOfRow[row]); });
   }
 
   at(row, column) {

@@ -38,7 +38,12 @@ export class MatrixView {
     this.top = labelRoom(run.keys);
   }
 
+  get isHidden() {
+    return this.figure.hidden || this.figure.classList.contains("folded");
+  }
+
   layOut() {
+    if (this.figure.hidden) return;
     this.#measure();
     const { cell } = this.page;
     const [wide, high] = [this.left + run.columnCount * cell + 1, this.top + run.rowCount * cell + 1];
@@ -54,7 +59,7 @@ export class MatrixView {
   }
 
   draw() {
-    if (!this.context || this.figure.classList.contains("folded")) return;
+    if (!this.context || this.isHidden) return;
     const { cell, row: selectedRow, column: selectedColumn } = this.page;
     const { context, left, top, scroller } = this;
     const [width, height] = [scroller.clientWidth, scroller.clientHeight];
@@ -93,6 +98,7 @@ export class MatrixView {
 
   // Scroll a cell into view.
   reveal(row, column) {
+    if (this.isHidden) return;
     const { cell } = this.page;
     const { scroller, left, top } = this;
     const within = (start, size, room) => Math.max(start + cell - room, Math.min(size, start));

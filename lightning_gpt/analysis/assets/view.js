@@ -18,6 +18,7 @@ export const page = {
   heads: [],
   lens: null,
   changed: () => {}, // called when layer, head or the held cell has changed
+  selected: () => {}, // called when another cell is read, held or pointed at
   redraw: () => {}, // called when the colours have changed
   get head() { return this.heads[this.headNumber]; },
   point(row, column) { select(row, column); },
@@ -71,7 +72,7 @@ export function showText(index, headNumber, heads, matrices) {
 
 // The cell size at which everything is in sight.
 export function fit() {
-  foldMask(run.rowCount > 64);
+  foldMask(run.rowCount > 64 || Boolean(page.head.other));
   page.cell = views[1].fittingCell();
   page.scale = run.columnCount > 16 ? "row" : "absolute";
   byId("cell").value = page.cell;
@@ -91,6 +92,7 @@ function drawSelection() {
   drawReadout();
   drawMatrices();
   strips.mark();
+  page.selected();
 }
 
 function drawMatrices() {
@@ -216,6 +218,11 @@ function refit() {
   page.cell = views[1].fittingCell();
   byId("cell").value = page.cell;
   layOut();
+}
+
+// More matrices of the selected cell; `ofPage` is like `page`, with heads of its own.
+export function addFigures(figures, ofPage) {
+  views.push(...figures.map((figure) => new MatrixView(figure, ofPage)));
 }
 
 // Listen to everything; `lens` is the logit lens.

@@ -71,8 +71,8 @@ export function toggle() {
 }
 
 function settle() {
-  if (state.changes.length && state.against === "") [state.against, state.difference] = ["unchanged", true];
-  if (!state.changes.length && state.against === "unchanged") [state.against, state.difference] = ["", false];
+  if (state.changes.length && state.against === "") [state.against, state.show] = ["unchanged", "difference"];
+  if (!state.changes.length && state.against === "unchanged") [state.against, state.show] = ["", "values"];
   afterChange();
 }
 
@@ -101,14 +101,15 @@ function drawButtons() {
 
 // Draw the map from a look's answer.
 export function drawMap(look, isDifference) {
-  const { shape: [layers, heads, rows, columns], values } = look.arrays.thumbnails;
+  const { shape: [layers, heads] } = look.arrays.thumbnails;
+  const beside = look.arrays["other.thumbnails"];
   const colours = table(isDifference ? "diverging" : "sequential");
   byId("map").style.setProperty("--thumb", layers * heads > 64 ? "26px" : layers * heads > 16 ? "min(44px, 9vw)" : "min(60px, 11vw)");
-  const thumbnail = (layer, n) => {
+  const thumbnail = (layer, n, { shape: [, all, rows, columns], values } = look.arrays.thumbnails) => {
     const canvas = element("canvas");
     [canvas.width, canvas.height] = [columns, rows];
     const picture = new ImageData(columns, rows);
-    const start = (layer * heads + n) * rows * columns;
+    const start = (layer * all + n) * rows * columns;
     for (let i = 0; i < rows * columns; i++) {
       const value = values[start + i];
       const colour = isDifference ? diverging((value - 128) / 127, colours) : sequential(value / 255, colours);
@@ -118,8 +119,11 @@ export function drawMap(look, isDifference) {
     return canvas;
   };
   const place = (layer, n) => {
-    if (n === heads) return look.hasFfn[layer] ? cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`, null) : element("td");
-    return n < look.headCounts[layer] ? cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, thumbnail(layer, n)) : element("td");
+    if (n === heads) return look.hasFfn[layer] ? cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`) : element("td");
+    if (n >= look.headCounts[layer]) return element("td");
+    const canvases = [thumbnail(layer, n)];
+    if (beside && layer < beside.shape[0] && n < beside.shape[1]) canvases.push(thumbnail(layer, n, beside));
+    return cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, ...canvases);
   };
   const [allLayers, allParts] = [[...Array(layers).keys()], [...Array(heads + (look.hasFfn.some(Boolean) ? 1 : 0)).keys()]];
   const nameOf = (n) => (n === heads ? "FFN" : n);
@@ -144,14 +148,15 @@ export function drawMap(look, isDifference) {
   choosePart(chosen);
 }
 
-function cell(part, says, canvas) {
+function cell(part, says, ...canvases) {
   const change = changeOf(part);
   const button = element("button", "", {
     type: "button", "data-part": part, title: says, "aria-label": change ? `${says}, ${WORDS[change.kind]}` : says,
     "aria-pressed": part === chosen,
   });
-  if (canvas) button.append(canvas);
+  if (canvases.length) button.append(...canvases);
   else { button.className = "ffn"; button.append("FFN"); }
+  button.classList.toggle("pair", canvases.length > 1);
   if (change) {
     button.classList.add("changed");
     button.dataset.change = change.kind === "scale" ? `×${change.value}` : SIGNS[change.kind];
