@@ -1,6 +1,6 @@
 // The current selection (layer, head, row, column) and everything that depends on it.
 
-import { diverging, forgetTheme, sequential, table, themeNow } from "./colours.js";
+import { forgetTheme, paint, table, themeNow } from "./colours.js";
 import { byId, digits, element, later, signed, tokenElement } from "./dom.js";
 import { MatrixView } from "./matrix.js";
 import { run } from "./run.js";
@@ -54,20 +54,25 @@ export async function show(index, headNumber) {
   document.documentElement.dataset.ready = "true";
 }
 
-// Show a text that was read anew, with its heads and matrices already there.
-export function showText(index, headNumber, heads, matrices) {
+// Take over a text that was read anew, with its heads and matrices already there; `drawText` shows it.
+export function takeText(index, headNumber, heads) {
   goal = { index, headNumber };
   const last = run.rowCount - 1;
   const keep = page.held.row <= last ? page.held : { row: last, column: null };
   const column = keep.column !== null && keep.column < run.columnCount ? keep.column : null;
   Object.assign(page, { index, headNumber, heads, held: { row: keep.row, column }, row: keep.row, column });
   run.headCount = heads.length;
+}
+
+// All but the lens.
+export function drawText(matrices) {
   makeTokens(page);
   makePickers();
-  strips.set(matrices);
   fit();
-  layOut();
-  drawAll();
+  placeFigures();
+  strips.set(matrices);
+  drawPickers();
+  drawSelection();
 }
 
 // The cell size at which everything is in sight.
@@ -96,6 +101,7 @@ function drawSelection() {
 }
 
 function drawMatrices() {
+  for (const view of views) view.readRoom(); // reading between drawings would lay the page out each time
   for (const view of views) view.draw();
 }
 
@@ -103,12 +109,13 @@ function drawMatrices() {
 
 export function makePickers() {
   byId("pickers").hidden = byId("keys").hidden = run.layers.length === 1 && run.headCount === 1;
-  byId("layers").replaceChildren(...run.layers.map((layer, index) => {
-    const button = element("button", `layer ${layer}`, { type: "button", "data-layer": layer });
-    button.addEventListener("click", () => show(index, goal.headNumber));
-    return button;
-  }));
-  byId("heads").replaceChildren();
+  if ([...byId("layers").children].map((button) => button.dataset.layer).join() !== run.layers.join()) {
+    byId("layers").replaceChildren(...run.layers.map((layer, index) => {
+      const button = element("button", `layer ${layer}`, { type: "button", "data-layer": layer });
+      button.addEventListener("click", () => show(index, goal.headNumber));
+      return button;
+    }));
+  }
   byId("head-dim").textContent = run.headDim;
   byId("bias").toggleAttribute("hidden", !run.biased);
 }
@@ -144,20 +151,16 @@ function drawThumbnail(canvas, head) {
   if (known && known.head === head && known.scale === page.scale && known.colours === colours) return;
   thumbnails.set(canvas, { head, scale: page.scale, colours });
   const [height, width] = [Math.min(64, run.rowCount), Math.min(64, run.columnCount)];
-  const shares = new Float32Array(height * width);
-  for (let row = 0; row < run.rowCount; row++) {
+  const [blocks, shareAt] = [new Float32Array(height * width), head.shares("pattern", page.scale)];
+  const columnOf = Int32Array.from({ length: run.columnCount }, (_, column) => Math.floor((column * width) / run.columnCount));
+  for (let row = 0, place = 0; row < run.rowCount; row++) {
     const line = Math.floor((row * height) / run.rowCount) * width;
-    for (let column = 0; column < run.columnCount; column++) {
-      const place = line + Math.floor((column * width) / run.columnCount);
-      const share = head.share("pattern", row, column, page.scale);
-      if (Math.abs(share) > Math.abs(shares[place])) shares[place] = share;
+    for (let column = 0; column < run.columnCount; column++, place++) {
+      const [share, block] = [shareAt(place), line + columnOf[column]];
+      if (Math.abs(share) > Math.abs(blocks[block])) blocks[block] = share;
     }
   }
-  [canvas.width, canvas.height] = [width, height];
-  const picture = new ImageData(width, height);
-  const colourOf = run.difference !== null ? diverging : sequential;
-  shares.forEach((value, place) => picture.data.set([...colourOf(value, colours), 255], 4 * place));
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  paint(canvas, width, height, (block) => blocks[block], run.difference !== null);
 }
 
 // --- readout ------------------------------------------------------------------------------------------------------
@@ -189,8 +192,16 @@ function drawReadout() {
 // --- controls and start -------------------------------------------------------------------------------------------
 
 export function layOut() {
-  for (const view of views) view.layOut();
+  placeFigures();
   drawMatrices();
+}
+
+function placeFigures() {
+  const shown = views.filter((view) => !view.figure.hidden);
+  for (const view of shown) view.readRoom();
+  for (const view of shown) view.setSize();
+  for (const view of shown) view.readRoom();
+  for (const view of shown) view.setCanvas();
 }
 
 function foldMask(folded) {

@@ -10,8 +10,8 @@ import { drawDistribution, setVocabulary, startGenerating } from "./generate.js"
 import { drawCode, drawPictureNames, startKeeping } from "./keep.js";
 import { run } from "./run.js";
 import { badge, drawSide, isSide, startSide } from "./side.js";
-import { againstText, passes, readLink, shownText, state, writeLink } from "./state.js";
-import { page, show, showText, startView } from "./view.js";
+import { againstText, passes, readLink, shownText, state, writeLink, writeLinkSoon } from "./state.js";
+import { drawText, page, show, startView, takeText } from "./view.js";
 import { drawWorth, forgetWorth, startWorth } from "./worth.js";
 
 let models = [];
@@ -118,12 +118,13 @@ run.stripsOf = async (index, head) => stripsFrom(await layerAnswer(index, head))
 
 // --- looking ----------------------------------------------------------------------------------------------------
 
+let asked = 0; // looks so far
+
 const look = latest(async () => {
+  const mine = ++asked;
   document.documentElement.dataset.ready = "false";
-  writeLink();
   const isAnotherText = current === null || current.asked.text !== state.text || current.asked.more.join() !== state.more.join() || current.asked.model !== state.model;
-  const asked = shownText();
-  const started = performance.now();
+  const text = shownText();
   let answer;
   try {
     answer = await ask("look", { ...passes(), layer: state.layer, head: state.head });
@@ -133,7 +134,7 @@ const look = latest(async () => {
   }
   byId("notice").hidden = true;
   if (isAnotherText) forgetWorth();
-  current = { ...answer, asked: { ...asked, more: [...asked.more] } };
+  current = { ...answer, asked: { ...text, more: [...text.more] } };
   isOtherHead ||= answer.layer !== state.layer || answer.head !== state.head; // another model may have fewer
   [state.layer, state.head] = [answer.layer, answer.head];
   const { tokens, ids, keys, headDim, biased, layerCount, heads } = answer;
@@ -142,18 +143,31 @@ const look = latest(async () => {
   const last = tokens.length - 1;
   page.held = state.row === null || state.row > last ? { row: last, column: null } : { row: state.row, column: state.column };
   page.lens.forget();
+  takeText(state.layer, state.head, headsOf(answer));
+  // the server answers these while the page is drawn
+  const following = FAST.map((name) => parts[name].refresh());
   drawSide(answer, [state.changes.length ? `${models[state.model]}, with the changes` : models[state.model], nameOfOther()]);
-  showText(state.layer, state.head, headsOf(answer), stripsFrom(answer));
+  drawText(stripsFrom(answer));
   drawTop(answer);
   drawMap(answer, difference !== null);
   drawChanges(answer);
   drawPictureNames(strips);
   if (isOtherHead) choosePartOfHead();
   isOtherHead = false;
-  await Promise.all(Object.values(parts).map((part) => part.refresh()));
-  document.documentElement.dataset.took = Math.round(performance.now() - started);
-  document.documentElement.dataset.ready = "true";
+  await Promise.all(following);
+  setTimeout(() => rest(mine), PAUSE);
 });
+
+const FAST = ["lens", "lensOther", "generate", "follow"];
+const SLOW = ["code", "way", "depth"];
+const PAUSE = 120; // ms: what takes long is asked for when typing pauses
+
+async function rest(mine) {
+  if (mine !== asked) return;
+  writeLink();
+  await Promise.all(SLOW.map((name) => parts[name].refresh()));
+  if (mine === asked) document.documentElement.dataset.ready = "true";
+}
 
 const nameOfOther = () => (state.against === "unchanged" ? "the unchanged model" : models[state.against] ?? "");
 
@@ -270,7 +284,7 @@ function selectionChanged() {
   const layer = run.layers[page.index];
   const isAnotherHead = layer !== state.layer || page.headNumber !== state.head;
   Object.assign(state, { layer, head: page.headNumber, row: page.held.row, column: page.held.column });
-  writeLink();
+  writeLinkSoon();
   if (isAnotherHead) choosePartOfHead();
   for (const name of isAnotherHead ? ["follow", "depth", "code"] : ["follow", "generate", "way", "code"]) parts[name].refresh();
 }

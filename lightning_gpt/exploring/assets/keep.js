@@ -4,7 +4,7 @@ import { askText } from "./ask.js";
 import { byId, element, tokenElement } from "./dom.js";
 import { matrixSvg, numberLabel, svgToPng } from "./picture.js";
 import { run } from "./run.js";
-import { passes, state } from "./state.js";
+import { passes, state, writeLink } from "./state.js";
 import { page } from "./view.js";
 
 const NAMES = { scores: "scaled scores", pattern: "softmax", mask: "mask", X: "X", N: "N", Q: "Q", K: "K", V: "V", AV: "A V", Y: "Y" };
@@ -27,7 +27,7 @@ const fileName = (what, ending) => `layer${state.layer}_head${state.head}_${what
 // `strips()` gives the matrices of the head that is shown.
 export function startKeeping(strips, failed) {
   const guarded = (work) => async () => { try { await work(); } catch (error) { failed(error); } };
-  byId("keep-link").addEventListener("click", guarded(() => copy(location.href, "The link is copied; it holds text, changes and selection.")));
+  byId("keep-link").addEventListener("click", guarded(() => { writeLink(); return copy(location.href, "The link is copied; it holds text, changes and selection."); }));
   byId("keep-code").addEventListener("click", guarded(async () => copy(await code(), "The code is copied.")));
   byId("keep-page").addEventListener("click", guarded(async () => save(new Blob([await askText("page", asked())], { type: "text/html" }), "attention.html")));
   byId("keep-svg").addEventListener("click", () => save(new Blob([picture(strips())], { type: "image/svg+xml" }), fileName(byId("keep-what").value, "svg")));

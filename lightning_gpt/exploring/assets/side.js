@@ -60,7 +60,7 @@ export function startSide(inSight) {
 
 // Show or hide what stands beside; `names` are what A and B are.
 export function drawSide(answer, names) {
-  const shown = isSide();
+  const shown = isSide() && "other.pattern" in answer.arrays;
   document.documentElement.classList.toggle("side", shown);
   for (const figure of figures) figure.hidden = !shown;
   byId("lens-card-other").hidden = !shown;

@@ -49,7 +49,16 @@ export function readLink() {
   return read;
 }
 
+let writing = 0;
+
+// Not at every key that is held down: browsers limit how often an address may change.
+export function writeLinkSoon() {
+  clearTimeout(writing);
+  writing = setTimeout(writeLink, 200);
+}
+
 export function writeLink() {
+  clearTimeout(writing);
   const link = new URLSearchParams();
   for (const [key, first] of Object.entries(FIRST)) {
     const value = state[key];
