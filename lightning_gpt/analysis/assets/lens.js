@@ -66,7 +66,13 @@ export class Lens {
     if (!this.part || !this.part.has(this.first) || !this.part.has(this.first + width - 1)) {
       const mine = ++this.asked;
       const loaded = this.load(this.first, width);
-      const part = loaded instanceof Promise ? await loaded : loaded;
+      if (loaded instanceof Promise) this.at("lens-scroll").ariaBusy = "true";
+      let part = null;
+      try {
+        part = await loaded;
+      } finally {
+        if (mine === this.asked) this.at("lens-scroll").ariaBusy = "false";
+      }
       if (mine !== this.asked || !part) return;
       this.part = part;
     }

@@ -132,14 +132,18 @@ function makeHeads() {
 export function drawPickers() {
   if (byId("heads").children.length !== page.heads.length) makeHeads();
   [...byId("layers").children].forEach((button, index) => button.setAttribute("aria-pressed", index === page.index));
+  scrollTo(byId("layers"), byId("layers").children[page.index]);
   [...byId("heads").children].forEach((button, head) => {
     button.setAttribute("aria-pressed", head === page.headNumber);
     drawThumbnail(button.querySelector("canvas"), page.heads[head]);
-    const list = byId("heads");
-    if (head === page.headNumber && (button.offsetLeft < list.scrollLeft || button.offsetLeft + button.offsetWidth > list.scrollLeft + list.clientWidth)) {
-      list.scrollLeft = button.offsetLeft - list.clientWidth / 2;
-    }
   });
+  scrollTo(byId("heads"), byId("heads").children[page.headNumber]);
+}
+
+// Scroll a list from left to right until a button of it is in sight.
+function scrollTo(list, button) {
+  const [start, end] = [button.offsetLeft - list.offsetLeft, button.offsetLeft - list.offsetLeft + button.offsetWidth];
+  if (start < list.scrollLeft || end > list.scrollLeft + list.clientWidth) list.scrollLeft = start - list.clientWidth / 2;
 }
 
 const thumbnails = new WeakMap(); // what each canvas shows

@@ -130,9 +130,11 @@ const look = latest(async () => {
     answer = await ask("look", { ...passes(), layer: state.layer, head: state.head });
   } catch (error) {
     fail(error);
+    document.documentElement.classList.add("stale"); // what is shown is of the text before
     return;
   }
   byId("notice").hidden = true;
+  document.documentElement.classList.remove("stale");
   if (isAnotherText) forgetWorth();
   current = { ...answer, asked: { ...text, more: [...text.more] } };
   isOtherHead ||= answer.layer !== state.layer || answer.head !== state.head; // another model may have fewer
