@@ -16,8 +16,9 @@ from lightning_gpt.analysis.layer_values import layer_values
 from lightning_gpt.analysis.logit_lens import logit_lens
 from lightning_gpt.analysis.similarity import effective_rank, token_cosine
 from lightning_gpt.analysis.streams import residual_streams
-from lightning_gpt.models import GPT
+from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.memory.gpt import gpt_with
 from tests.exploring.explored import OTHER, TEXT, app_of, gpt, ids_of, single_head, unpacked
 
 CHANGES = "0.2:zero,1.ffn:mean,1.1:scale:0.5,1.0:patch"
@@ -117,15 +118,18 @@ def test_two_models_stand_side_by_side_whatever_their_depth(client: TestClient, 
 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:
-    models = [gpt(), gpt(n_head=2, attention="full"), gpt(attention={"kind": "sink"})]
+    config = GPTConfig(n_layer=2, n_head=4, dim=32, block_size=64, vocab_size=257, position="rotary")
+    with_memory = gpt_with({"kind": "tokens", "segment": 16, "n_memory": 2}, config).eval()
+    models = [gpt(), gpt(n_head=2, attention="full"), with_memory]
     with TestClient(app_of(*models), base_url="http://127.0.0.1") as client:
         for other, show, said in (
             (1, "difference", "no difference between heads of other numbers or sizes"),
-            (2, "side", "the attention maps have 12 and 13 columns"),
+            (2, "side", "the attention maps have 12 and 14 columns"),
         ):
             asked = {"of": {"text": TEXT}, "against": {"text": TEXT, "model": other}, "show": show}
             reply = client.post("/api/look", json=asked)
-            assert (reply.status_code, said in reply.json()["error"]["message"]) == (400, True), reply.text
+            assert reply.status_code == 400, (other, show)
+            assert said in reply.json()["error"]["message"]
         changed = {"of": {"text": TEXT}, "against": {"text": OTHER}, "show": "side"}
         assert "cut the text into other tokens" in client.post("/api/look", json=changed).json()["error"]["message"]
 

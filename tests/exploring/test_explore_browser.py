@@ -332,7 +332,8 @@ def test_pictures_and_code_are_kept(page: Page, model: GPT, tmp_path: Path) -> N
     assert "<html" in html.read_text()
     drawn = ElementTree.parse(svg).getroot()
     picture = imread(png)
-    assert picture.shape[:2] == tuple(round(2 * float(drawn.get(side, 0))) for side in ("height", "width"))
+    size = [2 * float(drawn.get(side, 0)) for side in ("height", "width")]
+    assert picture.shape[:2] == pytest.approx(size, abs=2), "twice as large as on the screen, in whole pixels"
     # each cell has the colour of its weight, from the lightest to the darkest
     pattern = recorded(model, TEXT)["attention.pattern", 1][0, 3]
     cells = [each for each in drawn if each.tag.endswith("rect") and each.get("x")][:-1]

@@ -39,9 +39,14 @@ let strips = null;
 
 // The layer and head last chosen; shown once the layer is there, unless another was chosen by then.
 let goal = { index: 0, headNumber: 0 };
+let choices = 0;
+
+// What was chosen last, and how often something was chosen.
+export const chosen = () => ({ ...goal, choices });
 
 export async function show(index, headNumber) {
   const mine = (goal = { index, headNumber });
+  choices++;
   document.documentElement.dataset.ready = "false";
   const [heads, matrices] = await Promise.all([run.headsOf(index, headNumber), run.stripsOf(index, headNumber)]);
   if (goal !== mine) return;
@@ -132,13 +137,17 @@ function makeHeads() {
 export function drawPickers() {
   if (byId("heads").children.length !== page.heads.length) makeHeads();
   [...byId("layers").children].forEach((button, index) => button.setAttribute("aria-pressed", index === page.index));
-  scrollTo(byId("layers"), byId("layers").children[page.index]);
   [...byId("heads").children].forEach((button, head) => {
     button.setAttribute("aria-pressed", head === page.headNumber);
     drawThumbnail(button.querySelector("canvas"), page.heads[head]);
   });
+  if (inSight.index === page.index && inSight.headNumber === page.headNumber) return;
+  inSight = { index: page.index, headNumber: page.headNumber };
+  scrollTo(byId("layers"), byId("layers").children[page.index]);
   scrollTo(byId("heads"), byId("heads").children[page.headNumber]);
 }
+
+let inSight = {}; // the choice that the lists were scrolled to
 
 // Scroll a list from left to right until a button of it is in sight.
 function scrollTo(list, button) {

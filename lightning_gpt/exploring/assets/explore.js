@@ -11,7 +11,7 @@ import { drawCode, drawPictureNames, startKeeping } from "./keep.js";
 import { run } from "./run.js";
 import { badge, drawSide, isSide, startSide } from "./side.js";
 import { againstText, passes, readLink, shownText, state, writeLink, writeLinkSoon } from "./state.js";
-import { drawText, page, show, startView, takeText } from "./view.js";
+import { chosen, drawText, page, show, startView, takeText } from "./view.js";
 import { drawWorth, forgetWorth, startWorth } from "./worth.js";
 
 let models = [];
@@ -124,13 +124,20 @@ const look = latest(async () => {
   const mine = ++asked;
   document.documentElement.dataset.ready = "false";
   const isAnotherText = current === null || current.asked.text !== state.text || current.asked.more.join() !== state.more.join() || current.asked.model !== state.model;
-  const text = shownText();
+  const [text, { choices }] = [shownText(), chosen()];
   let answer;
   try {
     answer = await ask("look", { ...passes(), layer: state.layer, head: state.head });
   } catch (error) {
     fail(error);
     document.documentElement.classList.add("stale"); // what is shown is of the text before
+    return;
+  }
+  if (chosen().choices !== choices && current) { // another head was chosen meanwhile: the answer is of the one before
+    const { index, headNumber } = chosen();
+    [state.layer, state.head] = [run.layers[index], headNumber];
+    isOtherHead = true;
+    look();
     return;
   }
   byId("notice").hidden = true;

@@ -23,6 +23,7 @@ function makeFigures() {
     byId("matrices").append(second);
     return second;
   });
+  for (const heading of byId("lenses").querySelectorAll("section:first-child h2")) heading.prepend(badge("A"), " ");
   addFigures(figures, otherPage);
   byId("pickers").before(element("p", "", { id: "sides" }));
   byId("readout").append(element("p", "", { id: "other-readout" }));
