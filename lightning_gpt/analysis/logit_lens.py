@@ -103,5 +103,6 @@ def lens_at(model: LanguageModel, streams: Tensor, ids: Tensor, k: int) -> tuple
         best = logits.topk(k, dim=-1)
         of_next = logits.gather(-1, following[start : start + len(logits), None])
         found.append((best.indices, (best.values - total).exp(), (total - of_next)[:, 0]))
-    indices, probability, nll = (torch.cat(parts).unflatten(0, (depths, time)) for parts in zip(*found, strict=True))
-    return indices.cpu().numpy(), probability.cpu().numpy(), nll[:, : len(ids) - 1].cpu().numpy()
+    whole = [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
+    indices, probability, nll = (each.reshape(depths, time, *each.shape[1:]) for each in whole)
+    return indices, probability, nll[:, : len(ids) - 1]

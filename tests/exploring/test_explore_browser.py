@@ -316,7 +316,8 @@ def test_two_models_are_read_side_by_side(page: Page, model: GPT) -> None:
 def test_pictures_and_code_are_kept(page: Page, model: GPT, tmp_path: Path) -> None:
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
-    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": permissions})
     page.open("#layer=1&head=3&row=9&column=4")
     for ending in ("svg", "png"):
         page.click(f"#keep-{ending}")
