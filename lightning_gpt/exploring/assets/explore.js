@@ -133,13 +133,7 @@ const look = latest(async () => {
     document.documentElement.classList.add("stale"); // what is shown is of the text before
     return;
   }
-  if (chosen().choices !== choices && current) { // another head was chosen meanwhile: the answer is of the one before
-    const { index, headNumber } = chosen();
-    [state.layer, state.head] = [run.layers[index], headNumber];
-    isOtherHead = true;
-    look();
-    return;
-  }
+  if (isOvertaken(choices)) return;
   byId("notice").hidden = true;
   document.documentElement.classList.remove("stale");
   if (isAnotherText) forgetWorth();
@@ -155,6 +149,9 @@ const look = latest(async () => {
   takeText(state.layer, state.head, headsOf(answer));
   // the server answers these while the page is drawn
   const following = FAST.map((name) => parts[name].refresh());
+  // what comes soon is drawn in the same frame
+  await Promise.race([Promise.all(following), new Promise((done) => setTimeout(done, TOGETHER))]);
+  if (isOvertaken(choices)) return;
   drawSide(answer, [state.changes.length ? `${models[state.model]}, with the changes` : models[state.model], nameOfOther()]);
   drawText(stripsFrom(answer));
   drawTop(answer);
@@ -169,7 +166,18 @@ const look = latest(async () => {
 
 const FAST = ["lens", "lensOther", "generate", "follow"];
 const SLOW = ["code", "way", "depth"];
+const TOGETHER = 30; // ms
 const PAUSE = 120; // ms: what takes long is asked for when typing pauses
+
+// Whether another head was chosen since; then that is looked at, and the answer that has come is of the one before.
+function isOvertaken(choices) {
+  if (chosen().choices === choices || !current) return false;
+  const { index, headNumber } = chosen();
+  [state.layer, state.head] = [run.layers[index], headNumber];
+  isOtherHead = true;
+  look();
+  return true;
+}
 
 async function rest(mine) {
   if (mine !== asked) return;
