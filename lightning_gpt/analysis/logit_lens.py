@@ -15,7 +15,7 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Trace
 
-_POSITIONS_AT_ONCE = 128  # limits the logits in memory to 26 MB at GPT-2's vocabulary
+_ROWS_AT_ONCE = 256  # limits the logits in memory to 51 MB at GPT-2's vocabulary
 
 
 def stream_names(model: LanguageModel) -> list[str]:
@@ -69,31 +69,40 @@ def logit_lens(model: LanguageModel, ids: Tensor, k: int = 10) -> LogitLens:
 
 def lens_of(model: LanguageModel, trace: Trace, ids: Tensor, k: int = 10) -> LogitLens:
     """The lens in a pass over ``ids`` whose streams ``trace`` recorded; the pass may have been edited."""
-    names, k = stream_names(model), min(k, model.config.vocab_size)
+    streams = torch.stack(streams_of(model, trace))[:, 0]
     with evaluating(model):
-        seen = [lens_at(model, stream[0], ids, k) for stream in streams_of(model, trace)]
-    top, probability, nll = (np.stack(parts) for parts in zip(*seen, strict=True))
-    return LogitLens(["embedding", *(f"layer {n}" for n in range(len(names) - 1))], top, probability, nll)
+        found = lens_at(model, streams, ids, min(k, model.config.vocab_size))
+    return LogitLens(["embedding", *(f"layer {n}" for n in range(len(streams) - 1))], *found)
 
 
-def lens_at(model: LanguageModel, stream: Tensor, ids: Tensor, k: int) -> list[np.ndarray]:
-    """The lens at some positions of one layer; to be called in evaluation mode, without gradients.
+def lens_at(model: LanguageModel, streams: Tensor, ids: Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lens at some positions; to be called in evaluation mode, without gradients.
+
+    All depths go through the unembedding in one product, which reads its matrix once, not once for each depth. Very
+    many positions are cut into several products.
 
     Args:
         model: The model.
-        stream: The layer's output at these positions, ``(time, dim)``.
+        streams: The output of each depth at these positions, ``(depths, time, dim)``.
         ids: Their tokens, and the one after them if there is one, ``(time,)`` or ``(time + 1,)``.
         k: Tokens at each position.
 
     Returns:
-        Ids and probabilities of the ``k`` most likely next tokens, each ``(time, k)``, and the negative log-likelihood
-        in nats of the actual next token at each position that has one.
+        Ids and probabilities of the ``k`` most likely next tokens, each ``(depths, time, k)``, and the negative
+        log-likelihood in nats of the actual next token at each position that has one, ``(depths, time or time - 1)``.
     """
+    depths, time = streams.shape[:2]
+    rows = streams.flatten(0, 1)
+    following = ids.new_zeros(time)  # where there is no next token, that of id 0, which is left out at the end
+    following[: len(ids) - 1] = ids[1 : time + 1]
+    following = following.repeat(depths)
     found = []
-    for start in range(0, len(stream), _POSITIONS_AT_ONCE):
-        log_p = lens_logits(model, stream[start : start + _POSITIONS_AT_ONCE]).float().log_softmax(dim=-1)
-        best = log_p.topk(k, dim=-1)
-        following = ids[start + 1 : start + 1 + len(log_p)]
-        of_next = log_p[: len(following)].gather(-1, following[:, None])[:, 0]
-        found.append((best.indices, best.values.exp(), -of_next))
-    return [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        logits = lens_logits(model, rows[start : start + _ROWS_AT_ONCE]).float()
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        best = logits.topk(k, dim=-1)
+        of_next = logits.gather(-1, following[start : start + len(logits), None])
+        found.append((best.indices, (best.values - total).exp(), (total - of_next)[:, 0]))
+    whole = [torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True)]
+    indices, probability, nll = (each.reshape(depths, time, *each.shape[1:]) for each in whole)
+    return indices, probability, nll[:, : len(ids) - 1]

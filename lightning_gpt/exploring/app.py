@@ -101,10 +101,10 @@ def _answers(passes: Passes, thread: ThreadPoolExecutor) -> APIRouter:
         return None if asked.against is None else passes.look(asked.against)
 
     def layer_matrices(asked: LayerRequest) -> bytes:
-        return overview.layer_matrices(look(asked), against(asked), asked.difference, asked.layer, asked.head)
+        return overview.layer_matrices(look(asked), against(asked), asked.show, asked.layer, asked.head)
 
     def whole(asked: LayerRequest) -> bytes:
-        return overview.overview(look(asked), against(asked), asked.difference, asked.layer, asked.head)
+        return overview.overview(look(asked), against(asked), asked.show, asked.layer, asked.head)
 
     def next_tokens(asked: NextRequest) -> bytes:
         return lens.next_tokens(look(asked), against(asked), asked.row, _sampling(asked), asked.seed)

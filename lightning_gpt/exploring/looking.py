@@ -66,7 +66,9 @@ class TextPass:
     def nll(self) -> np.ndarray:
         """Negative log-likelihood in nats of each token after the first."""
         with evaluating(self.model):
-            return lens_at(self.model, self.last_stream, self.ids, 1)[2]
+            _, _, nll = lens_at(self.model, self.last_stream[None], self.ids, 1)
+        found: np.ndarray = nll[0]
+        return found
 
     @property
     def loss(self) -> float | None:

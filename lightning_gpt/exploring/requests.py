@@ -30,8 +30,8 @@ class PassRequest(_Strict):
 
     of: ShownText
     against: ShownText | None = None
-    difference: bool = False
-    """Whether matrices are sent as differences from ``against``."""
+    show: Literal["values", "difference", "side"] = "values"
+    """Whether matrices are sent as they are, as differences from ``against``, or with those of ``against`` beside."""
 
 
 class LayerRequest(PassRequest):

@@ -78,11 +78,11 @@ def test_a_single_token_has_no_next_one_and_k_is_at_most_the_vocabulary() -> Non
 
 @property_test
 @given(at_once=st.integers(1, 7), time=st.integers(1, 6))
-def test_how_many_positions_are_looked_at_at_once_changes_nothing(at_once: int, time: int) -> None:
+def test_how_many_rows_are_looked_at_at_once_changes_nothing(at_once: int, time: int) -> None:
     model, ids = gpt(), random_ids(VOCAB, time)
     whole = logit_lens(model, ids)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_POSITIONS_AT_ONCE", at_once)
+        patch.setattr(module, "_ROWS_AT_ONCE", at_once)
         parts = logit_lens(model, ids)
     assert parts.top.tolist() == whole.top.tolist()
     np.testing.assert_allclose(parts.probability, whole.probability, rtol=1e-6)

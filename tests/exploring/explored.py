@@ -22,6 +22,7 @@ from tests.models.helpers import randomise
 
 TEXT = "the city was"
 OTHER = "the lake was"
+LONG_NAME = "a-study-of-depth-and-width/cells/n_layer=2,n_head=4,dim=32,seed=0"
 
 
 def tokenizer() -> Tokenizer:
@@ -40,7 +41,7 @@ def single_head() -> SingleHeadModel:
 
 
 def passes_of(*models: LanguageModel, longest: int = 40) -> Passes:
-    names = [f"model {number}" for number in range(len(models))]
+    names = [f"runs/{LONG_NAME}/version_{number}" for number in range(len(models))]
     return Passes(Shelf(names, lambda n: Explored(names[n], f"model = models[{n}]", models[n], tokenizer())), longest)
 
 

@@ -16,8 +16,9 @@ from lightning_gpt.analysis.layer_values import layer_values
 from lightning_gpt.analysis.logit_lens import logit_lens
 from lightning_gpt.analysis.similarity import effective_rank, token_cosine
 from lightning_gpt.analysis.streams import residual_streams
-from lightning_gpt.models import GPT
+from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.memory.gpt import gpt_with
 from tests.exploring.explored import OTHER, TEXT, app_of, gpt, ids_of, single_head, unpacked
 
 CHANGES = "0.2:zero,1.ffn:mean,1.1:scale:0.5,1.0:patch"
@@ -76,14 +77,14 @@ def test_differences_are_of_two_passes_and_can_be_of_two_models(client: TestClie
     plain = {"text": TEXT}
     before, after = recorded(model), recorded(model, CHANGES)
     name = "blocks.1.attention.pattern"
-    asked = {"of": SHOWN, "against": plain, "difference": True, "layer": 1, "head": 2}
+    asked = {"of": SHOWN, "against": plain, "show": "difference", "layer": 1, "head": 2}
     content, arrays = answer(client, "look", **asked)
     np.testing.assert_allclose(arrays["pattern"], (after[name] - before[name])[0].numpy(), atol=1e-7)
     np.testing.assert_array_equal(arrays["pattern.shown"], after[name][0].numpy())
     assert content["before"]["loss"] == pytest.approx(text_loss(model, ids_of(TEXT)), rel=1e-6)
     change = (after.layers("attention.pattern") - before.layers("attention.pattern"))[:, 0].numpy()
     np.testing.assert_allclose(arrays["thumbnails"], 128 + 127 * change / np.abs(change).max(), atol=0.51)
-    other = {"of": plain, "against": {"text": TEXT, "model": 1}, "difference": True}
+    other = {"of": plain, "against": {"text": TEXT, "model": 1}, "show": "difference"}
     _, arrays = answer(client, "layer", **other, layer=0, head=0)
     second = gpt(seed=1)
     with torch.no_grad(), second.record("blocks.0.attention.q") as trace:
@@ -92,6 +93,45 @@ def test_differences_are_of_two_passes_and_can_be_of_two_models(client: TestClie
     np.testing.assert_allclose(arrays["Q"], expected.numpy(), atol=1e-6)
     values, _ = answer(client, "look", of=SHOWN, against=plain)
     assert values["before"]["loss"] == content["before"]["loss"], "the loss is compared where values are shown, too"
+
+
+def test_two_models_stand_side_by_side_whatever_their_depth(client: TestClient, model: GPT) -> None:
+    asked = {"of": SHOWN, "against": {"text": TEXT, "model": 1}, "show": "side", "layer": 1, "head": 2}
+    content, arrays = answer(client, "look", **asked)
+    second = gpt(seed=1)
+    with torch.no_grad(), second.record() as other:
+        logits = second(ids_of(TEXT))
+    for name in ("scores", "pattern"):
+        np.testing.assert_array_equal(arrays[name], recorded(model, CHANGES)["attention." + name, 1][0].numpy())
+        np.testing.assert_array_equal(arrays[f"other.{name}"], other["attention." + name, 1][0].numpy())
+    assert arrays["other.mask"].tolist() == arrays["mask"].tolist()
+    shares = other.layers("attention.pattern")[:, 0]
+    np.testing.assert_allclose(arrays["other.thumbnails"], 255 * shares / shares.amax(-1, keepdim=True), atol=0.51)
+    nll = torch.nn.functional.cross_entropy(logits[0, :-1], ids_of(TEXT)[0, 1:], reduction="none")
+    assert content["before"]["nll"] == pytest.approx(nll.tolist(), rel=1e-5)
+    shallow = {"of": {"text": "one"}, "against": {"text": "one", "model": 2}, "show": "side"}
+    _, arrays = answer(client, "layer", **shallow, layer=1, head=3)
+    single = single_head()
+    with torch.no_grad(), single.record("attention.pattern") as trace:
+        single(ids_of("one"))
+    np.testing.assert_array_equal(arrays["other.pattern"], trace["attention.pattern"].numpy())
+
+
+def test_models_that_cannot_be_compared_are_refused() -> None:
+    config = GPTConfig(n_layer=2, n_head=4, dim=32, block_size=64, vocab_size=257, position="rotary")
+    with_memory = gpt_with({"kind": "tokens", "segment": 16, "n_memory": 2}, config).eval()
+    models = [gpt(), gpt(n_head=2, attention="full"), with_memory]
+    with TestClient(app_of(*models), base_url="http://127.0.0.1") as client:
+        for other, show, said in (
+            (1, "difference", "no difference between heads of other numbers or sizes"),
+            (2, "side", "the attention maps have 12 and 14 columns"),
+        ):
+            asked = {"of": {"text": TEXT}, "against": {"text": TEXT, "model": other}, "show": show}
+            reply = client.post("/api/look", json=asked)
+            assert reply.status_code == 400, (other, show)
+            assert said in reply.json()["error"]["message"]
+        changed = {"of": {"text": TEXT}, "against": {"text": OTHER}, "show": "side"}
+        assert "cut the text into other tokens" in client.post("/api/look", json=changed).json()["error"]["message"]
 
 
 def test_a_cell_is_followed_from_its_product_to_the_logits(client: TestClient, model: GPT) -> None:
@@ -241,8 +281,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("look", {"of": {"text": TEXT, "more": [300]}}, "token id 300 is outside the vocabulary of 257"),
     (
         "look",
-        {"of": {"text": "one"}, "against": {"text": "one", "model": 2}, "difference": True},
-        "there is no difference between 2 and 1 layers",
+        {"of": {"text": "one"}, "against": {"text": "one", "model": 2}, "show": "difference"},
+        "there is no difference between 2 and 1 layers; they can be shown side by side",
     ),
     ("look", {"of": {"text": TEXT, "colour": "red"}}, "of.colour is not supported"),
     ("look", {}, "of is missing"),

@@ -1,10 +1,16 @@
 """The live page in a real browser: typed into, changed, pointed at and read back, beside the model's own tensors."""
 
+import itertools
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from lightning_gpt.analysis.changes import change_edits, parse_changes
 from lightning_gpt.models import GPT
@@ -58,13 +64,13 @@ class Page:
         found: dict[str, str] = self.js("return {...arguments[0].dataset}", self.one(selector))
         return found
 
-    def click_cell(self, row: int, column: int) -> None:
-        """Click a cell of the softmax."""
+    def click_cell(self, row: int, column: int, of: str = "figure[data-kind=pattern]") -> None:
+        """Click a cell of the softmax, or of another matrix."""
         from selenium.webdriver import ActionChains
 
-        canvas = self.one("figure[data-kind=pattern] canvas")
+        canvas = self.one(f"{of} canvas")
         self.js("arguments[0].scrollIntoView({block: 'center'})", canvas)
-        place = {key: float(value) for key, value in self.data("figure[data-kind=pattern] canvas").items()}
+        place = {key: float(value) for key, value in self.data(f"{of} canvas").items()}
         size = canvas.size
         x = place["left"] + (column + 0.5) * place["cell"] - size["width"] / 2
         y = place["top"] + (row + 0.5) * place["cell"] - size["height"] / 2
@@ -202,12 +208,17 @@ def test_a_link_holds_the_state_and_a_malformed_one_is_said(page: Page, model: G
     page.click("#change-part [data-kind=patch]")
     page.until("document.querySelector('#changes [data-change=\"1.1:patch\"]')")
     page.settle()
+    page.until("location.hash.includes('1.1')")
     link = page.js("return location.hash")
     page.open(link)
     assert page.one("#other").get_attribute("value") == OTHER
     assert float(page.data("#summary")["loss"]) == near(loss_of(model, TEXT, "1.1:patch"))
     assert page.data("#cell-readout")["layer"] == "1"
-    for bad, said in (("#changes=1.1:explode", "not a change such as 3.2:zero"), ("#layer=two", "not a whole number")):
+    for bad, said in (
+        ("#changes=1.1:explode", "not a change such as 3.2:zero"),
+        ("#layer=two", "not a whole number"),
+        ("#show=everything", "allowed: values, difference, side"),
+    ):
         page.open(bad)
         assert said in page.js("return document.getElementById('notice').textContent")
         assert len(page.driver.find_elements("css selector", "#tokens li")) == len(TEXT), "it starts as without a link"
@@ -258,11 +269,108 @@ def test_depth_worth_comparison_and_pictures(page: Page, model: GPT) -> None:
     assert severe(page.driver) == []
 
 
+def test_two_models_are_read_side_by_side(page: Page, model: GPT) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.open("#layer=1&head=2")
+    page.one("body").send_keys("s")
+    assert "nothing to compare with" in page.one("#change-words").text
+    page.click("#against option[value='1']")
+    page.until("document.getElementById('change-words').dataset.change")
+    page.settle()
+    page.js("document.activeElement.blur()")
+    page.one("body").send_keys("s")
+    page.until("document.documentElement.classList.contains('side')")
+    page.settle()
+    second = recorded(gpt(seed=1), TEXT)
+    losses = page.js(
+        "return [...document.querySelectorAll('#summary b:not(.who)')].map(entry => Number(entry.textContent))"
+    )
+    assert losses[:2] == [pytest.approx(loss_of(each, TEXT), abs=1e-3) for each in (model, gpt(seed=1))]
+    page.click_cell(7, 3, of="figure[data-of=B][data-kind=pattern]")
+    of = "blocks.1.attention."
+    one, other = page.data("#cell-readout"), page.data("#other-readout")
+    assert (other["row"], other["column"]) == ("7", "3")
+    assert float(one["weight"]) == near(recorded(model, TEXT)[of + "pattern"][0, 2, 7, 3].item())
+    assert float(other["weight"]) == near(second[of + "pattern"][0, 2, 7, 3].item())
+    assert float(other["score"]) == near(second[of + "scores"][0, 2, 7, 3].item())
+    page.one("figure[data-of=B][data-kind=pattern] .scroller").send_keys(Keys.ARROW_UP)
+    weight = second[of + "pattern"][0, 2, 6, 3].item()
+    assert float(page.data("#other-readout")["weight"]) == near(weight), "the keys move both"
+    page.js("document.getElementById('lens-card-other').scrollIntoView()")
+    for suffix, trace in (("", recorded(model, TEXT)), ("-other", second)):
+        page.until(f'document.querySelector(\'#lens{suffix} button[data-depth="2"][data-row="6"]\')')
+        page.until(f"document.querySelector('#next{suffix} li')")
+        likeliest = trace["logits"][0, 6].softmax(-1).max().item()
+        shown = page.data(f"#lens{suffix} button[data-depth='2'][data-row='6']")
+        assert float(shown["probability"]) == near(likeliest)
+        assert float(page.data(f"#next{suffix} li")["probability"]) == near(likeliest)
+    assert "show=side" in page.js("return location.hash")
+    page.one("body").send_keys("d")
+    page.until("!document.documentElement.classList.contains('side')")
+    page.settle()
+    assert page.js("return document.querySelector('#show input:checked').value") == "difference"
+    assert severe(page.driver) == []
+
+
+def test_pictures_and_code_are_kept(page: Page, model: GPT, tmp_path: Path) -> None:
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    page.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": permissions})
+    page.open("#layer=1&head=3&row=9&column=4")
+    for ending in ("svg", "png"):
+        page.click(f"#keep-{ending}")
+        page.until(f"document.getElementById('kept').textContent.includes('layer1_head3_pattern.{ending}')")
+    page.click("#keep-page")
+    page.until("document.getElementById('kept').textContent.includes('attention.html')")
+    svg, png, html = (
+        tmp_path / name for name in ("layer1_head3_pattern.svg", "layer1_head3_pattern.png", "attention.html")
+    )
+    end = time.monotonic() + 30
+    while not (svg.exists() and png.exists() and html.exists()) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert "<html" in html.read_text()
+    drawn = ElementTree.parse(svg).getroot()
+    picture = imread(png)
+    size = [2 * float(drawn.get(side, 0)) for side in ("height", "width")]
+    assert picture.shape[:2] == pytest.approx(size, abs=2), "twice as large as on the screen, in whole pixels"
+    # each cell has the colour of its weight, from the lightest to the darkest
+    pattern = recorded(model, TEXT)["attention.pattern", 1][0, 3]
+    cells = [each for each in drawn if each.tag.endswith("rect") and each.get("x")][:-1]
+    places = [(row, column) for row in range(12) for column in range(row + 1)]
+    assert len(cells) == len(places)
+    sizes = {name: float(cells[0].get(name, 0)) for name in ("width", "height")}
+    shown = []
+    for cell in cells:
+        x, y = (float(cell.get(axis, 0)) + sizes[side] / 2 for axis, side in (("x", "width"), ("y", "height")))
+        colour = picture[round(2 * y), round(2 * x), :3]
+        expected = [int(cell.get("fill", "")[1 + 2 * n : 3 + 2 * n], 16) / 255 for n in range(3)]
+        np.testing.assert_allclose(colour, expected, atol=0.01)
+        shown.append(float(colour.sum()))
+    weights = [pattern[place].item() for place in places]
+    order = np.argsort(weights)
+    assert all(b - a < 0.03 for a, b in itertools.pairwise(np.array(shown)[order])), "more weight is darker"
+    page.click("#keep-code")
+    page.until("document.getElementById('kept').textContent === 'The code is copied.'")
+    copied = page.js("return await navigator.clipboard.readText()")
+    said: list[Any] = []
+    exec(copied, {"models": [model], "print": said.append})
+    assert said[0].item() == near(weights[places.index((9, 4))])
+    page.click("#keep-link")
+    page.until("document.getElementById('kept').textContent.startsWith('The link is copied')")
+    assert page.js("return await navigator.clipboard.readText()") == page.js("return location.href")
+    page.js("navigator.clipboard.writeText = async () => { throw new Error('denied'); }")
+    page.click("#keep-code")
+    page.until("document.getElementById('kept').textContent.includes('selected')")
+    assert page.js("return getSelection().toString().trim()") == copied.strip()
+
+
 def test_on_a_phone_nothing_is_wider_than_the_screen_and_it_can_be_dark(page: Page) -> None:
     metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
-        page.open("#changes=0.1:zero&against=unchanged&difference=true")
+        page.open("#changes=0.1:zero&against=unchanged&show=difference")
         assert page.js("return document.documentElement.scrollWidth <= innerWidth")
         light = page.js("return getComputedStyle(document.body).backgroundColor")
         page.click("#theme")

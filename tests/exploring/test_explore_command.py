@@ -83,10 +83,16 @@ def test_the_steps_of_a_series_can_be_compared(tmp_path: Path, monkeypatch: pyte
     with TestClient(apps[0], base_url="http://127.0.0.1") as client:
         assert client.get("/api/start").json()["models"] == [f"{run}@4", f"{run}@0", f"{run}@4"]
         of, against = {"text": "ab cd"}, {"text": "ab cd", "model": 1}
-        reply = client.post("/api/look", json={"of": of, "against": against, "difference": True})
+        reply = client.post("/api/look", json={"of": of, "against": against, "show": "difference"})
         content, arrays = unpacked(reply.content)
         code = client.post("/api/code", json={"of": against, "row": 1}).text
     losses = [gpt(seed=n).token_nll(ids_of("ab cd")[:, :-1], ids_of("ab cd")[:, 1:]).mean().item() for n in (4, 0)]
     assert [content["loss"], content["before"]["loss"]] == pytest.approx(losses, rel=1e-5)
     assert abs(arrays["Q"]).max() > 0.1
     assert f"model = load({run!r}, step=0)" in code
+    said: list[Any] = []
+    exec(code, {"print": said.append})  # as it is pasted
+    first = gpt(seed=0)
+    with torch.no_grad(), first.record("blocks.0.attention.pattern") as trace:
+        first(ids_of("ab cd"))
+    assert said[0].tolist() == trace["blocks.0.attention.pattern"][0, 0, 1].tolist()

@@ -289,6 +289,10 @@ def test_latex_tables_hold_the_reports_figures(tmp_path: Path) -> None:
     long = to_latex("s", [Heading("Cells"), Table(["cell"], [[str(row)] for row in range(90)], "Every cell.")])
     assert long.count(r"\begin{table}") == 3
     assert long.count("Cells, continued.") == 2
+    # about as many letters as a line of LaTeX's article holds, and a few more
+    fits, wide = (Table(["x" * 12] * 6, [["x" * size] * 6], "Wide.") for size in (13, 14))
+    assert r"\footnotesize" in to_latex("s", [fits])
+    assert r"\scriptsize" in to_latex("s", [wide])
 
 
 def test_layers_say_which_way_they_go(tmp_path: Path) -> None:

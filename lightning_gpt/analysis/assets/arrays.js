@@ -26,17 +26,45 @@ export async function unpackFloats(packed, type) {
   return Float32Array.from(await unpackGzip(packed, Uint16Array), (bits) => halves[bits]);
 }
 
-const largestOf = (values) => values.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+function largestOf(values) {
+  let largest = 0;
+  for (let place = 0; place < values.length; place++) if (Math.abs(values[place]) > largest) largest = Math.abs(values[place]);
+  return largest;
+}
 
 // Mask, scores and softmax of one head, in row-major order; `change` has what scores and softmax changed by.
 export class Head {
+  #largestScore = null;
+  #largestOfRow = null;
+  #byRow = null;
+
   constructor(mask, scores, pattern, rows, columns, change = null) {
     Object.assign(this, { mask, scores, pattern, rows, columns, change });
-    // among the scores that the softmax uses
-    const used = change ? change.scores : scores;
-    this.largestScore = used.reduce((largest, score, place) => Math.max(largest, mask[place] * Math.abs(score)), 0);
+    this.other = null; // the head that it is compared with, side by side
     this.largestChange = change ? largestOf(change.pattern) : 0;
-    this.largestOfRow = Float32Array.from({ length: rows }, (_, row) => largestOf(this.weights(row)));
+  }
+
+  // Among the scores that the softmax uses.
+  get largestScore() {
+    if (this.#largestScore !== null) return this.#largestScore;
+    const used = this.change ? this.change.scores : this.scores;
+    let largest = 0;
+    for (let place = 0; place < used.length; place++) {
+      if (this.mask[place] && Math.abs(used[place]) > largest) largest = Math.abs(used[place]);
+    }
+    return (this.#largestScore = largest);
+  }
+
+  get largestOfRow() {
+    return (this.#largestOfRow ??= Float32Array.from({ length: this.rows }, (_, row) => largestOf(this.weights(row))));
+  }
+
+  // Show it beside `other`, with one scale of colours for both.
+  setBeside(other) {
+    this.other = other;
+    this.#largestScore = other.#largestScore = Math.max(this.largestScore, other.largestScore);
+    this.#largestOfRow = other.#largestOfRow = this.largestOfRow.map((largest, row) => Math.max(largest, other.largestOfRow[row]));
+    this.#byRow = other.#byRow = null;
   }
 
   at(row, column) {
@@ -50,12 +78,34 @@ export class Head {
     return this.pattern.subarray(row * this.columns, (row + 1) * this.columns);
   }
 
-  // What is coloured: −1 to 1 for scores and differences, 0 to 1 for weights.
+  // What is coloured, by place: −1 to 1 for scores and differences, 0 to 1 for weights.
+  shares(kind, scale) {
+    const { mask, scores, pattern, change } = this;
+    if (kind === "mask") return (place) => mask[place] * 0.62;
+    if (kind === "scores") {
+      const [used, largest] = [change ? change.scores : scores, this.largestScore || 1];
+      return (place) => used[place] / largest;
+    }
+    if (change) {
+      const largest = this.largestChange || 1;
+      return (place) => change.pattern[place] / largest;
+    }
+    const shown = scale === "row" ? this.#sharesOfRow() : pattern;
+    return (place) => shown[place];
+  }
+
+  // Each weight as a share of its row's largest.
+  #sharesOfRow() {
+    if (this.#byRow) return this.#byRow;
+    const shares = (this.#byRow = new Float32Array(this.pattern.length));
+    for (let row = 0, place = 0; row < this.rows; row++) {
+      const largest = this.largestOfRow[row] || 1;
+      for (let column = 0; column < this.columns; column++, place++) shares[place] = this.pattern[place] / largest;
+    }
+    return shares;
+  }
+
   share(kind, row, column, scale) {
-    const place = row * this.columns + column;
-    if (kind === "mask") return this.mask[place] * 0.62;
-    if (kind === "scores") return (this.change ? this.change.scores : this.scores)[place] / (this.largestScore || 1);
-    if (this.change) return this.change.pattern[place] / (this.largestChange || 1);
-    return this.pattern[place] / (scale === "row" ? this.largestOfRow[row] || 1 : 1);
+    return this.shares(kind, scale)(row * this.columns + column);
   }
 }

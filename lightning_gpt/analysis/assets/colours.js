@@ -61,4 +61,21 @@ const shade = (share) => Math.max(0, Math.min(255, Math.round((Number.isFinite(s
 export const sequential = (share, colours = table("sequential")) => colours[shade(share)];
 // −1 to 1.
 export const diverging = (share, colours = table("diverging")) => colours[shade((share + 1) / 2)];
+const pixelsOf = new WeakMap(); // a table's colours as the bytes of a pixel: red, green, blue and opaque
+
+// Colour a canvas of `columns` × `rows` pixels; `shareAt(place)` is −1 to 1 where `isSigned`, else 0 to 1.
+// Where there is a `mask`, cells that it does not let through are paler.
+export function paint(canvas, columns, rows, shareAt, isSigned, mask = null) {
+  const colours = table(isSigned ? "diverging" : "sequential");
+  if (!pixelsOf.has(colours)) pixelsOf.set(colours, Uint32Array.from(colours, ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0));
+  const [pixels, picture] = [pixelsOf.get(colours), new ImageData(columns, rows)];
+  const drawn = new Uint32Array(picture.data.buffer);
+  for (let place = 0; place < drawn.length; place++) {
+    const share = isSigned ? (shareAt(place) + 1) / 2 : shareAt(place);
+    drawn[place] = pixels[share > 0 ? (share < 1 ? (share * 255 + 0.5) | 0 : 255) : 0];
+  }
+  if (mask) for (let place = 0; place < drawn.length; place++) if (!mask[place]) picture.data[4 * place + 3] = 115;
+  if (canvas.width !== columns || canvas.height !== rows) [canvas.width, canvas.height] = [columns, rows];
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+}
 export const gradient = (colours) => `linear-gradient(to right, ${[0, 51, 102, 153, 204, 255].map((i) => css(colours[i])).join(", ")})`;

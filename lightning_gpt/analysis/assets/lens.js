@@ -31,20 +31,24 @@ export class LensPart {
 
 export class Lens {
   // `load(first, count)` gives a LensPart, or a promise of it; `choose(depth, row)` is called when a cell is clicked.
-  constructor(load, choose) {
+  // `suffix` ends the ids of its elements where a page has several.
+  constructor(load, choose, suffix = "") {
+    this.at = (id) => byId(id + suffix);
     Object.assign(this, { load, choose, depth: null, first: 0, row: 0, part: null, asked: 0 });
-    byId("lens-back").addEventListener("click", () => this.turn(-1));
-    byId("lens-on").addEventListener("click", () => this.turn(1));
+    this.turned = () => {}; // called when other positions are shown
+    this.at("lens-back")?.addEventListener("click", () => this.turn(-1));
+    this.at("lens-on")?.addEventListener("click", () => this.turn(1));
   }
 
   // How many positions fit side by side.
   get width() {
-    const room = byId("lens-scroll").clientWidth - 110;
+    const room = this.at("lens-scroll").clientWidth - 110;
     return Math.max(1, Math.min(run.rowCount, Math.floor(room / 92)));
   }
 
   turn(direction) {
     this.first = Math.max(0, Math.min(run.rowCount - this.width, this.first + direction * this.width));
+    this.turned();
     return this.draw(this.row);
   }
 
@@ -62,7 +66,13 @@ export class Lens {
     if (!this.part || !this.part.has(this.first) || !this.part.has(this.first + width - 1)) {
       const mine = ++this.asked;
       const loaded = this.load(this.first, width);
-      const part = loaded instanceof Promise ? await loaded : loaded;
+      if (loaded instanceof Promise) this.at("lens-scroll").ariaBusy = "true";
+      let part = null;
+      try {
+        part = await loaded;
+      } finally {
+        if (mine === this.asked) this.at("lens-scroll").ariaBusy = "false";
+      }
       if (mine !== this.asked || !part) return;
       this.part = part;
     }
@@ -83,10 +93,11 @@ export class Lens {
     for (let depth = 0; depth < this.part.depths.length; depth++) body.append(this.#line(depth, rows));
     const top = element("thead");
     top.append(head);
-    byId("lens").replaceChildren(top, body);
-    byId("lens-range").textContent = `tokens ${rows[0] + 1}–${rows.at(-1) + 1} of ${run.rowCount}`;
-    byId("lens-back").disabled = this.first === 0;
-    byId("lens-on").disabled = this.first + rows.length >= run.rowCount;
+    this.at("lens").replaceChildren(top, body);
+    if (!this.at("lens-range")) return; // it follows another's positions
+    this.at("lens-range").textContent = `tokens ${rows[0] + 1}–${rows.at(-1) + 1} of ${run.rowCount}`;
+    this.at("lens-back").disabled = this.first === 0;
+    this.at("lens-on").disabled = this.first + rows.length >= run.rowCount;
   }
 
   #line(depth, rows) {
@@ -120,19 +131,19 @@ export class Lens {
 
   #drawNext() {
     const { depth, row, part } = this;
-    const came = byId("came-next");
+    const came = this.at("came-next");
     came.replaceChildren();
     delete came.dataset.nll;
     if (!part.has(row)) { // another part of the text is in sight
-      byId("next").replaceChildren();
-      byId("next-after").textContent = "";
+      this.at("next").replaceChildren();
+      this.at("next-after").textContent = "";
       return;
     }
     const where = depth === part.depths.length - 1 ? "" : `, if the model ended after ${part.depths[depth]}`;
-    byId("next-after").replaceChildren("after ", element("span", run.tokens[row], { class: "token" }), where);
+    this.at("next-after").replaceChildren("after ", element("span", run.tokens[row], { class: "token" }), where);
     const following = row < run.rowCount - 1 ? run.ids[row + 1] : null;
     const best = part.best(depth, row);
-    byId("next").replaceChildren(...best.map(({ id, probability }) => {
+    this.at("next").replaceChildren(...best.map(({ id, probability }) => {
       const entry = element("li", "", { "data-id": id, "data-probability": probability });
       entry.classList.toggle("came", id === following);
       const [bar, fill] = [element("span", "", { class: "bar" }), element("i")];

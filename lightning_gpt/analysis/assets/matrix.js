@@ -1,6 +1,6 @@
 // A matrix of tokens by tokens, on a canvas that stays in place while its container scrolls: only visible cells are drawn.
 
-import { css, diverging, gradient, inkOn, sequential, table, themeNow } from "./colours.js";
+import { css, diverging, gradient, inkOn, paint, sequential, table, themeNow } from "./colours.js";
 import { digits } from "./dom.js";
 import { labelAt, LABEL_FONT, labelRoom } from "./labels.js";
 import { run } from "./run.js";
@@ -29,7 +29,8 @@ export class MatrixView {
   // The cell size at which all columns fit, between the smallest that can be seen and a maximum.
   fittingCell() {
     this.#measure();
-    const room = this.scroller.clientWidth - this.left - 1;
+    this.readRoom();
+    const room = this.room.width - this.left - 1;
     return Math.max(SMALLEST_CELL, Math.min(52, Math.floor(room / run.columnCount)));
   }
 
@@ -38,46 +39,54 @@ export class MatrixView {
     this.top = labelRoom(run.keys);
   }
 
-  layOut() {
+  get isHidden() {
+    return this.figure.hidden || this.figure.classList.contains("folded");
+  }
+
+  // The room that the matrix takes, of the window's height at most. Everything is set before anything is read.
+  setSize() {
     this.#measure();
     const { cell } = this.page;
     const [wide, high] = [this.left + run.columnCount * cell + 1, this.top + run.rowCount * cell + 1];
     Object.assign(this.extent.style, { width: `${wide}px`, height: `${high}px` });
     const most = Math.max(320, Math.round(window.innerHeight * 0.75));
-    this.scroller.style.height = `${Math.min(high, most) + (wide > this.scroller.clientWidth ? 16 : 0)}px`;
-    const [width, inSight] = [this.scroller.clientWidth, this.scroller.clientHeight];
+    this.scroller.style.height = `${Math.min(high, most) + (wide > this.room.width ? 16 : 0)}px`;
+  }
+
+  // What is in sight, read from the page before any matrix is drawn.
+  readRoom() {
+    const { clientWidth: width, clientHeight: height, scrollLeft, scrollTop } = this.scroller;
+    this.room = { width, height, scrollLeft, scrollTop };
+  }
+
+  setCanvas() {
+    const { width, height } = this.room;
     const ratio = window.devicePixelRatio || 1;
-    Object.assign(this.canvas.style, { width: `${width}px`, height: `${inSight}px` });
-    [this.canvas.width, this.canvas.height] = [Math.round(width * ratio), Math.round(inSight * ratio)];
+    Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
+    const [wide, high] = [Math.round(width * ratio), Math.round(height * ratio)];
+    if (this.canvas.width === wide && this.canvas.height === high && this.context) return;
+    [this.canvas.width, this.canvas.height] = [wide, high];
     this.context = this.canvas.getContext("2d");
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
   }
 
   draw() {
-    if (!this.context || this.figure.classList.contains("folded")) return;
+    if (!this.context || this.isHidden) return;
     const { cell, row: selectedRow, column: selectedColumn } = this.page;
-    const { context, left, top, scroller } = this;
-    const [width, height] = [scroller.clientWidth, scroller.clientHeight];
-    const [x0, y0] = [left - scroller.scrollLeft, top - scroller.scrollTop];
-    const rows = this.#inSight(scroller.scrollTop, height - top, run.rowCount);
-    const columns = this.#inSight(scroller.scrollLeft, width - left, run.columnCount);
+    const { context, left, top, room: { width, height, scrollLeft, scrollTop } } = this;
+    const [x0, y0] = [left - scrollLeft, top - scrollTop];
+    const rows = this.#inSight(scrollTop, height - top, run.rowCount);
+    const columns = this.#inSight(scrollLeft, width - left, run.columnCount);
     const colours = { ...themeNow(), table: table(this.#isSigned ? "diverging" : "sequential") };
     context.clearRect(0, 0, width, height);
     context.save();
     context.beginPath();
     context.rect(left, top, width - left, height - top);
     context.clip();
+    context.imageSmoothingEnabled = false;
+    context.drawImage(this.#bitmap(colours), x0, y0, run.columnCount * cell, run.rowCount * cell);
     const gap = cell >= SEPARATE_CELL ? 1 : 0;
-    if (gap === 0) {
-      context.imageSmoothingEnabled = false;
-      context.drawImage(this.#bitmap(colours), x0, y0, run.columnCount * cell, run.rowCount * cell);
-    } else {
-      for (let row = rows[0]; row < rows[1]; row++) {
-        for (let column = columns[0]; column < columns[1]; column++) {
-          this.#drawCell(row, column, x0 + column * cell, y0 + row * cell, cell - gap, colours);
-        }
-      }
-    }
+    if (gap) this.#drawCells(rows, columns, x0, y0, colours);
     context.strokeStyle = colours.mark;
     context.lineWidth = 1;
     context.strokeRect(x0 + 0.5, y0 + selectedRow * cell - 0.5, run.columnCount * cell, cell);
@@ -87,12 +96,13 @@ export class MatrixView {
     }
     context.restore();
     this.#drawLabels(rows, columns, x0, y0, width, height, colours);
-    Object.assign(this.canvas.dataset, { cell, left, top, scrollLeft: scroller.scrollLeft, scrollTop: scroller.scrollTop });
+    Object.assign(this.canvas.dataset, { cell, left, top, scrollLeft, scrollTop });
     this.#drawLegend(colours);
   }
 
   // Scroll a cell into view.
   reveal(row, column) {
+    if (this.isHidden) return;
     const { cell } = this.page;
     const { scroller, left, top } = this;
     const within = (start, size, room) => Math.max(start + cell - room, Math.min(size, start));
@@ -114,51 +124,49 @@ export class MatrixView {
     const { kind, page: { head, scale } } = this;
     const known = this.known;
     if (known && known.head === head && known.scale === scale && known.table === colours.table) return known.canvas;
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [run.columnCount, run.rowCount];
-    const picture = new ImageData(run.columnCount, run.rowCount);
-    const colourOf = this.#isSigned ? diverging : sequential;
-    for (let row = 0; row < run.rowCount; row++) {
-      for (let column = 0; column < run.columnCount; column++) {
-        const place = row * run.columnCount + column;
-        const colour = colourOf(head.share(kind, row, column, scale), colours.table);
-        picture.data[4 * place] = colour[0];
-        picture.data[4 * place + 1] = colour[1];
-        picture.data[4 * place + 2] = colour[2];
-        picture.data[4 * place + 3] = kind === "scores" && !head.mask[place] ? 115 : 255;
-      }
-    }
-    canvas.getContext("2d").putImageData(picture, 0, 0);
+    const canvas = known?.canvas ?? document.createElement("canvas");
+    // masked scores are not used, and paler
+    paint(canvas, run.columnCount, run.rowCount, head.shares(kind, scale), this.#isSigned, kind === "scores" ? head.mask : null);
     this.known = { head, scale, table: colours.table, canvas };
     return canvas;
   }
 
-  #drawCell(row, column, x, y, size, colours) {
+  // Gaps between cells, strokes through masked ones, and numbers where there is room.
+  #drawCells(rows, columns, x0, y0, colours) {
     const { context, kind, page } = this;
-    const value = page.head.at(row, column);
-    const masked = !value.mask;
-    const share = page.head.share(kind, row, column, page.scale);
-    const colour = this.#isSigned ? diverging(share, colours.table) : sequential(share, colours.table);
-    context.globalAlpha = masked && kind === "scores" ? 0.45 : 1;
-    context.fillStyle = css(colour);
-    context.fillRect(x, y, size, size);
-    context.globalAlpha = 1;
-    if (masked && size >= 7) {
-      context.strokeStyle = colours.line;
-      context.lineWidth = 1;
-      context.beginPath();
-      context.moveTo(x, y + size);
-      context.lineTo(x + size, y);
-      context.stroke();
+    const { cell, head } = page;
+    const [xs, ys] = [x0 + columns[0] * cell, y0 + rows[0] * cell];
+    const [xe, ye] = [x0 + columns[1] * cell, y0 + rows[1] * cell];
+    const lines = new Path2D();
+    for (let row = rows[0]; row < rows[1]; row++) lines.rect(xs, y0 + (row + 1) * cell - 1, xe - xs, 1);
+    for (let column = columns[0]; column < columns[1]; column++) lines.rect(x0 + (column + 1) * cell - 1, ys, 1, ye - ys);
+    context.fillStyle = colours.card;
+    context.fill(lines);
+    const strokes = new Path2D();
+    const isNumbered = cell >= 34;
+    const shares = head.shares(kind, page.scale);
+    context.font = "11px system-ui, sans-serif";
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (let row = rows[0]; row < rows[1]; row++) {
+      for (let column = columns[0]; column < columns[1]; column++) {
+        const [x, y, place] = [x0 + column * cell, y0 + row * cell, row * run.columnCount + column];
+        const isMasked = !head.mask[place];
+        if (isMasked) {
+          strokes.moveTo(x, y + cell - 1);
+          strokes.lineTo(x + cell - 1, y);
+        }
+        if (!isNumbered || (isMasked && kind === "pattern")) continue;
+        const value = head.at(row, column);
+        const colour = this.#isSigned ? diverging(shares(place), colours.table) : sequential(shares(place), colours.table);
+        const number = kind === "scores" ? value.scoreChange ?? value.score : value.weightChange ?? value.weight;
+        context.fillStyle = isMasked ? colours.soft : inkOn(colour);
+        context.fillText(kind === "mask" ? String(value.mask) : number.toFixed(2), x + (cell - 1) / 2, y + (cell - 1) / 2);
+      }
     }
-    if (size >= 33 && !(masked && kind === "pattern")) {
-      context.fillStyle = masked ? colours.soft : inkOn(colour);
-      context.font = "11px system-ui, sans-serif";
-      context.textAlign = "center";
-      context.textBaseline = "middle";
-      const number = kind === "scores" ? value.scoreChange ?? value.score : value.weightChange ?? value.weight;
-      context.fillText(kind === "mask" ? String(value.mask) : number.toFixed(2), x + size / 2, y + size / 2);
-    }
+    context.strokeStyle = colours.line;
+    context.lineWidth = 1;
+    context.stroke(strokes);
   }
 
   #drawLabels(rows, columns, x0, y0, width, height, colours) {
@@ -202,6 +210,9 @@ export class MatrixView {
     const [low, high, background] = this.kind === "mask" ? ["0", "1", mask]
       : this.#isSigned ? [`−${largest}`, `+${largest}`, gradient(colours.table)]
         : ["0", scale === "row" ? "row's largest" : "1", gradient(colours.table)];
+    const key = `${low} ${high} ${background}`;
+    if (this.shownLegend === key) return;
+    this.shownLegend = key;
     const bar = document.createElement("i");
     bar.style.background = background;
     this.legend.replaceChildren(low, bar, high);

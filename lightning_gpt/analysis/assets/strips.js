@@ -1,6 +1,6 @@
 // The head's other matrices, whose columns are dimensions: X, N, Q, K, V before the softmax, AV and Y after it.
 
-import { diverging, gradient, table, themeNow } from "./colours.js";
+import { gradient, paint, table, themeNow } from "./colours.js";
 import { byId, digits, element, signed, tokenElement } from "./dom.js";
 import { run } from "./run.js";
 
@@ -19,9 +19,9 @@ const SAMPLES = 4096;
 // Almost every entry lies within ± this; a few large ones would leave the others without colour.
 function typicalLargest(values) {
   const step = Math.max(1, Math.floor(values.length / SAMPLES));
-  const sizes = [];
-  for (let i = 0; i < values.length; i += step) sizes.push(Math.abs(values[i]));
-  sizes.sort((a, b) => a - b);
+  const sizes = new Float32Array(Math.ceil(values.length / step));
+  for (let i = 0; i < sizes.length; i++) sizes[i] = Math.abs(values[i * step]);
+  sizes.sort();
   return sizes[Math.floor(0.995 * (sizes.length - 1))] || 1;
 }
 
@@ -36,25 +36,32 @@ export class Strips {
   // `strips`: for each matrix its symbol, values, rows and columns, and `change` where a difference is shown.
   set(strips) {
     byId("strips-before").hidden = byId("strips-after").hidden = strips.length === 0;
-    byId("strips-before").replaceChildren();
-    byId("strips-after").replaceChildren();
-    this.shown = strips.map((strip) => this.#figure(strip));
+    if (strips.map(({ symbol }) => symbol).join() !== this.shown.map(({ strip }) => strip.symbol).join()) {
+      byId("strips-before").replaceChildren();
+      byId("strips-after").replaceChildren();
+      this.shown = strips.map((strip) => this.#figure(strip.symbol));
+    }
+    this.shown.forEach((entry, place) => { entry.strip = strips[place]; });
+    this.cell = null;
+    this.drawReadout();
     this.draw();
   }
 
-  #figure(strip) {
-    const [symbol, words] = SAYS[strip.symbol];
-    const figure = element("figure", "", { class: "strip", "data-symbol": strip.symbol });
+  #figure(name) {
+    const [symbol, words] = SAYS[name];
+    const figure = element("figure", "", { class: "strip", "data-symbol": name });
     const caption = element("figcaption");
-    caption.append(element("strong", symbol), element("span", words), element("span", `${strip.rows} × ${strip.columns}`, { class: "size" }));
+    caption.append(element("strong", symbol), element("span", words), element("span", "", { class: "size" }));
     const frame = element("div", "", { class: "strip-frame" });
     const canvas = element("canvas", "", { role: "img", "aria-label": `${symbol}: ${words}` });
     const mark = element("i", "", { class: "strip-mark" });
     frame.append(canvas, mark);
     const legend = element("p", "", { class: "legend" });
     figure.append(caption, frame, legend);
-    byId(AFTER.includes(strip.symbol) ? "strips-after" : "strips-before").append(figure);
+    byId(AFTER.includes(name) ? "strips-after" : "strips-before").append(figure);
+    const entry = { strip: null, figure, canvas, mark, legend };
     const place = (event) => {
+      const { strip } = entry;
       const box = canvas.getBoundingClientRect();
       const within = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value * count)));
       return [
@@ -62,10 +69,10 @@ export class Strips {
         within((event.clientX - box.left) / box.width, strip.columns),
       ];
     };
-    canvas.addEventListener("mousemove", (event) => this.#point(strip, ...place(event), this.page.point));
-    canvas.addEventListener("click", (event) => this.#point(strip, ...place(event), this.page.hold));
+    canvas.addEventListener("mousemove", (event) => this.#point(entry.strip, ...place(event), this.page.point));
+    canvas.addEventListener("click", (event) => this.#point(entry.strip, ...place(event), this.page.hold));
     canvas.addEventListener("mouseleave", () => { this.page.leave(); });
-    return { strip, figure, canvas, mark, legend };
+    return entry;
   }
 
   #point(strip, row, dimension, use) {
@@ -77,23 +84,15 @@ export class Strips {
   draw() {
     const colours = table("diverging");
     const height = Math.max(2, Math.min(15, Math.floor(200 / Math.max(1, run.rowCount))));
-    for (const { strip, canvas, legend } of this.shown) {
+    for (const { strip, figure, canvas, legend } of this.shown) {
       const values = strip.change ?? strip.values;
-      const largest = typicalLargest(values);
-      [canvas.width, canvas.height] = [strip.columns, strip.rows];
-      const picture = new ImageData(strip.columns, strip.rows);
-      for (let place = 0; place < values.length; place++) {
-        const colour = diverging(values[place] / largest, colours);
-        picture.data[4 * place] = colour[0];
-        picture.data[4 * place + 1] = colour[1];
-        picture.data[4 * place + 2] = colour[2];
-        picture.data[4 * place + 3] = 255;
-      }
-      canvas.getContext("2d").putImageData(picture, 0, 0);
+      strip.largest ??= typicalLargest(values);
+      paint(canvas, strip.columns, strip.rows, (place) => values[place] / strip.largest, true);
       canvas.style.height = `${strip.rows * height}px`;
+      figure.querySelector(".size").textContent = `${strip.rows} × ${strip.columns}`;
       const bar = element("i");
       bar.style.background = gradient(colours);
-      legend.replaceChildren(`−${digits(largest)}`, bar, `+${digits(largest)}`);
+      legend.replaceChildren(`−${digits(strip.largest)}`, bar, `+${digits(strip.largest)}`);
     }
     this.mark();
   }

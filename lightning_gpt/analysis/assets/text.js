@@ -6,14 +6,22 @@ import { run } from "./run.js";
 
 // `page` has row, held, head, scale, point, hold, leave and reveal.
 export function makeTokens(page) {
-  byId("tokens").replaceChildren(...run.tokens.map((token, row) => {
-    const entry = element("li", token, { "data-row": row, "data-id": run.ids[row], tabindex: row === page.row ? 0 : -1 });
-    const look = (use) => () => { use(row, null); page.reveal(); };
-    entry.addEventListener("mouseenter", look(page.point));
-    entry.addEventListener("focus", look(page.hold));
-    entry.addEventListener("click", look(page.hold));
-    return entry;
-  }));
+  const list = byId("tokens");
+  while (list.children.length > run.rowCount) list.lastChild.remove();
+  for (let row = list.children.length; row < run.rowCount; row++) list.append(makeToken(page, row));
+  [...list.children].forEach((entry, row) => {
+    if (entry.textContent !== run.tokens[row]) entry.textContent = run.tokens[row];
+    entry.dataset.id = run.ids[row];
+  });
+}
+
+function makeToken(page, row) {
+  const entry = element("li", "", { "data-row": row });
+  const look = (use) => () => { use(row, null); page.reveal(); };
+  entry.addEventListener("mouseenter", look(page.point));
+  entry.addEventListener("focus", look(page.hold));
+  entry.addEventListener("click", look(page.hold));
+  return entry;
 }
 
 export function listenToTokens(page) {
@@ -31,9 +39,10 @@ export function drawTokens(page) {
   const others = run.columnCount - run.rowCount;
   const isSigned = run.difference !== null;
   const colours = table(isSigned ? "diverging" : "sequential");
+  const [shares, from] = [page.head.shares("pattern", page.scale), page.row * run.columnCount + others];
   for (const [place, entry] of [...byId("tokens").children].entries()) {
     const { mask, weight } = page.head.at(page.row, others + place);
-    const share = page.head.share("pattern", page.row, others + place, page.scale);
+    const share = shares(from + place);
     const colour = isSigned ? diverging(share, colours) : sequential(share, colours);
     entry.style.background = mask ? css(colour) : "";
     entry.style.color = mask ? inkOn(colour) : "";

@@ -1,6 +1,6 @@
 // The current selection (layer, head, row, column) and everything that depends on it.
 
-import { diverging, forgetTheme, sequential, table, themeNow } from "./colours.js";
+import { forgetTheme, paint, table, themeNow } from "./colours.js";
 import { byId, digits, element, later, signed, tokenElement } from "./dom.js";
 import { MatrixView } from "./matrix.js";
 import { run } from "./run.js";
@@ -18,6 +18,7 @@ export const page = {
   heads: [],
   lens: null,
   changed: () => {}, // called when layer, head or the held cell has changed
+  selected: () => {}, // called when another cell is read, held or pointed at
   redraw: () => {}, // called when the colours have changed
   get head() { return this.heads[this.headNumber]; },
   point(row, column) { select(row, column); },
@@ -38,9 +39,14 @@ let strips = null;
 
 // The layer and head last chosen; shown once the layer is there, unless another was chosen by then.
 let goal = { index: 0, headNumber: 0 };
+let choices = 0;
+
+// What was chosen last, and how often something was chosen.
+export const chosen = () => ({ ...goal, choices });
 
 export async function show(index, headNumber) {
   const mine = (goal = { index, headNumber });
+  choices++;
   document.documentElement.dataset.ready = "false";
   const [heads, matrices] = await Promise.all([run.headsOf(index, headNumber), run.stripsOf(index, headNumber)]);
   if (goal !== mine) return;
@@ -53,25 +59,30 @@ export async function show(index, headNumber) {
   document.documentElement.dataset.ready = "true";
 }
 
-// Show a text that was read anew, with its heads and matrices already there.
-export function showText(index, headNumber, heads, matrices) {
+// Take over a text that was read anew, with its heads and matrices already there; `drawText` shows it.
+export function takeText(index, headNumber, heads) {
   goal = { index, headNumber };
   const last = run.rowCount - 1;
   const keep = page.held.row <= last ? page.held : { row: last, column: null };
   const column = keep.column !== null && keep.column < run.columnCount ? keep.column : null;
   Object.assign(page, { index, headNumber, heads, held: { row: keep.row, column }, row: keep.row, column });
   run.headCount = heads.length;
+}
+
+// All but the lens.
+export function drawText(matrices) {
   makeTokens(page);
   makePickers();
-  strips.set(matrices);
   fit();
-  layOut();
-  drawAll();
+  placeFigures();
+  strips.set(matrices);
+  drawPickers();
+  drawSelection();
 }
 
 // The cell size at which everything is in sight.
 export function fit() {
-  foldMask(run.rowCount > 64);
+  foldMask(run.rowCount > 64 || Boolean(page.head.other));
   page.cell = views[1].fittingCell();
   page.scale = run.columnCount > 16 ? "row" : "absolute";
   byId("cell").value = page.cell;
@@ -91,9 +102,11 @@ function drawSelection() {
   drawReadout();
   drawMatrices();
   strips.mark();
+  page.selected();
 }
 
 function drawMatrices() {
+  for (const view of views) view.readRoom(); // reading between drawings would lay the page out each time
   for (const view of views) view.draw();
 }
 
@@ -101,12 +114,13 @@ function drawMatrices() {
 
 export function makePickers() {
   byId("pickers").hidden = byId("keys").hidden = run.layers.length === 1 && run.headCount === 1;
-  byId("layers").replaceChildren(...run.layers.map((layer, index) => {
-    const button = element("button", `layer ${layer}`, { type: "button", "data-layer": layer });
-    button.addEventListener("click", () => show(index, goal.headNumber));
-    return button;
-  }));
-  byId("heads").replaceChildren();
+  if ([...byId("layers").children].map((button) => button.dataset.layer).join() !== run.layers.join()) {
+    byId("layers").replaceChildren(...run.layers.map((layer, index) => {
+      const button = element("button", `layer ${layer}`, { type: "button", "data-layer": layer });
+      button.addEventListener("click", () => show(index, goal.headNumber));
+      return button;
+    }));
+  }
   byId("head-dim").textContent = run.headDim;
   byId("bias").toggleAttribute("hidden", !run.biased);
 }
@@ -126,11 +140,19 @@ export function drawPickers() {
   [...byId("heads").children].forEach((button, head) => {
     button.setAttribute("aria-pressed", head === page.headNumber);
     drawThumbnail(button.querySelector("canvas"), page.heads[head]);
-    const list = byId("heads");
-    if (head === page.headNumber && (button.offsetLeft < list.scrollLeft || button.offsetLeft + button.offsetWidth > list.scrollLeft + list.clientWidth)) {
-      list.scrollLeft = button.offsetLeft - list.clientWidth / 2;
-    }
   });
+  if (inSight.index === page.index && inSight.headNumber === page.headNumber) return;
+  inSight = { index: page.index, headNumber: page.headNumber };
+  scrollTo(byId("layers"), byId("layers").children[page.index]);
+  scrollTo(byId("heads"), byId("heads").children[page.headNumber]);
+}
+
+let inSight = {}; // the choice that the lists were scrolled to
+
+// Scroll a list from left to right until a button of it is in sight.
+function scrollTo(list, button) {
+  const [start, end] = [button.offsetLeft - list.offsetLeft, button.offsetLeft - list.offsetLeft + button.offsetWidth];
+  if (start < list.scrollLeft || end > list.scrollLeft + list.clientWidth) list.scrollLeft = start - list.clientWidth / 2;
 }
 
 const thumbnails = new WeakMap(); // what each canvas shows
@@ -142,20 +164,16 @@ function drawThumbnail(canvas, head) {
   if (known && known.head === head && known.scale === page.scale && known.colours === colours) return;
   thumbnails.set(canvas, { head, scale: page.scale, colours });
   const [height, width] = [Math.min(64, run.rowCount), Math.min(64, run.columnCount)];
-  const shares = new Float32Array(height * width);
-  for (let row = 0; row < run.rowCount; row++) {
+  const [blocks, shareAt] = [new Float32Array(height * width), head.shares("pattern", page.scale)];
+  const columnOf = Int32Array.from({ length: run.columnCount }, (_, column) => Math.floor((column * width) / run.columnCount));
+  for (let row = 0, place = 0; row < run.rowCount; row++) {
     const line = Math.floor((row * height) / run.rowCount) * width;
-    for (let column = 0; column < run.columnCount; column++) {
-      const place = line + Math.floor((column * width) / run.columnCount);
-      const share = head.share("pattern", row, column, page.scale);
-      if (Math.abs(share) > Math.abs(shares[place])) shares[place] = share;
+    for (let column = 0; column < run.columnCount; column++, place++) {
+      const [share, block] = [shareAt(place), line + columnOf[column]];
+      if (Math.abs(share) > Math.abs(blocks[block])) blocks[block] = share;
     }
   }
-  [canvas.width, canvas.height] = [width, height];
-  const picture = new ImageData(width, height);
-  const colourOf = run.difference !== null ? diverging : sequential;
-  shares.forEach((value, place) => picture.data.set([...colourOf(value, colours), 255], 4 * place));
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  paint(canvas, width, height, (block) => blocks[block], run.difference !== null);
 }
 
 // --- readout ------------------------------------------------------------------------------------------------------
@@ -187,8 +205,16 @@ function drawReadout() {
 // --- controls and start -------------------------------------------------------------------------------------------
 
 export function layOut() {
-  for (const view of views) view.layOut();
+  placeFigures();
   drawMatrices();
+}
+
+function placeFigures() {
+  const shown = views.filter((view) => !view.figure.hidden);
+  for (const view of shown) view.readRoom();
+  for (const view of shown) view.setSize();
+  for (const view of shown) view.readRoom();
+  for (const view of shown) view.setCanvas();
 }
 
 function foldMask(folded) {
@@ -216,6 +242,11 @@ function refit() {
   page.cell = views[1].fittingCell();
   byId("cell").value = page.cell;
   layOut();
+}
+
+// More matrices of the selected cell; `ofPage` is like `page`, with heads of its own.
+export function addFigures(figures, ofPage) {
+  views.push(...figures.map((figure) => new MatrixView(figure, ofPage)));
 }
 
 // Listen to everything; `lens` is the logit lens.

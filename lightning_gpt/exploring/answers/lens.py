@@ -23,14 +23,13 @@ def lens(look: TextPass, first: int, count: int) -> bytes:
     last = min(look.require_row(first) + count, len(look.ids))
     k = min(_LIKELIEST, look.model.config.vocab_size)
     with evaluating(look.model):
-        seen = [lens_at(look.model, stream[first:last], look.ids[first : last + 1], k) for stream in look.streams]
-    top, probability, nll = (np.stack(parts) for parts in zip(*seen, strict=True))
+        top, probability, nll = lens_at(look.model, look.streams[:, first:last], look.ids[first : last + 1], k)
     content = {
-        "depths": ["embedding", *(f"layer {layer}" for layer in range(len(seen) - 1))],
+        "depths": ["embedding", *(f"layer {layer}" for layer in range(len(top) - 1))],
         "first": first,
         "count": last - first,
         "k": k,
-        "loss": nll.mean(axis=1).tolist() if nll.shape[1] else [None] * len(seen),
+        "loss": nll.mean(axis=1).tolist() if nll.shape[1] else [None] * len(top),
         "vocabulary": _names(look, top),
     }
     return packed(content, {"top": top.astype(np.int32), "probability": probability, "nll": nll})

@@ -1,6 +1,6 @@
 // All heads and feed-forward networks at a glance, and what is done to them.
 
-import { diverging, sequential, table } from "./colours.js";
+import { paint } from "./colours.js";
 import { byId, digits, element, signed } from "./dom.js";
 import { changeText, state } from "./state.js";
 
@@ -71,8 +71,8 @@ export function toggle() {
 }
 
 function settle() {
-  if (state.changes.length && state.against === "") [state.against, state.difference] = ["unchanged", true];
-  if (!state.changes.length && state.against === "unchanged") [state.against, state.difference] = ["", false];
+  if (state.changes.length && state.against === "") [state.against, state.show] = ["unchanged", "difference"];
+  if (!state.changes.length && state.against === "unchanged") [state.against, state.show] = ["", "values"];
   afterChange();
 }
 
@@ -99,27 +99,36 @@ function drawButtons() {
   byId("patch-here").checked = change?.kind === "patch" ? change.value !== "" : byId("patch-here").checked;
 }
 
+const built = { key: "", canvases: new Map() }; // the table as it stands: each head's canvases
+
 // Draw the map from a look's answer.
 export function drawMap(look, isDifference) {
-  const { shape: [layers, heads, rows, columns], values } = look.arrays.thumbnails;
-  const colours = table(isDifference ? "diverging" : "sequential");
+  const { thumbnails, "other.thumbnails": beside } = look.arrays;
+  const key = JSON.stringify([look.headCounts, look.hasFfn, beside?.shape.slice(0, 2)]);
+  if (built.key !== key) buildMap(look, beside);
+  built.key = key;
+  for (const [part, canvases] of built.canvases) {
+    const [layer, n] = part.split(".").map(Number);
+    [thumbnails, beside].slice(0, canvases.length).forEach(({ shape: [, all, rows, columns], values }, of) => {
+      const start = (layer * all + n) * rows * columns;
+      paint(canvases[of], columns, rows, (place) => (isDifference ? (values[start + place] - 128) / 127 : values[start + place] / 255), isDifference);
+    });
+  }
+  for (const button of byId("map").querySelectorAll("button")) markChange(button);
+  choosePart(chosen);
+}
+
+function buildMap(look, beside) {
+  const { shape: [layers, heads] } = look.arrays.thumbnails;
+  built.canvases.clear();
   byId("map").style.setProperty("--thumb", layers * heads > 64 ? "26px" : layers * heads > 16 ? "min(44px, 9vw)" : "min(60px, 11vw)");
-  const thumbnail = (layer, n) => {
-    const canvas = element("canvas");
-    [canvas.width, canvas.height] = [columns, rows];
-    const picture = new ImageData(columns, rows);
-    const start = (layer * heads + n) * rows * columns;
-    for (let i = 0; i < rows * columns; i++) {
-      const value = values[start + i];
-      const colour = isDifference ? diverging((value - 128) / 127, colours) : sequential(value / 255, colours);
-      picture.data.set([colour[0], colour[1], colour[2], 255], 4 * i);
-    }
-    canvas.getContext("2d").putImageData(picture, 0, 0);
-    return canvas;
-  };
   const place = (layer, n) => {
-    if (n === heads) return look.hasFfn[layer] ? cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`, null) : element("td");
-    return n < look.headCounts[layer] ? cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, thumbnail(layer, n)) : element("td");
+    if (n === heads) return look.hasFfn[layer] ? cell(`${layer}.ffn`, `layer ${layer}, feed-forward network`) : element("td");
+    if (n >= look.headCounts[layer]) return element("td");
+    const isPair = beside && layer < beside.shape[0] && n < beside.shape[1];
+    const canvases = Array.from({ length: isPair ? 2 : 1 }, () => element("canvas"));
+    built.canvases.set(`${layer}.${n}`, canvases);
+    return cell(`${layer}.${n}`, `layer ${layer}, head ${n}`, ...canvases);
   };
   const [allLayers, allParts] = [[...Array(layers).keys()], [...Array(heads + (look.hasFfn.some(Boolean) ? 1 : 0)).keys()]];
   const nameOf = (n) => (n === heads ? "FFN" : n);
@@ -138,28 +147,28 @@ export function drawMap(look, isDifference) {
     line.append(...(isDeep ? allLayers.map((layer) => place(layer, of)) : allParts.map((n) => place(of, n))));
     return line;
   }));
-  const left = byId("map-scroll").scrollTop;
+  const before = byId("map-scroll").scrollTop;
   byId("map").replaceChildren(top, body);
-  byId("map-scroll").scrollTop = left;
-  choosePart(chosen);
+  byId("map-scroll").scrollTop = before;
 }
 
-function cell(part, says, canvas) {
-  const change = changeOf(part);
-  const button = element("button", "", {
-    type: "button", "data-part": part, title: says, "aria-label": change ? `${says}, ${WORDS[change.kind]}` : says,
-    "aria-pressed": part === chosen,
-  });
-  if (canvas) button.append(canvas);
+function cell(part, says, ...canvases) {
+  const button = element("button", "", { type: "button", "data-part": part, title: says });
+  if (canvases.length) button.append(...canvases);
   else { button.className = "ffn"; button.append("FFN"); }
-  if (change) {
-    button.classList.add("changed");
-    button.dataset.change = change.kind === "scale" ? `×${change.value}` : SIGNS[change.kind];
-  }
+  button.classList.toggle("pair", canvases.length > 1);
   button.addEventListener("click", () => { choosePart(part); choose(part); });
   const place = element("td");
   place.append(button);
   return place;
+}
+
+function markChange(button) {
+  const change = changeOf(button.dataset.part);
+  button.classList.toggle("changed", Boolean(change));
+  button.setAttribute("aria-label", change ? `${button.title}, ${WORDS[change.kind]}` : button.title);
+  if (change) button.dataset.change = change.kind === "scale" ? `×${change.value}` : SIGNS[change.kind];
+  else delete button.dataset.change;
 }
 
 export function drawChanges(look) {

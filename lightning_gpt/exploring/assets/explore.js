@@ -8,10 +8,10 @@ import { byId, digits, element, signed } from "./dom.js";
 import { drawFollow, drawFollowHint } from "./follow.js";
 import { drawDistribution, setVocabulary, startGenerating } from "./generate.js";
 import { drawCode, drawPictureNames, startKeeping } from "./keep.js";
-import { Lens, LensPart } from "./lens.js";
 import { run } from "./run.js";
-import { againstText, passes, readLink, shownText, state, writeLink } from "./state.js";
-import { page, show, showText, startView } from "./view.js";
+import { badge, drawSide, isSide, startSide } from "./side.js";
+import { againstText, passes, readLink, shownText, state, writeLink, writeLinkSoon } from "./state.js";
+import { chosen, drawText, page, show, startView, takeText } from "./view.js";
 import { drawWorth, forgetWorth, startWorth } from "./worth.js";
 
 let models = [];
@@ -52,6 +52,7 @@ function makeParts() {
   parts = {
     follow: new Part("follow-card", drawCell),
     lens: new Part("lens", () => page.lens.draw(page.row)),
+    lensOther: new Part("lens-card-other", () => page.lens.drawOther()),
     generate: new Part("generate-card", () => drawDistribution(page.held.row)),
     depth: new Part("depth", () => drawDepth(againstText())),
     way: new Part("way-hint", () => drawWay(page.held.row)),
@@ -65,13 +66,6 @@ async function drawCell() {
   return drawFollow(await ask("cell", { of: shownText(), layer: state.layer, head: state.head, row, column }));
 }
 
-async function loadLens(first, count) {
-  if (!parts.lens.inSight) return null;
-  const answer = await ask("lens", { of: shownText(), first, count: Math.min(64, count) });
-  const { top, probability, nll } = answer.arrays;
-  return new LensPart({ ...answer, top: top.values, probability: probability.values, nll: nll.values, losses: answer.loss, names: answer.vocabulary });
-}
-
 // --- matrices --------------------------------------------------------------------------------------------------
 
 function headsFrom({ arrays, heads }) {
@@ -83,6 +77,17 @@ function headsFrom({ arrays, heads }) {
     const change = { scores: of("scores", head), pattern: of("pattern", head) };
     return new Head(of("mask", head), of("scores.shown", head), of("pattern.shown", head), rows, columns, change);
   });
+}
+
+// The heads, each with its counterpart where two models are shown side by side.
+function headsOf(answer) {
+  const found = headsFrom(answer);
+  const { mask, scores, pattern } = Object.fromEntries(["mask", "scores", "pattern"].map((name) => [name, answer.arrays[`other.${name}`]]));
+  if (!mask) return found;
+  const heads = mask.shape[0];
+  const others = headsFrom({ arrays: { mask, scores, pattern }, heads });
+  found.forEach((head, n) => head.setBeside(others[Math.min(n, heads - 1)]));
+  return found;
 }
 
 function stripsFrom({ arrays }) {
@@ -108,50 +113,86 @@ const layerAnswer = (() => {
   };
 })();
 
-run.headsOf = async (index, head = page.headNumber) => headsFrom(await layerAnswer(index, head));
+run.headsOf = async (index, head = page.headNumber) => headsOf(await layerAnswer(index, head));
 run.stripsOf = async (index, head) => stripsFrom(await layerAnswer(index, head));
 
 // --- looking ----------------------------------------------------------------------------------------------------
 
+let asked = 0; // looks so far
+
 const look = latest(async () => {
+  const mine = ++asked;
   document.documentElement.dataset.ready = "false";
-  writeLink();
   const isAnotherText = current === null || current.asked.text !== state.text || current.asked.more.join() !== state.more.join() || current.asked.model !== state.model;
-  const asked = shownText();
-  const started = performance.now();
+  const [text, { choices }] = [shownText(), chosen()];
   let answer;
   try {
     answer = await ask("look", { ...passes(), layer: state.layer, head: state.head });
   } catch (error) {
     fail(error);
+    document.documentElement.classList.add("stale"); // what is shown is of the text before
     return;
   }
+  if (isOvertaken(choices)) return;
   byId("notice").hidden = true;
+  document.documentElement.classList.remove("stale");
   if (isAnotherText) forgetWorth();
-  current = { ...answer, asked: { ...asked, more: [...asked.more] } };
+  current = { ...answer, asked: { ...text, more: [...text.more] } };
   isOtherHead ||= answer.layer !== state.layer || answer.head !== state.head; // another model may have fewer
   [state.layer, state.head] = [answer.layer, answer.head];
   const { tokens, ids, keys, headDim, biased, layerCount, heads } = answer;
-  const difference = passes().difference ? (state.against === "unchanged" ? "the unchanged model" : models[state.against]) : null;
+  const difference = passes().show === "difference" ? nameOfOther() : null;
   Object.assign(run, { tokens, ids, keys, headDim, biased, difference, headCount: heads, layers: Array.from({ length: layerCount }, (_, n) => n) });
   const last = tokens.length - 1;
   page.held = state.row === null || state.row > last ? { row: last, column: null } : { row: state.row, column: state.column };
   page.lens.forget();
-  showText(state.layer, state.head, headsFrom(answer), stripsFrom(answer));
+  takeText(state.layer, state.head, headsOf(answer));
+  // the server answers these while the page is drawn
+  const following = FAST.map((name) => parts[name].refresh());
+  // what comes soon is drawn in the same frame
+  await Promise.race([Promise.all(following), new Promise((done) => setTimeout(done, TOGETHER))]);
+  if (isOvertaken(choices)) return;
+  drawSide(answer, [state.changes.length ? `${models[state.model]}, with the changes` : models[state.model], nameOfOther()]);
+  drawText(stripsFrom(answer));
   drawTop(answer);
   drawMap(answer, difference !== null);
   drawChanges(answer);
   drawPictureNames(strips);
   if (isOtherHead) choosePartOfHead();
   isOtherHead = false;
-  await Promise.all(Object.values(parts).map((part) => part.refresh()));
-  document.documentElement.dataset.took = Math.round(performance.now() - started);
-  document.documentElement.dataset.ready = "true";
+  await Promise.all(following);
+  setTimeout(() => rest(mine), PAUSE);
 });
 
+const FAST = ["lens", "lensOther", "generate", "follow"];
+const SLOW = ["code", "way", "depth"];
+const TOGETHER = 30; // ms
+const PAUSE = 120; // ms: what takes long is asked for when typing pauses
+
+// Whether another head was chosen since; then that is looked at, and the answer that has come is of the one before.
+function isOvertaken(choices) {
+  if (chosen().choices === choices || !current) return false;
+  const { index, headNumber } = chosen();
+  [state.layer, state.head] = [run.layers[index], headNumber];
+  isOtherHead = true;
+  look();
+  return true;
+}
+
+async function rest(mine) {
+  if (mine !== asked) return;
+  writeLink();
+  await Promise.all(SLOW.map((name) => parts[name].refresh()));
+  if (mine === asked) document.documentElement.dataset.ready = "true";
+}
+
+const nameOfOther = () => (state.against === "unchanged" ? "the unchanged model" : models[state.against] ?? "");
+
 function drawTop(answer) {
-  byId("difference").checked = state.difference;
-  byId("difference").disabled = state.against === "";
+  for (const radio of byId("show").querySelectorAll("input")) {
+    radio.checked = radio.value === state.show;
+    radio.disabled = state.against === "";
+  }
   byId("against").value = state.against;
   setVocabulary(Number(answer.facts.vocabulary.replaceAll(",", "")));
   byId("facts").replaceChildren(...Object.entries({ ...answer.facts, layers: `${answer.layerCount} × ${answer.heads} heads` }).map(([fact, value]) => {
@@ -164,7 +205,9 @@ function drawTop(answer) {
   delete summary.dataset.loss;
   if (answer.loss !== null) {
     summary.dataset.loss = answer.loss;
-    summary.append(" · loss ", element("b", digits(answer.loss)), ` nats (perplexity ${Math.exp(answer.loss).toLocaleString("en", { maximumFractionDigits: 1 })})`);
+    const said = (loss) => [" loss ", element("b", digits(loss)), ` nats (perplexity ${Math.exp(loss).toLocaleString("en", { maximumFractionDigits: 1 })})`];
+    summary.append(" · ", ...(isSide() ? [badge("A")] : []), ...said(answer.loss));
+    if (isSide() && answer.before?.loss != null) summary.append(" · ", badge("B"), ...said(answer.before.loss));
     if (answer.before?.loss != null) {
       const change = answer.loss - answer.before.loss;
       summary.append(" · ", element("b", signed(change), { class: change > 0 ? "worse" : "better" }), state.against === "unchanged" ? " by the changes" : " to the other model");
@@ -201,16 +244,27 @@ function listen() {
   byId("other").addEventListener("input", (event) => { state.other = event.target.value; look(); });
   byId("against").addEventListener("change", (event) => {
     state.against = event.target.value;
-    state.difference = state.against !== "";
+    if (state.against === "") state.show = "values";
+    else if (state.show === "values") state.show = "difference";
     look();
   });
-  byId("difference").addEventListener("change", (event) => { state.difference = event.target.checked; look(); });
+  byId("show").addEventListener("change", (event) => { state.show = event.target.value; look(); });
   document.addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
-    const act = { x: toggle, u: undo, d: () => byId("difference").click() }[event.key];
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=radio]), select, textarea")) return;
+    const act = { x: toggle, u: undo, d: () => showAs("difference"), s: () => showAs("side") }[event.key];
     if (act) act();
   });
   window.addEventListener("hashchange", () => { takeLink(); look(); });
+}
+
+// Show it so, or as it is if it is shown so already.
+function showAs(show) {
+  if (state.against === "") {
+    byId("change-words").textContent = "There is nothing to compare with: change something, or choose a model under “Compare with”.";
+    return;
+  }
+  state.show = state.show === show ? "values" : show;
+  look();
 }
 
 // Take over what the address holds; what cannot be understood is said, and left out as a whole.
@@ -247,7 +301,7 @@ function selectionChanged() {
   const layer = run.layers[page.index];
   const isAnotherHead = layer !== state.layer || page.headNumber !== state.head;
   Object.assign(state, { layer, head: page.headNumber, row: page.held.row, column: page.held.column });
-  writeLink();
+  writeLinkSoon();
   if (isAnotherHead) choosePartOfHead();
   for (const name of isAnotherHead ? ["follow", "depth", "code"] : ["follow", "generate", "way", "code"]) parts[name].refresh();
 }
@@ -260,7 +314,8 @@ async function start() {
   const isUnderstood = takeLink();
   const said = byId("notice").textContent;
   drawModels();
-  startView(new Lens(loadLens, (depth, row) => { page.lens.depth = depth; page.hold(row, null); page.lens.draw(row); }));
+  startView(null);
+  page.lens = startSide((suffix) => parts[suffix ? "lensOther" : "lens"].inSight);
   makeParts();
   startChanges(look, choosePartOfMap);
   startGenerating(longest, () => parts.generate.refresh(), look, fail);

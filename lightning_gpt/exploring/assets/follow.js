@@ -1,18 +1,14 @@
 // One cell of the softmax, step by step, with the numbers it was made of.
 
-import { diverging, table } from "./colours.js";
+import { paint } from "./colours.js";
 import { byId, digits, element, signed, tokenElement } from "./dom.js";
 
 // A vector as a strip of colours, white at 0.
 function vectorLine(name, values) {
   const line = element("div", "", { class: "vector" });
   const canvas = element("canvas", "", { role: "img", "aria-label": `${name}: ${values.length} numbers` });
-  [canvas.width, canvas.height] = [values.length, 1];
   const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
-  const picture = new ImageData(values.length, 1);
-  const colours = table("diverging");
-  values.forEach((value, place) => picture.data.set([...diverging(value / largest, colours), 255], 4 * place));
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  paint(canvas, values.length, 1, (place) => values[place] / largest, true);
   canvas.title = `from −${digits(largest)} to +${digits(largest)}`;
   canvas.addEventListener("mousemove", (event) => {
     const place = Math.min(values.length - 1, Math.floor((event.offsetX / canvas.clientWidth) * values.length));

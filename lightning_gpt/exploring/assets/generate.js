@@ -78,7 +78,7 @@ export async function drawDistribution(row) {
     bar(model, "model");
     bar(after, "");
     entry.append(element("span", name, { class: "name", title: name }), bars);
-    entry.append(element("span", `${digits(model)} → ${digits(after)}`, { class: "value" }));
+    entry.append(element("span", after === model ? digits(model) : `${digits(model)} → ${digits(after)}`, { class: "value" }));
     return entry;
   }));
   const words = [`Grey: the model's probability; blue: after the rules, which leave ${next.kept.toLocaleString("en")} of ${vocabulary.toLocaleString("en")} tokens with ${(100 * next.keptMass).toFixed(1)} % of it.`,

@@ -4,7 +4,7 @@ import { askText } from "./ask.js";
 import { byId, element, tokenElement } from "./dom.js";
 import { matrixSvg, numberLabel, svgToPng } from "./picture.js";
 import { run } from "./run.js";
-import { passes, state } from "./state.js";
+import { passes, state, writeLink } from "./state.js";
 import { page } from "./view.js";
 
 const NAMES = { scores: "scaled scores", pattern: "softmax", mask: "mask", X: "X", N: "N", Q: "Q", K: "K", V: "V", AV: "A V", Y: "Y" };
@@ -16,9 +16,20 @@ function save(blob, name) {
   byId("kept").replaceChildren("Saved ", tokenElement(name), ".");
 }
 
-async function copy(text, said) {
-  await navigator.clipboard.writeText(text);
-  byId("kept").textContent = said;
+// Where the browser does not let a page copy, `otherwise` says how to do it by hand.
+async function copy(text, said, otherwise) {
+  try {
+    await navigator.clipboard.writeText(text);
+    byId("kept").textContent = said;
+  } catch {
+    byId("kept").textContent = otherwise();
+  }
+}
+
+function selectCode() {
+  getSelection().selectAllChildren(byId("code"));
+  byId("code").scrollIntoView({ block: "nearest" });
+  return "This browser does not let a page copy. The lines are selected: press Ctrl+C.";
 }
 
 const asked = () => ({ ...passes(), layer: state.layer, head: state.head });
@@ -27,8 +38,8 @@ const fileName = (what, ending) => `layer${state.layer}_head${state.head}_${what
 // `strips()` gives the matrices of the head that is shown.
 export function startKeeping(strips, failed) {
   const guarded = (work) => async () => { try { await work(); } catch (error) { failed(error); } };
-  byId("keep-link").addEventListener("click", guarded(() => copy(location.href, "The link is copied; it holds text, changes and selection.")));
-  byId("keep-code").addEventListener("click", guarded(async () => copy(await code(), "The code is copied.")));
+  byId("keep-link").addEventListener("click", guarded(() => { writeLink(); return copy(location.href, "The link is copied; it holds text, changes and selection.", () => "This browser does not let a page copy. The link is in the address bar."); }));
+  byId("keep-code").addEventListener("click", guarded(async () => { await drawCode(); await copy(byId("code").textContent, "The code is copied.", selectCode); }));
   byId("keep-page").addEventListener("click", guarded(async () => save(new Blob([await askText("page", asked())], { type: "text/html" }), "attention.html")));
   byId("keep-svg").addEventListener("click", () => save(new Blob([picture(strips())], { type: "image/svg+xml" }), fileName(byId("keep-what").value, "svg")));
   byId("keep-png").addEventListener("click", guarded(async () => save(await svgToPng(picture(strips())), fileName(byId("keep-what").value, "png"))));

@@ -7,13 +7,14 @@ export const state = {
   other: "",
   changes: [], // {part: "3.2", kind: "zero" | "mean" | "scale" | "patch", value: "" | a factor | a position}
   against: "", // "", "unchanged" or the number of another model
-  difference: false,
+  show: "values", // "values", "difference" or "side", where it is compared
   layer: 0,
   head: 0,
   row: null, // the last token where it is null
   column: null,
 };
 const FIRST = structuredClone(state);
+const SHOWS = ["values", "difference", "side"];
 const WHOLE = ["model", "layer", "head", "row", "column"];
 
 export const changeText = ({ part, kind, value }) => `${part}:${kind}${value === "" ? "" : `:${value}`}`;
@@ -37,8 +38,8 @@ export function readLink() {
         if (!found) throw new Error(`the link is malformed: ${JSON.stringify(change.slice(0, 40))} is not a change such as 3.2:zero`);
         return { part: found[1], kind: found[2], value: found[3] ?? "" };
       });
-    } else if (key === "difference") {
-      read.difference = value === "true";
+    } else if (key === "show" && !SHOWS.includes(value)) {
+      throw new Error(`the link is malformed: show is ${JSON.stringify(value.slice(0, 40))} (allowed: ${SHOWS.join(", ")})`);
     } else if (key === "against" && !/^(unchanged|\d{1,6})?$/.test(value)) {
       throw new Error(`the link is malformed: against is ${JSON.stringify(value.slice(0, 40))}`);
     } else {
@@ -48,7 +49,16 @@ export function readLink() {
   return read;
 }
 
+let writing = 0;
+
+// Not at every key that is held down: browsers limit how often an address may change.
+export function writeLinkSoon() {
+  clearTimeout(writing);
+  writing = setTimeout(writeLink, 200);
+}
+
 export function writeLink() {
+  clearTimeout(writing);
   const link = new URLSearchParams();
   for (const [key, first] of Object.entries(FIRST)) {
     const value = state[key];
@@ -72,4 +82,4 @@ export function againstText() {
   return { ...shownText(), model: Number(state.against), changes: "", other: "" };
 }
 
-export const passes = () => ({ of: shownText(), against: againstText(), difference: state.difference && state.against !== "" });
+export const passes = () => ({ of: shownText(), against: againstText(), show: state.against === "" ? "values" : state.show });

@@ -10,6 +10,8 @@ _ROWS = 40
 """A page holds so many rows."""
 _TITLE, _WORDS = 12, 28
 """Titles and columns of words are broken into lines of so many letters."""
+_TEXT, _LETTER, _GAP = 345, 3.75, 8
+"""The width of the text of LaTeX's article, and of a letter of \\footnotesize and a gap between columns, in points."""
 _OPERATORS = "pm dagger cdot times le ge Vert surd infty"
 _GREEK = "Delta Sigma alpha beta gamma eta lambda mu rho sigma tau"
 _SIGNS = {
@@ -56,6 +58,7 @@ def _pages(table: Table, heading: str) -> Iterator[tuple[Table, str]]:
 
 def _table(table: Table, caption: str, number: int) -> str:
     columns = "l" + "r" * (len(table.header) - 1)
+    size = "footnotesize" if _points(table) <= _TEXT else "scriptsize"
     header = " & ".join(_lines(text, _TITLE, columns[place], "b") for place, text in enumerate(table.header))
     rows = [
         " & ".join(_lines(text, _WORDS, columns[place], "t") for place, text in enumerate(row)) + r" \\"
@@ -63,7 +66,7 @@ def _table(table: Table, caption: str, number: int) -> str:
     ]
     body = "\n".join(rows)
     return rf"""\begin{{table}}
-\centering\footnotesize\setlength{{\tabcolsep}}{{4pt}}
+\centering\{size}\setlength{{\tabcolsep}}{{4pt}}
 \caption{{{_escaped(caption)}}}
 \label{{tab:{number}}}
 \begin{{tabular}}{{@{{}}{columns}@{{}}}}
@@ -77,11 +80,23 @@ def _table(table: Table, caption: str, number: int) -> str:
 """
 
 
+def _points(table: Table) -> float:
+    """About the width of the table: that of the longest line of each column, and the gaps between them."""
+    titles = ([len(line) for line in _wrapped(text, _TITLE)] for text in table.header)
+    cells = ([len(line) for row in table.rows for line in _wrapped(row[n], _WORDS)] for n in range(len(table.header)))
+    longest = (max([*title, *cell], default=0) for title, cell in zip(titles, cells, strict=True))
+    return _LETTER * sum(longest) + _GAP * (len(table.header) - 1)
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    return textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False)
+
+
 def _lines(text: str, most: int, side: str, place: str) -> str:
     """``text``, in lines of a small table of its own where it is long."""
     if len(text) <= most:
         return _escaped(text)
-    lines = textwrap.wrap(text, most, break_long_words=False, break_on_hyphens=False)
+    lines = _wrapped(text, most)
     if len(lines) == 1:
         return _escaped(text)
     inner = r"\\".join(map(_escaped, lines))
