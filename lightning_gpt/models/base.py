@@ -1,7 +1,7 @@
 """The common interface of all language models in this package."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -84,6 +84,10 @@ class LanguageModel(Layer, Generating):
     @abstractmethod
     def block_views(self) -> list[BlockView]:
         """The blocks in the order they run. The stream before the first is named ``embedding``."""
+
+    def passed_on(self, layer: int, context: Context) -> dict[Hashable, Tensor]:
+        """What layers after this one read besides the stream, by its key in what is carried."""
+        return {}
 
     def init_all(self) -> None:
         """Initialise the weights of every layer, in the order of the model's parts."""

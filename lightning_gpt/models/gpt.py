@@ -5,6 +5,7 @@
 initialisation follow Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
 """
 
+from collections.abc import Hashable
 from functools import partial
 
 from torch import Tensor, nn
@@ -174,6 +175,11 @@ class GPT(LanguageModel):
     def layer(self, layer: int, x: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` on the residual stream ``(batch, time, n_stream dim)``; the shape is unchanged."""
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
+
+    def passed_on(self, layer: int, context: Context) -> dict[Hashable, Tensor]:
+        """What has been carried so far, without what no later layer reads."""
+        passes_on = self.each_block()[layer].unwrapped.passes_on
+        return {key: value for key, value in context.shared.carried.items() if passes_on(key)}
 
     def block_views(self) -> list[BlockView]:
         """One view per executed layer that this process holds; layers may share a block."""

@@ -129,11 +129,10 @@ class ModelStage(nn.Module):
         return loss * weight.to(loss.dtype)
 
     def _sent(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
-        (model,), carried = self._model, context.shared.carried
-        last = model.blocks[self.layers[-1]].unwrapped
-        self.carried = [key for key in carried if last.passes_on(key)]
+        carried = self._model[0].passed_on(self.layers[-1], context)
+        self.carried = list(carried)
         # views, and what is only passed through, become tensors of their own: the schedules detach them in place
-        return tuple(_of_its_own(tensor) for tensor in (x, *(carried[key] for key in self.carried)))
+        return tuple(_of_its_own(tensor) for tensor in (x, *carried.values()))
 
 
 def _received(x: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.moe.experts import Experts
-from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.kv_cache import KeyValues
 from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.models.norms import RMSNorm
@@ -373,11 +372,7 @@ class _Watch:
         most = {part: self.allocations.most[part] - self.start[part] for part in self.allocations.most}
         self.forward[layer] |= Counter(most)
         context = next((each for each in inputs if isinstance(each, Context)), Context())
-        carried, values = context.shared.carried, list(context.shared.carried.values())
-        if isinstance(self.model, GPT):
-            passes_on = self.model.each_block()[layer].unwrapped.passes_on
-            values = [value for key, value in carried.items() if passes_on(key)]
-        self.carried[layer] = self.allocations.filed(values)
+        self.carried[layer] = self.allocations.filed(self.model.passed_on(layer, context).values())
         if output.requires_grad:
             output.register_hook(lambda gradient: self._begin_backward(layer))  # type: ignore[no-untyped-call]
 

@@ -13,6 +13,7 @@ import pytest
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Findings, Heading, Picture, Table
+from lightning_gpt.studies.report.groups import groups
 from lightning_gpt.studies.report.latex import to_latex
 from lightning_gpt.studies.report.page_width import fitted
 from lightning_gpt.studies.report.report import check_report, report_blocks, write_report
@@ -78,6 +79,11 @@ def interval(numbers: list[float]) -> float:
     return 12.7062047 * statistics.stdev(numbers) / 2**0.5
 
 
+def test_settings_stand_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    found = results(tmp_path, grid={LAYERS: [4, 1, 2]}, variants={"b": {}, "a": {}})
+    assert [group.label for group in groups(found)] == [f"{name}, n_layer {n}" for name in "ba" for n in (1, 2, 4)]
+
+
 def test_figures_of_the_table_are_those_of_results_csv(tmp_path: Path) -> None:
     found = results(tmp_path, report=["table"], reference=REFERENCE)
     write_results(found, tmp_path)
@@ -114,18 +120,18 @@ def test_linear_time_is_said_to_be_linear_and_other_time_not(tmp_path: Path) -> 
     said = sentences(found, "fit", **options)
     assert re.search(r"Step time against n_layer is best described by a line, 10(\.00)? \+ 20(\.00)? · n_layer", said)
     assert "(exact, 6 cells); ruled out: a power law." in said
-    assert "Agreeing: the papers say so. A line is exact." in said
+    assert "The papers say so; so it is here: a line is exact." in said
     said = sentences(changed(found, "cost/step_seconds", lambda depth, _: 0.01 * depth**1.3), "fit", **options)
     assert "is best described by a power law, 10 · n_layer^1.3000 (exact, 6 cells); ruled out: a line." in said
     assert "As a power law its exponent is 1.3000 [1.3000, 1.3000]." in said
     assert re.search(
-        r"Not agreeing: the papers say so. A line is ruled out; it is up to \d+.\d\d% off the means.", said
+        r"The papers say so; here it is not so: a line is ruled out, being up to \d+.\d\d% off the means.", said
     )
     one = StudyResults(found.study, found.results[::2])
     assert "3 cells are too few to rule out a power law" in sentences(one, "fit", **options)
-    assert "Open, for want of cells: the papers say so." in sentences(one, "fit", **options)
+    assert "The papers say so; here too few cells were measured to tell." in sentences(one, "fit", **options)
     noisy = changed(found, "cost/step_seconds", lambda depth, seed: 0.01 * depth * (1 + 0.4 * (seed - 0.5)))
-    assert "Possible, as is a power law: the papers say so." in sentences(noisy, "fit", **options)
+    assert "The papers say so; here that is possible, as is a power law: a line" in sentences(noisy, "fit", **options)
 
 
 def test_power_law(tmp_path: Path) -> None:

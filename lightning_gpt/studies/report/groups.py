@@ -49,9 +49,9 @@ def layer_values(result: CellResult, diagnostic: str, *, first: bool = False) ->
 
 
 def groups(results: StudyResults) -> list[Group]:
-    """All settings of a study, in order."""
+    """All settings of a study, in order of variants and axes; numbers on an axis ascend, however they are listed."""
     found: dict[str, list[CellResult]] = {}
-    for result in results.results:
+    for result in sorted(results.results, key=lambda each: _place(each, results)):
         found.setdefault(setting_id(result.cell.settings), []).append(result)
     made = []
     for members in found.values():
@@ -59,6 +59,16 @@ def groups(results: StudyResults) -> list[Group]:
         finished = [result for result in members if result.status == "finished"]
         made.append(Group(settings, label_of(settings, results.study.axes), finished, len(members)))
     return made
+
+
+def _place(result: CellResult, results: StudyResults) -> list[float]:
+    """Where a setting stands on each axis."""
+    study, place = results.study, []
+    for key, value in result.cell.settings.items():
+        listed = list(study.variants) if key == VARIANT else study.grid[key]
+        numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in listed)
+        place.append(float(value) if numbers else listed.index(value))
+    return place
 
 
 def label_of(settings: dict[str, Any], axes: dict[str, str], leave_out: Sequence[str] = ()) -> str:

@@ -116,19 +116,19 @@ class Fit(Section):
         return Findings(sentences, f"{capital(y.label)} against {x.label} is best described by {kind}.")
 
     def _on_claim(self, forms: list[Form], n: int) -> str:
-        claimed = next((form for form in forms if form.kind == self.kind), None)
+        claimed, claim = next((form for form in forms if form.kind == self.kind), None), capital(self.claim)
         if claimed is None or n < POINTS_TO_TELL:
-            return f"Open, for want of cells: {self.claim}."
+            return f"{claim}; here too few cells were measured to tell."
         name, off = _NAMES[cast(Kind, self.kind)], "exact"
         if claimed.furthest > _EXACT:
             off = f"up to {claimed.furthest:.2%} off the means"
         if ruled_out(claimed, forms, n):
-            return f"Not agreeing: {self.claim}. {capital(name)} is ruled out; it is {off}."
+            return f"{claim}; here it is not so: {name} is ruled out, being {off}."
         others = [form for form in forms if form is not claimed and form.kind != "saturating"]
         if all(ruled_out(form, forms, n) for form in others):
-            return f"Agreeing: {self.claim}. {capital(name)} is {off}."
+            return f"{claim}; so it is here: {name} is {off}."
         rest = " and ".join(_NAMES[form.kind] for form in others if not ruled_out(form, forms, n))
-        return f"Possible, as is {rest}: {self.claim}. {capital(name)} is {off}."
+        return f"{claim}; here that is possible, as is {rest}: {name} is {off}."
 
     def _formula(self, form: Form) -> str:
         x = Quantity(self.x)
