@@ -68,6 +68,17 @@ def test_the_readme_begins_with_a_picture_and_what_one_gets() -> None:
     assert 0 < before.index("](docs/images/") < before.index("You get")
 
 
+def test_every_picture_is_on_a_page() -> None:
+    shown = {
+        (page.parent / name).resolve()
+        for page in PAGES
+        for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
+    }
+    pictures = set((ROOT / "docs/images").iterdir())
+    assert pictures
+    assert pictures <= shown
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_blocks_can_be_typed(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
