@@ -1,8 +1,8 @@
 """Keeping freed memory for the next array, instead of returning it to the system.
 
-GNU's C library returns arrays above 32 MB to the system as soon as they are freed. A training step allocates several of
-them again, such as the gradient of the embeddings, and the system fills each page with zeros at its first use: 16 ms for
-50 MB, ten times as long as writing to it.
+GNU's C library returns arrays above 32 MB to the system as soon as they are freed. A training step allocates several
+of them again, such as the gradient of the embeddings, and the system fills each page with zeros at its first use: 16 ms
+for 50 MB, ten times as long as writing to it.
 """
 
 import ctypes

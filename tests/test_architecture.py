@@ -87,7 +87,10 @@ MAY_IMPORT = {
         "trust",
         "cluster",
     },
-    "benchmarks": {*BELOW, "parallel", "checkpoint_folder", "training", "hardware", "json_text", "waiting", "kept_memory"},
+    "benchmarks": {
+        *(*BELOW, "parallel", "checkpoint_folder", "training", "hardware", "json_text", "waiting"),
+        "kept_memory",
+    },
     "doctor": {"training", "hardware", "whole_file", "errors", "__init__"},
     "commands": {
         *BELOW,

@@ -122,8 +122,8 @@ def test_a_model_in_bf16_uses_it(changes: dict[str, Any]) -> None:
 
 
 def test_other_passes_use_the_fused_kernel_or_the_formula() -> None:
-    assert FUSED <= step(gpt(), 70, bf16=False)
-    assert FUSED <= step(gpt(), LONGEST + 1)
+    assert step(gpt(), 70, bf16=False) >= FUSED
+    assert step(gpt(), LONGEST + 1) >= FUSED
     assert BY_BLOCKS not in step(gpt(dropout=0.5), 70)
     model, ids = gpt(), random_ids(17, 2, 70)
     with torch.autocast("cpu", torch.bfloat16), record(model, "*.pattern") as trace:

@@ -27,7 +27,7 @@ def test_one_vector_has_the_product_of_many(shape: tuple[int, ...], bias: bool) 
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(64,), (1, 1, 64)])
-def test_one_vector_in_bf16_is_as_exact_as_oneDNNs_product(shape: tuple[int, ...], bias: bool, enabled: bool) -> None:
+def test_one_vector_in_bf16_is_as_exact_as_that_of_onednn(shape: tuple[int, ...], bias: bool, enabled: bool) -> None:
     """And oneDNN is afterwards what it was before."""
     torch.manual_seed(0)
     layer = Linear(64, 600, bias=bias, maps=("stream", "hidden")).eval().bfloat16()

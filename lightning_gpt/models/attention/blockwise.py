@@ -124,7 +124,7 @@ def _array(queries: Tensor) -> Tensor:
 
 
 def _weights(queries: Tensor, keys: Tensor, rows: slice, array: Tensor) -> Tensor:
-    """The weights ``(heads, rows, columns)`` of a block of scaled queries, over all keys up to its last; in ``array``."""
+    """The weights ``(heads, rows, columns)`` of a block's scaled queries over the keys up to its last; in ``array``."""
     shape = len(queries), rows.stop - rows.start, rows.stop
     scores = array[: shape[0] * shape[1] * shape[2]].view(shape)
     torch.bmm(queries[:, rows], keys[:, : rows.stop].mT, out=scores)
