@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,8 +42,9 @@ def times_vector(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tenso
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     """Other threads may compute meanwhile: their products stay right without oneDNN, and are slower at most."""
-    before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
+    onednn: Any = torch.backends.mkldnn
+    before, onednn.enabled = onednn.enabled, False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        onednn.enabled = before
