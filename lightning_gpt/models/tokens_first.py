@@ -17,7 +17,8 @@ class TokensFirst(Chunks):
         exact = torch.promote_types(weight.dtype, torch.float32)
         self._rounds = exact != weight.dtype
         spare = _spare(len(weight), weight.dtype)
-        self._logits = weight.new_empty(size, len(weight) + spare)[:, : len(weight)]
+        self._padded = weight.new_empty(size, len(weight) + spare)
+        self._logits = self._padded[:, : len(weight)]
         self._few = _few(size, weight.dtype, weight.device.type)
         self._exact = weight.new_empty(self._few, len(weight), dtype=exact) if self._rounds else self._logits
         self._product: Tensor | None = None
@@ -35,7 +36,7 @@ class TokensFirst(Chunks):
         converted = _few(size, dtype, device) * vocab_size + (
             min(_ROWS_TO_ADD, vocab_size) * dim if device == "cpu" else 0
         )
-        return (logits + vocab_size * dim) * dtype.itemsize + 4 * converted
+        return (logits + (vocab_size + _spare(vocab_size, dtype)) * dim) * dtype.itemsize + 4 * converted
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         torch.mm(hidden, self.weight.T, out=self._logits[: len(hidden)])
@@ -74,9 +75,11 @@ class TokensFirst(Chunks):
         if grad_weight is not None and grad_weight.dtype == gradient.dtype:
             grad_weight.addmm_(gradient.T, hidden)
         elif grad_weight is not None:
+            # with the values that fill up the rows, whatever they are: their products are left out
+            padded = self._padded[: len(hidden)]
             if self._product is None:
-                self._product = torch.empty_like(self.weight)
-            _add(grad_weight, torch.mm(gradient.T, hidden, out=self._product))
+                self._product = hidden.new_empty(padded.shape[1], hidden.shape[1])
+            _add(grad_weight, torch.mm(padded.T, hidden, out=self._product)[: len(self.weight)])
 
 
 def _spare(vocab_size: int, dtype: torch.dtype) -> int:
