@@ -1,6 +1,7 @@
 """One project's model with its optimizer, as trained and sampled from in a round."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class Subject:
         optimizer: The project's optimizer; None for a model that only generates.
         loss: The project's loss.
         generate: The project's generation, if it is measured.
+        around: The context in which its training step runs.
     """
 
     def __init__(
@@ -35,8 +37,9 @@ class Subject:
         optimizer: torch.optim.Optimizer | None,
         loss: Loss,
         generate: Generate | None,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self.spec, self.model, self.optimizer = spec, model, optimizer
+        self.spec, self.model, self.optimizer, self._around = spec, model, optimizer, around
         self._loss, self._generate = loss, generate
         # on the CPU whatever the default device: a generator can only fill tensors of its own device, and this way the
         # tokens are the same everywhere
@@ -48,6 +51,10 @@ class Subject:
 
     def step(self) -> None:
         """One training step."""
+        with self._around():
+            self._step()
+
+    def _step(self) -> None:
         assert self.optimizer is not None, self.spec.project
         with torch.autocast(self.spec.device, torch.bfloat16, enabled=self.spec.bf16):
             loss = self._loss(self.ids, self.targets)

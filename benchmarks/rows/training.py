@@ -47,15 +47,17 @@ def step_bf16(bench: Bench) -> Iterator[Outcome]:
 
 def peak(bench: Bench) -> Iterator[Outcome]:
     """The FLOP/s of a step's matrix products as a share of the product peak measured in the same rounds."""
-    for n_layer in bench.workload.depths:
-        times = bench.step_times(n_layer, bf16=False)
-        flops = _flops(bench, n_layer)
-        shares = [100 * flops / t / rate for t, rate in zip(times[OURS], times[PRODUCT], strict=True)]
-        figures = {OURS: Spread.of([flops / t / 1e9 for t in times[OURS]]), PRODUCT: Spread.of(times[PRODUCT])}
-        figures[PRODUCT] = figures[PRODUCT].scaled(1e-9)
-        target = Target(75, "at least")
-        what = f"share of the fp32 product peak in a step, L = {n_layer}"
-        yield Result("peak", what, Spread.of(shares), "%", target, figures, "GFLOP/s")
+    if bench.bf16_reason is not None:
+        yield Skipped("peak", "bf16", bench.bf16_reason)
+    for bf16 in (False, True) if bench.bf16_reason is None else (False,):
+        for n_layer in bench.workload.depths:
+            times = bench.step_times(n_layer, bf16)
+            flops = _flops(bench, n_layer)
+            shares = [100 * flops / t / rate for t, rate in zip(times[OURS], times[PRODUCT], strict=True)]
+            figures = {OURS: Spread.of([flops / t / 1e9 for t in times[OURS]]), PRODUCT: Spread.of(times[PRODUCT])}
+            figures[PRODUCT] = figures[PRODUCT].scaled(1e-9)
+            what = f"share of the {'bf16' if bf16 else 'fp32'} product peak in a step, L = {n_layer}"
+            yield Result("peak", what, Spread.of(shares), "%", Target(75, "at least"), figures, "GFLOP/s")
 
 
 def depth(bench: Bench) -> Iterator[Outcome]:

@@ -51,6 +51,7 @@ from lightning_gpt.training.callbacks import (
     Grow,
     Heartbeat,
     InitialLoss,
+    KeptMemory,
     LastCheckpoint,
     LayerDiagnostics,
     MetricsFile,
@@ -253,7 +254,7 @@ class TrainCLI(LightningCLI):
         metrics = StepMetrics()
         metrics_file = MetricsFile(folder)
         callbacks = [metrics_file, metrics, RunSummary(), EarlyEnd(), Board(), ExpertUse(), TokenRoutes()]
-        callbacks += [InitialLoss(), Cost(), BusyMachine()]
+        callbacks += [InitialLoss(), Cost(), BusyMachine(), KeptMemory()]
         if not config.fast_dev_run:
             callbacks.append(Predictions())
         if config.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given):

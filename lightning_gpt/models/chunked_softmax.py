@@ -119,7 +119,7 @@ class VocabularyFirst(Chunks):
 
 
 def spare_values(vocab_size: int) -> int:
-    """Values that fill up a row of logits on a GPU."""
+    """Values that fill up a row of logits."""
     return -vocab_size % _ALIGNED
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from lightning_gpt.models.chunked_softmax import Chunks, Terms, spare_values
 
 _ROWS_TO_ADD = 4096
-_TOKENS_IN_FP32 = 128
+_TOKENS_IN_FP32 = 64
 
 
 class TokensFirst(Chunks):
@@ -16,8 +16,9 @@ class TokensFirst(Chunks):
         super().__init__(weight, size, terms)
         exact = torch.promote_types(weight.dtype, torch.float32)
         self._rounds = exact != weight.dtype
-        spare = _spare(len(weight), weight.dtype, weight.device.type)
-        self._logits = weight.new_empty(size, len(weight) + spare)[:, : len(weight)]
+        spare = _spare(len(weight), weight.dtype)
+        self._padded = weight.new_empty(size, len(weight) + spare)
+        self._logits = self._padded[:, : len(weight)]
         self._few = _few(size, weight.dtype, weight.device.type)
         self._exact = weight.new_empty(self._few, len(weight), dtype=exact) if self._rounds else self._logits
         self._product: Tensor | None = None
@@ -29,13 +30,13 @@ class TokensFirst(Chunks):
         Logits, those in fp32, the gradient of the weight in half precision and the piece of it in fp32, and that of
         the hidden states.
         """
-        logits = size * (vocab_size + _spare(vocab_size, dtype, device)) + size * dim
+        logits = size * (vocab_size + _spare(vocab_size, dtype)) + size * dim
         if dtype.itemsize >= 4:
             return logits * dtype.itemsize
         converted = _few(size, dtype, device) * vocab_size + (
             min(_ROWS_TO_ADD, vocab_size) * dim if device == "cpu" else 0
         )
-        return (logits + vocab_size * dim) * dtype.itemsize + 4 * converted
+        return (logits + (vocab_size + _spare(vocab_size, dtype)) * dim) * dtype.itemsize + 4 * converted
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         torch.mm(hidden, self.weight.T, out=self._logits[: len(hidden)])
@@ -74,14 +75,16 @@ class TokensFirst(Chunks):
         if grad_weight is not None and grad_weight.dtype == gradient.dtype:
             grad_weight.addmm_(gradient.T, hidden)
         elif grad_weight is not None:
+            # with the values that fill up the rows, whatever they are: their products are left out
+            padded = self._padded[: len(hidden)]
             if self._product is None:
-                self._product = torch.empty_like(self.weight)
-            _add(grad_weight, torch.mm(gradient.T, hidden, out=self._product))
+                self._product = hidden.new_empty(padded.shape[1], hidden.shape[1])
+            _add(grad_weight, torch.mm(padded.T, hidden, out=self._product)[: len(self.weight)])
 
 
-def _spare(vocab_size: int, dtype: torch.dtype, device: str) -> int:
-    """Values that fill up a row of half-precision logits on a GPU."""
-    return spare_values(vocab_size) if dtype.itemsize < 4 and device != "cpu" else 0
+def _spare(vocab_size: int, dtype: torch.dtype) -> int:
+    """Values that fill up a row of half-precision logits: products with aligned rows are faster, also on a CPU."""
+    return spare_values(vocab_size) if dtype.itemsize < 4 else 0
 
 
 def _few(size: int, dtype: torch.dtype, device: str) -> int:

@@ -59,10 +59,17 @@ def test_who_is_absent_is_skipped(measured: Bench) -> None:
 def test_where_bf16_is_slow_it_is_not_measured(measured: Bench) -> None:
     measured.__dict__["bf16_reason"] = "bf16 products measured only 0.4 x as fast"
     assert list(training.step_bf16(measured)) == [Skipped("step_bf16", "the row", measured.bf16_reason or "")]
+    skipped, *rows = training.peak(measured)
+    assert skipped == Skipped("peak", "bf16", measured.bf16_reason or "")
+    assert len(rows) == len(measured.workload.depths)
 
 
 def test_the_share_of_the_peak_is_flops_by_formula(measured: Bench) -> None:
-    row = results(training.peak(measured))[1]
+    rows = results(training.peak(measured))
+    depths = measured.workload.depths
+    kinds = [(name, n) for name in ("fp32", "bf16") for n in depths]
+    assert [row.what for row in rows] == [f"share of the {name} product peak in a step, L = {n}" for name, n in kinds]
+    row = rows[1]
     work, depth = measured.workload, 2
     weights = 12 * work.dim**2 * depth + work.vocab_size * work.dim
     flops = work.tokens * (6 * weights + 12 * depth * work.dim * work.time)

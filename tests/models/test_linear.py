@@ -24,6 +24,28 @@ def test_one_vector_has_the_product_of_many(shape: tuple[int, ...], bias: bool) 
         torch.testing.assert_close(times_vector(layer.weight, x, layer.bias), layer(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(64,), (1, 1, 64)])
+def test_one_vector_in_bf16_is_as_exact_as_that_of_onednn(shape: tuple[int, ...], bias: bool, enabled: bool) -> None:
+    """And oneDNN is afterwards what it was before."""
+    torch.manual_seed(0)
+    layer = Linear(64, 600, bias=bias, maps=("stream", "hidden")).eval().bfloat16()
+    x = torch.randn(shape, dtype=torch.bfloat16)
+    exact = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double() if bias else None)
+    with torch.no_grad():
+        assert is_one_vector(x, layer.weight)
+        theirs = nn.functional.linear(x, layer.weight, layer.bias)
+        before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, enabled
+        try:
+            ours, after = layer(x), torch.backends.mkldnn.enabled
+        finally:
+            torch.backends.mkldnn.enabled = before
+    assert after == enabled
+    assert ours.shape == exact.shape
+    assert (ours.double() - exact).norm() <= 1.05 * (theirs.double() - exact).norm()
+
+
 @pytest.mark.parametrize(
     "x", [torch.randn(2, 64), torch.randn(1, 64, dtype=torch.float64)], ids=["two vectors", "another precision"]
 )

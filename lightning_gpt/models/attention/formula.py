@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_gpt.models.attention.blockwise import blockwise_attention, suits_blockwise
 from lightning_gpt.models.attention.mask import AttentionMask, compiled_flex_attention
 from lightning_gpt.models.attention.mixer import Mixer
 from lightning_gpt.models.context import Context
@@ -155,6 +156,8 @@ class CausalAttention(Mixer):
         """The same by torch's fused kernel, or on a GPU by the one that skips blocks of other documents."""
         scheme, scale = mask.context.scheme, self.kernel_scale
         if mask.is_plain and not (scheme is not None and scheme.biases):
+            if mask.n_row > 1 and dropout == 0 and suits_blockwise(q, v):
+                return blockwise_attention(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1, scale=scale)
         if mask.suits_flex(q.shape[-1]) and dropout == 0:
             # autocast does not cast this kernel's inputs, and norms and rotations may return fp32

@@ -15,6 +15,7 @@ from lightning_gpt.training.callbacks.experts import ExpertUse
 from lightning_gpt.training.callbacks.grow import Grow
 from lightning_gpt.training.callbacks.heartbeat import Heartbeat
 from lightning_gpt.training.callbacks.initial_loss import InitialLoss
+from lightning_gpt.training.callbacks.kept_memory import KeptMemory
 from lightning_gpt.training.callbacks.layer_diagnostics import LayerDiagnostics
 from lightning_gpt.training.callbacks.metrics_file import MetricsFile
 from lightning_gpt.training.callbacks.non_finite import NonFinite
@@ -40,6 +41,7 @@ __all__ = [
     "Grow",
     "Heartbeat",
     "InitialLoss",
+    "KeptMemory",
     "LastCheckpoint",
     "LayerDiagnostics",
     "MetricsFile",
