@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 import hypothesis
 import pytest
@@ -10,6 +11,10 @@ import torch
 
 # the tests run a process a core and one more, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# whatever the environment says: dozens of processes would each compile the package anew
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # under nohup the commands of the tests would not hear it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
