@@ -64,7 +64,9 @@ def test_checkpointing_changes_no_gradient(changes: dict[str, Any]) -> None:
         model.loss(ids, ids.roll(-1, 1)).backward()
         gradients[kind] = [parameter.grad for parameter in model.parameters()]
     for kind in ("block", "attention"):
-        torch.testing.assert_close(gradients["none"], gradients[kind], **CLOSE, msg=lambda said, kind=kind: f"{kind}: {said}")
+        torch.testing.assert_close(
+            gradients["none"], gradients[kind], **CLOSE, msg=lambda said, kind=kind: f"{kind}: {said}"
+        )
 
 
 @every_variant
