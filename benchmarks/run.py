@@ -1,5 +1,6 @@
 """A complete benchmark run: measures the rows in order, prints their lines and writes the files."""
 
+import gc
 from pathlib import Path
 
 from benchmarks import machine
@@ -37,6 +38,7 @@ def run_rows(
     except OSError as error:
         raise WorkError(f"cannot create the output folder {str(folder)!r}: {error.strerror}") from None
     bench = Bench(workload, device, rounds, peer_dir, litgpt_python, checkpoint)
+    gc.freeze()  # the collections between measurements need not look through the modules each time
     with console.status("measuring the machine's limits"):
         description = machine.describe(bench.torch_device, rounds)
     for name, value in {**description, "rounds": rounds}.items():

@@ -3,13 +3,20 @@
 import gc
 import os
 import signal
+import sys
 
 import hypothesis
 import pytest
 import torch
 
+from tests.shared_server import offer_server
+
 # the tests run a process a core and one more, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# whatever the environment says: dozens of processes would each compile the package anew
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # under nohup the commands of the tests would not hear it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -25,10 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make tensors on the chosen device unless a test says otherwise."""
+    """Make tensors on the chosen device unless a test says otherwise, and let workers share a fork server."""
     device = config.getoption("--device")
     if device != "cpu":  # as a default it would cost every call of torch a little
         torch.set_default_device(device)
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        offer_server()
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -7,8 +7,9 @@ taken from a set is the same in each of them; and after its threads and its exit
 without taking its modules apart, which would copy nearly all memory that it shares, a third of a second for each.
 
 ``python -m tests.fork_server`` takes its calls from the socket that is its standard input until the other side closes
-it; ``tests.processes`` is the other side. Each call brings a socket of its own, which gets the process number of the
-fork and, when it has ended, its exit status.
+it; ``tests.processes`` is the other side. Where that socket listens, it takes those of everyone who connects, until
+nobody is left. Each call brings a socket of its own, which gets the process number of the fork and, when it has ended,
+its exit status.
 
 A fork that starts further processes of a run, as Lightning does for each device, has this server fork those, too. They
 are not its children, so the server ends them with it.
@@ -202,12 +203,17 @@ def _become(
 
 
 def _serve() -> None:
-    calls = socket.socket(fileno=0)
+    given = socket.socket(fileno=0)
+    listens = bool(given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    callers = {given.accept()[0] if listens else given}
     of_forks, for_forks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # by a descriptor of the process: its number, who waits for it, and the first process of its run
     running: dict[int, tuple[int, socket.socket, int | None]] = {}
-    while True:
-        for ready in select.select([calls, of_forks, *running], [], [])[0]:
+    while callers:
+        for ready in select.select([given, of_forks, *running, *callers], [], [])[0]:
+            if ready is given and listens:
+                callers.add(given.accept()[0])
+                continue
             if isinstance(ready, int):
                 pid, answers, _ = running.pop(ready)
                 os.close(ready)
@@ -220,11 +226,15 @@ def _serve() -> None:
                 continue
             message, handles, _, _ = socket.recv_fds(ready, 1 << 20, 4)
             if not message:
-                return
+                callers.remove(ready)
+                ready.close()
+                continue
             call = json.loads(message)
             pid = os.fork()
             if pid == 0:
-                calls.detach()  # its number is about to be the fork's standard input
+                given.detach()  # its number is about to be the fork's standard input
+                for caller in callers - {given}:
+                    caller.close()
                 of_forks.close()
                 os.close(handles.pop())
                 for descriptor, (_, answers, _) in running.items():

@@ -19,6 +19,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.fork_server import Fork, module_of
+from tests.shared_server import ADDRESS, COMMON, start_server
 
 COMMAND = [sys.executable, "-m", "lightning_gpt"]
 
@@ -29,18 +30,24 @@ def environment(changes: Mapping[str, str | None] = {}) -> dict[str, str]:
     Args:
         changes: Variables to set, or, where the value is None, to remove.
     """
-    ours = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **changes}
+    ours = {**os.environ, **COMMON, **changes}
     return {name: value for name, value in ours.items() if value is not None}
 
 
 @functools.cache
-def _fork_server() -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """This test process's own fork server, and the socket for its calls; it ends when the socket is closed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    command = [sys.executable, "-m", "tests.fork_server"]
+def _fork_server() -> socket.socket:
+    """The socket for calls of the fork server: that of all workers, or else this process's own.
+
+    The server ends when nobody has such a socket any more.
+    """
+    if ADDRESS in os.environ:
+        calls = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        calls.connect(os.environ[ADDRESS])
+        return calls
+    calls, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        server = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment(), stdin=theirs.fileno())
-    return ours, server
+        start_server(theirs)
+    return calls
 
 
 def run_forked(
@@ -66,7 +73,7 @@ def run_forked(
     Raises:
         subprocess.TimeoutExpired: It took more than ``timeout`` seconds and was killed.
     """
-    calls, _ = _fork_server()
+    calls = _fork_server()
     with contextlib.ExitStack() as stack:
         nothing = stack.enter_context(open(os.devnull))
         output, errors = (stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(2))
@@ -124,7 +131,7 @@ def start_forked(
     command: Sequence[str], cwd: Path, env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
 ) -> Fork:
     """Start ``python -m MODULE ARGUMENTS`` as ``subprocess.Popen`` does, but as a fork."""
-    calls, _ = _fork_server()
+    calls = _fork_server()
     module, args = module_of(command)
     with open(os.devnull) as nothing:
         files = (nothing.fileno(), stdout.fileno(), stderr.fileno())
@@ -140,7 +147,7 @@ class Started(Fork):
     """
 
     def __init__(self, args: Sequence[str], cwd: Path) -> None:
-        calls, _ = _fork_server()
+        calls = _fork_server()
         ours, theirs = os.pipe()
         self._output = os.fdopen(ours, "rb", buffering=0)
         with open(theirs, "wb") as taken, open(os.devnull) as nothing:

@@ -95,7 +95,7 @@ def test_a_cell_that_was_stopped_after_its_last_step_has_its_figures(alone: Path
 
 def test_report_only(alone: Path) -> None:
     (alone / "out/report.md").unlink()
-    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone, fresh=True)
+    must_run("study", "--config", "tiny.yaml", "--folder", "out", "--report_only", cwd=alone)
     assert (alone / "out/report.md").is_file()
     done = run_command("study", "--config", "tiny.yaml", "--folder", "nothing", "--report_only", cwd=alone)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

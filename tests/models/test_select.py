@@ -15,9 +15,15 @@ def model_of(config: dict[str, Any]) -> LanguageModel:
     return build(config)
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([3, 5, 1])], ids=["equal", "unequal"])
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("config", "lengths"),
+    [
+        *(pytest.param(config, torch.tensor([3, 5, 1]), id=f"{config}-unequal") for config in CONFIGS),
+        *(pytest.param(config, None, id=f"{config}-equal") for config in CONFIGS[::4]),
+    ],
+)
 def test_rows_go_on_as_if_alone(config: dict[str, Any], lengths: torch.Tensor | None) -> None:
+    """Rows of equal length take a shorter way that is the same in all variants, so that a quarter of them shows it."""
     model, ids, order = model_of(config), torch.randint(17, (3, 5)), torch.tensor([2, 0, 0])
     tokens = torch.randint(17, (6, 3))
     with torch.no_grad():

@@ -56,15 +56,17 @@ def test_tokens_that_were_read_can_be_taken_back(changes: dict[str, Any]) -> Non
 
 
 @every_variant
-@pytest.mark.parametrize("checkpointing", ["block", "attention"])
-def test_checkpointing_changes_no_gradient(changes: dict[str, Any], checkpointing: str) -> None:
-    ids, gradients = random_ids(17, 2, 13), []
-    for kind in ("none", checkpointing):
+def test_checkpointing_changes_no_gradient(changes: dict[str, Any]) -> None:
+    ids, gradients = random_ids(17, 2, 13), {}
+    for kind in ("none", "block", "attention"):
         model = build(changes, checkpointing=kind, dropout=0.3).train()
         torch.manual_seed(0)
         model.loss(ids, ids.roll(-1, 1)).backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    torch.testing.assert_close(gradients[0], gradients[1], **CLOSE)
+        gradients[kind] = [parameter.grad for parameter in model.parameters()]
+    for kind in ("block", "attention"):
+        torch.testing.assert_close(
+            gradients["none"], gradients[kind], **CLOSE, msg=lambda said, kind=kind: f"{kind}: {said}"
+        )
 
 
 @every_variant
@@ -89,15 +91,18 @@ def test_every_weight_is_trained_and_a_small_task_is_learnt(changes: dict[str, A
     start = torch.randint(17, (8, 3), generator=torch.Generator(torch.get_default_device()).manual_seed(0))
     rows = start.repeat(1, 8)
     optimizer = adamw(model, lr=1e-2)
-    first = float(model.loss(rows[:, :-1], rows[:, 1:]))
+    first = float(model.loss(rows[:, :-1], rows[:, 1:]).detach())
+    rule = "" if changes.get("logit_scale") else model.config.residual["kind"]
+    learnt = {"none": 1.0, "spherical": 0.7}.get(rule, 0.5) * first
     for _ in range(60):
         optimizer.zero_grad()
         loss = model.loss(rows[:, :-1], rows[:, 1:])
         loss.backward()
+        if loss.detach() < learnt:
+            break
         optimizer.step()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    rule = "" if changes.get("logit_scale") else model.config.residual["kind"]
-    assert float(loss) < {"none": 1.0, "spherical": 0.7}.get(rule, 0.5) * first
+    assert loss.detach() < learnt
 
 
 @every_variant

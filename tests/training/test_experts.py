@@ -39,7 +39,7 @@ def test_a_resumed_run_is_the_run_left_alone(config: Path, alone: Path, tmp_path
     half = ("--trainer.max_steps", "6", "--trainer.val_check_interval", "6")
     must_run("fit", "--config", str(config), *half, cwd=tmp_path)
     last = str(tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt")
-    must_run("fit", "--config", str(config), "--ckpt_path", last, cwd=tmp_path, fresh=True)
+    must_run("fit", "--config", str(config), "--ckpt_path", last, cwd=tmp_path)
     ours, theirs = weights(tmp_path / "runs/tiny/version_1"), weights(alone)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

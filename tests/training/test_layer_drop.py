@@ -71,7 +71,7 @@ def test_a_run_leaves_out_the_layers_that_its_seed_draws_also_after_a_resume(
     must_run("fit", "--config", content["path"], cwd=tmp_path)
     must_run("fit", "--config", content["path"], "--trainer.max_steps", "3", cwd=tmp_path)
     last = "runs/tiny/version_1/checkpoints/last.ckpt"
-    must_run("fit", "--config", content["path"], "--ckpt_path", last, cwd=tmp_path, fresh=True)
+    must_run("fit", "--config", content["path"], "--ckpt_path", last, cwd=tmp_path)
     alone, resumed = (weights(tmp_path / f"runs/tiny/version_{version}") for version in (0, 2))
     expected = by_hand(content, processes=1)
     assert any(any(drawn(4 * step, 0)) for step in range(4, STEPS + 1)), "the resumed part must leave something out"

@@ -138,7 +138,7 @@ def test_every_logger_gets_the_validation(corpus: Path, tmp_path: Path) -> None:
 def test_of_two_processes_the_first_writes(corpus: Path, tmp_path: Path) -> None:
     content = tiny_config(corpus, max_steps=4, val_check_interval=2, devices=2, strategy="ddp")
     write_config(tmp_path / "tiny.yaml", content | {"diagnostics": {"enabled": False}})
-    must_run("fit", "--config", "tiny.yaml", cwd=tmp_path, fresh=True)
+    must_run("fit", "--config", "tiny.yaml", cwd=tmp_path)
     lines = read_metrics(tmp_path / "runs/tiny/version_0/metrics.jsonl")
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["rows"] for line in lines if "train/loss" in line] == [8, 16, 24, 32]

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_losses_are_those_of_the_sources(folder: Path) -> None:
     prepared = ("--data.prepared", "ready", "--data.num_workers", "2")
-    done = must_run("fit", "--config", "tiny.yaml", *prepared, cwd=folder, fresh=True)
+    done = must_run("fit", "--config", "tiny.yaml", *prepared, cwd=folder)
     run = folder / re.search(r"tensorboard --logdir (\S+)", done.stderr)[1]  # type: ignore[index]
     assert scalars(run) == scalars(folder / "runs/tiny/version_0")
     assert "training a vocabulary" not in done.stderr
