@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,8 +23,8 @@ from lightning_gpt.models.context import Context
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.kv_cache import KeyValues
 from lightning_gpt.models.layer import all_matrices
-from lightning_gpt.models.norms import RMSNorm
 from lightning_gpt.models.part_losses import PartLosses
+from lightning_gpt.planning.cuda_kernels import use_cuda_kernels
 from lightning_gpt.planning.depth import shallow
 
 Part = Literal["stream", "input", "inner", "choices", "weights", "gradients", "of weights"]
@@ -129,9 +128,8 @@ def trace(
     config, places = shallow(model.config)
     with FakeTensorMode():
         copy, ids = _without_data(type(model), config, rows, time, weight_dtype(precision))
-        for part in copy.modules():
-            if isinstance(part, RMSNorm) and device == "cuda":
-                part.forward = partial(_fused_norm, part)  # type: ignore[method-assign]
+        if device == "cuda":
+            use_cuda_kernels(copy)
         watch = _Watch(copy)
         with watch.running():
             with _autocast(precision):
@@ -188,26 +186,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _fused_norm(norm: RMSNorm, x: Tensor) -> Tensor:
-    """RMSNorm as GPUs compute it, in one kernel that keeps its input; the CPU's keeps two products as well."""
-    assert norm.weight is not None
-    return _KeepsInput.apply(x, norm.weight.to(x.dtype))  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _KeepsInput(torch.autograd.Function):
-    """What a fused norm allocates: its output, its input kept, a number a row."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32), weight)
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, _, weight = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
 
 
 def _autocast(precision: str) -> AbstractContextManager[None]:

@@ -195,6 +195,13 @@ def test_a_gpu_keeps_less_of_an_rms_norm() -> None:
     assert cpu - gpu == pytest.approx((2 * SIZES["n_layer"] + 1) * stream, rel=0.01)
 
 
+def test_a_gpu_attends_in_one_kernel() -> None:
+    """On a CPU the backward pass in bf16 makes a block's scores and sums in fp32."""
+    model = on_meta(lambda: model_of("gpt2"))
+    cpu, gpu = (trace(model, ROWS, TIME, "bf16-mixed", device=device).layers[0] for device in ("cpu", "cuda"))
+    assert cpu.backward["gradients"] > 2 * gpu.backward["gradients"]
+
+
 def test_the_cache_is_what_generation_keeps() -> None:
     model = model_of("llama")
     keys = 2 * 2 * (SIZES["dim"] // 4) * 4  # keys and values of two heads

@@ -57,6 +57,8 @@ class CausalAttention(Mixer):
     """Takes in the largest score of each head in training; None where nobody asks for it."""
     softcap: float | None = None
     """The bound c of scores that become ``c tanh(scores / c)``; None for no bound."""
+    by_blocks = True
+    """Whether bf16 products on a CPU may run by blocks of queries, instead of by the fused kernel."""
 
     def __init__(self, backend: Backend, dropout: float = 0.0) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class CausalAttention(Mixer):
         """The same by torch's fused kernel, or on a GPU by the one that skips blocks of other documents."""
         scheme, scale = mask.context.scheme, self.kernel_scale
         if mask.is_plain and not (scheme is not None and scheme.biases):
-            if mask.n_row > 1 and dropout == 0 and suits_blockwise(q, v):
+            if self.by_blocks and mask.n_row > 1 and dropout == 0 and suits_blockwise(q, v):
                 return blockwise_attention(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1, scale=scale)
         if mask.suits_flex(q.shape[-1]) and dropout == 0:
