@@ -1,5 +1,6 @@
 """Products of a weight matrix with a single vector, as in generating one text."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 _WORTH_IT = 128 << 10
 """Size in bytes of an fp32 matrix above which a two-column product was measured to be faster than a matrix–vector
 product."""
+
+_switching = threading.Lock()
+"""Held while oneDNN is off, so that of two threads neither takes the other's off for what to go back to."""
 
 
 def is_one_vector(x: Tensor, weight: Tensor) -> bool:
@@ -43,8 +47,9 @@ def times_vector(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tenso
 def _without_onednn() -> Iterator[None]:
     """Other threads may compute meanwhile: their products stay right without oneDNN, and are slower at most."""
     onednn: Any = torch.backends.mkldnn
-    before, onednn.enabled = onednn.enabled, False
-    try:
-        yield
-    finally:
-        onednn.enabled = before
+    with _switching:
+        before, onednn.enabled = onednn.enabled, False
+        try:
+            yield
+        finally:
+            onednn.enabled = before

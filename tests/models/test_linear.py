@@ -1,5 +1,8 @@
 """One vector at a time: the same product as of many."""
 
+import threading
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -44,6 +47,28 @@ def test_one_vector_in_bf16_is_as_exact_as_that_of_onednn(shape: tuple[int, ...]
     assert after == enabled
     assert ours.shape == exact.shape
     assert (ours.double() - exact).norm() <= 1.05 * (theirs.double() - exact).norm()
+
+
+def test_two_threads_leave_onednn_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins inside the first's product and ends after it."""
+    weight, x, linear = torch.randn(600, 64).bfloat16(), torch.randn(64).bfloat16(), nn.functional.linear
+    seconds, began = iter((0.05, 0.1)), threading.Event()
+
+    def slowly(*given: torch.Tensor | None) -> torch.Tensor:
+        began.set()
+        time.sleep(next(seconds))
+        return linear(*given)  # type: ignore[arg-type]
+
+    before = torch.backends.mkldnn.enabled
+    monkeypatch.setattr(nn.functional, "linear", slowly)
+    threads = [threading.Thread(target=times_vector, args=(weight, x)) for _ in range(2)]
+    threads[0].start()
+    began.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    after, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, before
+    assert after == before
 
 
 @pytest.mark.parametrize(
