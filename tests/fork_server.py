@@ -210,7 +210,7 @@ def _serve() -> None:
     # by a descriptor of the process: its number, who waits for it, and the first process of its run
     running: dict[int, tuple[int, socket.socket, int | None]] = {}
     while callers:
-        for ready in select.select([given, of_forks, *running, *callers], [], [])[0]:
+        for ready in select.select([of_forks, *running, *({given} | callers)], [], [])[0]:  # one of a pair is both
             if ready is given and listens:
                 callers.add(given.accept()[0])
                 continue
