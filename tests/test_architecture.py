@@ -288,6 +288,7 @@ def test_models_are_pure_torch(name: str) -> None:
         "copy",
         "importlib",
         "pkgutil",
+        "threading",
         "__future__",
     }
     allowed |= {"triton"} if name == "softmax_kernel" else set()
