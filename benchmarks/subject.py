@@ -27,7 +27,7 @@ class Subject:
         optimizer: The project's optimizer; None for a model that only generates.
         loss: The project's loss.
         generate: The project's generation, if it is measured.
-        around: The context in which its training step runs.
+        around: The context in which its training runs, if it is not the usual one.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Subject:
         optimizer: torch.optim.Optimizer | None,
         loss: Loss,
         generate: Generate | None,
-        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+        around: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.spec, self.model, self.optimizer, self._around = spec, model, optimizer, around
         self._loss, self._generate = loss, generate
@@ -51,10 +51,6 @@ class Subject:
 
     def step(self) -> None:
         """One training step."""
-        with self._around():
-            self._step()
-
-    def _step(self) -> None:
         assert self.optimizer is not None, self.spec.project
         with torch.autocast(self.spec.device, torch.bfloat16, enabled=self.spec.bf16):
             loss = self._loss(self.ids, self.targets)
@@ -70,9 +66,16 @@ class Subject:
         with torch.inference_mode():
             self._generate(self.prompts[:prompts], self.spec.workload.new_tokens)
 
+    def around(self) -> AbstractContextManager[None]:
+        """The context in which its training runs. It leaves nothing behind that other projects' steps would find."""
+        return nullcontext() if self._around is None else self._around()
+
     def timed_step(self) -> float:
-        """Seconds of one training step."""
-        return seconds(self.step, self.torch_device)
+        """Seconds of one training step among many: where its context matters, after one that is not timed."""
+        with self.around():
+            if self._around is not None:
+                self.step()
+            return seconds(self.step, self.torch_device)
 
     def timed_generate(self, prompts: int) -> float:
         """Seconds of continuing ``prompts`` prompts."""

@@ -54,8 +54,9 @@ class Worker:
 
         def work() -> None:
             subject = peers.build(asked)
-            for _ in range(_STEPS):
-                subject.step()
+            with subject.around():
+                for _ in range(_STEPS):
+                    subject.step()
 
         return peak_bytes(work, asked.device)
 

@@ -21,13 +21,10 @@ def can_keep() -> bool:
 
 
 @contextmanager
-def freed_memory_kept(*, returned: bool = True) -> Iterator[None]:
+def freed_memory_kept() -> Iterator[None]:
     """Keep what is freed inside the context for later arrays; does nothing with other C libraries.
 
-    The process then stays as large as it has been. Results do not change.
-
-    Args:
-        returned: Whether the memory is returned to the system at the end. If not, the next such context uses it.
+    The process stays as large as it has been until the end of the context. Results do not change.
     """
     if not can_keep():
         yield
@@ -40,6 +37,5 @@ def freed_memory_kept(*, returned: bool = True) -> Iterator[None]:
     finally:
         library.mallopt(_MMAP_THRESHOLD, _USUAL_THRESHOLD)
         library.mallopt(_MMAP_MAX, _USUAL_MOST)
-        if returned:
-            library.mallopt(_TRIM_THRESHOLD, 2 * _USUAL_THRESHOLD)
-            library.malloc_trim(0)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _USUAL_THRESHOLD)
+        library.malloc_trim(0)

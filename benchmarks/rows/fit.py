@@ -81,7 +81,7 @@ def fit(bench: Bench) -> Iterator[Outcome]:
         module = GPTModule(
             n_layer=_N_LAYER, n_head=work.n_head, dim=work.dim, block_size=work.time, vocab_size=vocab_size
         )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), bare.subject.around():
             warnings.simplefilter("ignore")  # Lightning's advice is for real runs
             trainer.fit(module, data)
     times = {"fit": bare.fit_seconds[1:], "bare loop": bare.bare_seconds[1:]}

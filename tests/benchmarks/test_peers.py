@@ -1,6 +1,7 @@
 """Each project is built to the same sizes and trained; one that is not there is said to be, with what to do."""
 
 import math
+import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import peers
 from benchmarks.workload import Spec, Workload
+from lightning_gpt.kept_memory import can_keep
 
 HERE = ("ours", "nanoGPT", "Hugging Face")
 
@@ -96,3 +98,13 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_spec_goes_to_another_process_and_back(workload: Workload, peer_dir: Path) -> None:
     spec = spec_of("ours", workload, peer_dir)
     assert Spec.from_values(asdict(spec)) == spec
+
+
+@pytest.mark.skipif(not can_keep(), reason="needs GNU's C library")
+def test_a_timed_step_of_ours_leaves_no_memory_that_others_would_find(workload: Workload, peer_dir: Path) -> None:
+    subject = peers.build(spec_of("ours", replace(workload, dim=256, n_head=1, vocab_size=50257), peer_dir, n_layer=1))
+    assert subject.timed_step() > 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(50257, 256).add_(1.0)  # as large as the gradient of the embeddings, which the step has freed
+    new = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert new > 0.9 * 4 * 256 * 50257 / resource.getpagesize()

@@ -52,17 +52,6 @@ def test_a_run_on_a_cpu_gives_each_step_the_memory_of_the_last_until_it_ends(ste
     assert new_pages(step) > _PAGES
 
 
-@needs_glibc
-def test_what_is_not_returned_serves_the_next_context(step: Callable[[], None]) -> None:
-    pages = []
-    for _ in range(6):
-        with freed_memory_kept(returned=False):
-            pages.append(new_pages(step))
-    assert min(pages) < _PAGES / 10
-    with freed_memory_kept():
-        pass
-
-
 def test_with_another_library_nothing_changes(step: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_memory.platform, "libc_ver", lambda: ("", ""))
     with freed_memory_kept():
