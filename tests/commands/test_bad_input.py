@@ -43,7 +43,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
         r"unknown key 'pathz' .*Files are paths, column",
     ),
     "unknown source": ((*FIT, "--data.sources", '[{"class_path":"Filez"}]'), 2, r"'Filez'.*Files, Hub"),
-    "unknown model": (("fit", "--model", "Foo"), 2, r"'Foo'; known are .*GPTModule, SingleHeadModule"),
+    "unknown model": (("fit", "--model", "Foo"), 2, r"'Foo'; known are GPTModule, SingleHeadModule"),
     "stray argument": (("fit", "extra"), 2, r"unexpected argument 'extra'"),
     "text for a number": (("fit", "--trainer.max_steps", "three"), 2, r"max_steps is 'three'; allowed: a whole number"),
     "text for a model number": (("fit", "--model.n_layer", "zero"), 2, r"model.n_layer is 'zero'; .*a whole number"),
