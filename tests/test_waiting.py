@@ -92,7 +92,7 @@ def test_beside_a_busy_process_threads_sleep_and_results_stay_the_same_to_the_bi
     expected, module, trainer = work(), L.LightningModule(), L.Trainer(accelerator="cpu", logger=False)
     callback = BusyMachine()
     callback.setup(trainer, module, "fit")
-    watched = callback._waiting
+    watched = callback._context
     assert watched is not None
     assert watched.watches
     affinity = os.sched_getaffinity(0)

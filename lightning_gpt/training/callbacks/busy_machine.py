@@ -1,26 +1,21 @@
 """Training beside other programs."""
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 
 from lightning_gpt.console import say
+from lightning_gpt.training.callbacks.around_run import AroundRun
 from lightning_gpt.waiting import Waiting
 
 
-class BusyMachine(Callback):
+class BusyMachine(AroundRun[Waiting]):
     """On a CPU, lets threads sleep while they wait for each other where other programs take cores, and says so.
 
     Each process of a run chooses for itself. The number of threads stays as it is, and so do results, to the bit.
     ``OMP_WAIT_POLICY`` and ``GOMP_SPINCOUNT`` in the environment are obeyed: then nothing is chosen.
     """
 
-    def __init__(self) -> None:
-        self._waiting: Waiting | None = None
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.strategy.root_device.type == "cpu" and self._waiting is None:
-            self._waiting = Waiting()
-            self._waiting.__enter__()
+    def _new_context(self) -> Waiting:
+        return Waiting()
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: object) -> None:
         self._say_news()
@@ -29,17 +24,6 @@ class BusyMachine(Callback):
         self._say_news()
 
     def _say_news(self) -> None:
-        news = None if self._waiting is None else self._waiting.news()
+        news = None if self._context is None else self._context.news()
         if news is not None:
             say(news)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._end()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        if self._waiting is not None:
-            self._waiting.__exit__(None, None, None)
-            self._waiting = None
