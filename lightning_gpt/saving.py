@@ -69,6 +69,9 @@ PINNED = {"cuda"}
 """Types of devices that write into pinned memory several times as fast as into other memory."""
 
 
+_ByForm = dict[tuple[Any, ...], list[Tensor]]
+
+
 class Copier:
     """Copies checkpoints into the memory of the CPU; each copy takes the memory of the one before.
 
@@ -77,29 +80,25 @@ class Copier:
     """
 
     def __init__(self) -> None:
-        self._free: dict[tuple[Any, ...], list[Tensor]] = {}
-        self._used: list[tuple[tuple[Any, ...], Tensor]] = []
+        self._used: _ByForm = {}
 
     def copied(self, content: Any) -> Any:
         """A checkpoint with copies of its tensors in the memory of the CPU, and of all containers in it.
 
         Tensors that share their memory share it in the copy. The copy before must no longer be needed.
         """
-        for key, tensor in self._used:
-            self._free.setdefault(key, []).append(tensor)
-        self._used = []
-        made = _copied(content, self._copy, {})
+        free, self._used = self._used, {}
+        made = _copied(content, lambda tensor: self._copy(tensor, free), {})
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.current_stream().synchronize()
         return made
 
-    def _copy(self, tensor: Tensor) -> Tensor:
+    def _copy(self, tensor: Tensor, free: _ByForm) -> Tensor:
         """A copy; of a device in :data:`PINNED` it is there once the device's stream has come to it."""
         pinned = tensor.device.type in PINNED
         key = (tensor.shape, tensor.stride(), tensor.dtype, pinned)
-        free = self._free.get(key)
-        there = free.pop() if free else _new(tensor, pinned)
-        self._used.append((key, there))
+        there = free[key].pop() if free.get(key) else _new(tensor, pinned)
+        self._used.setdefault(key, []).append(there)
         return there.copy_(tensor, non_blocking=pinned)
 
 
