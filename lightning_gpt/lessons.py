@@ -10,9 +10,14 @@ SHORT = "LIGHTNING_GPT_LESSONS"
 """Environment variable that, set to ``short``, makes the lessons do a twentieth of their work."""
 
 
+def is_short() -> bool:
+    """Whether the lessons are to do a twentieth of their work."""
+    return os.environ.get(SHORT) == "short"
+
+
 def steps(count: int) -> int:
     """``count`` optimizer steps or documents; a twentieth of it, and 2 at least, in the short setting."""
-    return max(2, count // 20) if os.environ.get(SHORT) == "short" else count
+    return max(2, count // 20) if is_short() else count
 
 
 def check(answer: Any, right: object | Callable[[Any], bool], hint: str) -> None:

@@ -7,11 +7,12 @@ import base64
 import contextlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+from lightning_gpt.lessons import is_short
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,6 @@ def page(notebook: Path) -> str:
             parts.append(f"```text\n{cell.printed.rstrip()}\n```")
         for picture in cell.pictures:
             parts.append(f"![output](data:image/png;base64,{base64.b64encode(picture).decode()})")
-    if os.environ.get("LIGHTNING_GPT_LESSONS") == "short":
+    if is_short():
         parts.insert(1, "> The outputs on this page are of few steps: they are not those that the text speaks of.")
     return "\n\n".join(parts) + "\n"
