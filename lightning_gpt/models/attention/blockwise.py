@@ -128,6 +128,6 @@ def _weights(queries: Tensor, keys: Tensor, rows: slice, array: Tensor) -> Tenso
     shape = len(queries), rows.stop - rows.start, rows.stop
     scores = array[: shape[0] * shape[1] * shape[2]].view(shape)
     torch.bmm(queries[:, rows], keys[:, : rows.stop].mT, out=scores)
-    hidden = torch.ones(shape[1], shape[1], dtype=torch.bool).triu(1)
+    hidden = scores.new_ones(shape[1], shape[1], dtype=torch.bool).triu(1)
     scores[:, :, rows.start :].masked_fill_(hidden, -torch.inf)
     return torch.softmax(scores, dim=-1, out=scores)
