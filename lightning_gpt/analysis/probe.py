@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_gpt.analysis.induction import PERIOD, PatternScores, longest_period, repeated_tokens
 from lightning_gpt.analysis.logit_lens import stream_names, streams_of
 from lightning_gpt.analysis.patterns import by_head
-from lightning_gpt.analysis.spectral import small_value_projection, spectrum
+from lightning_gpt.analysis.spectral import small_value_projection, value_projection_eigenvalues
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
 
@@ -75,7 +75,7 @@ class Probe:
 
         Those of :attr:`value_projections`.
         """
-        return [None if each is None else spectrum(torch.linalg.eigvals, each) for each in self.value_projections]
+        return [None if each is None else value_projection_eigenvalues(each) for each in self.value_projections]
 
     @cached_property
     def head_scores(self) -> PatternScores | None:

@@ -73,16 +73,15 @@ def small_value_projection(values: Tensor, output: Tensor) -> Tensor:
     return double(output) @ double(values)
 
 
-def value_projection_eigenvalues(values: Tensor, output: Tensor) -> Tensor:
+def value_projection_eigenvalues(projections: Tensor) -> Tensor:
     """Eigenvalues of each head's ``H = W_V W_O`` that can differ from 0: ``(n_head, head_dim)``, complex.
 
     Source: the matrix H of 2401.04301, for one head at a time. The gain of the LayerNorm before W_V is not included.
 
     Args:
-        values: As for :func:`small_value_projection`.
-        output: As for :func:`small_value_projection`.
+        projections: As :func:`small_value_projection` returns them.
     """
-    return spectrum(torch.linalg.eigvals, small_value_projection(values, output))
+    return spectrum(torch.linalg.eigvals, projections)
 
 
 def positive_share(eigenvalues: Tensor) -> Tensor:

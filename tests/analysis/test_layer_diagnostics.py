@@ -93,8 +93,8 @@ def test_closed_cases_of_patterns(formula: Callable[[Tensor], Tensor], pattern: 
 def test_closed_cases_of_value_projections() -> None:
     """A head that hands the values on unchanged smooths along all directions; one that negates them sharpens."""
     whole = torch.eye(4)[None]
-    kept = spectral.value_projection_eigenvalues(whole, whole)
-    negated = spectral.value_projection_eigenvalues(whole, -0.5 * whole)
+    kept = spectral.value_projection_eigenvalues(spectral.small_value_projection(whole, whole))
+    negated = spectral.value_projection_eigenvalues(spectral.small_value_projection(whole, -0.5 * whole))
     assert float(spectral.positive_share(kept)) == 1.0
     assert float(spectral.positive_share(negated)) == 0.0
     assert float(spectral.spectral_radius(negated)) == pytest.approx(0.5)
@@ -202,7 +202,7 @@ def test_cka_equals_its_definition_by_gram_matrices(seed: int, tokens: int) -> N
 
 def test_value_eigenvalues_are_those_of_the_whole_product() -> None:
     values, output = random_stream(0, 3, 8, 2), random_stream(1, 3, 2, 8)
-    ours = spectral.value_projection_eigenvalues(values, output)
+    ours = spectral.value_projection_eigenvalues(spectral.small_value_projection(values, output))
     for head in range(3):
         whole = reference.value_spectrum(values[head].numpy(), output[head].numpy())
         np.testing.assert_allclose(np.sort_complex(ours[head].numpy()), np.sort_complex(whole[:2]), atol=1e-9)
