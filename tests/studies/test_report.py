@@ -350,6 +350,19 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
         make_section("compare", {"measure": "val/loss", "beside": "GPT"}).check(found.study)
 
 
+def test_figures_that_decimals_would_show_as_0_have_an_exponent(tmp_path: Path) -> None:
+    figures = {1: [4e-8, 6e-8], 2: [4e-11, 6e-11], 4: [0.5, 0.6]}
+    found = changed(results(tmp_path), "val/loss", lambda depth, seed: figures[depth][seed])
+    said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")
+    assert "is that of n_layer 2 (5e-11 ± 1.3e-10 nats), the highest that of n_layer 4 (0.5500 ± 0.6353 nats)" in said
+    tables = [
+        each
+        for each in written(make_section("compare", {"measure": "val/loss", "beside": "n_layer 1"}).blocks(found))
+        if isinstance(each, Table)
+    ]
+    assert [row[1] for row in tables[0].rows if row[0] == "n_layer 2"] == ["-4.99e-08 [-1.77e-07, 7.7e-08]"]
+
+
 def test_flow_is_the_ratio_of_first_and_last_block(tmp_path: Path) -> None:
     made = study(tmp_path)
     norms = {1: [1.0], 2: [0.5, 1.0], 4: [0.001, 0.01, 0.1, 1.0]}

@@ -9,6 +9,8 @@ from lightning_gpt.errors import CallError
 
 SCALAR = "scalar:"
 """The prefix that makes a measure of any other scalar in a run's ``metrics.jsonl``."""
+_SMALL = 1e-4
+"""Figures nearer to 0 are written with an exponent: as decimals they would look like 0."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ class Measure:
         shown = value * self.scale
         if not half_width:
             return number_text(shown)
+        if 0 < abs(shown) < _SMALL:
+            return f"{shown:.3g} ± {half_width * self.scale:.2g}"
         decimals = _decimals(shown)
         return f"{shown:,.{decimals}f} ± {half_width * self.scale:,.{decimals}f}"
 
     def change_text(self, difference: float, half_width: float) -> str:
         """A difference as displayed, with its sign, unit and interval: ``+0.12 nats [0.05, 0.19]``."""
         shown, half = difference * self.scale, half_width * self.scale
+        if 0 < abs(shown) < _SMALL and 0 < half < _SMALL:
+            return f"{shown:+.3g}{self.suffix} [{shown - half:.3g}, {shown + half:.3g}]"
         decimals = _decimals(shown) if shown else _decimals(half)
         ends = "" if half == 0 else f" [{shown - half:,.{decimals}f}, {shown + half:,.{decimals}f}]"
         return f"{shown:+,.{decimals}f}{self.suffix}{ends}"
@@ -66,7 +72,7 @@ def number_text(value: float) -> str:
         return str(value)
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
-    if abs(value) < 1e-4:
+    if abs(value) < _SMALL:
         return f"{value:.3g}"
     return f"{value:,.{_decimals(value)}f}"
 
