@@ -248,6 +248,7 @@ def tiny_config(corpus: Path, **trainer: Any) -> dict[str, Any]:
             "batch_size": 4,
             "val_share": 0.1,
             "test_share": 0.1,
+            "eval_tokens": 1024,  # of a validation every 20 steps
             "shuffle_window": 64,
             "sources": [{"class_path": "Files", "init_args": {"paths": str(corpus)}}],
         },
