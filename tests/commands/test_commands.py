@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a short fit has run; its output is in ``fit.txt``, the modules that it imported in ``imports.txt``."""
     folder = tmp_path_factory.mktemp("commands")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=40, val_check_interval=20)
+    content["data"]["eval_tokens"] = 10**6  # the whole split: a test counts its tokens
     write_config(folder / "tiny.yaml", content)
     done = must_run("fit", "--config", "tiny.yaml", cwd=folder, fresh=True, env=LIST_IMPORTS)
     said = done.stderr.splitlines(keepends=True)
@@ -91,7 +92,7 @@ def test_summary_is_true(folder: Path, run: Path) -> None:
     assert float(start[1]) == pytest.approx(math.log(300), rel=0.01)
     unigram = float(re.search(r"unigram baseline on the same text\s+(\S+)", text)[1])  # type: ignore[index]
     ratio = float(re.search(r"perplexity is ([\d.]+)x", text)[1])  # type: ignore[index]
-    assert ratio == pytest.approx(last / unigram, abs=6e-4)
+    assert ratio == pytest.approx(last / unigram, abs=6e-4, rel=3e-4)  # the printed figures are rounded
     assert re.search(r"(?m)^sample: The.*\S", text)
     for command in ("tensorboard --logdir", "lightning-gpt generate", "lightning-gpt inspect", "lightning-gpt fit"):
         assert command in text

@@ -174,6 +174,19 @@ def test_a_trend_that_the_seeds_do_not_show_is_none(tmp_path: Path) -> None:
     assert "With one seed each, the spread between seeds is unknown" in said
 
 
+def test_a_trend_of_several_lines_names_one_smallest_difference(tmp_path: Path) -> None:
+    made = results(tmp_path, variants={"calm": {}, "uneven": {}})
+    uneven = [
+        dataclasses.replace(each, values=each.values | {"val/loss": 5 - depth / 9 + noise * each.cell.seed * depth**2})
+        for each in made.results
+        for depth, noise in [(each.cell.settings[LAYERS], 0.1 if each.cell.settings["variant"] == "uneven" else 0.01)]
+    ]
+    blocks = written(make_section("trend", {"x": "n_layer", "y": "val/loss"}).blocks(StudyResults(made.study, uneven)))
+    said = " ".join(line for block in blocks if isinstance(block, Findings) for line in block.sentences)
+    (table,) = [block for block in blocks if isinstance(block, Table)]
+    assert re.findall(r"a difference of ([\d.]+) nats would be found", said) == [max(row[-1] for row in table.rows)]
+
+
 def test_two_points_are_no_trend(tmp_path: Path) -> None:
     found = results(tmp_path, grid={LAYERS: [2, 4]}, reference=REFERENCE)
     said = sentences(found, "trend", x="n_layer", y="val/perplexity")

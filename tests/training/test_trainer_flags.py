@@ -49,7 +49,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = tiny_corpus(folder / "corpus.jsonl", documents=30)
     content = tiny_config(corpus, max_steps=4, val_check_interval=2, enable_progress_bar=False, logger=False)
     content["model"]["init_args"] |= {"n_layer": 1, "dim": 16}
-    content["data"] |= {"batch_size": ROWS, "val_share": 0.2, "test_share": 0.2}
+    content["data"] |= {"batch_size": ROWS, "val_share": 0.2, "test_share": 0.2, "eval_tokens": 10**6}
     content |= {"diagnostics": {"enabled": False}}
     return write_config(folder / "tiny.yaml", content)
 

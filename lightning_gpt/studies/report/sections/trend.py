@@ -131,16 +131,18 @@ class Trend(Section):
             if len(points) < 2:
                 continue
             of = f" ({label})" if label else ""
-            least = findable_text(what, list(steps.values()), count) if steps else ONE_SEED
+            unknown = "" if steps else f" {ONE_SEED}"
             values = ", ".join(f"{number_text(x)}: {_with_interval(each)}" for x, each in points.items())
             way, single = self._way(list(points), steps, p_of)
             said = f"{capital(what.label)}{of} {way}"
-            sentences.append(f"{said}{single}. Means: {values}{what.suffix}. {least}".strip())
+            sentences.append(f"{said}{single}. Means: {values}{what.suffix}.{unknown}")
             answers.append(f"{said}.")
             if against is not None and len(answers) == 1:
                 sentences.append(against.sentence(steps, p_of))
         if not rows:
             return [Findings(sentences)] if sentences else []
+        least = findable_text(what, list(rows.values()), count)
+        sentences += [least] if sentences and least else []
         caption = f"{capital(what.label)} at the second value of {self.x} minus that at the first."
         table = difference_table(what, rows, ps, count, f"from {self.x}", caption)
         return [Findings(sentences, " ".join(answers[:_ANSWERED])), table]
