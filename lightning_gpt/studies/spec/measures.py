@@ -52,7 +52,7 @@ class Measure:
         if not half_width:
             return number_text(shown)
         if 0 < abs(shown) < _SMALL:
-            return f"{shown:.3g} ± {half_width * self.scale:.2g}"
+            return f"{number_text(shown)} ± {half_width * self.scale:.2g}"
         decimals = _decimals(shown)
         return f"{shown:,.{decimals}f} ± {half_width * self.scale:,.{decimals}f}"
 

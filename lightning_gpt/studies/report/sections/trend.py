@@ -142,7 +142,8 @@ class Trend(Section):
         if not rows:
             return [Findings(sentences)] if sentences else []
         least = findable_text(what, list(rows.values()), count)
-        sentences += [least] if sentences and least else []
+        if least:
+            sentences.append(least)
         caption = f"{capital(what.label)} at the second value of {self.x} minus that at the first."
         table = difference_table(what, rows, ps, count, f"from {self.x}", caption)
         return [Findings(sentences, " ".join(answers[:_ANSWERED])), table]
