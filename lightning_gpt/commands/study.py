@@ -25,6 +25,7 @@ from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
 from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder
 from lightning_gpt.studies.spec.cells import Cell, setting_id
 from lightning_gpt.studies.spec.equal import PARAMETERS
+from lightning_gpt.studies.spec.one_file import write_study
 from lightning_gpt.studies.spec.study import Study, read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
@@ -198,6 +199,7 @@ def _report(results: StudyResults, folder: Path) -> None:
     if not results.finished:
         raise WorkError(f"no cell of {results.study.title} is finished in {folder}: nothing to report")
     write_results(results, folder)
+    write_study(results.study, folder)
     print(write_report(results, folder))
 
 

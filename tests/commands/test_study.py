@@ -72,6 +72,14 @@ def test_every_cell_ran_and_is_reported(alone: Path) -> None:
     assert str(vocabulary) in next((out / "cells").glob("n_layer=1*/config.yaml")).read_text()
 
 
+def test_the_studys_own_file_gives_the_same_report(alone: Path) -> None:
+    out = alone / "out"
+    before = (out / "report.md").read_text()
+    must_run("study", "--config", "out/study.yaml", "--folder", "out", "--report_only", cwd=alone)
+    assert (out / "report.md").read_text() == before
+    assert json.loads((out / "environment.json").read_text()) == [cells(out)[0]["environment"]]
+
+
 def test_a_finished_study_runs_nothing_again(alone: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (alone / "out/cells").rglob("result.json")}
     done = must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=alone)

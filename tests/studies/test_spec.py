@@ -1,5 +1,6 @@
 """A study's file is read as it says, and refused, before anything runs, where it says something wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import yaml
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.report import check_report
 from lightning_gpt.studies.spec.cells import merged, short_names, value_at, with_keys
+from lightning_gpt.studies.spec.one_file import write_study
+from lightning_gpt.studies.spec.study import read_study
 from tests.studies.helpers import LAYERS, study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
@@ -123,7 +126,6 @@ PRESETS = [(file, preset) for file in STUDIES for preset in yaml.safe_load(file.
 @pytest.mark.parametrize(("file", "preset"), PRESETS, ids=lambda each: getattr(each, "stem", each))
 def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
     from lightning_gpt.studies.report.diagnostics import diagnostic
-    from lightning_gpt.studies.spec.study import read_study
 
     made = read_study(file, preset)
     assert made.name == file.stem
@@ -132,6 +134,27 @@ def test_shipped_studies_are_sound(file: Path, preset: str) -> None:
     for name, options in made.report:
         if name == "layers":
             diagnostic(options["diagnostic"])
+
+
+@pytest.mark.parametrize(("file", "preset"), PRESETS, ids=lambda each: getattr(each, "stem", each))
+def test_a_study_in_one_file_runs_the_same_cells(file: Path, preset: str, tmp_path: Path) -> None:
+    made = read_study(file, preset)
+    write_study(made, tmp_path)
+    again = read_study(tmp_path / "study.yaml", None)
+    assert again.title == made.title
+    assert again.provisional.cells == made.provisional.cells
+    assert replace(again, name=made.name, preset=preset) == made
+
+
+def test_a_study_file_of_ones_own_is_left_alone(tmp_path: Path) -> None:
+    made = study(tmp_path)  # its file is where the study would write its own
+    before = (tmp_path / "study.yaml").read_text()
+    write_study(made, tmp_path)
+    assert (tmp_path / "study.yaml").read_text() == before
+    (tmp_path / "study.yaml").unlink()
+    write_study(made, tmp_path)
+    write_study(replace(made, question="And width?"), tmp_path)
+    assert read_study(tmp_path / "study.yaml", None).question == "And width?"
 
 
 def test_the_promised_studies_are_shipped() -> None:
@@ -145,8 +168,6 @@ def test_every_shipped_study_has_a_small_and_a_large_preset() -> None:
 
 @pytest.mark.parametrize(("preset", "first"), [("cpu_flops", 8), ("plain_flops", 12), ("modern_flops", 12)])
 def test_depths_of_equal_flops_take_steps_for_them(preset: str, first: int) -> None:
-    from lightning_gpt.studies.spec.study import read_study
-
     made = read_study(next(file for file in STUDIES if file.stem == "depth"), preset)
     plain = read_study(next(file for file in STUDIES if file.stem == "depth"), preset.removesuffix("_flops"))
     depths = made.grid[LAYERS]
@@ -160,8 +181,6 @@ def test_depths_of_equal_flops_take_steps_for_them(preset: str, first: int) -> N
 
 
 def test_depth_study_holds_the_papers_figures() -> None:
-    from lightning_gpt.studies.spec.study import read_study
-
     reference = read_study(next(file for file in STUDIES if file.stem == "depth"), "cpu").reference
     assert reference is not None
     assert reference.values["val/perplexity"] == {2: 38.5, 4: 29.4, 8: 21.7, 12: 18.9}

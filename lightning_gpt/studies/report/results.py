@@ -1,4 +1,4 @@
-"""The results of all cells of a study, and their tables ``results.csv`` and ``results.json``."""
+"""The results of all cells of a study, and their files ``results.csv``, ``results.json`` and ``environment.json``."""
 
 import csv
 import io
@@ -136,6 +136,7 @@ def _timed(results: list[CellResult], alone: Mapping[str, CellResult]) -> list[C
 
 
 def write_results(results: StudyResults, folder: Path) -> None:
-    """Write ``results.csv`` and ``results.json``."""
+    """Write ``results.csv``, ``results.json`` and ``environment.json``."""
     write_file(folder / "results.csv", results.to_csv())
     write_file(folder / "results.json", results.to_json())
+    write_file(folder / "environment.json", to_json(results.environments(), indent=1))
