@@ -74,7 +74,7 @@ def test_gains_are_those_of_the_figures_and_held_against_one(tmp_path: Path) -> 
     table, differences = (block for block in shown if isinstance(block, Table))
     assert [row[0] for row in table.rows] == list(VARIANTS)
     interval = stats.t.interval(1 - LEVEL, 4, fall["less"].mean(), stats.sem(fall["less"]))
-    assert table.rows[1][3] == f"+{fall['less'].mean():.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
+    assert table.rows[1][3] == f"+{fall['less'].mean():.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
     assert table.rows[1][4:] == ["5", table.rows[1][5], "falls"]
     assert [row[5] for row in differences.rows] == ["lower", "not shown", "higher", "lower"]
     picture = next(block for block in shown if isinstance(block, Picture))

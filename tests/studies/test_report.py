@@ -339,13 +339,27 @@ def test_layers_before_training_and_changes_of_a_hundredth(tmp_path: Path) -> No
         make_section("layers", {"diagnostic": "rms", "when": "middle"}).check(made)
 
 
+@pytest.mark.parametrize(
+    ("difference", "half_width", "text"),
+    [
+        (-0.08986, 0.10215, "-0.090 [-0.192, 0.012]"),
+        (50.57, 7.26, "+50.6 [43.3, 57.8]"),
+        (242.0, 15.2, "+242.0 [226.8, 257.2]"),
+        (-12345.6, 850.0, "-12,346 [-13,196, -11,496]"),
+        (0.25, 0.0, "+0.2500"),
+    ],
+)
+def test_a_difference_has_the_digits_that_its_error_warrants(difference: float, half_width: float, text: str) -> None:
+    assert measure("val/perplexity").change_text(difference, half_width) == text
+
+
 def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
     figures = {1: [5.0, 5.2], 2: [5.1, 5.4], 4: [4.0, 4.2001]}
     found = changed(results(tmp_path), "val/loss", lambda depth, seed: figures[depth][seed])
     said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")
     assert "The lowest mean of validation loss is that of n_layer 4" in said
     assert (
-        "Beside n_layer 1, validation loss is lower with n_layer 4 (-1.0000 nats [-1.0006, -0.9993], p < 0.001)."
+        "Beside n_layer 1, validation loss is lower with n_layer 4 (-0.99995 nats [-1.00059, -0.99931], p < 0.001)."
         in said
     )
     assert "is higher" not in said

@@ -57,11 +57,14 @@ class Measure:
         return f"{shown:,.{decimals}f} ± {half_width * self.scale:,.{decimals}f}"
 
     def change_text(self, difference: float, half_width: float) -> str:
-        """A difference as displayed, with its sign, unit and interval: ``+0.12 nats [0.05, 0.19]``."""
+        """A difference as displayed, with its sign, unit and interval: ``+0.120 nats [0.052, 0.188]``.
+
+        It has the digits that its error warrants: two of the half width, three where the first of them is 1.
+        """
         shown, half = difference * self.scale, half_width * self.scale
         if 0 < abs(shown) < _SMALL and 0 < half < _SMALL:
             return f"{shown:+.3g}{self.suffix} [{shown - half:.3g}, {shown + half:.3g}]"
-        decimals = _decimals(shown) if shown else _decimals(half)
+        decimals = _decimals_of_error(half) if half else _decimals(shown)
         ends = "" if half == 0 else f" [{shown - half:,.{decimals}f}, {shown + half:,.{decimals}f}]"
         return f"{shown:+,.{decimals}f}{self.suffix}{ends}"
 
@@ -81,6 +84,12 @@ def _decimals(value: float) -> int:
     if value == 0 or not math.isfinite(value):
         return 3
     return max(0, min(7, 3 - math.floor(math.log10(abs(value)))))
+
+
+def _decimals_of_error(error: float) -> int:
+    """So many that an error has two significant digits, or three where the first is 1."""
+    exponent = math.floor(math.log10(error))
+    return max(0, min(7, (2 if error < 2 * 10.0**exponent else 1) - exponent))
 
 
 _MEASURES = {
