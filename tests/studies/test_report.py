@@ -363,7 +363,7 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
         in said
     )
     assert "is higher" not in said
-    assert "1 of 2 settings are not shown to differ from n_layer 1 in validation loss." in said
+    assert "1 of 2 settings is not shown to differ from n_layer 1 in validation loss." in said
     assert re.search(
         r"With 2 seeds and 2 tests in this report, a difference of [\d.]+ nats would be found in 80%", said
     )
