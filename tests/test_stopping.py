@@ -38,12 +38,31 @@ class Sender(Callback):
             self.send()
 """
 
+# the save of step 5 is being written when step 7 has ended
+SLOW_DISK = """
+import os
+import threading
+import time
+
+fsync_at_once = os.fsync
+
+
+def fsync(file):
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(5)
+    fsync_at_once(file)
+
+
+os.fsync = fsync
+"""
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stopping")
     (folder / "sender.py").write_text(SENDER)
     (folder / "deaf.py").write_text(f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{SENDER}")
+    (folder / "slow_disk.py").write_text(f"{SLOW_DISK}{SENDER}")
     content = tiny_config(tiny_corpus(folder / "corpus.jsonl"), max_steps=10, val_check_interval=10)
     content |= {"diagnostics": {"enabled": False}, "samples": {"prompts": []}, "checkpoints": {"every_n_steps": 5}}
     return write_config(folder / "tiny.yaml", content)
@@ -93,8 +112,9 @@ def test_a_terminals_ctrl_c_reaches_the_loaders_workers_too_and_the_step_is_save
     assert "Traceback" not in said
 
 
-def test_a_second_ctrl_c_stops_at_once(config: Path, tmp_path: Path) -> None:
-    done = fit(config, tmp_path, "training", "SIGINT", "SIGINT")
+@pytest.mark.parametrize("module", ["sender", "slow_disk"])
+def test_a_second_ctrl_c_stops_at_once_after_a_save_that_has_begun(module: str, config: Path, tmp_path: Path) -> None:
+    done = fit(config, tmp_path, "training", "SIGINT", "SIGINT", module=module)
     assert_stopped(done, r"stopped at once; step 5 is saved in \S+last.ckpt")
     folder = tmp_path / "runs/tiny/version_0/checkpoints"
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]

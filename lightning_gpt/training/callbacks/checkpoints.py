@@ -61,6 +61,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path()
         self._saved_step = -1
         self._saved_at = 0.0  # by time.monotonic
+        self._has_saved = False
         self._waits_for_validation = False
         self._stop_asked = False
         self._trains = False
@@ -93,7 +94,10 @@ class LastCheckpoint(Checkpoint):
         self._stop_asked = True
 
     def _saved(self) -> str:
-        return f"step {self._saved_step} is saved in {self.path}" if self.path.exists() else "no step was saved"
+        """What is on the disk when the process has ended: a save that has begun is finished first."""
+        if self._has_saved or self.path.exists():  # it exists in the folder of a run that is resumed
+            return f"step {self._saved_step} is saved in {self.path}"
+        return "no step was saved"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -142,7 +146,7 @@ class LastCheckpoint(Checkpoint):
             except OSError as error:
                 raise WorkError(f"{self.path} cannot be kept as the previous one: {error.strerror}") from None
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._saved_step, self._saved_at, self._has_saved = trainer.global_step, time.monotonic(), True
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         if self.series is not None:
