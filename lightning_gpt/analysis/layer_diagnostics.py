@@ -222,10 +222,10 @@ _ALL = (
     ),
     Diagnostic(
         name="layer_value",
-        title="rise in loss when the block is skipped (nats)",
+        title="value of a block (nats)",
         theme="updates",
         of="blocks",
-        meaning="what the block is worth",
+        meaning="how much the loss rises when the block is skipped",
         low=None,
         measure=layer_value,
         runs_model=True,

@@ -271,6 +271,34 @@ def test_plots_are_as_wide_as_a_column_or_the_page(tmp_path: Path) -> None:
             assert all(7.5 <= label.get_fontsize() <= 8.5 for label in labels)
 
 
+def layers_picture(folder: Path, diagnostic: str, values: list[float], **over: Any) -> Picture:
+    """The picture of a diagnostic that is 0 before training and ``values`` after it, from the report."""
+    made = study(folder, report=[{"layers": {"diagnostic": diagnostic}}], grid={LAYERS: [len(values)]}, **over)
+    entries = [{"step": 0, diagnostic: [0.0] * len(values)}, {"step": 9, diagnostic: values}]
+    found = StudyResults(made, [finished(cell, layers=entries) for cell in made.cells])
+    return next(block for block in report_blocks(found) if isinstance(block, Picture))
+
+
+def test_a_title_that_is_longer_than_the_axis_is_within_the_picture(tmp_path: Path) -> None:
+    variants = {
+        f"a variant with a long name, {rate}": {"model.init_args.dropout": rate} for rate in (0.1, 0.2, 0.3, 0.4)
+    }
+    chart = layers_picture(tmp_path, "angular_distance", [0.5, 0.1], variants=variants).chart
+    assert len(chart.axes[0].get_ylabel()) > 50
+    dict(chart.files())
+    height, label = chart.figure.bbox.height, chart.axes[0].yaxis.label.get_window_extent()
+    assert label.y0 >= 0
+    assert label.y1 <= height
+
+
+def test_one_block_that_exceeds_all_others_does_not_hide_them(tmp_path: Path) -> None:
+    picture = layers_picture(tmp_path, "layer_value", [2.5, 0.02, -0.01, 0.03])
+    assert [ax.get_yscale() for ax in picture.chart.axes] == ["symlog", "symlog"]
+    assert picture.caption.endswith("the vertical scale is linear up to 0.01 and logarithmic above.")
+    alike = layers_picture(tmp_path, "layer_value", [0.3, 0.2, 0.2, 0.3])
+    assert [ax.get_yscale() for ax in alike.chart.axes] == ["linear", "linear"]
+
+
 def test_a_table_too_wide_for_a_page_is_written_in_parts() -> None:
     header = ["setting", "seed", *(f"measure {number}" for number in range(20))]
     rows = [[f"setting {row}", str(row), *(f"{row}.{column:03}" for column in range(20))] for row in range(3)]

@@ -108,6 +108,8 @@ def new_chart(columns: int = 1, height: float = 2.4) -> Chart:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
+        for axis in (axis for ax in axes for axis in (ax.xaxis, ax.yaxis)):
+            axis.label.set_wrap(True)  # some titles of measures are longer than the axis
     return Chart(figure, list(axes))
 
 

@@ -1,8 +1,10 @@
 """A layer diagnostic by layer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 from matplotlib.axes import Axes
 
@@ -62,13 +64,13 @@ class Layers(Section):
             )
             plots.whole_numbers(ax)
         before.set_ylabel(what.title)
-        _same_scale(before, after, shown, self.diagnostic)
+        scale = _same_scale(before, after, shown, self.diagnostic)
         chart.legend(len(shown))
         every = [
             each for group in shown for first in (True, False) for each in group.layers(self.diagnostic, first=first)
         ]
         seeds = plots.seeds_text(every, "from lowest to highest seed")
-        caption = f"{capital(what.title)} ({what.meaning}) by layer: {seeds}."
+        caption = f"{capital(what.title)} ({what.meaning}) by layer: {seeds}{scale}."
         depths = self._depths(results, shown)
         return [
             Heading(f"{capital(what.title)} by layer"),
@@ -200,12 +202,21 @@ def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
     return f"before training ({step})" if first and steps == {0} else step if first else f"after training ({step})"
 
 
-def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> None:
-    """Give both plots one vertical scale; a logarithmic one for unbounded values that span a wide range."""
-    means = [each.mean for group in shown for first in (True, False) for each in group.layers(name, first=first)]
-    if diagnostic(name).high is None and min(means) > 0 and max(means) / min(means) > _LOG_FROM:
-        before.set_yscale("log")
-        after.set_yscale("log")
+def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> str:
+    """Give both plots one vertical scale, logarithmic for unbounded values of a wide range; what to say of it."""
+    first, last = ([each.mean for group in shown for each in group.layers(name, first=when)] for when in (True, False))
+    sizes = [abs(mean) for mean in (*first, *last) if mean]
+    wide = diagnostic(name).high is None and bool(sizes) and max(sizes) > _LOG_FROM * min(sizes)
+    scale, options, note = "linear", {}, ""
+    if wide and min(*first, *last) > 0:
+        scale = "log"
+    elif wide and max(sizes) > _LOG_FROM * median(map(abs, last)):  # most points would lie on the axis
+        linear_up_to = 10.0 ** math.floor(math.log10(max(sizes) / 100))
+        scale, options = "symlog", {"linthresh": linear_up_to}
+        note = f"; the vertical scale is linear up to {linear_up_to:g} and logarithmic above"
+    for ax in (before, after):
+        ax.set_yscale(scale, **options)
     limits = [*before.get_ylim(), *after.get_ylim()]
     for ax in (before, after):
         ax.set_ylim(min(limits), max(limits))
+    return note
