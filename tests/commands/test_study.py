@@ -171,6 +171,22 @@ def test_the_process_that_starts_the_cells_is_killed(tmp_path: Path) -> None:
     assert "stopped" in (folder / "fit.log").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are listed in /proc")
+def test_sigterm_for_every_process_as_a_service_manager_sends_it(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path, grid={LAYERS: [1]}), None)
+    process = start_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path)
+    folder = cell_folder(tmp_path / "out", study.cells[0])
+    wait_for_checkpoint(folder)
+    started = children_of(process.pid)
+    for pid in (*(cell for each in started for cell in children_of(each)), *started, process.pid):
+        os.kill(pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "stopped; 0 of 1 cells are done; rerun the same command to resume"
+    wait_until_ended(folder)
+    assert "is saved in" in (folder / "fit.log").read_text()
+
+
 def test_a_cell_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     variants = {
         "fine": {"trainer.max_steps": 4, "trainer.val_check_interval": 2},

@@ -197,6 +197,8 @@ def _run_to_its_end(work: Callable[[], None]) -> NoReturn:
 def _serve(calls: socket.socket, environment: Mapping[str, str]) -> None:
     """Import what cells need, then fork for each call until the other side is closed."""
     end_on_stop()
+    # a service manager sends it to every process: the study then needs this one until its cells have saved
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.update(environment)
     # read by pyarrow's allocator, which would start a thread
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
@@ -220,7 +222,8 @@ def _serve(calls: socket.socket, environment: Mapping[str, str]) -> None:
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for number in (signal.SIGCHLD, signal.SIGTERM):
+                    signal.signal(number, signal.SIG_DFL)
                 for unused in (calls.detach(), woken, wake):
                     os.close(unused)
                 stop_with(server)
