@@ -154,13 +154,19 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def start_study_of_one_cell(folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """A study whose cell has saved a checkpoint, and the folder of that cell."""
+    study = read_study(write_study(folder, grid={LAYERS: [1]}), None)
+    process = start_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=folder)
+    cell = cell_folder(folder / "out", study.cells[0])
+    wait_for_checkpoint(cell)
+    return process, cell
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="cells are forks on Linux only")
 def test_the_process_that_starts_the_cells_is_killed(tmp_path: Path) -> None:
     """Its cell saves its state, and the study ends with a line."""
-    study = read_study(write_study(tmp_path, grid={LAYERS: [1]}), None)
-    process = start_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path)
-    folder = cell_folder(tmp_path / "out", study.cells[0])
-    wait_for_checkpoint(folder)
+    process, folder = start_study_of_one_cell(tmp_path)
     (starter,) = (pid for pid in children_of(process.pid) if children_of(pid))
     assert len(list(Path(f"/proc/{starter}/task").iterdir())) == 1, "a fork has no other thread than the one that forks"
     os.kill(starter, signal.SIGKILL)
@@ -173,10 +179,7 @@ def test_the_process_that_starts_the_cells_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are listed in /proc")
 def test_sigterm_for_every_process_as_a_service_manager_sends_it(tmp_path: Path) -> None:
-    study = read_study(write_study(tmp_path, grid={LAYERS: [1]}), None)
-    process = start_command("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path)
-    folder = cell_folder(tmp_path / "out", study.cells[0])
-    wait_for_checkpoint(folder)
+    process, folder = start_study_of_one_cell(tmp_path)
     started = children_of(process.pid)
     for pid in (*(cell for each in started for cell in children_of(each)), *started, process.pid):
         os.kill(pid, signal.SIGTERM)

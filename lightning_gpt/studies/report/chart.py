@@ -108,8 +108,9 @@ def new_chart(columns: int = 1, height: float = 2.4) -> Chart:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(COLUMN if columns == 1 else PAGE, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
-        for axis in (axis for ax in axes for axis in (ax.xaxis, ax.yaxis)):
-            axis.label.set_wrap(True)  # some titles of measures are longer than the axis
+        for ax in axes:  # some titles of measures are longer than the axis
+            ax.xaxis.label.set_wrap(True)
+            ax.yaxis.label.set_wrap(True)
     return Chart(figure, list(axes))
 
 

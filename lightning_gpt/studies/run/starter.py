@@ -112,13 +112,11 @@ class ForkStarter:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._calls, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._statuses: dict[int, int] = {}
-        study = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         if os.fork() == 0:
             self._calls.close()
             os.setpgid(0, 0)
-            stop_with(study)
             atexit._clear()
             _run_to_its_end(partial(_serve, theirs, environment))
         theirs.close()
@@ -197,7 +195,8 @@ def _run_to_its_end(work: Callable[[], None]) -> NoReturn:
 def _serve(calls: socket.socket, environment: Mapping[str, str]) -> None:
     """Import what cells need, then fork for each call until the other side is closed."""
     end_on_stop()
-    # a service manager sends it to every process: the study then needs this one until its cells have saved
+    # a service manager sends it to every process: the study then needs this one until its cells have saved; when the
+    # study has ended, the other side is closed
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.update(environment)
     # read by pyarrow's allocator, which would start a thread

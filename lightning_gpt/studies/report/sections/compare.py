@@ -108,10 +108,7 @@ class Compare(Section):
                 sides.append(f"Beside {self.beside}, {what.label} is {way} with {'; '.join(each[:_NAMED])}{more}.")
         left = len(tests) - len(lower) - len(higher)
         least = findable_text(what, list(tests.values()), count)
-        rest = [
-            f"{left} of {len(tests)} settings {_is(left)} not shown to differ from {self.beside} in {what.label}. "
-            + least
-        ]
+        rest = [f"{_not_shown(left, len(tests))} from {self.beside} in {what.label}. {least}"]
         caption = f"{capital(what.label)} of each setting minus that of {self.beside}."
         table = difference_table(what, tests, corrected, count, "setting", caption)
         return [Findings([*ends, *sides, *rest], self._answer(lower, higher, len(tests))), table]
@@ -125,9 +122,9 @@ class Compare(Section):
             more = f" and {len(labels) - _NAMED} more" if labels[_NAMED:] else ""
             parts += [f"{way} with {', '.join(labels[:_NAMED])}{more}"] if labels else []
         left = tested - len(lower) - len(higher)
-        rest = f"; {left} of {tested} settings {_is(left)} not shown to differ" if left else ""
+        rest = f"; {_not_shown(left, tested)}" if left else ""
         return f"Beside {self.beside}, {label} is {' and '.join(parts)}{rest}."
 
 
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
+def _not_shown(count: int, of: int) -> str:
+    return f"{count} of {of} settings {'is' if count == 1 else 'are'} not shown to differ"
