@@ -142,7 +142,8 @@ def run_case(
             if way.forgets:
                 kept, done, now = {}, subject.done(folder), subject.kept(folder)
             else:
-                due = {**kept, **{name: max(kept.get(name, 0), owed) for name, owed in subject.owed(folder).items()}}
+                owed = subject.owed(folder, waited=process.status in (0, 130))
+                due = {**kept, **{name: max(kept.get(name, 0), least) for name, least in owed.items()}}
                 hit.lost += [
                     f"{name}: {now.get(name, 0)} < {least}" for name, least in due.items() if now.get(name, 0) < least
                 ]

@@ -49,8 +49,11 @@ class Victim(ABC):
     def kept(self, folder: Path) -> Mapping[str, int]:
         """By name, how much the run in ``folder`` holds that a kill may not take away, as numbers that only grow."""
 
-    def owed(self, folder: Path) -> Mapping[str, int]:
-        """The least that ``kept`` must say, told by what the run in ``folder`` has reported otherwise."""
+    def owed(self, folder: Path, waited: bool) -> Mapping[str, int]:
+        """The least that ``kept`` must say, told by what the run in ``folder`` has reported otherwise.
+
+        ``waited`` says whether the run ended by itself, which it does after what it was writing.
+        """
         return {}
 
     @abstractmethod

@@ -90,11 +90,16 @@ class KilledFit(Victim):
         """The step of the newest checkpoint that can be read: at least the last due before a logged step."""
         return {"step saved": max((_steps_saved(run) for run in _versions(folder)), default=0)}
 
-    def owed(self, folder: Path) -> Mapping[str, int]:
-        """The step that must have been saved, told by what was logged: the save of a step comes before the next."""
+    def owed(self, folder: Path, waited: bool) -> Mapping[str, int]:
+        """The step that must have been saved, told by what was logged.
+
+        The save of a step has begun before the next step is logged. It is written while the training goes on, and has
+        ended for certain when the next save begins, or when the run has ended and ``waited`` for it.
+        """
         versions = _versions(folder)
         trained = _last_trained(read_metrics(versions[-1] / FILE_NAME)) if versions else 0
-        return {"step saved": max(0, trained - 1) // SAVE_EVERY * SAVE_EVERY}
+        begun = max(0, trained - 1) // SAVE_EVERY * SAVE_EVERY
+        return {"step saved": begun if waited else max(0, begun - SAVE_EVERY)}
 
     def done(self, folder: Path) -> bool:
         versions = _versions(folder)
