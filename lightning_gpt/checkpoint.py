@@ -122,7 +122,7 @@ class Checkpoint:
         """
         self.config()
         model = models.build(self.model)
-        said = f"checkpoint {str(self.path)!r} has other weights than the model it describes"
+        said = f"checkpoint {str(self.path)!r} has different weights from the model that it describes"
         weights = self.weights() if weights is None else weights
         differing = differences(_shapes(weights), _shapes(model.state_dict()))
         if differing:
@@ -194,8 +194,8 @@ class Checkpoint:
         """
         if "optimizer_states" not in self.content:
             raise CallError(
-                f"checkpoint {str(self.path)!r} holds a model without a training to resume, as convert writes it; "
-                f"to start one from its weights, give --weights instead of --ckpt_path"
+                f"checkpoint {str(self.path)!r} holds only a model, as convert writes it, so there is no run to "
+                f"resume; to train from its weights, give --weights instead of --ckpt_path"
             )
 
     def require_same_model(self, model: LanguageModel) -> None:
@@ -222,7 +222,7 @@ class Checkpoint:
         plain = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
         differing_weights = differences(_shapes(self.weights()), _shapes(plain))
         if differing_weights:
-            raise CallError(f"checkpoint {str(self.path)!r} has other weights than this model: {differing_weights}")
+            raise CallError(f"checkpoint {str(self.path)!r} has different weights from this model: {differing_weights}")
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -164,7 +164,9 @@ def _named(view: BlockView) -> str:
 def _matrices(view: BlockView) -> HeadMatrices:
     found = view.mixer.head_matrices()
     if found is None:
-        raise CallError(f"{_named(view)} has no W_Q, W_K, W_V and W_O by head: it computes what it mixes otherwise")
+        raise CallError(
+            f"{_named(view)} has no W_Q, W_K, W_V and W_O by head: it does not mix tokens with such matrices"
+        )
     return found
 
 

@@ -81,13 +81,13 @@ def convert(
     if not path.exists() and is_hub_id(source):
         path = downloaded(source, revision, pickled)
     elif revision is not None:
-        raise CallError(
-            f"revision is {revision!r}; it says which version of a model on the Hub to read, and {source} is none"
-        )
+        raise CallError(f"revision is {revision!r}; it applies only to a model on the Hub, and {source} is not one")
     path = path if (path / CONFIG).is_file() else located(path)
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
         if family is not None:
-            raise CallError(f"family is {family!r}; it says what to write a checkpoint as, and {source} is none")
+            raise CallError(
+                f"family is {family!r}; it applies only to a checkpoint of lightning_gpt, and {source} is not one"
+            )
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
         lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:

@@ -144,7 +144,7 @@ def check_restarts() -> None:
     """
     if restarts_need_another_store():
         raise CallError(
-            "torchrun --max-restarts would start processes that wait for those of before: set "
+            "torchrun --max-restarts would start processes that wait for the ones that they replace: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's environment, or use --max-restarts 0"
         )
 

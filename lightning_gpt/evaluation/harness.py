@@ -106,7 +106,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _window(self, context: list[int], continuation: list[int]) -> ScoredWindow:
         if not continuation:
-            raise CallError("a task asks for the likelihood of a continuation without a token")
+            raise CallError("a task asks for the likelihood of an empty continuation")
         if len(continuation) > self.max_length:
             raise CallError(
                 f"a task's continuation has {len(continuation)} tokens, more than the model's window of "

@@ -47,7 +47,7 @@ def into_adapters(checkpoint: Checkpoint, base: Path, output: Path, tolerance: f
     differing = differences(_shapes(family, config), _shapes(family, family.config(published)))
     if differing:
         raise CallError(
-            f"{base} is not the model that the adapters of {str(checkpoint.path)!r} are beside: {differing}"
+            f"{base} is not the model that the adapters of {str(checkpoint.path)!r} were trained on: {differing}"
         )
     tensors = dict(_published(family, checkpoint))
     modules = sorted({name.removeprefix(_PREFIX).partition(".lora_")[0] for name in tensors})

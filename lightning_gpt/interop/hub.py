@@ -40,7 +40,7 @@ def downloaded(name: str, revision: str | None, pickled: bool) -> Path:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    what = f"{name} is no file or folder here, and "
+    what = f"{name} is not a local file or folder, and "
     weights = [WEIGHTS, PICKLED] if pickled else [WEIGHTS]
     shards = [f"{Path(file).stem}-*{Path(file).suffix}" for file in weights]
     rest = [CONFIG, GENERATION, *FILES, *(f"{file}.index.json" for file in weights)]
@@ -48,14 +48,14 @@ def downloaded(name: str, revision: str | None, pickled: bool) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*rest, *weights, *shards]))
     except GatedRepoError:
         raise CallError(
-            f"{what}access to it on the Hub is not granted: ask there, and log in with hf auth login"
+            f"{what}access to it on the Hub is not granted: ask for it there, and log in with hf auth login"
         ) from None
     except RevisionNotFoundError:
-        raise CallError(f"{what}on the Hub it has no revision {revision!r}") from None
+        raise CallError(f"{what}the model on the Hub has no revision {revision!r}") from None
     except RepositoryNotFoundError:
         raise CallError(f"{what}there is no such model on the Hub, or it is private: hf auth login") from None
     except HFValidationError as error:
-        raise CallError(f"{what}no name that the Hub allows: {_first_line(error)}") from None
+        raise CallError(f"{what}not a name that the Hub allows: {_first_line(error)}") from None
     except LocalEntryNotFoundError:
         raise WorkError(f"{what}the Hub cannot be reached (nor is it in the cache of earlier downloads)") from None
     except Exception as error:  # whatever else the network, the disk and the client of the Hub do

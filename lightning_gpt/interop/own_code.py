@@ -116,21 +116,21 @@ class OwnCode:
         try:
             made: GPTConfig | SingleHeadConfig = kinds[given["lightning_gpt_model"]](**given["model"])
         except TypeError:
-            raise CallError("config.json has other options than a model of this version") from None
+            raise CallError("config.json has different options from a model of this version") from None
         return made
 
     def published(self, config: GPTConfig | SingleHeadConfig) -> dict[str, Any]:
         """The content of ``config.json``.
 
         Raises:
-            CallError: It has a part that does not go out; the message names it.
+            CallError: It has a part that cannot be exported; the message names it.
         """
         if isinstance(config, GPTConfig) and config.n_unique is not None:
             raise CallError(
-                f"n_unique is {config.n_unique}: weights that layers share do not go out with code of their own"
+                f"n_unique is {config.n_unique}; a model whose layers share weights cannot be exported with its code"
             )
         if isinstance(config, GPTConfig) and config.loop is not None:
-            raise CallError("with loop layers share weights, which do not go out with code of their own")
+            raise CallError("with loop, layers share weights, and such a model cannot be exported with its code")
         sizes = {"hidden_size": config.dim, "num_hidden_layers": getattr(config, "n_layer", 1)}
         return {
             "architectures": [self.architecture],
@@ -179,7 +179,8 @@ class OwnCode:
         for each in classes:
             if each not in modules_of(classes):
                 raise CallError(
-                    f"the code of {each.__qualname__} is in {each.__module__} and does not go out with a model"
+                    f"the code of {each.__qualname__} is in {each.__module__}, outside lightning_gpt, and cannot be "
+                    f"exported with the model"
                 )
         body = as_one_file(modules_of(classes).values(), ("forward", "hidden"))
         names = {"version": version("lightning-gpt"), "own": OWN, "config_code": CONFIG_CODE}

@@ -43,9 +43,7 @@ def read_rotary(given: Settings, base: float, block_size: int, share: float = 1.
         }
     if kind == "yarn":
         return {"kind": "yarn", **_yarn(rope, block_size), **same}
-    raise CallError(
-        f"rope_type is {shown(kind)}; no position scheme of ours does that, only default, linear, llama3, yarn"
-    )
+    raise CallError(f"rope_type is {shown(kind)}; lightning_gpt computes only default, linear, llama3, yarn")
 
 
 def _yarn(rope: Settings, block_size: int) -> dict[str, Any]:

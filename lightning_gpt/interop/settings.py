@@ -64,7 +64,7 @@ class Settings:
         value = self.values.get(name, allowed[0])
         if value not in allowed:
             words = " or ".join(str(each).lower() if isinstance(each, bool | None) else str(each) for each in allowed)
-            raise CallError(f"{name} is {shown(value)}; no part of ours computes that, only {words}")
+            raise CallError(f"{name} is {shown(value)}; lightning_gpt computes only {words}")
         return value
 
     def dropout(self, *names: str) -> float:

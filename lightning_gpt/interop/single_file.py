@@ -43,7 +43,7 @@ def source_of(module: str) -> Path:
     """
     spec = importlib.util.find_spec(module) if module.partition(".")[0] == _PACKAGE else None
     if spec is None or spec.origin is None:
-        raise CallError(f"the code of {module} is not part of {_PACKAGE} and does not go out with a model")
+        raise CallError(f"the code of {module} is not part of {_PACKAGE} and cannot be exported with the model")
     return Path(spec.origin)
 
 
@@ -121,7 +121,10 @@ class _Needed:
         if name in read.foreign:
             self.foreign.setdefault(name, read.foreign[name])
             if ast.dump(self.foreign[name]) != ast.dump(read.foreign[name]):
-                raise CallError(f"{module} means another thing by {name} than a module before it")
+                raise CallError(
+                    f"{name} means something different in {module} and in a module before it, and one file "
+                    f"cannot hold both"
+                )
         if name not in read.definitions or (module, name) in self.places:
             return None
         self.places[module, name] = None

@@ -203,7 +203,7 @@ def check(saved: Saved, wanted: Mapping[str, tuple[int, ...]], parts: Iterable[s
         *({".".join(path_of(key)[1:]): shape for key, shape in shapes.items()} for shapes in (there, wanted))
     )
     if differing:
-        raise CallError(f"checkpoint {str(saved.path)!r} has other tensors than this run: {differing}")
+        raise CallError(f"checkpoint {str(saved.path)!r} has different tensors from this run: {differing}")
 
 
 def materialise(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], saved: Saved) -> None:

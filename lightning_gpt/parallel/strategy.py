@@ -97,7 +97,9 @@ class MeshStrategy(DDPStrategy):
         """
         self.layout = self.layout.on(devices)
         if self.layout.offload and self.root_device.type == "cpu":
-            raise CallError("parallel.offload keeps the shards in the CPU's memory, where they are: leave it out")
+            raise CallError(
+                "parallel.offload moves shards to the CPU's memory, and this run is on the CPU: leave it out"
+            )
 
     @property
     def mesh(self) -> Mesh:

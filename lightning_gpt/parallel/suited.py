@@ -55,13 +55,13 @@ def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False)
     """
     if isinstance(model, MemoryGPT):
         raise CallError(
-            f"model memory and parallel ({layout.described()}) cannot be combined: leave parallel out, which trains "
-            f"copies of the model on all devices"
+            f"model memory and parallel ({layout.described()}) cannot be combined: leave parallel out; "
+            f"every device then trains a copy of the model"
         )
     if adapter_names(model):
         raise CallError(
-            f"model.lora and parallel ({layout.described()}) cannot be combined: leave parallel out, which trains "
-            f"copies of the adapters on all devices"
+            f"model.lora and parallel ({layout.described()}) cannot be combined: leave parallel out; "
+            f"every device then trains a copy of the adapters"
         )
     if layout.tensor > 1:
         _require_divisible(model, layout, compiles)

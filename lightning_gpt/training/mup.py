@@ -54,8 +54,8 @@ class MuP:
         head_dim = self.base_head_dim or config.dim // config.n_head
         if self.base_dim % head_dim:
             raise CallError(
-                f"mup.base_dim {self.base_dim} is no multiple of the width of a head, {head_dim}: "
-                f"choose another, or say what the base's is in mup.base_head_dim"
+                f"mup.base_dim {self.base_dim} is not a multiple of the width of a head, {head_dim}: "
+                f"choose another base_dim, or set mup.base_head_dim to the width of the base model's heads"
             )
         return dataclasses.replace(config, dim=self.base_dim, n_head=self.base_dim // head_dim)
 

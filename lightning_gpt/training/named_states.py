@@ -41,7 +41,7 @@ def name_states(optimizer: torch.optim.Optimizer, parameters: Callable[[], Itera
         numbers = {name: number for number, name in enumerate(in_order(optimizer))}
         unknown = [name for name in state["state"] if name not in numbers]
         if unknown:
-            raise CallError(f"the checkpoint's optimizer trains other weights than this run: {', '.join(unknown)}")
+            raise CallError(f"the checkpoint's optimizer trains different weights from this run: {', '.join(unknown)}")
         groups, first = [], 0
         for group in optimizer.param_groups:
             after = first + len(group["params"])

@@ -123,7 +123,7 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
     models = [gpt(), gpt(n_head=2, attention="full"), with_memory]
     with TestClient(app_of(*models), base_url="http://127.0.0.1") as client:
         for other, show, said in (
-            (1, "difference", "no difference between heads of other numbers or sizes"),
+            (1, "difference", "heads that differ in number or size cannot be subtracted"),
             (2, "side", "the attention maps have 12 and 14 columns"),
         ):
             asked = {"of": {"text": TEXT}, "against": {"text": TEXT, "model": other}, "show": show}
@@ -131,7 +131,9 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
             assert reply.status_code == 400, (other, show)
             assert said in reply.json()["error"]["message"]
         changed = {"of": {"text": TEXT}, "against": {"text": OTHER}, "show": "side"}
-        assert "cut the text into other tokens" in client.post("/api/look", json=changed).json()["error"]["message"]
+        assert (
+            "split the text into different tokens" in client.post("/api/look", json=changed).json()["error"]["message"]
+        )
 
 
 def test_a_cell_is_followed_from_its_product_to_the_logits(client: TestClient, model: GPT) -> None:
@@ -282,7 +284,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (
         "look",
         {"of": {"text": "one"}, "against": {"text": "one", "model": 2}, "show": "difference"},
-        "there is no difference between 2 and 1 layers; they can be shown side by side",
+        "a model of 2 layers and one of 1 cannot be subtracted; show them side by side instead",
     ),
     ("look", {"of": {"text": TEXT, "colour": "red"}}, "of.colour is not supported"),
     ("look", {}, "of is missing"),

@@ -507,7 +507,7 @@ PATHS: dict[str, Call] = {
     **{
         f"{command} of {name}.ckpt": Call((command, option, f"{name}.ckpt"), f"checkpoint '{name}.ckpt'.* {said}")
         for name, said in (
-            ("misfit", "has other weights than the model it describes"),
+            ("misfit", "has different weights from the model that it describes"),
             ("unknown", "does not describe a model of this version"),
             ("list", "does not describe a model of this version"),
             ("empty", "has model None, which is not registered"),

@@ -140,11 +140,11 @@ def test_a_model_is_downloaded_once_and_read_like_a_folder(where: str, asked: An
 
 
 SAID = {
-    2: r"org/tiny is no file or folder here, and on the Hub it has no revision 'v9'",
-    3: r"org/nothing is no file or folder here, and there is no such model on the Hub, or it is private",
-    4: r"org/gated is no file or folder here, and access to it on the Hub is not granted: ask there, and log in",
+    2: r"org/tiny is not a local file or folder, and the model on the Hub has no revision 'v9'",
+    3: r"org/nothing is not a local file or folder, and there is no such model on the Hub, or it is private",
+    4: r"org/gated is not a local file or folder, and access to it on the Hub is not granted: ask for it there",
     5: r"org/tiny.ckpt.*does not exist",
-    6: r"revision is 'main'; it says which version of a model on the Hub to read, and there is none",
+    6: r"revision is 'main'; it applies only to a model on the Hub, and there is not one",
 }
 
 
@@ -162,6 +162,6 @@ def test_a_hub_that_cannot_be_reached_is_said_in_one_line(asked: Any) -> None:
     _, _, _, (_, answer) = asked
     assert answer["status"] == 1
     assert answer["errors"].strip().splitlines() == [
-        "error: org/other is no file or folder here, and the Hub cannot be reached (nor is it in the cache of "
+        "error: org/other is not a local file or folder, and the Hub cannot be reached (nor is it in the cache of "
         "earlier downloads)"
     ]

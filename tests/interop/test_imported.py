@@ -208,7 +208,7 @@ REFUSED: list[tuple[list[str], str]] = [
         "model.lora and parallel (shard 2) cannot be combined",
     ),
     ([*LORA, "--model.lora.parts", "[]"], "lora.parts is empty; allowed: attention, ffn, or both"),
-    (["--ckpt_path", "ours/model.ckpt"], "to start one from its weights, give --weights instead of --ckpt_path"),
+    (["--ckpt_path", "ours/model.ckpt"], "to train from its weights, give --weights instead of --ckpt_path"),
     (["--ckpt_path", "runs/lora/version_0/checkpoints/last.ckpt"], "was trained with model.lora"),
 ]
 

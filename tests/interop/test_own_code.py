@@ -213,7 +213,9 @@ def test_the_code_of_a_variant_is_the_same_function_and_one_file(changes: dict[s
 
 
 def test_what_does_not_go_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CallError, match=r"n_unique is 1: weights that layers share do not go out with code"):
+    with pytest.raises(
+        CallError, match=r"n_unique is 1; a model whose layers share weights cannot be exported with its code"
+    ):
         OwnCode().published(GPTConfig(**{**SIZES, "n_unique": 1}))
 
     class Mine(NoNorm):
@@ -221,7 +223,9 @@ def test_what_does_not_go_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(norms, "_classes", dict(norms._classes))
     norms.register("mine")(Mine)
-    with pytest.raises(CallError, match=r"the code of .*Mine is in tests.interop.test_own_code and does not go out"):
+    with pytest.raises(
+        CallError, match=r"the code of .*Mine is in tests.interop.test_own_code, outside lightning_gpt, and cannot be"
+    ):
         OwnCode().code(GPTConfig(**{**SIZES, "norm": "mine"}))
 
 
@@ -230,7 +234,7 @@ def test_what_does_not_go_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"lightning_gpt_model": "other", "model": {}}, r"does not describe a model of this version \(gpt, single"),
         ({"lightning_gpt_model": "gpt", "model": []}, r"does not describe a model of this version"),
-        ({"lightning_gpt_model": "gpt", "model": {"depth": 3}}, r"has other options than a model of this version"),
+        ({"lightning_gpt_model": "gpt", "model": {"depth": 3}}, r"has different options from a model of this version"),
         ({"lightning_gpt_model": "gpt", "model": {"norm": "peak"}}, r"norm is 'peak'; it must be one of"),
     ],
 )

@@ -93,52 +93,56 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no width": ("llama", lambda f: changed(f, hidden_size=None), r"config.json has no hidden_size"),
     "wrong type": ("llama", lambda f: changed(f, hidden_size="24"), r"hidden_size is '24'; it must be a whole number"),
     "wrong heads": ("llama", lambda f: changed(f, num_key_value_heads=3), r"n_kv_head is 3; it must divide n_head"),
-    "activation": ("llama", lambda f: changed(f, hidden_act="gelu"), r"hidden_act is 'gelu'; no part of ours"),
+    "activation": (
+        "llama",
+        lambda f: changed(f, hidden_act="gelu"),
+        r"hidden_act is 'gelu'; lightning_gpt computes only",
+    ),
     "dynamic positions": (
         "llama",
         lambda f: changed(f, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
-        r"rope_type is 'dynamic'; no position scheme of ours does that, only default, linear, llama3, yarn",
+        r"rope_type is 'dynamic'; lightning_gpt computes only default, linear, llama3, yarn",
     ),
     "scores by layer": (
         "gpt2",
         lambda f: changed(f, scale_attn_by_inverse_layer_idx=True),
-        r"scale_attn_by_inverse_layer_idx is True; no part of ours computes that, only false",
+        r"scale_attn_by_inverse_layer_idx is True; lightning_gpt computes only false",
     ),
     "layer types": (
         "qwen2 with windows",
         lambda f: changed(f, layer_types=["full_attention", "chunked_attention", "full_attention"]),
-        r"layer_types of layer 1 is 'chunked_attention'; no part of ours",
+        r"layer_types of layer 1 is 'chunked_attention'; lightning_gpt computes only",
     ),
     "shared experts of another width": (
         "qwen2_moe",
         lambda f: changed(f, shared_expert_intermediate_size=20),
-        r"shared_expert_intermediate_size is 20; no part of ours computes that, only multiples of "
+        r"shared_expert_intermediate_size is 20; lightning_gpt computes only multiples of "
         r"moe_intermediate_size, which is 12",
     ),
     "normed queries with biases": (
         "phi",
         lambda f: changed(f, qk_layernorm=True),
-        r"qk_layernorm is True; no part of ours computes that, only false",
+        r"qk_layernorm is True; lightning_gpt computes only false",
     ),
     "positions by length": (
         "phi3",
         lambda f: changed(f, rope_scaling={"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
-        r"rope_type is 'longrope'; no position scheme of ours does that",
+        r"rope_type is 'longrope'; lightning_gpt computes only",
     ),
     "both directions": (
         "gemma2",
         lambda f: changed(f, use_bidirectional_attention=True),
-        r"use_bidirectional_attention is True; no part of ours computes that, only none or false",
+        r"use_bidirectional_attention is True; lightning_gpt computes only none or false",
     ),
     "stretched windows": (
         "gemma3_text",
         lambda f: changed(f, rope_parameters={"sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
-        r"rope_type is 'linear'; no part of ours computes that, only default",
+        r"rope_type is 'linear'; lightning_gpt computes only default",
     ),
     "other bounds": (
         "gpt_oss",
         lambda f: changed(f, swiglu_limit=5.0),
-        r"swiglu_limit is 5.0; no part of ours computes that, only 7.0",
+        r"swiglu_limit is 5.0; lightning_gpt computes only 7.0",
     ),
     "unpaired heads": (
         "diffllama",
@@ -279,7 +283,7 @@ LINES = {
     **{name: line for name, (_, _, line) in MODELS.items()},
     "not the same": r"not the same model as in transformers: logits differ by at most .* \(allowed: 1e-12 of the l",
     "output exists": r"published exists; choose another output",
-    "family of a folder": r"family is 'gpt2'; it says what to write a checkpoint as, and published/good is none",
+    "family of a folder": r"family is 'gpt2'; it applies only to a checkpoint of lightning_gpt, and published/g",
     "code": r"holds Python objects; only tensors, numbers and text are loaded",
     "no source": r"checkpoint 'nothing' does not exist",
     "no model": r"checkpoint 'published/good/model.safetensors' .* is not a checkpoint of PyTorch",

@@ -124,7 +124,7 @@ def test_a_converted_model_is_validated_with_the_config_beside_it(tmp_path: Path
     assert 5.5 < loss < 8  # ln 760 = 6.6: the weights are random
     refused = run_command("fit", *run, cwd=tmp_path)
     assert refused.returncode == 2
-    assert "holds a model without a training to resume, as convert writes it" in refused.stderr
+    assert "holds only a model, as convert writes it, so there is no run to resume" in refused.stderr
 
 
 def test_a_tokenizer_without_a_known_end_is_refused(tmp_path: Path) -> None:

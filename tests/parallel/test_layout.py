@@ -173,8 +173,8 @@ def with_more() -> GPT:
             lambda: gpt_with({"kind": "segment", "length": 6}, GPTConfig(**SIZES, position="rotary")),
             Layout(data=1, shard=2),
             False,
-            "model memory and parallel (shard 2) cannot be combined: leave parallel out, which trains copies of the "
-            "model on all devices",
+            "model memory and parallel (shard 2) cannot be combined: leave parallel out; every device then trains "
+            "a copy of the model",
         ),
     ],
 )
@@ -211,5 +211,7 @@ def test_flags_of_the_trainer_that_do_not_go_with_a_layout(strategy: str, precis
 
 def test_offloading_from_a_cpu_is_refused() -> None:
     strategy = MeshStrategy(Layout(shard=2, offload=True), parallel_devices=[torch.device("cpu")] * 2)
-    with pytest.raises(CallError, match=r"parallel\.offload keeps the shards in the CPU's memory, where they are"):
+    with pytest.raises(
+        CallError, match=r"parallel\.offload moves shards to the CPU's memory, and this run is on the CPU"
+    ):
         strategy.meet(2)

@@ -157,7 +157,7 @@ def refuse(folder: Path) -> None:
     """What is wrong is raised in every process, where one reads or writes it."""
     rank = dist.get_rank()
     model, optimizer, origins = built("sharded")
-    with pytest.raises(CallError, match=r"has other tensors than this run: missing: down.bias; not expected: y$"):
+    with pytest.raises(CallError, match=r"has different tensors from this run: missing: down.bias; not expected: y$"):
         load(folder / "other.ckpt", model, optimizer, origins)
     with pytest.raises(CallError, match=r"-1.ckpt' \([\d,]+ bytes\) is corrupt: its checksum is wrong"):
         load(folder / "flipped", model, optimizer, origins)

@@ -142,7 +142,7 @@ def test_processes_that_are_started_differently_are_refused(config: Path, tmp_pa
     env = environment({_FIRST_PROCESS: "1"})
     done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    said = "process 1 was started with another configuration than process 0: trainer.max_steps is 31 and not 30"
+    said = "process 1 was started with a different configuration from process 0: trainer.max_steps is 31 and not 30"
     assert done.stderr.count(f"error: {said}\n") == 2, done.stderr
     assert not list((tmp_path / "runs").rglob("last.ckpt"))
 

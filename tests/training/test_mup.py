@@ -99,7 +99,7 @@ def test_activations_grow_with_the_width_without(moved: dict) -> None:
 @pytest.mark.parametrize(
     ("config", "mup", "said"),
     [
-        (WIDE, {"base_dim": 12}, r"base_dim 12 is no multiple of the width of a head, 8"),
+        (WIDE, {"base_dim": 12}, r"base_dim 12 is not a multiple of the width of a head, 8"),
         (dataclasses.replace(WIDE, residual="post"), {"base_dim": 16}, r"gain of the final norm"),
         (dataclasses.replace(WIDE, n_head=2), {"base_dim": 16, "base_head_dim": 8}, r"qk_norm rms .* n_head be 8"),
     ],

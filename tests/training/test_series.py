@@ -82,7 +82,7 @@ def test_commands_take_a_step(run: Path, folder: Path) -> None:
     assert losses[0] != losses[1]
     refused = run_command("fit", "--ckpt_path", "runs/whole/version_0@8", cwd=folder)
     assert refused.returncode == 2
-    assert "without a training to resume" in refused.stderr
+    assert "there is no run to resume" in refused.stderr
 
 
 def test_a_killed_and_resumed_run_has_the_same_series(run: Path, folder: Path) -> None:

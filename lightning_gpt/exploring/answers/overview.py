@@ -14,7 +14,7 @@ from lightning_gpt.exploring.packing import packed
 
 _THUMBNAIL = 32
 """The most cells along a side of a head's thumbnail."""
-_OTHER_HEADS = "there is no difference between heads of other numbers or sizes; they can be shown side by side"
+_OTHER_HEADS = "heads that differ in number or size cannot be subtracted; show them side by side instead"
 
 
 def overview(look: TextPass, against: TextPass | None, show: str, layer: int, head: int) -> bytes:
@@ -76,7 +76,7 @@ def _compared(look: TextPass, against: TextPass | None, show: str, layer: int, h
     if against is None or show == "values":
         return found
     if look.ids.tolist() != against.ids.tolist():
-        raise CallError("the models cut the text into other tokens, so their matrices cannot be compared")
+        raise CallError("the models split the text into different tokens, so their matrices cannot be compared")
     return _subtracted(look, against, found, layer, head) if show == "difference" else _beside(against, found, layer)
 
 
@@ -86,7 +86,9 @@ def _subtracted(
     """What is shown less the same of ``against``, and what is shown as ``.shown``."""
     one, other = (len(each.model.block_views()) for each in (look, against))
     if one != other:
-        raise CallError(f"there is no difference between {one} and {other} layers; they can be shown side by side")
+        raise CallError(
+            f"a model of {one} layers and one of {other} cannot be subtracted; show them side by side instead"
+        )
     others = _of_head(against, layer, min(head, against.model.block_views()[layer].mixer.n_head - 1))
     arrays = {"mask": found.pop("mask")}
     for name, matrix in found.items():

@@ -106,7 +106,7 @@ class Qwen2Moe(SomeMixtures, Qwen2):
         width, each = given.get("shared_expert_intermediate_size", Width, 5632), mixture["hidden"]
         if width % each:
             raise CallError(
-                f"shared_expert_intermediate_size is {width}; no part of ours computes that, only multiples of "
+                f"shared_expert_intermediate_size is {width}; lightning_gpt computes only multiples of "
                 f"moe_intermediate_size, which is {each}"
             )
         return {**mixture, "n_shared": width // each, "shared_gate": True}

@@ -48,7 +48,7 @@ class SameStart(Callback):
             said = "; ".join(
                 f"{name} is {others.get(name)} and not {options.get(name)}" for name in names[:_MOST_NAMED]
             )
-            raise CallError(f"process {rank} was started with another configuration than process 0: {said}")
+            raise CallError(f"process {rank} was started with a different configuration from process 0: {said}")
         said = "; ".join(
             "other code of lightning_gpt or of a trusted module" if name == "code" else f"{name} {there[name]}"
             for name in differing

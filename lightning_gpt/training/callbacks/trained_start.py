@@ -36,7 +36,7 @@ class TrainedStart(Callback, ABC):
         if isinstance(pl_module, LanguageModule) and pl_module.lora is not None:
             raise CallError(
                 f"model.lora leaves the weights as they are, and a model that is {self.done} needs training: train it "
-                f"without, then give its checkpoint to --weights"
+                f"without model.lora first, then give its checkpoint to --weights"
             )
         checkpoint, data = Checkpoint.read(self.checkpoint), trainer.datamodule  # type: ignore[attr-defined]
         trained = checkpoint.build()
