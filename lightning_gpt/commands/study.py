@@ -26,7 +26,8 @@ from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder
 from lightning_gpt.studies.spec.cells import Cell, setting_id
 from lightning_gpt.studies.spec.equal import PARAMETERS
 from lightning_gpt.studies.spec.one_file import write_study
-from lightning_gpt.studies.spec.study import Study, read_study
+from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.studies.spec.study_file import read_study
 from lightning_gpt.studies.spec.vocabulary import SharedVocabularies
 from lightning_gpt.trust import trust, trusted_modules, trusted_options
 

@@ -21,7 +21,7 @@ from lightning_gpt.studies.run.process import CellProcess, latest_checkpoint, lo
 from lightning_gpt.studies.run.result import cell_folder, read_result
 from lightning_gpt.studies.run.runner import share_of_machine
 from lightning_gpt.studies.run.starter import FreshStarter
-from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.study_file import read_study
 from tests.processes import must_run, run_command, start_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 

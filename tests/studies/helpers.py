@@ -10,7 +10,8 @@ import yaml
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.result import CellResult, cell_folder
 from lightning_gpt.studies.spec.cells import Cell
-from lightning_gpt.studies.spec.study import Study, read_study
+from lightning_gpt.studies.spec.study import Study
+from lightning_gpt.studies.spec.study_file import read_study
 from lightning_gpt.whole_file import write_file
 
 LAYERS = "model.init_args.n_layer"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_gpt.studies.report.report import check_report
-from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.study_file import read_study
 
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = sorted((DOCS / "results").iterdir())

@@ -11,7 +11,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.report import check_report
 from lightning_gpt.studies.spec.cells import merged, short_names, value_at, with_keys
 from lightning_gpt.studies.spec.one_file import write_study
-from lightning_gpt.studies.spec.study import read_study
+from lightning_gpt.studies.spec.study_file import read_study
 from tests.studies.helpers import LAYERS, study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
