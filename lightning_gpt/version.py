@@ -7,6 +7,9 @@ from pathlib import Path
 COMMIT_FILE = "commit.txt"
 """What a wheel or a source distribution holds beside this module: the commit that it was built from."""
 
+DIRTY = "-dirty"
+"""What follows a commit whose files had been changed."""
+
 _HERE = Path(__file__).parent
 _SECONDS = 10
 
@@ -33,7 +36,7 @@ def commit() -> str | None:
 def _checked_out(folder: Path) -> str | None:
     if not (folder / ".git").exists():  # git would look further up, where another project may be
         return None
-    command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    command = ("git", "-C", str(folder), "describe", "--always", f"--dirty={DIRTY}", "--abbrev=12", "--exclude=*")
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=_SECONDS)

@@ -50,8 +50,9 @@ MAY_IMPORT = {
     },
     "loading": {"models", "checkpoint", "interop", "errors"},
     "version": {"__init__"},
+    "perplexity": set(),
     "inference": {"models", "data", "options", "errors"},
-    "evaluation": {"models", "data", "inference", "safe_yaml", "options", "errors"},
+    "evaluation": {"models", "data", "inference", "safe_yaml", "options", "perplexity", "errors"},
     "interop": {
         *("models", "data", "checkpoint", "checkpoint_file", "checkpoint_name", "named_tensors", "whole_file"),
         *("options", "errors"),
@@ -63,6 +64,7 @@ MAY_IMPORT = {
         *BELOW,
         "parallel",
         "background",
+        "perplexity",
         "checkpoint_file",
         "checkpoint_folder",
         "checkpoint_name",
@@ -87,6 +89,7 @@ MAY_IMPORT = {
         "safe_yaml",
         "stopping",
         "trust",
+        "version",
         "cluster",
     },
     "benchmarks": {

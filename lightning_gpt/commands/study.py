@@ -13,7 +13,6 @@ from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.errors import CallError, Stopped, WorkError
 from lightning_gpt.options import Index, Processes
 from lightning_gpt.stopping import end_with_parent, unheard_by_children
-from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.report import check_report, write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.display import Display
@@ -64,7 +63,6 @@ def study(
         tuning: With --cell or --slurm: of the study's first stage, which chooses an option for each setting.
     """
     read = read_study(Path(config), preset)
-    check_report(read)
     place = Path(folder) if folder is not None else Path("studies") / read.title
     if sum((cell is not None, slurm, report_only, ray is not None)) > 1:
         raise CallError("--cell, --slurm, --report_only and --ray cannot be combined")
@@ -78,6 +76,7 @@ def study(
     if cell is not None and not 0 <= cell < len(chosen.cells):
         raise CallError(f"cell is {cell}; this study has {len(chosen.cells)} (allowed: 0 to {len(chosen.cells) - 1})")
     if report_only:
+        check_report(read)
         _report(collect(read, place), place)
         return
     share = share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
@@ -86,8 +85,7 @@ def study(
         chosen = collect(read, place).study  # with what its first stage has chosen
     cells = chosen.cells if cell is None else [chosen.cells[cell]]
     trials = read.trials.cells if read.tune is not None and cell is None and not tuning else []
-    diagnostics = [options["diagnostic"] for _, options in read.report if "diagnostic" in options]
-    sizes = _elsewhere(_prepare, [*trials, *cells], diagnostics, shared)
+    sizes = _elsewhere(_prepare, read, [*trials, *cells], shared)
     if slurm:
         place.mkdir(parents=True, exist_ok=True)  # SLURM opens the jobs' logs in it but does not create it
         print(array_script(chosen, Path(config), place, trusted_options(), tuning=tuning), end="")
@@ -158,7 +156,7 @@ def _run_all(runner: Runner, read: Study, display: Display, ray: str | None) -> 
 def _elsewhere(work: Callable[..., _Result], *args: Any) -> _Result:
     """What ``work`` returns in a process of its own.
 
-    It imports Lightning, and the study's process should stay small while the cells train.
+    It imports torch and Lightning, and the study's process should stay small while the cells train.
     """
     with unheard_by_children():
         pool = ProcessPoolExecutor(1, get_context("fork" if may_fork() else "spawn"), end_with_parent)
@@ -174,13 +172,12 @@ def _elsewhere(work: Callable[..., _Result], *args: Any) -> _Result:
             raise
 
 
-def _prepare(cells: list[Cell], diagnostics: list[str], shared: SharedVocabularies, modules: list[str]) -> list[int]:
-    """Check the cells and train the vocabularies that they share; returns each cell's number of parameters."""
+def _prepare(read: Study, cells: list[Cell], shared: SharedVocabularies, modules: list[str]) -> list[int]:
+    """Check the report and the cells, and train the vocabularies that these share; returns each cell's parameters."""
     from lightning_gpt.commands.study_check import check_cells, train_vocabulary
 
     trust(modules)
-    for name in diagnostics:
-        diagnostic(name)
+    check_report(read)
     sizes = check_cells(cells)
     for place, config in shared.to_train(cells).items():
         train_vocabulary(config, place)

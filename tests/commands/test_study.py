@@ -299,9 +299,14 @@ def test_progress_is_of_the_metrics_and_not_of_what_is_printed(tmp_path: Path, m
 def test_figures_of_the_test_split(tmp_path: Path) -> None:
     measures = ["test/loss", "test/perplexity", "val/loss"]
     trainer = {"trainer.max_steps": 4, "trainer.val_check_interval": 2}
-    write_study(tmp_path, grid={LAYERS: [1]}, variants={"short": trainer}, measure=measures, report=["table"])
-    must_run("study", "--config", "tiny.yaml", "--folder", "out", cwd=tmp_path, timeout=600)
+    options: dict[str, Any] = {"grid": {LAYERS: [1]}, "variants": {"short": trainer}, "report": ["table"]}
+    command = ("study", "--config", "tiny.yaml", "--folder", "out")
+    write_study(tmp_path, **options, measure=["val/loss"])
+    must_run(*command, cwd=tmp_path, timeout=600)
+    write_study(tmp_path, **options, measure=measures)  # asked for later: the trained cell is tested, not trained again
+    must_run(*command, cwd=tmp_path, timeout=600)
     (cell,) = cells(tmp_path / "out")
+    assert "nothing to train" in next((tmp_path / "out/cells").glob("*/fit.log")).read_text()
     assert cell["values"]["test/perplexity"] == pytest.approx(math.exp(cell["values"]["test/loss"]))
     printed = next((tmp_path / "out/cells").glob("*/test.log")).read_text()
     assert f"test/loss {cell['values']['test/loss']:.6f}\n" in printed

@@ -473,6 +473,25 @@ def smoothing_results(folder: Path, bare: float, positive: bool) -> StudyResults
     return StudyResults(made, found)
 
 
+def norm_results(folder: Path, **more: Any) -> StudyResults:
+    """Runs with and without LayerNorm, whose last rank residual it raises by 0.1, 0.2 and 0.4 by seed."""
+    variants = {"pre": {}, "bare": {"model.init_args.norm": "none"}, **more}
+    made = study(folder, variants=variants, grid={LAYERS: [2]}, seeds=[0, 1, 2])
+    found = []
+    for cell in made.cells:
+        last = 0.5 if cell.settings["variant"] == "bare" else 0.5 + [0.1, 0.2, 0.4][cell.seed]
+        entry = {"token_cosine": [0.0, 0.1, 0.2], "rank_residual": [1.0, 0.9, last]}
+        found.append(finished(cell, layers=[{"step": 0, **entry}]))
+    return StudyResults(made, found)
+
+
+def test_runs_that_differ_in_more_than_the_norm_are_no_pairs(tmp_path: Path) -> None:
+    said = sentences(norm_results(tmp_path), ACCOUNTS)
+    assert "higher with it in 3 of 3 pairs that differ only in the norm, tested by seed (difference +0.23 " in said
+    others = {f"dropout {rate}": {"model.init_args.dropout": rate} for rate in (0.1, 0.2)}
+    assert sentences(norm_results(tmp_path, **others), ACCOUNTS) == said
+
+
 def test_accounts_follow_the_figures(tmp_path: Path) -> None:
     said = sentences(smoothing_results(tmp_path, bare=0.01, positive=True), ACCOUNTS)
     assert "before training, 0.0111 times [0.0111, 0.0111]; after training, 0.0111 times" in said
@@ -486,6 +505,48 @@ def test_accounts_follow_the_figures(tmp_path: Path) -> None:
     said = sentences(smoothing_results(tmp_path, bare=0.8, positive=False), ACCOUNTS)
     assert "2103.03404): not supported." in said
     assert "2401.04301): not supported." in said
+
+
+def test_a_layer_without_a_figure_leaves_a_gap(tmp_path: Path) -> None:
+    """Attention has no softmax in some layers, and so no entropy: the others keep their numbers."""
+    made = study(tmp_path, grid={LAYERS: [4]})
+    entropies = [None, 1.5, None, 2.5]
+    found = StudyResults(made, [finished(c, layers=[{"step": 0, "attention_entropy": entropies}]) for c in made.cells])
+    blocks = written(make_section("layers", {"diagnostic": "attention_entropy"}).blocks(found))
+    (table,) = [block for block in blocks if isinstance(block, Table)]
+    assert table.header == ["block", "n_layer 4"]
+    assert table.rows == [["block 0", ""], ["1", "1.500"], ["2", ""], ["3", "2.500"]]
+    (picture,) = [block for block in blocks if isinstance(block, Picture)]
+    assert {point[3] for point in picture.chart.points} == {1, 3}
+    said = sentences(found, "layers", diagnostic="attention_entropy")
+    assert "of the last block after training: n_layer 4: 2.500" in said
+    assert sentences(found, "flow", diagnostic="attention_entropy") == ""
+
+
+def test_two_pictures_of_one_name_are_two_files(tmp_path: Path) -> None:
+    compared = [{"compare": {"measure": "val/loss", "beside": f"n_layer {depth}"}} for depth in (1, 2)]
+    write_report(results(tmp_path, report=compared), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert re.findall(r"plots/(\w+-?\w+)\.png", text) == ["compare_val-loss", "compare_val-loss_2"]
+    first, second = ((tmp_path / f"plots/compare_val-loss{end}.svg").read_bytes() for end in ("", "_2"))
+    assert first != second
+
+
+def test_a_setting_without_figures_is_no_single_seed(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    found = StudyResults(
+        made, [CellResult(c, "missing") if c.settings[LAYERS] == 1 else finished(c) for c in made.cells]
+    )
+    said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")
+    assert "n_layer 1 has no figures to compare the others with." in said
+    assert "one seed" not in said
+
+
+def test_an_axis_goes_by_its_short_name(tmp_path: Path) -> None:
+    axis = {"model.init_args.attention.window": [4, 8, 16]}
+    found = results(tmp_path, grid=axis, report=[{"fit": {"x": "window", "y": "val/loss"}}])
+    check_report(found.study)
+    assert "against window" in sentences(found, "fit", x="window", y="cost/step_seconds")
 
 
 def test_partial_report_names_what_is_missing(tmp_path: Path) -> None:

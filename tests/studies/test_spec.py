@@ -17,6 +17,7 @@ from tests.studies.helpers import LAYERS, study
 STUDIES = sorted((Path(__file__).parents[2] / "configs/studies").glob("*.yaml"))
 VERDICTS = "lightning_gpt.studies.verdicts"
 
+TUNE = {"key": "model.init_args.optimization.lr", "values": [1e-3, 2e-3], "budget": 2}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"gird": {}}, "unknown key 'gird'; did you mean grid"),
     "no name": ({"name": None}, "name is None"),
@@ -34,6 +35,30 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "reference along no axis": ({"reference": {"name": "x", "axis": "dim", "values": {}}}, "axis is 'dim'; the axes"),
     "unknown preset key": ({"presets": {"cpu": {"gird": {}}}}, "preset cpu: unknown key 'gird'"),
     "section with two names": ({"report": [{"a": {}, "b": {}}]}, "a section is a name"),
+    "reference at a word": (
+        {"reference": {"name": "x", "axis": LAYERS, "values": {"val/loss": {1: 3.0, "two": 2.0}}}},
+        "reference: values holds 'two'; the values of .*n_layer are numbers",
+    ),
+    "axis of the variants' name": (
+        {"grid": {"variant": [1, 2]}},
+        "grid: variant is the name of the axis that variants",
+    ),
+    "axis that equal sets": (
+        {"equal": "tokens", "grid": {"trainer.max_steps": [100, 200]}},
+        "equal: tokens sets trainer.max_steps, so it cannot be an axis, tuned or set by a variant",
+    ),
+    "option that equal sets": (
+        {"equal": "flops", "tune": {**TUNE, "key": "trainer.val_check_interval"}},
+        "equal: flops sets trainer.val_check_interval, so it cannot be an axis",
+    ),
+    "trials without a validation": (
+        {"tune": TUNE, "config": {"data": {"global_batch": 8}}},
+        "tune needs data.batch_size, not data.global_batch: a trial is validated at its last step",
+    ),
+    "test without a checkpoint": (
+        {"measure": ["test/loss"], "variants": {"a": {"trainer.enable_checkpointing": False}}},
+        "test/loss is measured from a checkpoint, but trainer.enable_checkpointing is false",
+    ),
 }
 WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown section": ("tabel", "unknown section 'tabel'; known are table"),
@@ -60,6 +85,10 @@ WRONG_SECTIONS: dict[str, tuple[Any, str]] = {
     "unknown quantity": (
         {"fit": {"x": "n_layer * depth", "y": "val/loss"}},
         "'depth' is neither a measure, nor an axis",
+    ),
+    "unknown measure of a fit": (
+        {"fit": {"x": "n_layer", "y": "cost/step_second"}},
+        r"unknown measure 'cost/step_second' \(did you mean cost/step_seconds\?\)",
     ),
     "unknown kind": ({"fit": {"x": "n_layer", "y": "val/loss", "kind": "cubic"}}, "must be linear, power, saturating"),
 }
@@ -118,6 +147,7 @@ def test_keys() -> None:
     assert value_at({"a": 1}, "a.b") is None
     names = short_names(["x.a.lr", "x.b.lr", "n_layer", "q.dim"])
     assert names == {"x.a.lr": "a.lr", "x.b.lr": "b.lr", "n_layer": "n_layer", "q.dim": "dim"}
+    assert short_names(["n_layer", "model.n_layer"]) == {"n_layer": "n_layer", "model.n_layer": "model.n_layer"}
 
 
 PRESETS = [(file, preset) for file in STUDIES for preset in yaml.safe_load(file.read_text())["presets"]]

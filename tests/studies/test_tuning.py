@@ -10,7 +10,7 @@ from lightning_gpt.studies.report.report import write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.run.tuning import choices, costs_folder, rungs, tuned, tuning_folder
-from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.cells import setting_text, value_at
 from lightning_gpt.studies.spec.study import Study
 from tests.studies.helpers import LAYERS, finished, keep, study
 
@@ -112,17 +112,18 @@ def re_row(text: str, label: str) -> list[str]:
     return [part.strip() for part in line.strip("|").split("|")]
 
 
-def test_words_can_be_chosen_too_and_have_no_edge(tmp_path: Path) -> None:
-    tune = {"key": "model.init_args.ffn", "values": ["gelu", "relu"], "budget": 1}
+@pytest.mark.parametrize(("key", "values"), [("ffn", ["gelu", "relu"]), ("bias", [True, False])])
+def test_words_can_be_chosen_too_and_have_no_edge(key: str, values: list[Any], tmp_path: Path) -> None:
+    tune = {"key": f"model.init_args.{key}", "values": values, "budget": 1}
     made = study(tmp_path, tune=tune, grid={}, report=[])
     assert made.tune is not None
     results = [finished(cell, values={"val/loss": 2.0}) for cell in made.trials.cells]
     (choice,) = choices(made.tune, results).values()
-    assert (choice.best, choice.edge) == ("gelu", "")
+    assert (choice.best, choice.edge) == (values[0], "")
     chosen = made.with_choice({key: each.best for key, each in choices(made.tune, results).items()})
     write_report(StudyResults(chosen, [finished(cell) for cell in chosen.cells], {"": choice}), tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "Not told apart from the best by these seeds: all: relu." in text
+    assert f"Not told apart from the best by these seeds: all: {setting_text(values[1])}." in text
     assert not (tmp_path / "plots/tuning.png").exists()
 
 

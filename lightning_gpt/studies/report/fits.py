@@ -114,7 +114,7 @@ def fit_forms(x: Sequence[float], y: Sequence[float]) -> list[Form]:
     found = [_form("linear", points, scales, _line), _form("power", points, scales, _power)]
     if len(set(x)) >= _SATURATING_FROM and len(x) >= POINTS_TO_TELL:
         found.append(_form("saturating", points, scales, _offset))
-    return sorted((form for form in found if form is not None), key=lambda form: form.aicc)
+    return sorted(found, key=lambda form: form.aicc)
 
 
 def _line(x: _Array, a: float, b: float) -> _Array:
@@ -148,10 +148,8 @@ def _starts(kind: Kind, x: _Array, y: _Array) -> list[list[float]]:
     return starts
 
 
-def _form(
-    kind: Kind, points: tuple[_Array, _Array], scales: tuple[float, float], law: Callable[..., _Array]
-) -> Form | None:
-    """The best fit of one form, in the points' own units; None where no start leads anywhere."""
+def _form(kind: Kind, points: tuple[_Array, _Array], scales: tuple[float, float], law: Callable[..., _Array]) -> Form:
+    """The best fit of one form, in the points' own units."""
     x, y = points
     best: tuple[float, _Array, _Array] | None = None
     nearest = sorted(_starts(kind, x, y), key=lambda start: float(((law(x, *start) - y) ** 2).sum()))

@@ -35,15 +35,16 @@ class Group:
         values = ((result.cell.seed, result.value(tag)) for result in self.results)
         return {seed: value for seed, value in values if value is not None}
 
-    def layers(self, diagnostic: str, *, first: bool = False) -> list[SeedSpread]:
-        """A diagnostic by layer, over the seeds, as last (or first) measured; empty where it was not measured."""
+    def layers(self, diagnostic: str, *, first: bool = False) -> dict[int, SeedSpread]:
+        """A diagnostic over the seeds by the layer's number, as last (or first) measured; only layers that have it."""
         series = [values for result in self.results if (values := layer_values(result, diagnostic, first=first))]
-        spreads = [spread(values) for values in zip(*series, strict=False)]
-        return [each for each in spreads if each is not None]
+        spreads = enumerate(map(spread, zip(*series, strict=False)))
+        return {layer: each for layer, each in spreads if each is not None}
 
 
 def layer_values(result: CellResult, diagnostic: str, *, first: bool = False) -> list[float | None]:
-    """A run's diagnostic by layer, as last (or first) measured; empty where it was not measured."""
+    """A run's diagnostic by layer, as last (or first) measured; empty where it was not measured. A layer that has no
+    such figure has None."""
     entries = [entry[diagnostic] for entry in result.layers if entry.get(diagnostic)]
     return list(entries[0 if first else -1]) if entries else []
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.spec.cells import Cell, value_at
+from lightning_gpt.studies.spec.cells import Cell, short_names, value_at
 from lightning_gpt.studies.spec.measures import SCALAR, measure
 from lightning_gpt.studies.spec.study import Study
 
@@ -38,7 +38,9 @@ class Quantity:
     def check(self, study: Study) -> None:
         """Refuse a name that is neither a measure, nor an axis, nor a configuration key."""
         for factor in self.factors:
-            if not _is_measure(factor) and any(_setting(cell, factor) is None for cell in study.cells):
+            if _is_measure(factor):
+                measure(factor)
+            elif any(_setting(cell, factor) is None for cell in study.cells):
                 raise CallError(
                     f"report: {factor!r} is neither a measure, nor an axis of the grid "
                     f"({', '.join(study.axes.values())}), nor a model or data option that the study's config sets"
@@ -60,7 +62,13 @@ def _is_measure(name: str) -> bool:
 
 
 def _setting(cell: Cell, name: str) -> Any:
-    """The cell's value at a key: a full dotted key, or the name of a model, optimization, data or trainer option."""
+    """The cell's value on an axis, by its key or short name, or at a key of its config.
+
+    Such a key is a full dotted one, or the name of a model, optimization, data or trainer option.
+    """
+    for key, short in short_names([*cell.settings]).items():
+        if name in (key, short):
+            return cell.settings[key]
     for prefix in ("", "model.init_args.", "model.init_args.optimization.", "data.", "trainer."):
         value = value_at(cell.config, prefix + name)
         if value is not None:

@@ -1,5 +1,8 @@
 """The report of a study from its finished cells: ``report.html``, ``report.md``, ``tables.tex`` and the plots."""
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def check_report(study: Study) -> None:
 
 def write_report(results: StudyResults, folder: Path) -> str:
     """Write the report and its plots to ``folder``; returns a line that names the files."""
-    blocks = fitted(report_blocks(results))
+    blocks = _named_apart(fitted(report_blocks(results)))
     svgs, files = {}, {}
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     for block in blocks:
@@ -47,6 +50,19 @@ def write_report(results: StudyResults, folder: Path) -> str:
     write_file(folder / "tables.tex", to_latex(title, blocks))
     done = f"{len(results.finished)} of {len(results.results)} cells"
     return f"{folder}: report.html, report.md, tables.tex, results.csv, results.json and plots of {done}"
+
+
+def _named_apart(blocks: Sequence[Written]) -> list[Written]:
+    """The same, with a number after the name of a picture that has the name of one before it."""
+    names: Counter[str] = Counter()
+    found: list[Written] = []
+    for block in blocks:
+        if isinstance(block, Picture):
+            names[block.name] += 1
+            if names[block.name] > 1:
+                block = replace(block, name=f"{block.name}_{names[block.name]}")
+        found.append(block)
+    return found
 
 
 def report_blocks(results: StudyResults) -> list[Written]:

@@ -5,16 +5,16 @@ import platform
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from lightning_gpt.hardware import cores, processor
+from lightning_gpt.version import DIRTY, commit
 
 _PACKAGES = ("lightning-gpt", "torch", "lightning", "tokenizers", "tiktoken", "datasets", "numpy")
 
 
 def environment() -> dict[str, Any]:
-    """The code's git revision (None outside a git repository), package versions and hardware, as plain values."""
+    """The code's git revision (None where it is not known), package versions and hardware, as plain values."""
     return {
         "git": _git(),
         "python": platform.python_version(),
@@ -41,12 +41,8 @@ def visible_gpus() -> list[str]:
 
 
 def _git() -> dict[str, Any] | None:
-    folder = str(Path(__file__).parent)
-    revision = _output("git", "-C", folder, "rev-parse", "HEAD").strip()
-    if not revision:
-        return None
-    changed = _output("git", "-C", folder, "status", "--porcelain", "--untracked-files=no").strip()
-    return {"revision": revision, "changed": bool(changed)}
+    found = commit()
+    return None if found is None else {"revision": found.removesuffix(DIRTY), "changed": found.endswith(DIRTY)}
 
 
 def _output(*command: str) -> str:

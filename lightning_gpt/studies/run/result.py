@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,10 +132,13 @@ def fail(folder: Path, error: str) -> None:
     write_file(folder / _FAILURE, to_json({"error": error}))
 
 
-def read_result(cell: Cell, folder: Path) -> CellResult:
-    """What is known of a cell, from its folder."""
+def read_result(cell: Cell, folder: Path, measures: Sequence[str] = ()) -> CellResult:
+    """What is known of a cell, from its folder; one that was trained before its study measured the test split, as
+    ``measures`` now have it, is not finished."""
     kept = _json(folder / _RESULT)
-    if kept is not None and kept.get("digest") == cell.digest:
+    tests = [tag for tag in measures if tag.startswith("test/")]
+    is_tested = not tests or (kept is not None and any(tag in kept["values"] for tag in tests))
+    if kept is not None and kept.get("digest") == cell.digest and is_tested:
         curves = {tag: [(int(step), value) for step, value in points] for tag, points in kept["curves"].items()}
         known = (kept["values"], curves, kept["layers"], kept["environment"])
         return CellResult(cell, "finished", *known, neighbours=kept.get("neighbours"))
@@ -146,7 +150,7 @@ def read_result(cell: Cell, folder: Path) -> CellResult:
 
 def read_results(study: Study, folder: Path) -> list[CellResult]:
     """What is known of each cell of the study in ``folder``, in order."""
-    return [read_result(cell, cell_folder(folder, cell)) for cell in study.cells]
+    return [read_result(cell, cell_folder(folder, cell), study.measure) for cell in study.cells]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ class Runner:
             Stopped: On Ctrl-C, SIGTERM or SIGHUP, after the cell has saved its state.
         """
         with shared(self.folder), stop_flag() as stop:
-            result = read_result(cell, cell_folder(self.folder, cell))
+            result = read_result(cell, cell_folder(self.folder, cell), self.study.measure)
             if result.status == "finished":
                 return
             lock, end = lock_cell(cell_folder(self.folder, cell)), time.monotonic() + SECONDS_TO_SAVE

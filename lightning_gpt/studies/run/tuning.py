@@ -52,7 +52,7 @@ class TunedChoice:
     def edge(self) -> str:
         """``lowest`` or ``highest`` where the best value is that of all numbers tried; otherwise empty."""
         tried = [*self.losses, *self.failures, *self.stopped]
-        if len(tried) < 2 or not all(isinstance(value, int | float) for value in tried):
+        if len(tried) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
             return ""
         return "lowest" if self.best == min(tried) else "highest" if self.best == max(tried) else ""
 

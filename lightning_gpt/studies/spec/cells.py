@@ -85,7 +85,8 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         parts = key.split(".")
         endings = [".".join(parts[start:]) for start in reversed(range(len(parts)))]
         others = [other for other in keys if other != key]
-        names[key] = next(end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others))
+        unique = (end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others))
+        names[key] = next(unique, key)  # a key that is the end of another is no whole key, which fit will say
     return names
 
 

@@ -12,6 +12,9 @@ AMOUNTS: dict[str, str] = {"tokens": "tokens", "flops": "FLOPs"}
 PARAMETERS = "parameters"
 """What can be made equal by the width."""
 
+STEP_KEYS = ("trainer.max_steps", "trainer.val_check_interval")
+"""The options that are set for equal tokens or FLOPs."""
+
 WIDTH_KEY = "model.init_args.dim"
 """The option that is set for equal parameters."""
 
@@ -32,12 +35,12 @@ def steps_for(config: Mapping[str, Any], work: StepWork, equal: str, amount: flo
     steps, interval, each = _plan(config)
     validations = steps * each // interval
     apart = max(1, round(amount / work[equal] / validations))
-    return {"trainer.max_steps": validations * apart, "trainer.val_check_interval": apart * each}
+    return dict(zip(STEP_KEYS, (validations * apart, apart * each), strict=True))
 
 
 def _plan(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """Optimizer steps, micro-batches between validations and micro-batches per step of a configuration."""
-    steps, interval = value_at(config, "trainer.max_steps"), value_at(config, "trainer.val_check_interval")
+    steps, interval = (value_at(config, key) for key in STEP_KEYS)
     each = value_at(config, "trainer.accumulate_grad_batches") or 1
     whole = isinstance(steps, int) and isinstance(interval, int) and steps > 0 and interval > 0
     if not whole or value_at(config, "data.global_batch") is not None or steps * each % interval or interval % each:

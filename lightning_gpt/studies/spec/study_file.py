@@ -11,8 +11,8 @@ from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
-from lightning_gpt.studies.spec.cells import merged
-from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, WIDTH_KEY
+from lightning_gpt.studies.spec.cells import VARIANT, merged, value_at
+from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, STEP_KEYS, WIDTH_KEY
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Reference, Study
 from lightning_gpt.studies.spec.tune import Tune
@@ -114,6 +114,7 @@ class _Reader:
             equal=over.equal() or self.equal(),
         )
         self._check_overlaps(study)
+        self._check_needs(study)
         return study
 
     def _check_count(self, cells: int) -> None:
@@ -231,16 +232,20 @@ class _Reader:
         axis = str(given.get("axis"))
         if axis not in grid:
             raise reader.error(f"axis is {axis!r}; the axes are {', '.join(grid) or 'none'}")
+        others = [key for by_value in values.values() for key in by_value if not _is_number(key)]
+        if others and all(map(_is_number, grid[axis])):
+            raise reader.error(f"values holds {others[0]!r}; the values of {axis} are numbers")
         return Reference(str(given.get("name", "reference")), axis, values)
 
     def _check_overlaps(self, study: Study) -> None:
         tuned = None if study.tune is None else study.tune.key
+        if VARIANT in study.grid:
+            raise self.error(f"grid: {VARIANT} is the name of the axis that variants form; it cannot be another axis")
         if tuned in study.grid:
             raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
-        if study.equal == PARAMETERS and WIDTH_KEY in [*study.grid, tuned, *itertools.chain(*study.variants.values())]:
-            raise self.error(
-                f"equal: {PARAMETERS} sets {WIDTH_KEY}, so it cannot be an axis, tuned or set by a variant"
-            )
+        for key in {"": (), PARAMETERS: (WIDTH_KEY,)}.get(study.equal, STEP_KEYS):
+            if key in [*study.grid, tuned, *itertools.chain(*study.variants.values())]:
+                raise self.error(f"equal: {study.equal} sets {key}, so it cannot be an axis, tuned or set by a variant")
         for name, values in study.variants.items():
             if tuned in values:
                 raise self.error(f"variant {name} sets {tuned}, which tune chooses")
@@ -248,3 +253,16 @@ class _Reader:
             for key in values:
                 if key in study.grid:
                     raise self.error(f"variant {name} sets {key}, which is an axis of the grid and would override it")
+
+    def _check_needs(self, study: Study) -> None:
+        """Refuse what would be found only after all cells, or all trials, have been trained."""
+        if study.tune is not None and any(value_at(cell.config, "data.global_batch") for cell in study.cells):
+            raise self.error("tune needs data.batch_size, not data.global_batch: a trial is validated at its last step")
+        saves = "trainer.enable_checkpointing"
+        tests = [tag for tag in study.measure if tag.startswith("test/")]
+        if tests and any(value_at(cell.config, saves) is False for cell in study.cells):
+            raise self.error(f"{tests[0]} is measured from a checkpoint, but {saves} is false")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

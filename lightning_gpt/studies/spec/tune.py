@@ -53,7 +53,7 @@ def shortened(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """The keys that make of a configuration one of ``steps`` optimizer steps, validated at its end alone."""
     changes: dict[str, Any] = {"trainer.max_steps": steps, "trainer.max_epochs": -1, "diagnostics.enabled": False}
     changes |= {"trainer.check_val_every_n_epoch": None}
-    if value_at(config, "data.global_batch") is None:  # otherwise the micro-batches of a step are not known here
+    if value_at(config, "data.global_batch") is None:  # else it is not known here, and the steps are only timed
         each = value_at(config, "trainer.accumulate_grad_batches") or 1
         changes["trainer.val_check_interval"] = steps * each
     return changes

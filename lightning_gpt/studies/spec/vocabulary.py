@@ -10,7 +10,7 @@ from typing import Any
 from lightning_gpt.studies.spec.cells import Cell, value_at, with_keys
 
 _SIZE = "data.tokenizer"
-_DECIDES = ("data.sources", "data.val_share", "data.test_share", "data.split_by", "data.prepared", _SIZE)
+_DECIDES = ("data.sources", "data.val_share", "data.test_share", "data.split_by", _SIZE)
 """The options that decide the trained vocabulary: those of the training documents, and its size."""
 
 

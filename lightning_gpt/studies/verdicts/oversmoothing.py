@@ -1,10 +1,10 @@
 """The study ``oversmoothing``: which accounts in the literature the runs support, by one simple test each."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from lightning_gpt.studies.report.comparisons import compare
@@ -17,7 +17,7 @@ from lightning_gpt.studies.report.sections.base import Section
 from lightning_gpt.studies.report.sections.differences import shown
 from lightning_gpt.studies.report.tested import p_text
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.spec.cells import value_at
+from lightning_gpt.studies.spec.cells import value_at, with_keys
 from lightning_gpt.studies.spec.measures import measure
 
 _COSINE, _RESIDUAL = "token_cosine", "rank_residual"
@@ -100,7 +100,8 @@ def _rank_collapse(runs: Sequence[CellResult]) -> Verdict:
         "the FFN slows it"
     )
     without = [run for run in runs if _option(run, "residual", "pre") == "none"]
-    beside = [run for run in runs if _option(run, "residual", "pre") == "pre" and _like_one_of(run, without)]
+    skipping = [run for run in runs if _option(run, "residual", "pre") == "pre"]
+    beside = [run for run in skipping if any(_differ_only_in("residual", run, other) for other in without)]
     texts, verdicts = [], []
     for first, when in ((True, "before training"), (False, "after training")):
         ratios = _ratios(without, beside, first=first)
@@ -139,30 +140,32 @@ def _ratios(without: Sequence[CellResult], beside: Sequence[CellResult], *, firs
     return spread(bare[seed] - skip[seed] for seed in sorted(bare.keys() & skip.keys()))
 
 
-def _like_one_of(run: CellResult, others: Sequence[CellResult]) -> bool:
-    """Whether one of ``others`` has the same depth and norm."""
-    same = ("n_layer", "norm")
-    return any(all(_option(run, name, "") == _option(other, name, "") for name in same) for other in others)
+def _differ_only_in(name: str, run: CellResult, other: CellResult) -> bool:
+    """Whether two runs have one configuration and one seed, but for an option of the model."""
+    alike = {f"model.init_args.{name}": None}
+    return with_keys(run.cell.config, alike) == with_keys(other.cell.config, alike)
 
 
 def _acceleration(without: Sequence[CellResult]) -> str:
     """Whether the factor by which the residual falls grows from layer to layer, as in a doubly exponential fall."""
-    early, late = [], []
+    halves: dict[str, list[tuple[float, float]]] = {}
     for run in without:
         series = [value for value in layer_values(run, _RESIDUAL, first=True) if value]
-        factors = [math.log(after / before) for before, after in pairwise(series)]
+        factors = [math.log(after / before) for before, after in itertools.pairwise(series)]
         half = len(factors) // 2
         if half:
-            early.append(sum(factors[:half]) / half)
-            late.append(sum(factors[half:]) / (len(factors) - half))
-    if not early:
+            both = (sum(factors[:half]) / half, sum(factors[half:]) / (len(factors) - half))
+            halves.setdefault(str(_option(run, "norm", "layer")), []).append(both)
+    parts = []
+    for norm, pairs in halves.items():
+        first, second = (math.exp(sum(part) / len(part)) for part in zip(*pairs, strict=True))
+        shape = "faster than exponentially" if second < first < 1 else "not faster than exponentially"
+        parts.append(
+            f"by {first:.3g} in the first half of the layers and {second:.3g} in the second with norm {norm}, {shape}"
+        )
+    if not parts:
         return ""
-    first, second = (math.exp(sum(part) / len(part)) for part in (early, late))
-    shape = "faster than exponentially" if second < first < 1 else "not faster than exponentially"
-    return (
-        f" Before training and without skip connections, a layer multiplies it by {first:.3g} in the first half of the "
-        f"layers and by {second:.3g} in the second: {shape}."
-    )
+    return f" Before training and without skip connections, a layer multiplies it {'; '.join(parts)}."
 
 
 def _growths(run: CellResult, of_blocks: str) -> tuple[list[float], list[float]]:
@@ -215,25 +218,26 @@ def _norm(runs: Sequence[CellResult]) -> Verdict:
     """Wu et al.: LayerNorm can keep tokens apart, even under a causal mask: pairs that differ only in the norm."""
     account = "Masks and LayerNorm (2405.18781)"
     claim = "Under a causal mask tokens still collapse, but more slowly; LayerNorm can keep the rank above one"
-    bare: dict[int, float] = {}
-    normed: dict[int, float] = {}
-    for run in runs:
-        if _option(run, "norm", "layer") != "none":
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for run, other in itertools.product(runs, runs):
+        if (_option(run, "norm", "layer"), _option(other, "norm", "layer")) != ("layer", "none"):
             continue
-        for other in runs:
-            same = all(_option(run, name, "") == _option(other, name, "") for name in ("residual", "n_layer"))
-            if same and _option(other, "norm", "layer") == "layer" and run.cell.seed == other.cell.seed:
-                without, beside = _last(run, _RESIDUAL, first=True), _last(other, _RESIDUAL, first=True)
-                if without is not None and beside is not None:
-                    bare[len(bare)], normed[len(normed)] = without, beside
-    if not bare:
+        beside, without = _last(run, _RESIDUAL, first=True), _last(other, _RESIDUAL, first=True)
+        if beside is not None and without is not None and _differ_only_in("norm", run, other):
+            pairs.setdefault(run.cell.seed, []).append((beside, without))
+    if not pairs:
         return Verdict(account, claim, "There is no pair of runs with and without LayerNorm.", _UNTESTED)
-    total, test = len(bare), compare(normed, bare)
-    bare_mean, normed_mean = (sum(side.values()) / total for side in (bare, normed))
-    higher = sum(normed[pair] > bare[pair] for pair in bare)
+    # pairs of one seed have the same weights in common, so they count as one
+    normed, bare = (
+        {seed: sum(pair[side] for pair in found) / len(found) for seed, found in pairs.items()} for side in (0, 1)
+    )
+    test = compare(normed, bare)
+    bare_mean, normed_mean = (sum(side.values()) / len(pairs) for side in (bare, normed))
+    every = [pair for found in pairs.values() for pair in found]
+    higher = sum(beside > without for beside, without in every)
     measured = (
         f"Rank residual of the last layer before training: {normed_mean:.3g} with LayerNorm, {bare_mean:.3g} without; "
-        f"higher with it in {higher} of {total} pairs that differ only in the norm"
+        f"higher with it in {higher} of {len(every)} pairs that differ only in the norm, tested by seed"
     )
     if test is None:
         return Verdict(account, claim, f"{measured}.", _OPEN)

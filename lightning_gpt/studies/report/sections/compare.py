@@ -68,7 +68,10 @@ class Compare(Section):
         ends = self._ends({label: each for label, (_, each) in found.items()})
         return [
             Heading(f"{capital(what.label)} by setting"),
-            Tested([each.p for each in tests.values()], partial(self._written, ends, tests, len(found) - 1)),
+            Tested(
+                [each.p for each in tests.values()],
+                partial(self._written, ends, tests, len(found) - 1, self.beside in found),
+            ),
             Picture(file_name("compare", self.measure), chart, caption),
         ]
 
@@ -90,12 +93,19 @@ class Compare(Section):
         return compare_with(self.beside, {label: group.by_seed(self.measure) for label, group in found.items()})
 
     def _written(
-        self, ends: list[str], tests: dict[str, Comparison], others: int, corrected: list[float], count: int
+        self,
+        ends: list[str],
+        tests: dict[str, Comparison],
+        others: int,
+        has_beside: bool,
+        corrected: list[float],
+        count: int,
     ) -> list[Written]:
         if not self.beside or not others:
             return [Findings(ends)] if ends else []
         if not tests:
-            return [Findings([*ends, ONE_SEED])]
+            why = ONE_SEED if has_beside else f"{self.beside} has no figures to compare the others with."
+            return [Findings([*ends, why])]
         what, p_of = measure(self.measure), dict(zip(tests, corrected, strict=True))
         order = sorted(tests, key=lambda label: tests[label].difference)
         lower = [label for label in order if shown(p_of[label]) and tests[label].difference < 0]

@@ -9,7 +9,7 @@ from lightning_gpt.studies.report import plots
 from lightning_gpt.studies.report.chart import new_dot_rows
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table
-from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
+from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread, spread
 from lightning_gpt.studies.report.groups import Group, groups, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
@@ -100,8 +100,8 @@ class Flow(Section):
     def _table(self, shown: Sequence["_Way"]) -> Table:
         figures, rows = measure("scalar:any"), []
         for way in shown:
-            layers = way.group.layers(self.diagnostic)
-            ends = [figures.text(each.mean, each.half_width) for each in (layers[0], layers[-1])]
+            sides = (spread(side) for side in zip(*way.ends, strict=True))
+            ends = [figures.text(each.mean, each.half_width) for each in sides if each is not None]
             rows.append([way.group.label, *ends, number_text(way.ratio) + way.interval, number_text(way.per_block)])
         header = ["setting", "first block", "last block", "first over last", "factor per block"]
         caption = (

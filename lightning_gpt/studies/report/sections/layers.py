@@ -14,7 +14,7 @@ from lightning_gpt.studies.report.chart import new_chart
 from lightning_gpt.studies.report.comparisons import Comparison, compare
 from lightning_gpt.studies.report.diagnostics import diagnostic
 from lightning_gpt.studies.report.document import Block, Findings, Heading, Picture, Table, Tested, Written
-from lightning_gpt.studies.report.estimates import SeedSpread
+from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.groups import Group, groups, label_of, layer_values
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.report.sections.base import Section, capital, file_name
@@ -56,7 +56,7 @@ class Layers(Section):
         for group, look in zip(shown, plots.looks_of(shown), strict=True):
             for ax, first in ((before, True), (after, False)):
                 spreads = group.layers(self.diagnostic, first=first)
-                plots.draw_band(chart, ax, range(len(spreads)), spreads, look, group.label)
+                plots.draw_band(chart, ax, list(spreads), list(spreads.values()), look, group.label)
         for ax, first in ((before, True), (after, False)):
             ax.set(
                 xlabel="layer (0: embedding)" if what.of == "stream" else "block",
@@ -66,10 +66,7 @@ class Layers(Section):
         before.set_ylabel(what.title)
         scale = _same_scale(before, after, shown, self.diagnostic)
         chart.legend(len(shown))
-        every = [
-            each for group in shown for first in (True, False) for each in group.layers(self.diagnostic, first=first)
-        ]
-        seeds = plots.seeds_text(every, "from lowest to highest seed")
+        seeds = plots.seeds_text(_every(shown, self.diagnostic), "from lowest to highest seed")
         caption = f"{capital(what.title)} ({what.meaning}) by layer: {seeds}{scale}."
         depths = self._depths(results, shown)
         return [
@@ -96,7 +93,7 @@ class Layers(Section):
         series = [layer_values(result, self.diagnostic, first=first) for result in group.results]
         return [(each[0], each[-1]) for each in series if each and each[0] is not None and each[-1] is not None]
 
-    def _spreads(self, group: Group) -> list[SeedSpread]:
+    def _spreads(self, group: Group) -> dict[int, SeedSpread]:
         return group.layers(self.diagnostic, first=self.when == "first")
 
     def _short(self, shown: Sequence[Group]) -> str:
@@ -136,9 +133,9 @@ class Layers(Section):
 
     def _lasts(self, shown: Sequence[Group]) -> list[str]:
         figures, what = measure("scalar:any"), diagnostic(self.diagnostic)
-        lasts = [(group.label, self._spreads(group)[-1]) for group in shown]
-        each = ", ".join(f"{label}: {figures.text(last.mean, last.half_width)}" for label, last in lasts)
-        return [f"{capital(what.title)} of the last {_end(what.of)} {_WHEN[self.when]}: {each}."]
+        lasts = {group.label: last for group in shown if (last := spread(self._last_by_seed(group).values()))}
+        each = ", ".join(f"{label}: {figures.text(last.mean, last.half_width)}" for label, last in lasts.items())
+        return [f"{capital(what.title)} of the last {_end(what.of)} {_WHEN[self.when]}: {each}."] if lasts else []
 
     def _depths(self, results: StudyResults, shown: Sequence[Group]) -> list["_Depths"]:
         """The deepest setting against the shallowest, in the last layer, for each setting of the other axes."""
@@ -169,11 +166,11 @@ class Layers(Section):
         return f"{where} {'higher' if test.difference > 0 else 'lower'} with {high} layers than with {low}: {change}."
 
     def _table(self, shown: Sequence[Group]) -> Table:
-        layers = max(len(self._spreads(group)) for group in shown)
+        layers = 1 + max(max(self._spreads(group), default=0) for group in shown)
         rows = []
         for group in shown:
-            values = [number_text(round(each.mean, 10)) for each in self._spreads(group)]
-            rows.append([group.label, *values, *[""] * (layers - len(values))])
+            values = {layer: number_text(round(each.mean, 10)) for layer, each in self._spreads(group).items()}
+            rows.append([group.label, *(values.get(layer, "") for layer in range(layers))])
         what = diagnostic(self.diagnostic)
         header = [
             "setting",
@@ -191,6 +188,11 @@ _Depths = tuple[str, tuple[int, int], Comparison]
 """A line's name, its smallest and largest depth, and their comparison."""
 
 
+def _every(shown: Sequence[Group], name: str, whens: Sequence[bool] = (True, False)) -> list[SeedSpread]:
+    """The figures of all layers of all settings, as first and as last measured."""
+    return [each for group in shown for first in whens for each in group.layers(name, first=first).values()]
+
+
 def _end(of: str) -> str:
     return "layer" if of == "stream" else "block"
 
@@ -204,7 +206,7 @@ def _when(shown: Sequence[Group], name: str, *, first: bool) -> str:
 
 def _same_scale(before: Axes, after: Axes, shown: Sequence[Group], name: str) -> str:
     """Give both plots one vertical scale, logarithmic for unbounded values of a wide range; what to say of it."""
-    first, last = ([each.mean for group in shown for each in group.layers(name, first=when)] for when in (True, False))
+    first, last = ([each.mean for each in _every(shown, name, (when,))] for when in (True, False))
     sizes = [abs(mean) for mean in (*first, *last) if mean]
     wide = diagnostic(name).high is None and bool(sizes) and max(sizes) > _LOG_FROM * min(sizes)
     scale, options, note = "linear", {}, ""
