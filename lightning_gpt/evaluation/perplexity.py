@@ -13,6 +13,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.windows import ScoredWindow, batches_of, window_nll, windows_of
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
+from lightning_gpt.perplexity import perplexity
 
 Documents = Literal["apart", "joined"]
 
@@ -70,12 +71,12 @@ class TextScores:
     @property
     def perplexity(self) -> float:
         """``exp`` of the loss."""
-        return _exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def word_perplexity(self) -> float:
         """``exp`` of the loss times the tokens of a word."""
-        return _exp(self.loss * self.tokens / self.words) if self.words else math.nan
+        return perplexity(self.loss * self.tokens / self.words) if self.words else math.nan
 
     @property
     def bits_per_byte(self) -> float:
@@ -89,7 +90,7 @@ class TextScores:
         Windows are averaged by their numbers of new tokens less one, as if the first of them were never scored. With
         windows that overlap it is, so this differs a little from the perplexity.
         """
-        return _exp(self.weighted / self.weights) if self.weights else math.nan
+        return perplexity(self.weighted / self.weights) if self.weights else math.nan
 
     def add(self, window: ScoredWindow, nll: float) -> None:
         """Count the scored tokens of a window."""
@@ -182,7 +183,3 @@ def _streams(
         whole = torch.cat([*joined, torch.empty(0, dtype=torch.long)])
         scores.tokens += len(whole)
         yield torch.cat([torch.tensor(before, dtype=torch.long), whole])
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf

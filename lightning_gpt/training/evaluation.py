@@ -8,6 +8,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.head import IGNORED
+from lightning_gpt.perplexity import perplexity
 from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 from lightning_gpt.training.recurrence import lane_states, remembering
 
@@ -98,7 +99,7 @@ class EvaluatedModule(L.LightningModule):
     def _log_evaluation(self, split: str) -> None:
         loss = self.eval_loss.compute().float()
         self.eval_loss.reset()
-        values = {f"{split}/loss": loss, f"{split}/perplexity": loss.exp()}
+        values: dict[str, Tensor | float] = {f"{split}/loss": loss, f"{split}/perplexity": perplexity(float(loss))}
         if self.text is not None:
             values[f"{split}/bits_per_byte"] = self.eval_bits.compute().float()
         self.eval_bits.reset()

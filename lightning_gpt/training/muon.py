@@ -163,7 +163,9 @@ class Muon(torch.optim.Optimizer):
             if gradient is None:
                 continue
             state = self.state[parameter]
-            mean = local(state.setdefault("momentum", torch.zeros_like(parameter)))
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(parameter)
+            mean = local(state["momentum"])
             mean.lerp_(local(gradient), 1 - group["momentum"])
             direction = local(gradient).lerp(mean, group["momentum"]) if group["nesterov"] else mean
             local(parameter).mul_(1 - group["lr"] * group["weight_decay"])

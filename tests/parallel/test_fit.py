@@ -57,6 +57,11 @@ def figures(folder: Path, version: int = 0) -> dict[tuple[int, str], float]:
     }
 
 
+def parameters(folder: Path) -> list[float]:
+    lines = (folder / "runs/tiny/version_0/metrics.jsonl").read_text().splitlines()
+    return [line["cost/parameters"] for line in map(json.loads, lines) if "cost/parameters" in line]
+
+
 def checkpoint(folder: Path, name: str = LAST) -> dict[str, Any]:
     return read_saved(folder / name)
 
@@ -67,6 +72,7 @@ def test_every_figure_is_that_of_one_process(one: Path, divided: Path) -> None:
     assert {name for _, name in ours} >= {"train/loss", "train/grad_norm", "val/loss", "layers/grad_norm/layer_01"}
     for name, value in theirs.items():
         assert ours[name] == pytest.approx(value, rel=1e-10, abs=1e-12), name
+    assert parameters(divided) == parameters(one) != []
 
 
 @pytest.mark.parametrize("name", ["last", "best"])

@@ -327,6 +327,19 @@ def test_a_broken_last_checkpoint_falls_back_to_the_one_before(
         assert re.search("use the one before it, '.*last.previous.ckpt'", refused.stderr), refused.stderr
 
 
+def test_a_run_that_is_started_again_keeps_its_only_whole_checkpoint(config: Path, tmp_path: Path) -> None:
+    """The first save after a broken one does not put the broken one in the place of the one before."""
+    job = {"SLURM_JOB_ID": "7"}
+    must_run("fit", "--config", str(config), "--trainer.max_steps", "4", cwd=tmp_path, env=job)
+    last = tmp_path / "runs/tiny/version_0/checkpoints/last.ckpt"
+    before = read_checkpoint(previous_of(last))["global_step"]
+    damage(last, 100_000, bytes(4096))
+    again = ("--trainer.max_steps", "4", "--checkpoints.every_n_steps", "100")  # one save, at the end
+    done = must_run("fit", "--config", str(config), *again, cwd=tmp_path, env={**job, "SLURM_RESTART_COUNT": "1"})
+    assert f"resuming from the one before it, of step {before}" in done.stderr
+    assert [read_checkpoint(path)["global_step"] for path in (previous_of(last), last)] == [before, 4]
+
+
 def test_keep_1_keeps_one(config: Path, tmp_path: Path) -> None:
     must_run("fit", "--config", str(config), "--checkpoints.keep", "1", "--trainer.max_steps", "4", cwd=tmp_path)
     names = {path.name for path in (tmp_path / "runs/tiny/version_0/checkpoints").iterdir()}

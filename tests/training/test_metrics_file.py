@@ -65,6 +65,7 @@ def test_it_holds_the_scalars_of_the_event_file(run: Path) -> None:
 
 def test_each_line_says_how_far_the_run_was(run: Path) -> None:
     lines = read_metrics(run / "metrics.jsonl")
+    assert all(set(line) > FIELDS for line in lines), "a line holds no scalar"
     assert all(line["steps"] == STEPS for line in lines)
     assert [line["rows"] for line in lines] == [line["step"] * 4 * 2 for line in lines]  # 4 rows, 2 micro-batches
     assert [line["tokens"] for line in lines] == [line["rows"] * 32 for line in lines]

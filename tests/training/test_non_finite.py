@@ -46,6 +46,24 @@ def test_it_gives_up_where_nothing_is_left(action: Action, tmp_path: Path) -> No
         fit(Toy([1.0, 1.0, *[math.nan] * 20]), tmp_path, NonFinite(action), LastCheckpoint(every_n_steps=1))
 
 
+@pytest.mark.parametrize(
+    ("lr", "status", "said"),
+    [
+        ("100", 0, r"perplexity is infx the unigram baseline's"),
+        ("1000", 1, r"error: the model's logits are not finite, so no token can be drawn: has its training diverged\?"),
+    ],
+)
+def test_a_run_that_diverged_ends_in_a_clear_line(lr: str, status: int, said: str, tmp_path: Path) -> None:
+    """The loss is beyond what a perplexity can hold, or the weights are finite but what follows from them is not."""
+    content = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=4, val_check_interval=2)
+    content["diagnostics"] = {"enabled": False}
+    config = write_config(tmp_path / "tiny.yaml", content)
+    options = ("--model.optimization.lr", lr, "--trainer.gradient_clip_val", "0")
+    done = run_command("fit", "--config", str(config), *options, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert re.search(said, done.stderr), done.stderr
+
+
 def test_skip_leaves_the_step_out(tmp_path: Path) -> None:
     toy = Toy([1.0, 2.0, math.nan, 3.0])
     fit(toy, tmp_path, NonFinite("skip"))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_gpt.errors import WorkError
 from lightning_gpt.models.decoding.rules.rule import TokenCounts
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader
 from lightning_gpt.models.double import double
@@ -82,9 +83,15 @@ def sample_text(
 
 
 def _first_above(logits: Tensor, chances: Tensor) -> Tensor:
-    """Draws by inversion of the cumulative distribution: ``(rows, vocab_size)`` and ``(rows,)`` to ``(rows,)``."""
+    """Draws by inversion of the cumulative distribution: ``(rows, vocab_size)`` and ``(rows,)`` to ``(rows,)``.
+
+    Raises:
+        WorkError: The logits are not finite, so there is no distribution.
+    """
     cumulative = double(logits.softmax(dim=-1)).cumsum(dim=-1)
     total = cumulative[:, -1]
+    if bool(total.isnan().any()):
+        raise WorkError("the model's logits are not finite, so no token can be drawn: has its training diverged?")
     # below the total also after rounding, so that a token of probability 0 is never drawn
     target = torch.minimum(chances.to(total.device) * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(logits.device)

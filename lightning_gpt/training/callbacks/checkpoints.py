@@ -20,7 +20,7 @@ from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.series import CheckpointSeries
 from lightning_gpt.training.callbacks.summary import say_next_commands
 from lightning_gpt.training.checkpoint_io import wait_for_saves
-from lightning_gpt.whole_file import keep_previous, remove_abandoned
+from lightning_gpt.whole_file import keep_previous, previous_of, remove_abandoned
 
 
 class LastCheckpoint(Checkpoint):
@@ -140,13 +140,19 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         wait_for_saves(trainer)
-        if self.keep == 2 and trainer.is_global_zero:
+        if self.keep == 2 and trainer.is_global_zero and not self._replaces_a_broken_one(trainer):
             try:
                 keep_previous(self.path)
             except OSError as error:
                 raise WorkError(f"{self.path} cannot be kept as the previous one: {error.strerror}") from None
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step, self._saved_at, self._has_saved = trainer.global_step, time.monotonic(), True
+
+    def _replaces_a_broken_one(self, trainer: L.Trainer) -> bool:
+        """Whether this run goes on in its folder from the checkpoint before the last, the only one that is whole."""
+        if self._has_saved or trainer.ckpt_path is None:
+            return False
+        return Path(trainer.ckpt_path).resolve() == previous_of(self.path).resolve()
 
     def _stop(self, trainer: L.Trainer) -> NoReturn:
         if self.series is not None:

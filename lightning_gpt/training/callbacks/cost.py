@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.share import data_place
 from lightning_gpt.hardware import resident_bytes, restart_peak
+from lightning_gpt.training.module import LanguageModule
 
 _MARKS_HELD = 256
 STEPS_KEPT = 1000
@@ -153,12 +154,17 @@ class Cost(Callback):
         values = {
             "cost/step_seconds": seconds,
             "cost/tokens_per_second": self._step_tokens / seconds,
-            "cost/parameters": float(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)),
+            "cost/parameters": float(sum(p.numel() for p in _whole(pl_module).parameters() if p.requires_grad)),
         }
         if self._memory is not None and self._memory.bytes:
             values["cost/peak_memory_mb"] = statistics.median(self._memory.bytes) / 1e6
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+
+
+def _whole(module: L.LightningModule) -> torch.nn.Module:
+    """What to count the parameters of: all layers, also where this process has only some of them."""
+    return module.model_to_count() if isinstance(module, LanguageModule) else module
 
 
 def _give_back() -> None:

@@ -39,7 +39,9 @@ class ExpertUse(Callback):
             return
         self._step = step
         if every and step % every == 0 and isinstance(pl_module, LanguageModule) and pl_module.experts is not None:
-            self._log(pl_module.of_all_layers(_figures(pl_module.experts)), trainer)
+            figures = pl_module.of_all_layers(_figures(pl_module.experts))
+            if figures:
+                self._log(figures, trainer)
 
     def _log(self, figures: "dict[int, _Figures]", trainer: L.Trainer) -> None:
         values, losses = {}, []

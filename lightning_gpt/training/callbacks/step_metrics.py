@@ -1,6 +1,5 @@
 """The training curves, by logged optimizer step."""
 
-import math
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.share import data_place
 from lightning_gpt.parallel.strategy import gradient_norm
+from lightning_gpt.perplexity import perplexity
 from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.training.peak import peak_flops, precision_dtype
@@ -82,7 +82,7 @@ class StepMetrics(Callback):
         tokens_per_second = self._tokens / (time.perf_counter() - self._since)
         self.latest = {
             "train/loss": loss,
-            "train/perplexity": math.exp(min(loss, 700.0)),
+            "train/perplexity": perplexity(loss),
             "train/lr": float(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0]),
             "train/grad_norm": float(self._grad_norm),
             "train/tokens_per_second": tokens_per_second,

@@ -18,6 +18,7 @@ from lightning_gpt.inference import prompt_ids, stream_text
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.models.registry import readable
+from lightning_gpt.perplexity import perplexity
 from lightning_gpt.planning.flops import active_parameters
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.trust import trusted_options
@@ -107,20 +108,20 @@ class RunSummary(Callback):
         loss = float(trainer.callback_metrics["val/loss"])
         lines = []
         if self._start_loss is not None:
-            lines.append(("before training", math.exp(self._start_loss)))
-        lines.append((f"last validation (of {trainer.global_step:,} steps)", math.exp(loss)))
+            lines.append(("before training", perplexity(self._start_loss)))
+        lines.append((f"last validation (of {trainer.global_step:,} steps)", perplexity(loss)))
         counts = data.counts()
         if counts is not None:
             measured = sum(trainer.num_val_batches) * data.micro_batch_rows  # fewer with limit_val_batches
             targets = data.evaluation("val").all_targets[: int(measured)]
             token_counts = np.sum([c.token_counts for c in counts], axis=0)
-            unigram = math.exp(unigram_loss(token_counts, targets[targets != IGNORED].numpy()))
+            unigram = perplexity(unigram_loss(token_counts, targets[targets != IGNORED].numpy()))
             lines.append(("unigram baseline on the same text", unigram))
         say("validation perplexity")
-        for name, perplexity in lines:
-            say(f"  {name:<34}{perplexity:>12,.2f}")
+        for name, figure in lines:
+            say(f"  {name:<34}{figure:>12,.2f}")
         if counts is not None:
-            say(f"  perplexity is {math.exp(loss) / unigram:.3f}x the unigram baseline's")
+            say(f"  perplexity is {perplexity(loss) / unigram:.3f}x the unigram baseline's")
         say(f"validation bits per byte {float(trainer.callback_metrics['val/bits_per_byte']):.4f}")
 
 

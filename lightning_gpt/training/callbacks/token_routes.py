@@ -43,5 +43,5 @@ class TokenRoutes(Callback):
                 if tokens
             }
         shares = {f"routing/share/layer_{layer:02}": share for layer, share in pl_module.of_all_layers(own).items()}
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if shares else ():
             logger.log_metrics(shares, step=trainer.global_step)
