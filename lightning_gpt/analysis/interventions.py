@@ -8,6 +8,7 @@ value that later layers may never have seen. Activation patching: Vig et al. 202
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Edit
 
+_FEW = 8
 Ablation = Literal["zero", "mean"]
 """``zero``: the output becomes 0. ``mean``: it becomes its mean over batch and positions of the unmodified run."""
 
@@ -67,12 +69,24 @@ def check_parts(model: LanguageModel, parts: Iterable[Part]) -> None:
     known = all_parts(model)
     for part in parts:
         if part not in known:
-            layers = max(other.layer for other in known) + 1
-            heads = 1 + max(other.head for other in known if other.head is not None)
-            has = "1 layer with 1 head and no FFN (allowed: 0.0)"
-            if any(other.head is None for other in known):
-                has = f"{layers} layers with {heads} heads (allowed: 0.0 to {layers - 1}.{heads - 1}, or LAYER.ffn)"
-            raise CallError(f"the model has no part {part}; it has {has}")
+            raise CallError(f"the model has no part {part}; it has {_parts_text(known)}")
+
+
+def _parts_text(known: Sequence[Part]) -> str:
+    """Layers and heads of a model, and how its parts are written: ``2 layers with 4 heads (allowed: 0.0 to 1.3)``."""
+    heads = [part for part in known if part.head is not None]
+    networks = [str(part) for part in known if part.head is None]
+    counts = sorted(set(Counter(part.layer for part in heads).values()))
+    layers = 1 + max(part.layer for part in known)
+    each = (
+        f"{counts[0]} to {counts[-1]} heads" if len(counts) > 1 else f"{counts[0]} head{'s' if counts[0] > 1 else ''}"
+    )
+    has = f"{layers} layer{'s' if layers > 1 else ''} with {each}"
+    allowed = f"{heads[0]} to {heads[-1]}" if len(heads) > 1 else str(heads[0])
+    if not networks:
+        return f"{has} and no FFN (allowed: {allowed})"
+    few = len(networks) < layers and len(networks) <= _FEW
+    return f"{has} (allowed: {allowed}, or {', '.join(networks) if few else 'LAYER.ffn'})"
 
 
 def ablation_edits(

@@ -29,10 +29,6 @@ class Piece:
     start: int = 0
     length: int = 1
 
-    def taken_from(self, whole: Tensor) -> Tensor:
-        """The piece of a whole tensor, as a view."""
-        return whole.view(1) if self.dim is None else whole.narrow(self.dim, self.start, self.length)
-
 
 def joined(pieces: Sequence[tuple[Piece, Tensor]]) -> Tensor:
     """The whole tensor of all its pieces, in any order."""

@@ -93,6 +93,18 @@ def test_a_part_that_the_model_does_not_have_is_refused(text: str) -> None:
         check_parts(gpt(), [Part(0, 0), Part.parse(text)])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"ffn": "none"}, r"3 layers with 2 heads and no FFN \(allowed: 0\.0 to 2\.1\)"),
+        ({"ffn": ["gelu", "none", "none"]}, r"3 layers with 2 heads \(allowed: 0\.0 to 2\.1, or 0\.ffn\)"),
+    ],
+)
+def test_what_the_model_has_is_said(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(CallError, match=said):
+        check_parts(gpt(**options), [Part(1, None)])
+
+
 @pytest.mark.parametrize("text", ["0.1", "1.0", "0.ffn"])
 def test_the_one_head_model_has_one_part(text: str) -> None:
     with pytest.raises(CallError, match=r"it has 1 layer with 1 head and no FFN \(allowed: 0\.0\)"):
