@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import must_run
+
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if "results" not in page.relative_to(ROOT).parts)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
@@ -89,6 +91,14 @@ def test_python_blocks_can_be_typed(page: Path) -> None:
 def test_named_config_files_exist(page: Path) -> None:
     for name in re.findall(r"configs/[\w/]+\.yaml", page.read_text()):
         assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_study_that_shows_how_to_write_one_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs/studies/write.md").read_text()
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "dropout.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0])
+    said = must_run("study", "--config", "dropout.yaml", "--preset", "cpu", "--slurm", "true", cwd=tmp_path).stdout
+    assert "--array=0-3" in said, "two depths, with and without dropout"
 
 
 def test_every_dependency_has_its_reason() -> None:
