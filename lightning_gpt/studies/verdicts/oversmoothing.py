@@ -13,7 +13,7 @@ from lightning_gpt.studies.report.document import Block, Findings, Heading, Tabl
 from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.groups import layer_values
 from lightning_gpt.studies.report.results import StudyResults
-from lightning_gpt.studies.report.sections.base import Section
+from lightning_gpt.studies.report.sections.base import Section, capital
 from lightning_gpt.studies.report.sections.differences import shown
 from lightning_gpt.studies.report.tested import p_text
 from lightning_gpt.studies.run.result import CellResult
@@ -78,7 +78,7 @@ def _written(verdicts: list[Verdict], corrected: list[float], count: int) -> lis
     sentences = [f"{account}: {verdict}. {measured}" for account, _, measured, verdict in rows]
     by_verdict = {verdict: [row[0] for row in rows if row[3] == verdict] for verdict in (_SUPPORTED, _AGAINST, _OPEN)}
     parts = [f"{verdict}: {'; '.join(accounts)}" for verdict, accounts in by_verdict.items() if accounts]
-    answer = f"Of the accounts in the literature, {'. '.join(parts)}." if parts else ""
+    answer = f"Of the accounts in the literature, {'. '.join([*parts[:1], *map(capital, parts[1:])])}." if parts else ""
     return [Findings(sentences, answer), Table(["account", "claim", "measured", "verdict"], rows)]
 
 
