@@ -542,6 +542,28 @@ def test_a_setting_without_figures_is_no_single_seed(tmp_path: Path) -> None:
     assert "one seed" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("compare", {"measure": "cost/step_seconds", "beside": "n_layer 1"}),
+        ("trend", {"x": "n_layer", "y": "cost/step_seconds"}),
+        ("gain", {"x": "n_layer", "y": "cost/step_seconds"}),
+        ("fit", {"x": "n_layer", "y": "cost/step_seconds", "claim": "the papers say that time is linear"}),
+    ],
+)
+def test_nothing_is_concluded_from_times_of_cells_that_ran_beside_others(
+    name: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    made = study(tmp_path)
+    reason = "Step time was measured while other cells ran or may have run (6 of 6 cells), so nothing is concluded"
+    for neighbours in (0, 1):
+        found = StudyResults(made, [finished(cell, neighbours=neighbours) for cell in made.cells])
+        blocks = written(make_section(name, options).blocks(found))
+        (findings,) = [block for block in blocks if isinstance(block, Findings)]
+        assert (reason in " ".join(findings.sentences)) == bool(neighbours)
+        assert bool(findings.answer) == (not neighbours)
+
+
 def test_an_axis_goes_by_its_short_name(tmp_path: Path) -> None:
     axis = {"model.init_args.attention.window": [4, 8, 16]}
     found = results(tmp_path, grid=axis, report=[{"fit": {"x": "window", "y": "val/loss"}}])

@@ -64,6 +64,17 @@ class StudyResults:
             f" † {len(counts)} of {len(self.finished)} cells ran {beside}: their times are not those of a cell alone."
         )
 
+    def untested(self, tag: str) -> str:
+        """Why nothing is concluded from a time: cells measured it beside others; empty where it may be."""
+        count = len(self._shared(tag))
+        if not count:
+            return ""
+        label = measure(tag).label
+        return (
+            f"{label[:1].upper()}{label[1:]} was measured while other cells ran or may have run ({count} of "
+            f"{len(self.finished)} cells), so nothing is concluded from it."
+        )
+
     def environments(self) -> list[dict[str, Any]]:
         """The distinct environments in which the finished cells ran."""
         found: list[dict[str, Any]] = []

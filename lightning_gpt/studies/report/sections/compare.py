@@ -64,14 +64,14 @@ class Compare(Section):
         if self.beside in spreads:
             caption += f" Dashed: the mean of {self.beside}."
         caption += results.warning(self.measure)
-        tests = self._comparisons({label: group for label, (group, _) in found.items()})
-        ends = self._ends({label: each for label, (_, each) in found.items()})
+        why_not = results.untested(self.measure)
+        tests = {} if why_not else self._comparisons({label: group for label, (group, _) in found.items()})
+        ends = [] if why_not else self._ends({label: each for label, (_, each) in found.items()})
+        if not why_not and self.beside and len(found) > 1 and not tests:
+            why_not = ONE_SEED if self.beside in found else f"{self.beside} has no figures to compare the others with."
         return [
             Heading(f"{capital(what.label)} by setting"),
-            Tested(
-                [each.p for each in tests.values()],
-                partial(self._written, ends, tests, len(found) - 1, self.beside in found),
-            ),
+            Tested([each.p for each in tests.values()], partial(self._written, ends, tests, why_not)),
             Picture(file_name("compare", self.measure), chart, caption),
         ]
 
@@ -93,19 +93,11 @@ class Compare(Section):
         return compare_with(self.beside, {label: group.by_seed(self.measure) for label, group in found.items()})
 
     def _written(
-        self,
-        ends: list[str],
-        tests: dict[str, Comparison],
-        others: int,
-        has_beside: bool,
-        corrected: list[float],
-        count: int,
+        self, ends: list[str], tests: dict[str, Comparison], why_not: str, corrected: list[float], count: int
     ) -> list[Written]:
-        if not self.beside or not others:
-            return [Findings(ends)] if ends else []
         if not tests:
-            why = ONE_SEED if has_beside else f"{self.beside} has no figures to compare the others with."
-            return [Findings([*ends, why])]
+            said = [*ends, *([why_not] if why_not else [])]
+            return [Findings(said)] if said else []
         what, p_of = measure(self.measure), dict(zip(tests, corrected, strict=True))
         order = sorted(tests, key=lambda label: tests[label].difference)
         lower = [label for label in order if shown(p_of[label]) and tests[label].difference < 0]

@@ -84,7 +84,8 @@ class Fit(Section):
         caption += f"; dark: {_NAMES[forms[0].kind]}, pale: {_NAMES[forms[1].kind]}." if forms else "."
         caption += results.warning(self.y)
         blocks: list[Block] = [Heading(f"{capital(y.label)} against {x.label}: which form")]
-        blocks.append(self._findings(forms, xs) if forms else Findings([self._not_fitted(xs, ys)]))
+        why_not = results.untested(self.y)
+        blocks.append(self._findings(forms, xs, why_not) if forms else Findings([self._not_fitted(xs, ys)]))
         blocks.append(Picture(file_name("fit", self.y, self.x), chart, caption))
         return [*blocks, self._table(forms, len(every))] if forms else blocks
 
@@ -94,7 +95,7 @@ class Fit(Section):
             why = "a fit with relative errors needs figures above 0"
         return f"{capital(Quantity(self.y).label)} against {Quantity(self.x).label}: not fitted, because {why}."
 
-    def _findings(self, forms: list[Form], xs: Sequence[float]) -> Findings:
+    def _findings(self, forms: list[Form], xs: Sequence[float], why_not: str) -> Findings:
         y, x, n = Quantity(self.y), Quantity(self.x), len(xs)
         best = forms[0]
         said = f"{capital(y.label)} against {x.label} is best described by {_NAMES[best.kind]}, {self._formula(best)}"
@@ -109,6 +110,8 @@ class Fit(Section):
             said += f"; not ruled out: {', '.join(allowed)}" if allowed else ""
         power = next(form for form in forms if form.kind == "power")
         sentences = [f"{said}. As a power law its exponent is {_exponent(power)}."]
+        if why_not:
+            return Findings([*sentences, why_not])
         if self.claim:
             sentences.append(self._on_claim(forms, n))
             return Findings(sentences, sentences[-1])

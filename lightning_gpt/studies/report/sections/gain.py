@@ -88,14 +88,15 @@ class Gain(Section):
             ax.axvline(spreads[self.beside].mean, color="#888888", linewidth=1, linestyle="--", zorder=0)
             caption += f" Dashed: the mean of {self.beside}."
         ax.set_xlabel(gain.title + results.mark(self.y))
+        why_not = results.untested(self.y)
         own = {name: compare(ends.first.by_seed(self.y), ends.last.by_seed(self.y)) for name, ends in found.items()}
-        alone = {name: each for name, each in own.items() if each is not None}
-        beside = self._beside(found)
+        alone = {} if why_not else {name: each for name, each in own.items() if each is not None}
+        beside = {} if why_not else self._beside(found)
         return [
             Heading(f"Gain in {what.label} {between}"),
             Tested(
                 [each.p for each in (*alone.values(), *beside.values())],
-                partial(self._written, found, gain, (first, last), alone, beside),
+                partial(self._written, found, gain, (first, last), alone, beside, why_not or ONE_SEED),
             ),
             Picture(file_name("gain", self.y, self.x), chart, caption + results.warning(self.y)),
         ]
@@ -125,6 +126,7 @@ class Gain(Section):
         ends_of_axis: tuple[float, float],
         alone: dict[str, Comparison],
         beside: dict[str, Comparison],
+        why_not: str,
         corrected: list[float],
         count: int,
     ) -> list[Written]:
@@ -132,7 +134,7 @@ class Gain(Section):
         between = self._between(*ends_of_axis)
         table = self._table(found, gain, ends_of_axis, dict(zip(alone, of_each, strict=True)), count)
         if not alone:
-            return [Findings([f"{capital(gain.label)} {between}: {ONE_SEED}"]), table]
+            return [Findings([f"{capital(gain.label)} {between}: {why_not}"]), table]
         own = self._own(between, alone, of_each)
         if not beside:
             return [Findings([own], own), table]

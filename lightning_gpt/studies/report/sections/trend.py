@@ -77,8 +77,10 @@ class Trend(Section):
         if reference is not None and theirs:
             caption += f" Right: each relative to its own first point; dashed: {reference.name}."
         caption += results.warning(self.y)
+        why_not = results.untested(self.y)
         tests = {
-            label: self._steps(line, (theirs or {}) if number == 0 else {})  # the first line is held against theirs
+            # the first line is held against theirs
+            label: {} if why_not else self._steps(line, (theirs or {}) if number == 0 else {})
             for number, (label, line) in enumerate(lines.items())
         }
         against = _Against(reference, theirs, spreads, self.y) if reference is not None and theirs else None
@@ -86,7 +88,7 @@ class Trend(Section):
             Heading(f"{capital(what.label)} against {self.x}"),
             Tested(
                 [each.p for steps in tests.values() for each in steps.values()],
-                partial(self._written, spreads, tests, against),
+                partial(self._written, spreads, tests, against, why_not or ONE_SEED),
             ),
             Picture(file_name("trend", self.y, self.x), chart, caption),
         ]
@@ -118,6 +120,7 @@ class Trend(Section):
         spreads: dict[str, dict[float, SeedSpread]],
         tests: dict[str, dict[tuple[float, float], Comparison]],
         against: "_Against | None",
+        why_not: str,
         corrected: list[float],
         count: int,
     ) -> list[Written]:
@@ -131,7 +134,7 @@ class Trend(Section):
             if len(points) < 2:
                 continue
             of = f" ({label})" if label else ""
-            unknown = "" if steps else f" {ONE_SEED}"
+            unknown = "" if steps else f" {why_not}"
             values = ", ".join(f"{number_text(x)}: {_with_interval(each)}" for x, each in points.items())
             way, single = self._way(list(points), steps, p_of)
             said = f"{capital(what.label)}{of} {way}"
