@@ -39,7 +39,8 @@ def attention_distance(pattern: Tensor) -> Tensor:
 def first_token_share(pattern: Tensor) -> Tensor:
     """Mean weight on the first token, ``1/(t−1) Σ_{i≥2} A_i1``, without the first row, whose weight is always 1.
 
-    Range: 0 to 1; near 1 is the attention sink of Xiao et al. 2023 (2309.17453), section 3.1. Needs ``time >= 2``.
+    Range: 0 to 1; near 1 is the attention sink of Xiao et al. 2023 (2309.17453), section 3.1. Where documents are kept
+    apart, tokens of later documents do not see that token, and count with 0. Needs ``time >= 2``.
     """
     time, keys = pattern.shape[-2:]
     return pattern[..., 1:, keys - time].mean(dim=-1)

@@ -23,7 +23,7 @@ from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Trace
 from lightning_gpt.models.view import BlockView
 
-_BIAS_SPREAD = 1e-3
+_ROUNDING = 1e-3
 """How much what the heads leave over may differ between tokens, relative to what they write, to be a bias."""
 
 
@@ -143,8 +143,8 @@ def head_terms(view: BlockView, output: Tensor, added: Tensor) -> Iterator[tuple
     by_head = output if output.ndim == 4 else output[:, None]  # the one-head model has no head axis
     written = [] if matrices is None else [by_head[:, head] @ w_o for head, w_o in enumerate(matrices.w_o)]
     rest = added - sum(written)
-    spread = (rest - rest.mean(dim=(0, 1))).norm()
-    if not written or spread > _BIAS_SPREAD * added.norm():
+    bias = 0.0 if matrices is None or matrices.b_o is None else matrices.b_o
+    if not written or (rest - bias).norm() > _ROUNDING * added.norm():
         raise CallError(
             f"block {view.layer} does not add its heads' outputs to the stream as they are, so they have no terms of "
             f"their own; leave out by_head"

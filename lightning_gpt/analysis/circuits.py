@@ -178,4 +178,5 @@ def _turned(model: LanguageModel, view: BlockView, weights: Tensor, position: in
 
 def _tokens(model: LanguageModel, view: BlockView) -> Tensor:
     """What the layer would read of each token if the stream were its embedding, ``(vocab_size, dim)``."""
-    return view.mixer_input(model.normed_embedding(model.token_embedding.weight * model.embedding_scale))
+    embedding = model.normed_embedding(model.token_embedding.weight * model.embedding_scale)
+    return view.mixer_input(model.widened(embedding))

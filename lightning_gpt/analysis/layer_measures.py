@@ -113,8 +113,8 @@ def layer_value(probe: Probe) -> Layers:
 def logit_rms(probe: Probe) -> Layers:
     """Root mean square of the logits if the output head read each layer of the stream directly.
 
-    Computed without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``. Range: at least 0; the last layer gives that of the
-    model's own logits.
+    Computed without the logits: ``Σ_v (u_v·h)² = hᵀ(UᵀU)h``, and so before the bias, the divisor and the softcap of a
+    head that has them. Range: at least 0; the last layer gives that of the model's own logits, but for these.
     """
     model = probe.model
     sizes: Layers = []

@@ -4,7 +4,6 @@ Layers are counted in two ways. In the *stream*, layer 0 is the embedding and la
 there are ``n_layer + 1``. In the *blocks* (attention, weights), layer i is block i. The one-head model has one block.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,8 +94,3 @@ def block_parameters(model: LanguageModel) -> list[list[nn.Parameter]]:
     """The trainable parameters of each block, without the embeddings, final norm and output head."""
     views = model.block_views()
     return [[p for part in view.parts for p in part.parameters() if p.requires_grad] for view in views]
-
-
-def norm(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean norm of all entries together, in fp32 or better; 0 if there are none."""
-    return float(torch.nn.utils.get_total_norm([t.float() if t.itemsize < 4 else t for t in tensors]))

@@ -105,6 +105,14 @@ class Block(Layer):
         """The attention's input, from which keys and values are computed."""
         return self.attention_norm(x)  # type: ignore[no-any-return]
 
+    def read_alone(self, x: Tensor) -> Tensor:
+        """What the attention reads of tokens ``(..., dim)``, each as if it were the only one."""
+        read = self.attention_input(x, Context())
+        if self.attention_convolution is None:
+            return read
+        alone: Tensor = self.attention_convolution(read.reshape(-1, 1, read.shape[-1]), Context())
+        return alone.view_as(read)
+
     def attended(self, x: Tensor, context: Context) -> Tensor:
         """The first branch's output, dropout included."""
         if self.attention_convolution is not None:

@@ -99,6 +99,7 @@ class Context:
         losses: Used by parts to add auxiliary losses; None outside training passes.
         shared: Values the layers share.
         recent: The last inputs of the short convolutions of the layer being run, by their names, if there is a cache.
+        is_choice: Whether the tokens are chosen from a row, so that neighbours here may be far apart in it.
     """
 
     positions: Tensor | None = None
@@ -111,6 +112,7 @@ class Context:
     losses: PartLosses | None = None
     shared: Shared = field(default=_ALONE)
     recent: Mapping[str, KeyValues] | None = None
+    is_choice: bool = False
 
     def at_layer(self, layer: int) -> "Context":
         """The context for one layer: with that layer's state, if there is a cache."""

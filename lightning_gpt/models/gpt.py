@@ -6,7 +6,6 @@ initialisation follow Radford et al. 2019, "Language Models are Unsupervised Mul
 """
 
 from collections.abc import Hashable
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -191,7 +190,9 @@ class GPT(LanguageModel):
             ffn_name, half = (None, None) if inside.ffn is None else (f"{name}.ffn", f"{name}.after_attention")
             mixer = inside.attention, f"{name}.attention"
             read = f"{name}.attention_norm" if inside.norms_input else None
-            reads = partial(inside.attention_input, context=Context())
+            if inside.attention_convolution is not None:
+                read = f"{name}.attention_convolution.output"
+            reads = inside.read_alone
             ffn = inside.ffn, ffn_name
             views.append(BlockView(layer, (block,), *mixer, *ffn, f"{name}.after_ffn", half, read, reads))
         return views

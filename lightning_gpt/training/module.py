@@ -175,15 +175,19 @@ class LanguageModule(EvaluatedModule):
         return nullcontext() if self._compiled is None else self._compiled.training()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Balance the experts by the tokens of this step, unless a callback removed its gradients to skip it."""
+        """Note whether a callback removed the gradients to skip this step."""
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         self._is_taken = any(parameter.grad is not None for parameter in parameters)
-        if self.experts is not None:
-            self.experts.end_step(self._is_taken)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step; only then do its rows count as trained on."""
+        """Take the step, and what follows it where it was taken; only then do its rows count as trained on."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = None if scaler is None else scaler.get_scale()
         super().optimizer_step(*args, **kwargs)
+        if scaler is not None and scaler.get_scale() < scale:  # it found an overflow and left the step out
+            self._is_taken = False
+        if self.experts is not None:
+            self.experts.end_step(self._is_taken)
         if self._after_step is not None:
             self._after_step.end_step(self._is_taken)
         data = self.text

@@ -96,6 +96,12 @@ def test_heads_are_refused_where_the_stream_does_not_get_their_outputs() -> None
             direct_logit_attribution(model, IDS, TARGETS, by_head=True)
 
 
+@pytest.mark.parametrize("time", [1, 5])
+def test_heads_of_one_token_are_refused_where_those_of_many_are(time: int) -> None:
+    with pytest.raises(CallError, match="block 0 does not add its heads' outputs to the stream as they are"):
+        direct_logit_attribution(gpt(attention="gated"), IDS[:1, :time], TARGETS[:1, :time], by_head=True)
+
+
 def test_the_one_head_model_has_an_embedding_a_head_and_no_bias() -> None:
     model: LanguageModel = SingleHeadModel(SingleHeadConfig(dim=8, block_size=6, vocab_size=11))
     model = randomise(model.double()).eval()

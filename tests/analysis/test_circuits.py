@@ -193,6 +193,41 @@ def test_a_head_that_copies_has_a_copying_score_of_one() -> None:
     assert copied[:, 0].tolist() == list(range(VOCAB))
 
 
+@pytest.mark.parametrize("attention", ["value_residual", "value_embedding", "grouped", "differential", "gated", "full"])
+def test_value_and_output_are_those_of_the_heads(attention: str) -> None:
+    """The spectra are of the same product as the circuits, or neither is there."""
+    choice = {"kind": attention, "n_kv_head": 2} if attention == "grouped" else attention
+    mixer = randomise(of({"attention": choice}), std=0.3).block_views()[0].mixer
+    matrices, factors = mixer.head_matrices(), mixer.value_output()
+    assert (factors is None) == bool(matrices.no_ov)
+    if factors is not None:
+        torch.testing.assert_close(factors[0] @ factors[1], matrices.w_v @ matrices.w_o)
+
+
+def test_what_heads_read_behind_a_convolution_is_its_result() -> None:
+    model = randomise(of({"convolution": {"kind": "canon", "places": "A"}, "bias": False}), std=0.3)
+    view = model.block_views()[0]
+    with torch.no_grad(), model.record([view.input_name, "blocks.0.attention.q"]) as trace:
+        model(IDS)
+    read = torch.einsum("btd,hdk->bhtk", trace[view.input_name], head_matrices(model, 0).w_q)
+    torch.testing.assert_close(read, trace["blocks.0.attention.q"], **CLOSE)
+    tokens = torch.arange(17)[:, None]  # each alone
+    with torch.no_grad(), model.record([view.input_name, "embedding"]) as trace:
+        model(tokens)
+    torch.testing.assert_close(view.mixer_input(trace["embedding"]).detach(), trace[view.input_name], **CLOSE)
+    mixed = of({"convolution": {"kind": "canon", "places": "B"}})
+    assert mixed.block_views()[0].mixer.value_output() is None
+    for call in (qk_circuit, ov_circuit):
+        with pytest.raises(CallError, match="its queries, keys and values also hold those of earlier tokens"):
+            call(mixed, 0, 0)
+
+
+@pytest.mark.parametrize("residual", ["hyper_connections", "constrained_hyper_connections"])
+def test_tokens_are_read_through_every_copy_of_the_stream(residual: str) -> None:
+    circuit = qk_circuit(of({"residual": residual}), 0, 0, embedded=True)
+    assert circuit.rows(IDS[0]).shape[-1] == of({}).config.vocab_size
+
+
 def test_what_a_layer_does_not_have_is_refused_by_its_name() -> None:
     mixed = of({"attention": ["full", "delta_net"]})
     with pytest.raises(CallError, match=r"blocks\.1\.attention \(GatedDeltaNet\) has no W_Q, W_K, W_V and W_O by head"):

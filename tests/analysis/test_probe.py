@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis.layer_diagnostics import DIAGNOSTICS, measure, one_value
 from lightning_gpt.analysis.layer_measures import cka_matrix
-from lightning_gpt.analysis.probe import Probe, block_parameters, norm
+from lightning_gpt.analysis.probe import Probe, block_parameters
 from lightning_gpt.analysis.similarity import linear_cka
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.attention.mixer import attentions
@@ -246,8 +246,6 @@ def test_blocks_share_no_parameter_and_leave_out_the_embeddings(gpt: GPT, one_he
         outside = {name.split(".")[0] for name, p in model.named_parameters() if id(p) not in inside}
         assert "token_embedding" in outside
         assert not outside & {"blocks", "attention", "norm"}
-    assert norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == pytest.approx(5.0)
-    assert norm([]) == 0.0
 
 
 def test_cka_of_every_two_layers_is_that_of_the_two(gpt: GPT) -> None:

@@ -158,6 +158,34 @@ def test_by_blocks_a_local_kind_is_what_it_is_by_the_formula(
     torch.testing.assert_close(made[0], made[1], **CLOSE)
 
 
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"kind": "window", "window": 8},
+        {"kind": "global_window", "window": 8, "n_global": 2},
+        {"kind": "strided", "stride": 8},
+        {"kind": "sink_window", "window": 8},
+    ],
+    ids=lambda attention: attention["kind"],
+)
+@pytest.mark.parametrize("apart", [False, True], ids=["rows", "documents"])
+def test_no_matrix_of_all_tokens_is_made(attention: Given, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's local layers go by blocks, also where it keeps documents apart."""
+    model = GPT(GPTConfig(**{**SIZES, "block_size": 64}, attention=attention))
+    ids, documents = random_ids(17, 1, 64), torch.tensor([[0] * 20 + [1] * 44]) if apart else None
+    masks = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, **options: Any) -> torch.Tensor:
+        masks.append(options["attn_mask"].shape)
+        return kernel(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model(ids, documents)
+    assert len(masks) == SIZES["n_layer"]
+    assert all(shape[-1] < 64 and shape[-2] <= 8 for shape in masks), masks
+
+
 # --- linear attention by chunks --------------------------------------------------------------------------------
 
 

@@ -41,6 +41,15 @@ def build(dim: int = 5, seed: int = 0, bias: bool = True, **options: Any) -> Mix
     return mixture.double()
 
 
+def test_the_bias_adds_up_in_a_model_in_half_precision() -> None:
+    router = MixtureOfExperts(8, bias=True, n_expert=4, balance="bias", balance_rate=1e-4).router
+    router.to(torch.bfloat16)
+    for _ in range(3000):
+        router.rebalance(torch.tensor([5, 1, 1, 1]))
+    assert router.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(router.bias, torch.tensor([-0.3, 0.3, 0.3, 0.3]), atol=1e-4, rtol=0)
+
+
 def expected_of(mixture: MixtureOfExperts, x: torch.Tensor, kind: str = "gelu", **options: Any) -> reference.Mixture:
     return reference.mixture(
         x.reshape(-1, x.shape[-1]).numpy(force=True),

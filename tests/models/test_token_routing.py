@@ -52,6 +52,13 @@ PARTS: list[dict[str, Any]] = [
 # --- the formula -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("capacity", "time", "chosen"), [(0.07, 100, 7), (0.14, 50, 7), (0.3, 7, 3)])
+def test_the_tokens_that_go_through_are_not_one_more_for_rounding(capacity: float, time: int, chosen: int) -> None:
+    model = build({"token_routing": {**ROUTED, "capacity": capacity}})
+    routers = [block.router for block in model.blocks if isinstance(block, RoutedBlock)]
+    assert {router.n_chosen(time) for router in routers} == {chosen}
+
+
 @pytest.mark.parametrize("capacity", [0.1, 0.5, 1.0])
 def test_training_is_the_formula_with_the_best_of_each_row(capacity: float) -> None:
     model, ids = build({"token_routing": {**ROUTED, "capacity": capacity}}).train(), random_ids(17, 3, TIME)

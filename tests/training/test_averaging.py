@@ -48,6 +48,11 @@ def test_without_a_decay_nothing_is_averaged(tmp_path: Path) -> None:
     assert "current_model_state" not in torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
 
 
+def test_a_mean_in_half_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CallError, match=r"averaging.decay and trainer.precision bf16-true .* use bf16-mixed"):
+        fit(Toy(LOSSES), tmp_path, Averaging(0.9), precision="bf16-true")
+
+
 @pytest.mark.parametrize("decay", [0.0, 1.0, -0.5])
 def test_wrong_decays_are_refused(decay: float) -> None:
     with pytest.raises(CallError, match=r"averaging.decay is .* above 0 and below 1"):

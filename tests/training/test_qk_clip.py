@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -125,6 +126,20 @@ def test_it_follows_training_step_by_step_and_leaves_a_skipped_step_alone(tmp_pa
             block.attention.scale_scores(factor)
     for ours, theirs in zip(clipped.model.parameters(), by_hand.parameters(), strict=True):
         np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("scale", "is_taken"), [(2.0, True), (2.0**60, False)])
+def test_a_step_that_overflows_in_fp16_moves_nothing(scale: float, is_taken: bool, tmp_path: Path) -> None:
+    """The scaler leaves the step out after its gradients have been found."""
+    ffn = {"kind": "moe", "n_expert": 4, "balance": "bias"}
+    module = module_of(0.01, ffn=ffn)
+    module.model.float()
+    attention, router = module.model.blocks[0].attention, module.model.blocks[0].ffn.router
+    weight, bias = attention.qkv.weight.detach().clone(), router.bias.clone()
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    fit(module, batches(random_ids(17, 4, 12), 4), tmp_path, plugins=[precision], precision=None)
+    assert torch.equal(attention.qkv.weight, weight) != is_taken
+    assert torch.equal(router.bias, bias) != is_taken
 
 
 def test_the_largest_of_all_processes_counts_and_what_is_not_finite_does_not() -> None:

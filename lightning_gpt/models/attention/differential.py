@@ -89,6 +89,9 @@ class DifferentialAttention(MultiHeadAttention):
         no_qk, no_ov = "each head has two queries and two keys", "it norms each head's output before W_O"
         return replace(super().head_matrices(), no_qk=no_qk, no_ov=no_ov)
 
+    def value_output(self) -> None:
+        """None: each head's output is normed, so what it writes is not linear in what it mixes."""
+
     @property
     def factor(self) -> Tensor:
         """λ, a scalar."""

@@ -73,8 +73,12 @@ class AttentionMask:
 
     @property
     def is_whole(self) -> bool:
-        """Whether keys and queries belong to the same tokens, so that a token's index identifies its neighbours."""
-        return self.columns is None and self.n_row == self.n_column
+        """Whether keys and queries belong to the same tokens, so that a token's index identifies its neighbours.
+
+        Tokens that are kept apart by document have positions of their own, and are neighbours all the same.
+        """
+        are_neighbours = self.columns is None or (self.context.documents is not None and not self.context.is_choice)
+        return are_neighbours and self.is_whole_pass
 
     @property
     def key(self) -> Hashable:

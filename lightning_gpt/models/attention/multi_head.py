@@ -156,12 +156,15 @@ class MultiHeadAttention(CausalAttention):
         found = split_heads(self.qkv.applied, self.qkv.bias, self.qkv.pieces, heads, self.n_head)
         (w_q, b_q), (w_k, b_k), (w_v, b_v) = found["q"], found["k"], found["v"]
         w_o = self.w_o.applied.mT.view(self.n_head, -1, self.w_o.out_features)
-        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias)
+        why = "" if self.convolution is None else "its queries, keys and values also hold those of earlier tokens"
+        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias, no_qk=why, no_ov=why)
 
     def turned(self, x: Tensor, context: Context) -> Tensor:
         return self.place(x, nn.Identity(), context)
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
+        if self.convolution is not None:
+            return None  # a value holds those of earlier tokens, too
         _, _, w_v = torch.split(self.qkv.applied, list(self.qkv.pieces.values()))
         values = w_v.view(self.n_kv_head, self.head_dim, -1).mT  # (H_kv, d, D)
         output = self.w_o.applied.mT.view(self.n_head, self.head_dim, -1)  # (H, D, d)

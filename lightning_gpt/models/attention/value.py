@@ -42,6 +42,11 @@ class MixedValueAttention(MultiHeadAttention, ABC):
         found, own = super().head_matrices(), self.value_shares[0]
         return replace(found, w_v=own * found.w_v, b_v=None if found.b_v is None else own * found.b_v)
 
+    def value_output(self) -> tuple[Tensor, Tensor] | None:
+        """The factors of the layer's own values, W_V with λ₁."""
+        factors = super().value_output()
+        return None if factors is None else (self.value_shares[0] * factors[0], factors[1])
+
     def cut(self) -> Cut | None:
         cut = super().cut()
         return None if cut is None else replace(cut, whole=(*cut.whole, "value_shares"))

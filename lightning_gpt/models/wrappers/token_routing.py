@@ -30,6 +30,7 @@ from lightning_gpt.options import Depth, Positive, ShareAboveZero, shown
 Decision = Literal["predictor", "router"]
 """How to decide without seeing later tokens whether a token is among its row's best."""
 
+_ROUNDING = 1e-9
 token_routings: Registry["MixtureOfDepths"] = Registry(
     "token_routing", "n_layer", "n_unique", "residual", "attention", optional=True
 )
@@ -175,7 +176,7 @@ class TokenRouter(Layer):
 
     def n_chosen(self, time: int) -> int:
         """How many of ``time`` tokens go through in training."""
-        return math.ceil(self.capacity * time)
+        return math.ceil(self.capacity * time - _ROUNDING)  # 0.07 of 100 is 7, and 7.000000000000001 in floats
 
     def _best(self, x: Tensor, scores: Tensor, losses: PartLosses | None) -> tuple[Tensor, Chosen]:
         """The scores, with the decision's loss attached, and the best tokens of each row."""

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.options import Range, check_options
 from lightning_gpt.parallel.norms import local
 from lightning_gpt.parallel.strategy import MeshStrategy
@@ -43,8 +44,14 @@ class Averaging(WeightAveraging):
         return self.decay is not None and step_idx is not None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self.decay is not None:
-            super().setup(trainer, pl_module, stage)
+        if self.decay is None:
+            return
+        if stage == "fit" and trainer.precision in ("bf16-true", "16-true"):
+            raise CallError(
+                f"averaging.decay and trainer.precision {trainer.precision} cannot be combined: in half precision "
+                f"the mean's steps are rounded away; use {trainer.precision.replace('true', 'mixed')}"
+            )
+        super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the mean the precision of the weights, and spread it over the processes as they are."""

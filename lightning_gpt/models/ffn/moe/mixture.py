@@ -17,6 +17,8 @@ from lightning_gpt.models.view import BlockView
 from lightning_gpt.options import NotNegative, Positive, Range, Width
 
 ExpertCount = Annotated[int, Range(1, 2**16)]
+_ROUNDING = 1e-9
+"""A product of floats may exceed the whole number that it stands for by less."""
 
 
 @ffns.register("moe")
@@ -145,7 +147,7 @@ class MixtureOfExperts(Layer):
         """How many choices of this pass an expert accepts; None for all."""
         if self.capacity_factor is None or not self.training:
             return None
-        return math.ceil(self.capacity_factor * n_choice / self.n_expert)
+        return math.ceil(self.capacity_factor * n_choice / self.n_expert - _ROUNDING)
 
     def _has_place(self, order: Tensor, chosen: Tensor, counts: Tensor, capacity: int) -> Tensor:
         """Which of the sorted choices are within capacity. The others are computed too, but with weight 0.

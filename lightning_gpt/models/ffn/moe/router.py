@@ -1,8 +1,8 @@
 """Which experts a token goes to, with what weights, and how expert use is balanced."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,14 @@ class Router(Layer):
             nn.init.zeros_(self.logit_bias)
         if self.balance == "bias":
             nn.init.zeros_(self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert the layer; the bias of ``balance`` keeps fp32, in which its small steps add up."""
+        wide = self.bias if self.balance == "bias" else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if wide is not None and self.bias.itemsize < wide.itemsize:
+            self.bias = wide.to(self.bias.device)
+        return self
 
     def matrices(self) -> Iterator[Matrix]:
         yield Matrix(self.weight, "stream", "experts", bias=self.logit_bias)
