@@ -105,6 +105,7 @@ MAY_IMPORT = {
     },
     "doctor": {"training", "hardware", "whole_file", "errors", "__init__"},
     "commands": {
+        "json_text",
         *BELOW,
         "cluster",
         "parallel",

@@ -92,7 +92,7 @@ class RunCheck:
             yield failed(error, "use another checkpoint, or copy it again from where it was written")
             return
         weights = read.content["state_dict"]
-        path = Path(self.checkpoint)
+        path = read.path
         size = sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
         yield ok(
             f"{self.checkpoint}: whole ({size:,} bytes checked); {read.model['name']}, step "

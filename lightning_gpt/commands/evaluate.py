@@ -1,7 +1,6 @@
 """``lightning-gpt evaluate``: perplexity and bits per byte of texts, and tasks of lm-evaluation-harness."""
 
 from collections.abc import Iterable
-from json import dumps
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -11,8 +10,9 @@ from lightning_gpt.commands.call import parse_function_call
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.console import console, say
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
+from lightning_gpt.json_text import to_json
 from lightning_gpt.options import Count, Length, Range, Rows, Seed
 from lightning_gpt.waiting import Waiting
 
@@ -84,12 +84,12 @@ def evaluate(
     require_readable(model, reading)
     if tasks is not None:
         results = run_tasks(model, tokenizer, loaded, size, batch_size, where, limit, shots, seed)
-        print(dumps(results) if json else table_of(results))
+        print(to_json(results) if json else table_of(results))
         return
     sources: Iterable[str] = texts if texts is not None else _texts(data, split)
     with _Progress() as progress:
         scores = score_texts(model, tokenizer, sources, reading, where, progress.show)
-    print(dumps(_described(scores, reading)) if json else _table(scores, reading, bool(tokenizer.start)))
+    print(to_json(_described(scores, reading)) if json else _table(scores, reading, bool(tokenizer.start)))
 
 
 def _read(file: str) -> str:
@@ -100,7 +100,7 @@ def _read(file: str) -> str:
     except OSError as error:
         raise CallError(f"text {file!r} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise WorkError(f"text {file!r} is not UTF-8 (byte {error.start:,})") from None
+        raise CallError(f"text {file!r} is not UTF-8 (byte {error.start:,})") from None
     if not content:
         raise CallError(f"text {file!r} is empty")
     return content

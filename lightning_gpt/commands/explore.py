@@ -58,7 +58,7 @@ def explore(
     def read(number: int) -> Explored:
         source = sources[number]
         code, model, tokenizer = _fresh(seed) if source is None else _trained(source)
-        return Explored(names[number], code, model.to(where), tokenizer)
+        return Explored(names[number], code, model.to(where), tokenizer, is_fresh=source is None)
 
     names = [f"random weights, seed {seed}" if source is None else source for source in sources]
     bound = listening_socket("127.0.0.1", port)

@@ -1,6 +1,5 @@
 """``lightning-gpt generate``: continue a prompt, or many, from a checkpoint."""
 
-import json
 import sys
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.inference.streaming import stream_text
+from lightning_gpt.json_text import to_json
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.decoding.beam_search import Beams, LengthPenalty, beam_search
 from lightning_gpt.models.decoding.early_exit import EarlyExit
@@ -87,7 +87,7 @@ def generate(
         length_penalty: Power of the length by which strategy beam divides a text's log-probability.
         stop: Strings before the first of which the text ends.
         logprobs: Print a JSON object with the log-probability of each token and of this many of the likeliest ones.
-        seed: Seed for sampling; the same seed gives the same text, on any device and in any batch.
+        seed: Seed for sampling; the same seed gives the same text, and without a draft it does on any device and in any batch.
         batch_size: Number of prompts continued together.
         precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
             probabilities slightly.
@@ -129,7 +129,7 @@ def generate(
     if prompts is not None:
         write_lines(lines, [requested(each) for each in lines], continued, output, batch_size)
     elif logprobs is not None:
-        print(json.dumps(continued([requested(lines[0])])[0], ensure_ascii=False))
+        print(to_json(continued([requested(lines[0])])[0]))
     else:
         request = requested(lines[0])
         sys.stdout.write("" if chat else prompt if ids is None else tokenizer.decode(ids))
@@ -188,7 +188,8 @@ def _check_combinations(options: dict[str, Any]) -> None:
     """
 
     def given(name: str) -> bool:
-        return options[name] not in (None, "", False)
+        value = options[name]
+        return value is not None and value is not False and value != ""
 
     shaping = ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "rules")
     pairs = [

@@ -212,7 +212,7 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         raise CallError(f"{devices} devices do not divide into nodes of {per_node}; set --gpus to a multiple of it")
     sizes = [f"--parallel.{name}={_typed(value)}" for name, value in made.layout.options().items() if value is not None]
     trainer = [f"--trainer.devices={per_node}", f"--trainer.num_nodes={devices // per_node}"]
-    kept = [each for each in fit if not each.startswith(("--parallel", "--trainer.devices=", "--trainer.num_nodes="))]
+    kept = _without(fit, ("--parallel", "--trainer.devices", "--trainer.num_nodes"))
     return training_script(
         name=Path(planned.name).name,
         runs=str(Path("runs") / planned.name),
@@ -228,6 +228,21 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         per_node=per_node,
         trusted=trusted_options(),
     )
+
+
+def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """A command line without options and those in their sections, be their values joined to them by ``=`` or not."""
+    kept, is_value = [], False
+    for each in arguments:
+        name, joined, _ = each.partition("=")
+        if is_value and not each.startswith("--"):
+            is_value = False
+        elif any(name == option or name.startswith(f"{option}.") for option in options):
+            is_value = not joined
+        else:
+            kept.append(each)
+            is_value = False
+    return kept
 
 
 def _typed(value: object) -> str:

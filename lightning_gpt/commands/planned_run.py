@@ -89,6 +89,8 @@ def _devices(asked: dict[str, Any]) -> int | None:
     devices = asked["devices"]
     if isinstance(devices, str) and devices.isdigit():
         devices = int(devices)
+    elif isinstance(devices, str) and "," in devices:  # their numbers, such as 0,1
+        devices = [each for each in devices.split(",") if each.strip()]
     if isinstance(devices, list):
         devices = len(devices)
     if not isinstance(devices, int) or devices < 1:

@@ -80,8 +80,8 @@ class TextScores:
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss in bits times the tokens of a byte."""
-        return self.loss / math.log(2) * self.tokens / self.bytes
+        """The loss in bits times the tokens of a byte; NaN for texts without one."""
+        return self.loss / math.log(2) * self.tokens / self.bytes if self.bytes else math.nan
 
     @property
     def window_mean_perplexity(self) -> float:

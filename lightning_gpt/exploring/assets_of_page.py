@@ -15,7 +15,6 @@ POLICY = (
 """What the page may load: files of this server, and nothing else."""
 
 
-@cache
 def asset(name: str) -> tuple[bytes, str] | None:
     """The content and type of a file of the page; None if there is none of that name."""
     if not re.fullmatch(r"[a-z_]+\.(js|css)", name):

@@ -17,12 +17,14 @@ class Explored:
         code: The Python expression that gives it; ``load(…)`` or a model with random weights.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
+        is_fresh: Whether it is the one-head model with random weights rather than a loaded one.
     """
 
     name: str
     code: str
     model: LanguageModel
     tokenizer: Tokenizer
+    is_fresh: bool = False
 
 
 class Shelf:

@@ -226,13 +226,22 @@ class Engine:
             self._running[row] = last
 
     def _next_waiting(self, chosen: TextTask | None = None) -> _Running | None:
-        """The text that has waited longest, or the chosen one, taken out of the queue; None if there is none."""
+        """The text that has waited longest, or the chosen one, taken out of the queue; None if it cannot begin."""
         with self._changed:
             for entry in self._waiting:
                 if chosen is None or entry[0] is chosen:
                     self._waiting.remove(entry)
-                    return _Running(*entry, self.tokenizer, self.model.config.vocab_size)
+                    return self._begun(*entry)
         return None
+
+    def _begun(self, task: TextTask, deadline: float) -> _Running | None:
+        """A text with its sampler, for which there may be no memory: it then fails, and the others go on."""
+        try:
+            return _Running(task, deadline, self.tokenizer, self.model.config.vocab_size)
+        except Exception as error:
+            self._say_failure(error)
+            self._fail(task, "failed")
+            return None
 
     def _read_prompts(self) -> None:
         """Read prompts of waiting texts, as far as the budget of one round goes."""
@@ -242,16 +251,17 @@ class Engine:
                 begun = self._next_waiting()
                 if begun is None:
                     return
-                self._rows.begin()
                 self._reading = begun, 0
             text, read = self._reading
             part = text.task.request.ids[read : read + left]
             try:
+                if read == 0:
+                    self._rows.begin()
                 logits = self._rows.read(part)
             except Exception as error:  # the other texts go on
                 self._say_failure(error)
-                self._stop_reading()
                 self._fail(text.task, "failed")
+                self._stop_reading()
                 continue
             left -= len(part)
             self._reading = text, read + len(part)

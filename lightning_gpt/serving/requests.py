@@ -114,9 +114,8 @@ def parsed(kind: type[R], body: bytes) -> R:
 def _refused(error: Any) -> RefusedError:
     if error["type"] == "json_invalid":
         return RefusedError(400, shortened(f"the body is not valid JSON: {error['ctx']['error']}", _LONGEST))
-    names = [
-        str(part) for part in error["loc"] if not str(part).startswith(("list[", "str", "constrained", "literal["))
-    ]
+    branches = ("list[", "constrained", "literal[")  # what pydantic calls the members of a union
+    names = [str(part) for part in error["loc"] if part != "str" and not str(part).startswith(branches)]
     name = ".".join(names) or "the body"
     if error["type"] in ("extra_forbidden", "none_required") or names in (["echo"], ["best_of"]):
         message = f"{name} is not supported"

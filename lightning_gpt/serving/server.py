@@ -29,6 +29,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError:
+        raise CallError(f"host {host!r} is not a valid name; choose another --host") from None
     except OSError as error:
         raise CallError(f"host {host!r}, port {port}: {error.strerror}; choose another --host or --port") from None
     return bound

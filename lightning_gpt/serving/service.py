@@ -16,6 +16,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.inference.batch import TextRequest
 from lightning_gpt.inference.chat import chat_text
 from lightning_gpt.models.decoding.sampling import Sampling
+from lightning_gpt.models.decoding.text import prompt_tokens
 from lightning_gpt.serving.engine import DrainingError, Engine, QueueFullError
 from lightning_gpt.serving.limits import Limits
 from lightning_gpt.serving.refusals import NOT_AGAIN, RefusedError
@@ -140,10 +141,12 @@ class Service:
             RefusedError: It cannot be answered.
         """
         self._check_model(request)
-        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in request.prompts])
-        if not prompts:
+        if not request.prompts:
             raise RefusedError(400, "prompt is empty; it must be a text, a list of texts, or token ids", param="prompt")
-        return self._begin(request, prompts, request.max_tokens or _COMPLETION_TOKENS, request.logprobs, chat=False)
+        self._check_number(request, len(request.prompts))
+        prompts = await asyncio.to_thread(lambda: [self._ids(prompt) for prompt in request.prompts])
+        asked = request.max_tokens or min(_COMPLETION_TOKENS, self._room(max(map(len, prompts))))
+        return self._begin(request, prompts, asked, request.logprobs, chat=False)
 
     async def chat(self, request: ChatRequest) -> Answer:
         """Begin to answer ``/v1/chat/completions``.
@@ -155,8 +158,8 @@ class Service:
         if request.top_logprobs is not None and not request.logprobs:
             raise RefusedError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         ids = await asyncio.to_thread(self._chat_ids, request)
-        left = max(1, min(self.limits.max_tokens, self.engine.max_length - len(ids)))
-        asked = request.max_completion_tokens or request.max_tokens or left
+        self._check_number(request, 1)
+        asked = request.max_completion_tokens or request.max_tokens or self._room(len(ids))
         return self._begin(request, [ids], asked, request.top_logprobs or 0 if request.logprobs else None, chat=True)
 
     def _chat_ids(self, request: ChatRequest) -> torch.Tensor:
@@ -187,7 +190,7 @@ class Service:
         """The ids of a prompt."""
         if isinstance(prompt, str):
             self._check_bytes(prompt, "prompt")
-            ids = [*self.tokenizer.start, *self.tokenizer.encode(prompt).tolist()] or [self.tokenizer.end_of_text]
+            ids = prompt_tokens(self.tokenizer, prompt)
             return torch.tensor(ids)
         if not prompt:
             raise RefusedError(400, "a prompt of token ids needs at least one", param="prompt")
@@ -206,7 +209,7 @@ class Service:
             RefusedError: They are too many or too long, or there is no room for them now.
         """
         n_choice = len(prompts) * request.n
-        self._check_sizes(request, prompts, max_tokens, n_choice)
+        self._check_sizes(request, prompts, max_tokens)
         try:
             sampling = Sampling(
                 temperature=1.0 if request.temperature is None else request.temperature,
@@ -244,9 +247,17 @@ class Service:
             ) from None
         return answer
 
-    def _check_sizes(
-        self, request: GenerationRequest, prompts: list[torch.Tensor], max_tokens: int, n_choice: int
-    ) -> None:
+    def _room(self, length: int) -> int:
+        """The most tokens that may follow a prompt, for a request that does not say how many it wants."""
+        return max(1, min(self.limits.max_tokens, self.engine.max_length - length))
+
+    def _check_number(self, request: GenerationRequest, n_prompt: int) -> None:
+        """Refuse too many texts, before any prompt is tokenised."""
+        if n_prompt * request.n > self.limits.choices:
+            texts = f"{n_prompt} prompts of n = {request.n} make {n_prompt * request.n} texts"
+            raise RefusedError(400, f"{texts}; the most are {self.limits.choices}", param="n")
+
+    def _check_sizes(self, request: GenerationRequest, prompts: list[torch.Tensor], max_tokens: int) -> None:
         limits, length = self.limits, max(len(ids) for ids in prompts)
         if max_tokens > limits.max_tokens:
             allowed = f"max_tokens is {max_tokens}; this server generates at most {limits.max_tokens} tokens a text"
@@ -259,9 +270,6 @@ class Service:
                 code="context_length_exceeded",
                 param="prompt",
             )
-        if n_choice > limits.choices:
-            message = f"{len(prompts)} prompts of n = {request.n} make {n_choice} texts; the most are {limits.choices}"
-            raise RefusedError(400, message, param="n")
         most, longest = limits.stop
         if len(request.stops) > most or max(map(len, request.stops), default=0) > longest:
             raise RefusedError(400, f"stop may be up to {most} strings of up to {longest} characters", param="stop")

@@ -391,6 +391,8 @@ def test_a_good_config_and_checkpoint(trained: Path) -> None:
         f"{last}: whole ({size:,} bytes checked); gpt, step 4, {total:,} weights",
         "the config builds the same architecture, so the run can be resumed",
     ]
+    of_run = doctor("--offline", "--checkpoint", "runs/tiny/version_0", cwd=trained)["checkpoint"]
+    assert of_run[0][1].startswith(f"runs/tiny/version_0: whole ({size:,} bytes checked)")
     assert sorted(each.name for each in (trained / "runs/tiny").iterdir()) == ["version_0"], "doctor starts no run"
 
 

@@ -202,6 +202,7 @@ WRONG_CALLS = {
     ("--prompts", "none.jsonl"): "prompts 'none.jsonl' cannot be read: No such file",
     ("--prompts", "prompts.jsonl", "--prompt", "x"): "prompts and prompt cannot be combined: leave one of them out",
     ("--prompts", "prompts.jsonl", "--draft", "ours/model.ckpt"): "prompts and draft cannot be combined",
+    ("--draft", "ours/model.ckpt", "--logprobs", "0"): "draft and logprobs cannot be combined",
     ("--ids", "[1]", "--prompt", "x"): "ids and prompt cannot be combined",
     ("--output", "x.jsonl"): "output is the file made from prompts",
     ("--strategy", "beam", "--top_k", "3"): "strategy beam and top_k cannot be combined",

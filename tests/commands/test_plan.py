@@ -94,6 +94,11 @@ def script(folder: Path) -> str:
     return must_run(*PLAN, "plenty.yaml", "--parallel.shard=2", "--gpus", "8", "--slurm", cwd=folder).stdout
 
 
+def test_options_that_the_layout_replaces_may_be_two_words(folder: Path, script: str) -> None:
+    words = ("--parallel.shard", "2", "--trainer.devices", "4", "--gpus", "8", "--slurm")
+    assert must_run(*PLAN, "plenty.yaml", *words, cwd=folder).stdout == script
+
+
 def test_the_script_starts_torchrun_on_every_node(folder: Path, script: str) -> None:
     assert "#SBATCH --nodes=2\n" in script
     assert "#SBATCH --requeue\n" in script

@@ -229,6 +229,6 @@ def test_wrong_calls_are_refused_in_a_line(
     (folder / "latin.txt").write_bytes("né".encode("latin-1"))
     status = call("evaluate", "--checkpoint", "ours/model.ckpt", *options)
     said = capsys.readouterr().err
-    assert status == (1 if "latin" in " ".join(options) else 2)
+    assert status == 2
     assert len(said.splitlines()) == 1
     assert re.search(WRONG[options], said), said

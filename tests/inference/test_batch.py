@@ -18,7 +18,7 @@ from lightning_gpt.inference.chat import chat_ids, chat_text
 from lightning_gpt.models import LanguageModel, graph
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.sampling import Sampling
-from lightning_gpt.models.decoding.text import TextStream
+from lightning_gpt.models.decoding.text import TextStream, pieces
 from tests.inference.published import convert, publish
 from tests.models.helpers import captured_again
 
@@ -198,3 +198,9 @@ def test_a_tokenizer_without_a_template_and_one_that_reaches_for_python_are_refu
             pytest.raises(CallError, match=r"the chat template (refuses|fails on) the messages"),
         ):
             chat_text(words, TALK)
+
+
+def test_nothing_follows_a_stop_inside_a_token() -> None:
+    """The token that completes the stop also begins a character, of which no more comes."""
+    assert GPT2.decode_bytes(564) == b" \xe2\x80"
+    assert "".join(pieces(TextStream(GPT2, [" "]), [*GPT2.encode("Hi").tolist(), 564])) == "Hi"

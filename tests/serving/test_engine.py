@@ -13,6 +13,7 @@ import torch
 
 from lightning_gpt.inference.batch import TextRequest, continue_texts
 from lightning_gpt.models import LanguageModel
+from lightning_gpt.models.decoding.rules.rule import TokenCounts
 from lightning_gpt.models.decoding.sampling import Sampling
 from lightning_gpt.serving.app import create_app
 from lightning_gpt.serving.engine import Engine
@@ -141,6 +142,22 @@ def test_a_pass_that_fails_ends_its_texts_and_no_others(when: int, monkeypatch: 
     for task, piece in zip(tasks, got, strict=True):
         if piece.failure is None:
             assert piece.text == continue_texts(model, TOKENIZER, [task.request])[0].text
+
+
+def test_a_text_that_cannot_begin_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no memory for what its rules count."""
+
+    def refuse(*args: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TokenCounts, "of_prompts", refuse)
+    rules = [Sampling(), Sampling(repetition_penalty=1.5), Sampling()]
+    requests = [TextRequest(torch.tensor([1, 2]), 3, sampling, 0, (), None) for sampling in rules]
+    with running(tiny_model(TOKENIZER.vocab_size).double()) as (engine, collected):
+        tasks = [TextTask(request, 60.0, []) for request in requests]
+        engine.submit(tasks)
+        got = collected.wait(tasks)
+    assert [text.failure for text in got] == [None, "failed", None]
 
 
 def test_logits_that_are_not_finite_end_their_text_alone() -> None:

@@ -51,7 +51,7 @@ def code(passes: Passes, look: TextPass, layer: int, head: int, row: int, column
     edits = ""
     if look.shown.changes.strip():
         lines.append("from lightning_gpt.analysis.changes import change_edits, parse_changes")
-    if "SingleHeadModel" in look.explored.code:
+    if look.explored.is_fresh:
         lines = ["import torch", "from lightning_gpt import SingleHeadConfig, SingleHeadModel", *lines[2:]]
     lines += ["", f"{look.explored.code}", f"ids = torch.tensor([{look.ids.tolist()}])"]
     if look.shown.changes.strip():

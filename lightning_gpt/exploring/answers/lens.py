@@ -40,9 +40,6 @@ def next_tokens(look: TextPass, against: TextPass | None, row: int, sampling: Sa
     logits = look.logits(look.require_row(row))
     before = logits.softmax(-1)
     after = sampling.probabilities(logits[None])[0]
-    if sampling.temperature == 0:  # the rule takes one token, whatever the logits
-        after = torch.zeros_like(before)
-        after[sampling.likeliest(logits[None])] = 1
     best = before.topk(min(_BARS, len(before)))
     ids, kept = best.indices, after > 0
     content: dict[str, Any] = {

@@ -22,6 +22,7 @@ export function startGenerating(mostTokens, redraw, appended, failed) {
   for (const name of ["temperature", "top-k", "top-p"]) byId(name).addEventListener("input", () => { drawSliders(); redraw(); });
   const draw = (count) => async () => {
     byId("draw").disabled = byId("draw-ten").disabled = true;
+    const { more } = state; // of the text that is continued; another text has another list
     try {
       for (let n = 0; n < count; n++) {
         if (run.rowCount + n >= longest) {
@@ -29,7 +30,8 @@ export function startGenerating(mostTokens, redraw, appended, failed) {
           break;
         }
         const { drawn } = await ask("next", { ...passes(), against: null, row: run.rowCount - 1 + n, ...sampling(), seed: seed++ });
-        state.more.push(drawn.id);
+        if (state.more !== more) break;
+        more.push(drawn.id);
         byId("drawn").replaceChildren("Drew ", tokenElement(drawn.name), ` with probability ${digits(drawn.probability)}.`);
       }
     } catch (error) {

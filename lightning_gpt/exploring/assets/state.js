@@ -20,10 +20,11 @@ const WHOLE = ["model", "layer", "head", "row", "column"];
 export const changeText = ({ part, kind, value }) => `${part}:${kind}${value === "" ? "" : `:${value}`}`;
 export const changesText = () => state.changes.map(changeText).join(",");
 
-// The state that the address holds, or an error that says what is wrong with it.
+// The state that the address holds, or an error that says what is wrong with it. What a link leaves out is as at first,
+// whatever the page shows; only the text stays.
 export function readLink() {
   const given = new URLSearchParams(location.hash.slice(1));
-  const read = {};
+  const { text, ...read } = structuredClone(FIRST);
   for (const [key, value] of given) {
     if (!(key in FIRST)) throw new Error(`the link has ${JSON.stringify(key)}, which this page does not know; it is ignored`);
     if (WHOLE.includes(key)) {

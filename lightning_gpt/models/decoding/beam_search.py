@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.decoding.sampling import Decoder, TokenReader
+from lightning_gpt.models.decoding.sampling import Decoder, TokenReader, require_finite
 from lightning_gpt.options import Range, check_option
 
 Beams = Annotated[int, Range(1, 1024)]
@@ -60,6 +60,7 @@ def beam_search(
     scores, texts = torch.zeros(1, device=ids.device), ids.new_zeros(1, 0)
     ended: list[Beam] = []
     for length in range(1, max_new_tokens + 1):
+        require_finite(decoder.logits)
         totals = scores[:, None] + decoder.logits.float().log_softmax(dim=-1)  # (rows, vocab_size)
         # twice as many, as half of them at most end
         best, flat = totals.flatten().topk(min(2 * beams, totals.numel()))

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from lightning_gpt.errors import WorkError
 from lightning_gpt.models.decoding.rules.rule import TokenCounts
-from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader, require_finite
 from lightning_gpt.models.double import double
 
 
@@ -44,7 +43,11 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     Args:
         logits: ``(rows, vocab_size)``.
         samplers: One for each row.
+
+    Raises:
+        WorkError: As :func:`~lightning_gpt.models.decoding.sampling.require_finite`.
     """
+    require_finite(logits)
     alike: dict[Sampling, list[int]] = {}
     for row, sampler in enumerate(samplers):
         alike.setdefault(sampler.sampling, []).append(row)
@@ -83,15 +86,9 @@ def sample_text(
 
 
 def _first_above(logits: Tensor, chances: Tensor) -> Tensor:
-    """Draws by inversion of the cumulative distribution: ``(rows, vocab_size)`` and ``(rows,)`` to ``(rows,)``.
-
-    Raises:
-        WorkError: The logits are not finite, so there is no distribution.
-    """
+    """Draws by inversion of the cumulative distribution: ``(rows, vocab_size)`` and ``(rows,)`` to ``(rows,)``."""
     cumulative = double(logits.softmax(dim=-1)).cumsum(dim=-1)
     total = cumulative[:, -1]
-    if bool(total.isnan().any()):
-        raise WorkError("the model's logits are not finite, so no token can be drawn: has its training diverged?")
     # below the total also after rounding, so that a token of probability 0 is never drawn
     target = torch.minimum(chances.to(total.device) * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].to(logits.device)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from torch import Tensor
 
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.decoding.captured import CapturedReading, Reads, can_be_captured
 from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
 from lightning_gpt.models.decoding.rules.temperature import Temperature
@@ -98,6 +98,16 @@ class Sampling:
         if self.temperature == 0:
             return self.likeliest(logits, counts)
         return torch.multinomial(self.probabilities(logits, counts), 1, generator=generator).squeeze(-1)
+
+
+def require_finite(logits: Tensor) -> None:
+    """Refuse to choose tokens by logits that are no numbers. Waits for the device.
+
+    Raises:
+        WorkError: One is NaN, or all of a text's are infinite.
+    """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise WorkError("the model's logits are not finite, so no token can be chosen: has its training diverged?")
 
 
 def _through(chain: Iterable[SamplingRule], logits: Tensor, counts: TokenCounts | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
-from lightning_gpt.models.decoding.sampling import Decoder, Sampling, sample
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, require_finite, sample
 from lightning_gpt.models.kv_cache import LOOKAHEAD, Cache
 from lightning_gpt.options import Range, check_option
 
@@ -97,7 +97,9 @@ def sample_speculatively(
     left = max_new_tokens
     while left and ids.shape[1] + n_guess < end:
         guesses, guessed_by = _guess(small, ids, n_guess, sampling, generator)
-        wanted = sampling.probabilities(large.logits(torch.cat([ids, guesses], dim=1))[-n_guess - 1 :])  # (n + 1, V)
+        logits = large.logits(torch.cat([ids, guesses], dim=1))[-n_guess - 1 :]
+        require_finite(logits)
+        wanted = sampling.probabilities(logits)  # (n + 1, V)
         tokens = _accept(guesses[0], guessed_by, wanted, generator)
         count.guessed += n_guess
         count.accepted += len(tokens) - 1
@@ -118,7 +120,9 @@ def _guess(
     """Guesses ``(1, n_guess)``, and the distributions ``(n_guess, vocab_size)`` they were drawn from."""
     distributions, start = [], ids.shape[1]
     for _ in range(n_guess):
-        probabilities = sampling.probabilities(small.logits(ids)[-1:])
+        logits = small.logits(ids)[-1:]
+        require_finite(logits)
+        probabilities = sampling.probabilities(logits)
         distributions.append(probabilities)
         ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
     return ids[:, start:], torch.cat(distributions)

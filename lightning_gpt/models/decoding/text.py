@@ -54,7 +54,9 @@ class TextStream:
         return self._certain(self._characters.decode(self._coder.decode_bytes(token)))
 
     def close(self) -> str:
-        """The rest of the text, as no token follows."""
+        """The rest of the text, as no token follows; nothing is left of one that has ended."""
+        if self.ended:
+            return ""
         text = self._certain(self._characters.decode(b"", final=True)) + self._held
         self._held = ""
         return text
