@@ -87,7 +87,7 @@ def generate(
         length_penalty: Power of the length by which strategy beam divides a text's log-probability.
         stop: Strings before the first of which the text ends.
         logprobs: Print a JSON object with the log-probability of each token and of this many of the likeliest ones.
-        seed: Seed for sampling; the same seed gives the same text, and without a draft it does on any device and in any batch.
+        seed: Seed for sampling; without a draft the same seed gives the same text, on any device and in any batch.
         batch_size: Number of prompts continued together.
         precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
             probabilities slightly.
