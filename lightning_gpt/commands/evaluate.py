@@ -70,6 +70,9 @@ def evaluate(
     if len(given) != 1:
         asked = f"{' and '.join(f'--{name}' for name in given)} given" if given else "nothing to evaluate"
         raise CallError(f"{asked}; give one of --text, --config or --tasks")
+    for name, value in {"limit": limit, "shots": shots, "task_code": task_code or None}.items():
+        if value is not None and tasks is None:
+            raise CallError(f"{name} is {value}; it is for --tasks: leave it out")
     where = named_device(device)
     texts = None if text is None else [_read(text)]
     if tasks is not None:
