@@ -18,7 +18,7 @@ from lightning_gpt.data.lanes import LaneStream
 from lightning_gpt.data.loader import load
 from lightning_gpt.data.mark import Cursor, Mark
 from lightning_gpt.data.packing import PACKINGS, PackingName
-from lightning_gpt.data.prepared import PreparedCorpus, open_prepared
+from lightning_gpt.data.prepared import PreparedCorpus, PreparedSource, open_prepared
 from lightning_gpt.data.reader import Reader
 from lightning_gpt.data.share import Share, hold_global_batch, share_of
 from lightning_gpt.data.sources.base import Source, SourceBase
@@ -382,9 +382,17 @@ class TextData(L.LightningDataModule):
         """Resume where a checkpoint stopped.
 
         Raises:
-            CallError: The configuration gives the rows another order than the checkpoint's.
+            CallError: The configuration gives the rows another order than the checkpoint's, or a prepared folder has
+                token ids of another tokenizer.
         """
-        self._tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
+        tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
+        for source in self.sources:
+            if isinstance(source, PreparedSource) and source.tokenizer.fingerprint != tokenizer.fingerprint:
+                raise CallError(
+                    f"prepared folder {str(source.folder.parent)!r} has token ids of a different tokenizer from the "
+                    f"checkpoint's: prepare the texts with the checkpoint's tokenizer, or leave data.prepared out"
+                )
+        self._tokenizer = tokenizer
         cursor = state_dict.get("cursor")
         self.mark = Mark(cursor) if cursor else None
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"

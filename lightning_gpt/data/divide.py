@@ -13,6 +13,9 @@ from lightning_gpt.errors import CallError
 
 def texts_of(source: SourceBase, split: Split, part: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
     """Number and text of the accepted documents of one split, from document number ``start`` on."""
+    if isinstance(source, PreparedSource):  # the folder knows each one's split, which its text does not tell
+        yield from source.texts(part, start)
+        return
     for number, document in enumerate(source.documents(start), start):
         if source.accepts(document.text):
             for name, text in split.pieces(document.text, document.split):

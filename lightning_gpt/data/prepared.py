@@ -112,6 +112,12 @@ class PreparedSource(SourceBase):
         for part in self.parts[first:]:
             yield from read_part(self.folder / part.file, start)
 
+    def texts(self, split: SplitName, start: int = 0) -> Iterator[tuple[int, str]]:
+        """Number and decoded text of the documents of a split, or of their part in it."""
+        for number, part, tokens in self.tokens(start):
+            if part == split:
+                yield number, self.tokenizer.decode(tokens[:-1])
+
     def documents(self, start: int = 0) -> Iterator[Document]:
         """The decoded documents; those that the folder left out are empty, so that the others keep their numbers."""
         following = start

@@ -16,7 +16,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def total_norm(tensors: Sequence[Tensor], over: Sequence[Group] = ()) -> Tensor:
+def total_norm(tensors: Sequence[Tensor], over: Sequence[Group] = (), device: torch.device | None = None) -> Tensor:
     """The Euclidean norm of all tensors together, in fp32 or better, the same in every process; 0 if there are none.
 
     ``torch.nn.utils.get_total_norm`` takes no mixture of plain and distributed tensors, nor of two meshes.
@@ -24,6 +24,7 @@ def total_norm(tensors: Sequence[Tensor], over: Sequence[Group] = ()) -> Tensor:
     Args:
         tensors: Plain tensors, equal in all processes, and DTensors of any mesh.
         over: Groups whose processes hold different tensors, such as the stages of a pipeline.
+        device: Where the norm is; torch's default if None.
     """
     if not over and not any(isinstance(tensor, DTensor) for tensor in tensors):
         return torch.nn.utils.get_total_norm([exact(tensor) for tensor in tensors])
@@ -31,7 +32,7 @@ def total_norm(tensors: Sequence[Tensor], over: Sequence[Group] = ()) -> Tensor:
     for tensor in tensors:
         alike[_divided_over(tensor)].append(local(tensor))
     # groups in the order of the parameters, which is the same in every process
-    total: Tensor | float = 0.0
+    total = torch.zeros((), device=device)
     for groups, parts in alike.items():
         filled = [exact(part) for part in parts if part.numel()]
         norms = torch._foreach_norm(filled) if filled else [exact(parts[0].new_zeros(()))]
@@ -39,7 +40,6 @@ def total_norm(tensors: Sequence[Tensor], over: Sequence[Group] = ()) -> Tensor:
         for group in groups:
             dist.all_reduce(squared, group=group)
         total = total + squared
-    assert isinstance(total, Tensor)
     for group in over:
         dist.all_reduce(total, group=group)
     return total.sqrt()

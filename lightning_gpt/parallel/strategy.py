@@ -270,7 +270,7 @@ class MeshStrategy(DDPStrategy):
             return total_norm(gradients(parameters))
         elsewhere = self._pipeline.copies.counted_elsewhere()
         own = gradients(parameter for parameter in parameters if parameter not in elsewhere)
-        return total_norm(own, [self._pipeline.group])
+        return total_norm(own, [self._pipeline.group], self.root_device)
 
     def of_all_layers(self, figures: Mapping[int, T]) -> dict[int, T]:
         """Figures by layer, with those of the other stages; all processes must call it."""

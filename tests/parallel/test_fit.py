@@ -147,6 +147,14 @@ def test_a_layout_that_cannot_be_is_refused_in_one_line(
     assert not list(tmp_path.glob("runs/tiny/version_*"))
 
 
+def test_a_step_can_be_left_out_by_all_stages(content: dict[str, Any], tmp_path: Path) -> None:
+    config = str(write_config(tmp_path / "tiny.yaml", content))
+    stages = ("--trainer.devices", "2", "--parallel.pipeline", "2", "--trainer.max_steps", "3")
+    must_run("fit", "--config", config, *stages, "--spikes.skip_steps", "[[2,2]]", cwd=tmp_path)
+    lines = map(json.loads, (tmp_path / "runs/tiny/version_0/metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3]
+
+
 def test_predictions_need_whole_models(one: Path) -> None:
     layers = ("--trainer.devices", "2", "--parallel.pipeline", "2")
     done = run_command("predict", "--ckpt_path", str(one / LAST), *layers, cwd=one)

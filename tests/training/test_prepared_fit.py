@@ -1,10 +1,16 @@
 """A fit on a prepared folder is the fit on the sources, number for number."""
 
+import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 
+from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.data.sources.files import Files
+from lightning_gpt.data.split import SplitName
 from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
 
 
@@ -43,6 +49,38 @@ def test_a_run_goes_on_from_the_sources_to_the_folder(folder: Path) -> None:
     rows = {key: value for key, value in resumed.items() if key[0].startswith("data/rows")}
     assert rows
     assert all(content[key] == value for key, value in rows.items())
+
+
+def test_ids_of_another_tokenizer_are_refused(folder: Path) -> None:
+    """They fit into the vocabulary, so that figures of nonsense would be printed."""
+    words = [json.dumps({"text": f"zyx{number} wvu qqq{number % 7} " * 20}) for number in range(60)]
+    (folder / "strange.jsonl").write_text("\n".join(words))
+    sources = ("--data.sources", '[{"class_path":"Files","init_args":{"paths":"strange.jsonl"}}]')
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    config["data"]["sources"] = yaml.safe_load(sources[1])
+    write_config(folder / "strange.yaml", config)
+    must_run("prepare", "--config", "strange.yaml", "--output", "strange", cwd=folder)
+    call = ("validate", "--config", "strange.yaml", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt")
+    must_run(*call, cwd=folder)
+    done = run_command(*call, "--data.prepared", "strange", cwd=folder)
+    assert done.returncode == 2
+    assert "'strange' has token ids of a different tokenizer from the checkpoint's" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("by", ["documents", "position"])
+def test_texts_of_a_split_are_those_of_the_sources(by: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which split a text is in is the folder's to say: validation files were never shared out."""
+    monkeypatch.chdir(folder)
+    config = yaml.safe_load((folder / "tiny.yaml").read_text())
+    files = {"paths": "corpus.jsonl", "val_paths": "other.jsonl"}
+    config["data"] |= {"sources": [{"class_path": "Files", "init_args": files}], "split_by": by}
+    write_config(folder / f"{by}.yaml", config)
+    must_run("prepare", "--config", f"{by}.yaml", "--output", by, cwd=folder)
+    names = ("tokenizer", "val_share", "test_share", "eval_tokens", "split_by")
+    options = {name: config["data"][name] for name in names}
+    live, ready = (TextData(sources=[Files(**files)], prepared=place, **options) for place in (None, by))
+    for split in get_args(SplitName):
+        assert list(ready.texts(split)) == list(live.texts(split)) != []
 
 
 @pytest.mark.parametrize(
