@@ -379,19 +379,10 @@ class TextData(L.LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume where a checkpoint stopped.
-
-        Raises:
-            CallError: The configuration gives the rows another order than the checkpoint's, or a prepared folder has
-                token ids of another tokenizer.
-        """
+        """Resume where a checkpoint stopped; a CallError if rows have another order, or ids of another tokenizer."""
         tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
-        for source in self.sources:
-            if isinstance(source, PreparedSource) and source.tokenizer.fingerprint != tokenizer.fingerprint:
-                raise CallError(
-                    f"prepared folder {str(source.folder.parent)!r} has token ids of a different tokenizer from the "
-                    f"checkpoint's: prepare the texts with the checkpoint's tokenizer, or leave data.prepared out"
-                )
+        for source in (each for each in self.sources if isinstance(each, PreparedSource)):
+            source.require_tokenizer(tokenizer)
         self._tokenizer = tokenizer
         cursor = state_dict.get("cursor")
         self.mark = Mark(cursor) if cursor else None

@@ -88,6 +88,14 @@ class PreparedSource(SourceBase):
                     f"prepare the corpus again, or use the folder's value"
                 )
 
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise a CallError if the ids in the folder are not those of a checkpoint's tokenizer."""
+        if self.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise CallError(
+                f"prepared folder {str(self.folder.parent)!r} has token ids of a different tokenizer from the "
+                f"checkpoint's: prepare the texts with the checkpoint's tokenizer, or leave data.prepared out"
+            )
+
     @property
     def training(self) -> DocumentIndex:
         """The index of the training documents, up to ``max_tokens``."""

@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "axis that equal sets": (
         {"equal": "tokens", "grid": {"trainer.max_steps": [100, 200]}},
-        "equal: tokens sets trainer.max_steps, so it cannot be an axis, tuned or set by a variant",
+        "equal: tokens sets trainer.max_steps, so it cannot be an axis, tuned, or differ in variants",
     ),
     "option that equal sets": (
         {"equal": "flops", "tune": {**TUNE, "key": "trainer.val_check_interval"}},

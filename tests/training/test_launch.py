@@ -204,7 +204,11 @@ ONE_OF_TWO = {
     ("env", "options", "said"),
     [
         ({}, ("--trainer.devices", "3"), "trainer.devices is 3, but torchrun has started 2 on this node: leave "),
-        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, (), "torchrun --max-restarts would start processes that wait for those "),
+        (
+            {"TORCHELASTIC_MAX_RESTARTS": "3"},
+            (),
+            "torchrun --max-restarts would start processes that wait ",
+        ),
     ],
     ids=["devices", "store"],
 )

@@ -1,6 +1,5 @@
 """A study's YAML file, read and checked before anything runs."""
 
-import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -244,8 +243,15 @@ class _Reader:
         if tuned in study.grid:
             raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
         for key in {"": (), PARAMETERS: (WIDTH_KEY,)}.get(study.equal, STEP_KEYS):
-            if key in [*study.grid, tuned, *itertools.chain(*study.variants.values())]:
-                raise self.error(f"equal: {study.equal} sets {key}, so it cannot be an axis, tuned or set by a variant")
+            given = {repr(values.get(key)) for values in study.variants.values()}
+            if (
+                key == WIDTH_KEY
+            ):  # no variant may give one; steps may be given to all alike, for the first sets the amount
+                given.add(repr(None))
+            if key in [*study.grid, tuned] or len(given) > 1:
+                raise self.error(
+                    f"equal: {study.equal} sets {key}, so it cannot be an axis, tuned, or differ in variants"
+                )
         for name, values in study.variants.items():
             if tuned in values:
                 raise self.error(f"variant {name} sets {tuned}, which tune chooses")
