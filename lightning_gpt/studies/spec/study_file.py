@@ -246,7 +246,7 @@ class _Reader:
             given = {repr(values.get(key)) for values in study.variants.values()}
             if (
                 key == WIDTH_KEY
-            ):  # no variant may give one; steps may be given to all alike, for the first sets the amount
+            ):  # no variant may give one; all may give the same steps
                 given.add(repr(None))
             if key in [*study.grid, tuned] or len(given) > 1:
                 raise self.error(
