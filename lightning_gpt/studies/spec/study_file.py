@@ -244,9 +244,7 @@ class _Reader:
             raise self.error(f"tune: {tuned} is an axis of the grid; it cannot be chosen too")
         for key in {"": (), PARAMETERS: (WIDTH_KEY,)}.get(study.equal, STEP_KEYS):
             given = {repr(values.get(key)) for values in study.variants.values()}
-            if (
-                key == WIDTH_KEY
-            ):  # no variant may give one; all may give the same steps
+            if key == WIDTH_KEY:  # no variant may give one; all may give the same steps
                 given.add(repr(None))
             if key in [*study.grid, tuned] or len(given) > 1:
                 raise self.error(
