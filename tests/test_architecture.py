@@ -152,6 +152,7 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
             "evaluating",
             "graph",
             "double",
+            "rounding",
         )
     },
     {

@@ -24,7 +24,7 @@ from lightning_gpt.models.record import Trace
 from lightning_gpt.models.view import BlockView
 
 _ROUNDING = 1e-3
-"""How much what the heads leave over may differ between tokens, relative to what they write, to be a bias."""
+"""How far what the heads leave over may be from the bias, relative to all that the attention adds."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.samplers import Sampler, draw_each, log_probabilities
-from lightning_gpt.models.decoding.sampling import Decoder, Sampling
+from lightning_gpt.models.decoding.sampling import Decoder, Sampling, require_finite
 from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
 
@@ -112,6 +112,7 @@ def continue_texts(
                 places = list(range(len(rows)))
             index = torch.tensor(places, device=ids.device)
             logits, live = decoder.logits[index], [texts[rows[place]] for place in places]
+            require_finite(logits)
             tokens = draw_each(logits, [samplers[rows[place]] for place in places])
             _note(live, logits, tokens)
             for text, token in zip(live, tokens.tolist(), strict=True):

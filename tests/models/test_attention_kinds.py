@@ -13,6 +13,7 @@ from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.attention.chunks import CHUNK
 from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.context import Context
+from lightning_gpt.models.decoding.sampling import Decoder
 from lightning_gpt.models.positions.rotary import RotaryPositions
 from lightning_gpt.models.positions.scheme import NoPositions, position_schemes
 from lightning_gpt.models.record import record
@@ -168,9 +169,13 @@ def test_by_blocks_a_local_kind_is_what_it_is_by_the_formula(
     ],
     ids=lambda attention: attention["kind"],
 )
-@pytest.mark.parametrize("apart", [False, True], ids=["rows", "documents"])
-def test_no_matrix_of_all_tokens_is_made(attention: Given, apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model's local layers go by blocks, also where it keeps documents apart."""
+@pytest.mark.parametrize(
+    ("apart", "cached"), [(False, False), (True, False), (False, True)], ids=["rows", "documents", "prompt"]
+)
+def test_no_matrix_of_all_tokens_is_made(
+    attention: Given, apart: bool, cached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's local layers go by blocks, also where it keeps documents apart or reads a prompt into a cache."""
     model = GPT(GPTConfig(**{**SIZES, "block_size": 64}, attention=attention))
     ids, documents = random_ids(17, 1, 64), torch.tensor([[0] * 20 + [1] * 44]) if apart else None
     masks = []
@@ -181,7 +186,10 @@ def test_no_matrix_of_all_tokens_is_made(attention: Given, apart: bool, monkeypa
         return kernel(*args, **options)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    model(ids, documents)
+    if cached:
+        Decoder(model, ids, None, 1)
+    else:
+        model(ids, documents)
     assert len(masks) == SIZES["n_layer"]
     assert all(shape[-1] < 64 and shape[-2] <= 8 for shape in masks), masks
 

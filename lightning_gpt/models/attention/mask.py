@@ -77,8 +77,9 @@ class AttentionMask:
 
         Tokens that are kept apart by document have positions of their own, and are neighbours all the same.
         """
-        are_neighbours = self.columns is None or (self.context.documents is not None and not self.context.is_choice)
-        return are_neighbours and self.is_whole_pass
+        context = self.context
+        by_document = context.documents is not None and context.state is None and not context.is_choice
+        return (self.columns is None or by_document) and self.n_row == self.n_column
 
     @property
     def key(self) -> Hashable:

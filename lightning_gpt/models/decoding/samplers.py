@@ -43,11 +43,7 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     Args:
         logits: ``(rows, vocab_size)``.
         samplers: One for each row.
-
-    Raises:
-        WorkError: As :func:`~lightning_gpt.models.decoding.sampling.require_finite`.
     """
-    require_finite(logits)
     alike: dict[Sampling, list[int]] = {}
     for row, sampler in enumerate(samplers):
         alike.setdefault(sampler.sampling, []).append(row)
@@ -79,6 +75,7 @@ def sample_text(
     decoder = Decoder(model, ids[None], None, max_new_tokens)
     sampler = Sampler(sampling, ids, decoder.logits.shape[-1], seed)
     for drawn in range(max_new_tokens):
+        require_finite(decoder.logits)
         token = draw_each(decoder.logits, [sampler])
         yield int(token)
         if drawn + 1 < max_new_tokens:

@@ -104,7 +104,7 @@ def require_finite(logits: Tensor) -> None:
     """Refuse to choose tokens by logits that are no numbers. Waits for the device.
 
     Raises:
-        WorkError: One is NaN, or all of a text's are infinite.
+        WorkError: The largest of a text's logits is infinite or NaN.
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise WorkError("the model's logits are not finite, so no token can be chosen: has its training diverged?")

@@ -65,8 +65,15 @@ class Chosen:
             after = positions.max() + 1 + torch.arange(positions.shape[1], device=device)
             positions = torch.where(self.real, positions, after)
         documents, ids = (None if x is None else x.gather(1, self.index) for x in (whole.documents, whole.ids))
-        context = replace(whole, positions=positions, documents=documents, ids=ids, lengths=self.lengths)
-        return replace(context, is_choice=True, shared=Shared())
+        return replace(
+            whole,
+            positions=positions,
+            documents=documents,
+            ids=ids,
+            lengths=self.lengths,
+            shared=Shared(),
+            is_choice=True,
+        )
 
     def put(self, part: Tensor, into: Tensor, dim: int) -> Tensor:
         """``into`` (time in ``dim``) with the chosen tokens' values replaced by ``part`` (n in ``dim``)."""

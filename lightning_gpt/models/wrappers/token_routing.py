@@ -22,6 +22,7 @@ from lightning_gpt.models.kv_cache import KeyValues, LayerState
 from lightning_gpt.models.layer import Layer, Matrix, Space, without_autocast
 from lightning_gpt.models.part_losses import PartLosses
 from lightning_gpt.models.registry import Choice, Registry, at_layer
+from lightning_gpt.models.rounding import ceiling
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.models.wrappers.checkpointing import Runner
 from lightning_gpt.models.wrappers.chosen_tokens import Chosen, ChosenKeyValues, shown_whole
@@ -30,7 +31,6 @@ from lightning_gpt.options import Depth, Positive, ShareAboveZero, shown
 Decision = Literal["predictor", "router"]
 """How to decide without seeing later tokens whether a token is among its row's best."""
 
-_ROUNDING = 1e-9
 token_routings: Registry["MixtureOfDepths"] = Registry(
     "token_routing", "n_layer", "n_unique", "residual", "attention", optional=True
 )
@@ -176,7 +176,7 @@ class TokenRouter(Layer):
 
     def n_chosen(self, time: int) -> int:
         """How many of ``time`` tokens go through in training."""
-        return math.ceil(self.capacity * time - _ROUNDING)  # 0.07 of 100 is 7, and 7.000000000000001 in floats
+        return ceiling(self.capacity * time)
 
     def _best(self, x: Tensor, scores: Tensor, losses: PartLosses | None) -> tuple[Tensor, Chosen]:
         """The scores, with the decision's loss attached, and the best tokens of each row."""

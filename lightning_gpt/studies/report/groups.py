@@ -7,7 +7,7 @@ from typing import Any
 from lightning_gpt.studies.report.estimates import SeedSpread, spread
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.result import CellResult
-from lightning_gpt.studies.spec.cells import VARIANT, setting_id, setting_text
+from lightning_gpt.studies.spec.cells import VARIANT, is_number, setting_id, setting_text
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def _place(result: CellResult, results: StudyResults) -> list[float]:
     study, place = results.study, []
     for key, value in result.cell.settings.items():
         listed = list(study.variants) if key == VARIANT else study.grid[key]
-        numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in listed)
+        numbers = all(map(is_number, listed))
         place.append(float(value) if numbers else listed.index(value))
     return place
 

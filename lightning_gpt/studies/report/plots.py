@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from lightning_gpt.studies.report.chart import Chart
 from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
 from lightning_gpt.studies.report.groups import Group
+from lightning_gpt.studies.spec.cells import is_number
 
 # Okabe & Ito 2008, without its yellow, which is hard to see on white
 _DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -50,7 +51,7 @@ def looks(count: int, *, ordered: bool) -> list[Look]:
 def looks_of(groups: Sequence[Group]) -> list[Look]:
     """A look for each group; ordered where the groups differ on one axis of numbers."""
     values = [value for group in groups for value in group.settings.values()]
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numbers = all(map(is_number, values))
     return looks(len(groups), ordered=numbers and len(values) == len(groups))
 
 

@@ -11,7 +11,7 @@ from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
 from lightning_gpt.studies.report.groups import label_of
 from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.tuning import TunedChoice
-from lightning_gpt.studies.spec.cells import setting_text
+from lightning_gpt.studies.spec.cells import is_number, setting_text
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.tune import MEASURE, Tune
 
@@ -79,7 +79,7 @@ def _tied(choice: TunedChoice) -> list[str]:
 
 def _picture(tune: Tune, named: Mapping[str, TunedChoice]) -> list[Picture]:
     """The loss against the value, one line per setting; nothing for values that are not numbers."""
-    numbers = [value for value in tune.values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = [value for value in tune.values if is_number(value)]
     if len(numbers) < len(tune.values):
         return []
     chart = new_chart()

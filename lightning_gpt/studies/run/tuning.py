@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_gpt.errors import WorkError
 from lightning_gpt.studies.run.result import CellResult, read_results
-from lightning_gpt.studies.spec.cells import setting_id
+from lightning_gpt.studies.spec.cells import is_number, setting_id
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.studies.spec.tune import MEASURE, Tune
 
@@ -52,7 +52,7 @@ class TunedChoice:
     def edge(self) -> str:
         """``lowest`` or ``highest`` where the best value is that of all numbers tried; otherwise empty."""
         tried = [*self.losses, *self.failures, *self.stopped]
-        if len(tried) < 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in tried):
+        if len(tried) < 2 or not all(map(is_number, tried)):
             return ""
         return "lowest" if self.best == min(tried) else "highest" if self.best == max(tried) else ""
 

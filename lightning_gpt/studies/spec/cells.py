@@ -90,6 +90,11 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def setting_text(value: Any) -> str:
     """A setting's value as YAML writes it."""
     return json.dumps(value) if isinstance(value, bool) or value is None else str(value)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
-from lightning_gpt.studies.spec.cells import VARIANT, merged, value_at
+from lightning_gpt.studies.spec.cells import VARIANT, is_number, merged, value_at
 from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, STEP_KEYS, WIDTH_KEY
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Reference, Study
@@ -231,8 +231,8 @@ class _Reader:
         axis = str(given.get("axis"))
         if axis not in grid:
             raise reader.error(f"axis is {axis!r}; the axes are {', '.join(grid) or 'none'}")
-        others = [key for by_value in values.values() for key in by_value if not _is_number(key)]
-        if others and all(map(_is_number, grid[axis])):
+        others = [key for by_value in values.values() for key in by_value if not is_number(key)]
+        if others and all(map(is_number, grid[axis])):
             raise reader.error(f"values holds {others[0]!r}; the values of {axis} are numbers")
         return Reference(str(given.get("name", "reference")), axis, values)
 
@@ -266,7 +266,3 @@ class _Reader:
         tests = [tag for tag in study.measure if tag.startswith("test/")]
         if tests and any(value_at(cell.config, saves) is False for cell in study.cells):
             raise self.error(f"{tests[0]} is measured from a checkpoint, but {saves} is false")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,6 +1,5 @@
 """Mixture of experts: many feed-forward networks; each token goes through a few of them."""
 
-import math
 from collections.abc import Iterable
 from typing import Annotated
 
@@ -13,12 +12,11 @@ from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.router import Balance, Router, Score, SharedGate, Use
 from lightning_gpt.models.layer import Cut, Layer
+from lightning_gpt.models.rounding import ceiling
 from lightning_gpt.models.view import BlockView
 from lightning_gpt.options import NotNegative, Positive, Range, Width
 
 ExpertCount = Annotated[int, Range(1, 2**16)]
-_ROUNDING = 1e-9
-"""A product of floats may exceed the whole number that it stands for by less."""
 
 
 @ffns.register("moe")
@@ -147,7 +145,7 @@ class MixtureOfExperts(Layer):
         """How many choices of this pass an expert accepts; None for all."""
         if self.capacity_factor is None or not self.training:
             return None
-        return math.ceil(self.capacity_factor * n_choice / self.n_expert - _ROUNDING)
+        return ceiling(self.capacity_factor * n_choice / self.n_expert)
 
     def _has_place(self, order: Tensor, chosen: Tensor, counts: Tensor, capacity: int) -> Tensor:
         """Which of the sorted choices are within capacity. The others are computed too, but with weight 0.

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from lightning_gpt.errors import CallError
 from lightning_gpt.studies.report.document import Block
 from lightning_gpt.studies.report.results import StudyResults
+from lightning_gpt.studies.spec.cells import is_number
 from lightning_gpt.studies.spec.study import Study
 
 
@@ -38,7 +39,7 @@ def numeric_axis(study: Study, name: str, section: str) -> str:
     """
     key = next((key for key, short in study.axes.items() if name in (key, short)), "")
     values = study.grid.get(key, ["none"])
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if not all(map(is_number, values)):
         known = ", ".join(short for key, short in study.axes.items() if key in study.grid) or "none"
         raise CallError(f"report: {section}: {name!r} is not a numeric axis; the axes of the grid are {known}")
     return key
