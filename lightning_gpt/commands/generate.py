@@ -168,9 +168,7 @@ def _beams(
 ) -> dict[str, Any]:
     """The best text of a beam search, and all that were found."""
     with evaluating(model):
-        found = beam_search(
-            model, request.ids[None], request.max_new_tokens, beams, length_penalty, tokenizer.end_of_text
-        )
+        found = beam_search(model, request.ids[None], request.max_new_tokens, beams, length_penalty, tokenizer.ends)
     texts = []
     for beam in found:
         stream = TextStream(tokenizer, request.stop)

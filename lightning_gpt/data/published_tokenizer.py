@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,17 @@ class PublishedTokenizer(Tokenizer):
         files: The content of each file, by its name; kept as they are, to be written again.
         end_of_text: The id that ends a document.
         vocab_size: Number of ids of the model, of which the tokenizer may leave some unused.
+        also_ends: Further ids that end a generated text, such as the one that ends a turn of a conversation.
 
     Raises:
         CallError: ``tokenizer.json`` cannot be read or is of another kind, or has ids that the vocabulary lacks.
     """
 
-    def __init__(self, name: str, files: Mapping[str, str], end_of_text: int, vocab_size: int) -> None:
+    def __init__(
+        self, name: str, files: Mapping[str, str], end_of_text: int, vocab_size: int, also_ends: Sequence[int] = ()
+    ) -> None:
         self.name, self.files, self.end_of_text, self.vocab_size = name, dict(files), end_of_text, vocab_size
+        self.ends = tuple(dict.fromkeys((end_of_text, *also_ends)))
         described = _parsed(files[MAIN], MAIN)
         self.is_byte_level = _is_byte_level(described)
         try:
@@ -50,21 +54,22 @@ class PublishedTokenizer(Tokenizer):
         self._fast.no_padding()
         self._fast.no_truncation()
         self._bytes = self._table(described)
-        last = max(self._bytes, default=-1)
-        if not 0 <= max(last, end_of_text) < vocab_size:
-            raise CallError(
-                f"the tokenizer has ids up to {max(last, end_of_text)}, and the model's vocabulary has {vocab_size}"
-            )
+        last = max([*self._bytes, *self.ends])
+        if last >= vocab_size:
+            raise CallError(f"the tokenizer has ids up to {last}, and the model's vocabulary has {vocab_size}")
         self.start = self._start()
 
     @classmethod
-    def from_folder(cls, folder: Path, vocab_size: int, end_of_text: int | None) -> "PublishedTokenizer":
+    def from_folder(
+        cls, folder: Path, vocab_size: int, end_of_text: int | None, also_ends: Sequence[int] = ()
+    ) -> "PublishedTokenizer":
         """The tokenizer of a published model.
 
         Args:
             folder: The model's folder, with a ``tokenizer.json``.
             vocab_size: The model's.
-            end_of_text: The id that ends a text, if the model's config names one.
+            end_of_text: The id that ends a document, if the model's config names one.
+            also_ends: Further ids that end a generated text.
 
         Raises:
             CallError: As the class; or none of its tokens is known to end a text.
@@ -72,7 +77,7 @@ class PublishedTokenizer(Tokenizer):
         texts = {name: (folder / name).read_text("utf-8") for name in FILES if (folder / name).is_file()}
         if end_of_text is None:
             end_of_text = _end_of(texts, folder / MAIN)
-        return cls(folder.resolve().name, texts, end_of_text, vocab_size)
+        return cls(folder.resolve().name, texts, end_of_text, vocab_size, also_ends)
 
     @classmethod
     def from_text(cls, text: bytes, path: Path) -> "PublishedTokenizer":
@@ -179,6 +184,7 @@ class PublishedTokenizer(Tokenizer):
             "files": self.files,
             "end_of_text": self.end_of_text,
             "vocab_size": self.vocab_size,
+            "also_ends": list(self.ends[1:]),
         }
 
     def encode(self, text: str) -> np.ndarray:

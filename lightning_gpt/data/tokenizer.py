@@ -82,6 +82,7 @@ class Tokenizer:
         self.name = name
         self.ranks = ranks
         self.pattern, self.end_of_text = _PUBLISHED.get(name, (_GPT2_PATTERN, len(ranks)))
+        self.ends: tuple[int, ...] = (self.end_of_text,)
         self.vocab_size = self.end_of_text + 1
         self.encoding = tiktoken.Encoding(
             name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_of_text}

@@ -56,7 +56,7 @@ class Continuation:
         self.request = request
         self.text = ""
         self.tokens: list[int] = []
-        """Every drawn token, also those of the stop string or ``<|endoftext|>``."""
+        """Every drawn token, also those of the stop string, or the one that ends a text."""
         self.logprobs: list[TokenLogProbability] = []
         self._stream = TextStream(tokenizer, request.stop)
 

@@ -1,7 +1,7 @@
 """A folder in the layout of the Hugging Face Hub: config, weights, tokenizer, generation config and model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Exported:
         """
         ends = {  # written where there are none, too, as transformers would put its own
             "bos_token_id": None if self.words is None else next(iter(self.words.start), None),
-            "eos_token_id": None if self.words is None else self.words.end_of_text,
+            "eos_token_id": None if self.words is None else _one_or_all(self.words.ends),
             "pad_token_id": None,
         }
         described = {**self.config, **ends, "dtype": self.dtype, "torch_dtype": self.dtype}
@@ -64,6 +64,11 @@ class Exported:
         files = {} if self.words is None else published_files(self.words)
         for name, text in {**files, **self.code}.items():
             (folder / name).write_text(text, "utf-8")
+
+
+def _one_or_all(ends: Sequence[int]) -> int | list[int]:
+    """Ids as a config names them: a number for one, a list for several."""
+    return ends[0] if len(ends) == 1 else list(ends)
 
 
 def write_weights(tensors: Mapping[str, Tensor], folder: Path, shard_size: str) -> None:

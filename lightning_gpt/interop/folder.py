@@ -12,8 +12,7 @@ from lightning_gpt.checkpoint_file import read_pickled
 from lightning_gpt.data.published_tokenizer import MAIN, PublishedTokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.interop.mxfp4 import Dequantised
-from lightning_gpt.interop.settings import Settings
-from lightning_gpt.options import TokenId
+from lightning_gpt.options import TokenId, check_option
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
@@ -92,11 +91,10 @@ class Folder:
         """
         if not (self.path / MAIN).is_file():
             return None
-        ends = self.config.get("eos_token_id")
-        ends = {"eos_token_id": ends[0] if isinstance(ends, list) and ends else ends}
-        end = Settings(ends).get("eos_token_id", TokenId, None)
+        ends = _ends(self.config)
+        also_ends = [*ends[1:], *_ends(self.generation)]
         try:
-            return PublishedTokenizer.from_folder(self.path, vocab_size, end)
+            return PublishedTokenizer.from_folder(self.path, vocab_size, ends[0] if ends else None, also_ends)
         except (KeyError, TypeError, AttributeError):
             raise CallError(f"{self.path / MAIN} is not a tokenizer") from None
 
@@ -149,6 +147,15 @@ def _floating(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype not in _TYPES and tensor.is_floating_point():
         raise CallError(f"tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; quantised weights are not read")
     return tensor
+
+
+def _ends(config: Mapping[str, Any]) -> list[int]:
+    """The ids that end a text, as a config names them: none, one or several."""
+    named = config.get("eos_token_id")
+    ends: list[int] = named if isinstance(named, list) else [] if named is None else [named]
+    for end in ends:
+        check_option("eos_token_id", end, TokenId)
+    return ends
 
 
 def _is_name(shard: Any) -> bool:

@@ -155,13 +155,16 @@ class GgufFile:
             )
         tokens = self._field("tokenizer.ggml.tokens")
         end = int(self._field("tokenizer.ggml.eos_token_id"))
+        others = (self._field(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))  # of a turn, of a message
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end]}
         template = self._field("tokenizer.chat_template")
         files = {
             MAIN: json.dumps(self._described(tokens, rule), ensure_ascii=False),
             CONFIG: json.dumps({**config, **({"chat_template": template} if template else {})}, indent=2),
         }
-        return PublishedTokenizer(self.path.stem, files, end, vocab_size)
+        return PublishedTokenizer(
+            self.path.stem, files, end, vocab_size, [int(other) for other in others if other is not None]
+        )
 
     def _described(self, tokens: list[str], rule: str) -> dict[str, Any]:
         """The content of ``tokenizer.json``."""

@@ -53,12 +53,12 @@ class _Running:
         self.task, self.deadline = task, deadline
         self.sampler = Sampler(task.request.sampling, task.request.ids, vocab_size, task.request.seed)
         self.text = Continuation(tokenizer, task.request)
-        self._end_of_text = tokenizer.end_of_text
+        self._ends = tokenizer.ends
 
     def take(self, token: int, log_probs: tuple[TokenLogProbability, ...]) -> TextPiece:
         """What a token that was drawn adds."""
         added = self.text.add(token)
-        return TextPiece(added, 1, () if token == self._end_of_text else log_probs, self.text.finish)
+        return TextPiece(added, 1, () if token in self._ends else log_probs, self.text.finish)
 
 
 class Engine:

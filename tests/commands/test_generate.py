@@ -107,7 +107,7 @@ def test_beams_are_the_best_texts(generate: Any, folder: Path) -> None:
     read = Checkpoint.read(folder / "ours/model.ckpt")
     model, words = read.build(), read.tokenizer()
     with torch.no_grad():
-        found = beam_search(model, prompt_ids(model, words, "The")[None], 15, 3, 1.0, words.end_of_text)
+        found = beam_search(model, prompt_ids(model, words, "The")[None], 15, 3, 1.0, [words.end_of_text])
     assert generate("--prompt", "The", *options)[1] == f"The{words.decode(found[0].tokens)}\n"
     (folder / "one.jsonl").write_text('{"prompt": "The"}\n{"prompt": "x", "max_new_tokens": 0}')
     said = objects(generate("--prompts", "one.jsonl", *options)[1])

@@ -62,6 +62,7 @@ def write(folder: Path, tokenizer: Path, path: Path, architecture: str = "llama"
         writer.add_bos_token_id(vocab["<|begin_of_text|>"])
     writer.add_token_merges([" ".join(pair) for pair in described["model"]["merges"]])
     writer.add_eos_token_id(vocab["<|endoftext|>"])
+    writer.add_eot_token_id(5)
     for name, tensor in load_file(folder / "model.safetensors").items():
         layer = re.search(r"layers\.(\d+)\.", name)
         short = next(short for long, short in NAMES.items() if long in name)
@@ -135,6 +136,7 @@ def test_the_model_and_the_tokenizer_are_those_of_the_published_folder(family: s
     published.encode_special_tokens = True
     tokenizer = ours.tokenizer()
     assert tokenizer.end_of_text == published.token_to_id("<|endoftext|>")
+    assert tokenizer.ends == (tokenizer.end_of_text, 5)
     assert list(tokenizer.start) == published.encode("", add_special_tokens=True).ids
     for text in FUZZ:
         assert tokenizer.encode(text).tolist() == published.encode(text, add_special_tokens=False).ids, repr(text)

@@ -15,6 +15,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.inference import prompt_ids
 from lightning_gpt.interop.tokenizers import published_files
 from lightning_gpt.models import GPT, GPTConfig
+from tests.inference.published import publish
 from tests.interop.published import make
 from tests.interop.published_tokenizers import CORPUS, FUZZ, byte_level, save
 from tests.processes import must_run, run_command
@@ -104,6 +105,31 @@ def test_the_command_takes_the_tokenizer_along_both_ways(tmp_path: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     ids = model.generate(**theirs("def f", return_tensors="pt"), max_new_tokens=9, do_sample=False)
     assert said.rstrip("\n") == theirs.decode(ids[0], skip_special_tokens=True).rstrip("\n")
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_text_ends_at_every_token_that_the_model_names(file: str, tmp_path: Path) -> None:
+    """As the chats of Llama 3 and Qwen do: at the end of a turn, too."""
+    folder = publish(tmp_path / "there")
+    words, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    read = words("def f", return_tensors="pt")
+    beyond = model.generate(**read, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, read.input_ids.shape[1] :]
+    turn = int(next(token for place, token in enumerate(beyond) if place > 2 and token not in beyond[:place]))
+    described = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**described, "eos_token_id": [words.eos_token_id, turn]}))
+    if file == "config.json":
+        (folder / "generation_config.json").unlink()
+    must_run("convert", "--source", "there", "--output", "ours", cwd=tmp_path)
+    must_run("convert", "--source", "ours", "--output", "back", cwd=tmp_path)
+    for place in ("there", "back"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / place).eval()
+        theirs = model.generate(**read, max_new_tokens=12, do_sample=False)[0]
+        assert theirs[-1] == turn
+        assert len(theirs) < read.input_ids.shape[1] + 12
+    greedy = ["--checkpoint", "ours/model.ckpt", "--prompt", "def f", "--strategy", "greedy", "--max_new_tokens", "12"]
+    assert must_run("generate", *greedy, cwd=tmp_path).stdout == words.decode(theirs[:-1]) + "\n"
+    tokenizer = Checkpoint.read(tmp_path / "ours/model.ckpt").tokenizer()
+    assert (tokenizer.end_of_text, tokenizer.ends) == (words.eos_token_id, (words.eos_token_id, turn))
 
 
 def test_a_converted_model_is_validated_with_the_config_beside_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_with_beams_enough_the_best_of_all_texts_is_found(options: dict, length_
             for text, total in zip(texts.tolist(), own.tolist(), strict=True):
                 if end not in text[:-1] and (text[-1] == end or length == 4):
                     scores[tuple(text)] = total / length**length_penalty
-        found = beam_search(model, ids, 4, 200, length_penalty, end)
+        found = beam_search(model, ids, 4, 200, length_penalty, [end])
     best = sorted(scores, key=scores.__getitem__, reverse=True)
     assert [beam.tokens for beam in found[:5]] == best[:5]
     assert [beam.score for beam in found[:5]] == pytest.approx([scores[text] for text in best[:5]], abs=1e-5)
@@ -49,8 +49,9 @@ THEIRS = AutoConfig.for_model(
 )
 
 
+@pytest.mark.parametrize("n_ends", [1, 8])
 @pytest.mark.parametrize(("beams", "length_penalty"), [(3, -1.0), (3, 1.0), (6, 0.0), (6, 2.0)])
-def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: float) -> None:
+def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: float, n_ends: int) -> None:
     torch.manual_seed(2)
     theirs = AutoModelForCausalLM.from_config(THEIRS).eval()
 
@@ -71,7 +72,7 @@ def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: 
     for seed in range(3):
         prompt = random_ids(31, 1, 5, seed=seed)
         with torch.no_grad():
-            end = int(theirs(prompt).logits[0, -1].topk(3).indices[1])
+            ends = theirs(prompt).logits[0, -1].topk(9).indices.tolist()[1 : 1 + n_ends]
             said = theirs.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -80,13 +81,13 @@ def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: 
                 num_return_sequences=beams,
                 do_sample=False,
                 length_penalty=length_penalty,
-                eos_token_id=end,
+                eos_token_id=ends,
                 pad_token_id=30,
                 return_dict_in_generate=True,
                 output_scores=True,
                 early_stopping=False,
             )
-            found = beam_search(Ours(), prompt, 9, beams, length_penalty, end)
+            found = beam_search(Ours(), prompt, 9, beams, length_penalty, ends)
         assert len(found) == beams
         for beam, text, score in zip(found, said.sequences[:, 5:].tolist(), said.sequences_scores, strict=True):
             assert list(beam.tokens) == text[: len(beam.tokens)]

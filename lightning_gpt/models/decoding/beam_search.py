@@ -1,5 +1,6 @@
 """Beam search: the likeliest continuations rather than drawn ones."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def beam_search(
     max_new_tokens: int,
     beams: Beams,
     length_penalty: LengthPenalty = 1.0,
-    end: int | None = None,
+    ends: Sequence[int] = (),
 ) -> list[Beam]:
     """The best continuations found of ``ids`` ``(1, time)``, best first; at most ``beams``.
 
@@ -45,7 +46,7 @@ def beam_search(
         beams: How many continuations are followed.
         length_penalty: The power of the length by which log-probabilities are divided; above 0 prefers longer texts
             than 0 does.
-        end: The token that ends a text.
+        ends: The tokens that end a text.
 
     Raises:
         CallError: If there are several prompts, or the model's cache cannot be rearranged.
@@ -59,21 +60,23 @@ def beam_search(
         raise CallError("beam search rearranges what the model keeps of a text, which is impossible with memory")
     scores, texts = torch.zeros(1, device=ids.device), ids.new_zeros(1, 0)
     ended: list[Beam] = []
+    closing = torch.tensor(ends, dtype=torch.long, device=ids.device)
+    # so many that as many go on as there are beams: of a beam's best tokens, each of ``ends`` may be one
+    most = beams * (1 + max(1, len(ends)))
     for length in range(1, max_new_tokens + 1):
         require_finite(decoder.logits)
         totals = scores[:, None] + decoder.logits.float().log_softmax(dim=-1)  # (rows, vocab_size)
-        # twice as many, as half of them at most end
-        best, flat = totals.flatten().topk(min(2 * beams, totals.numel()))
+        best, flat = totals.flatten().topk(min(most, totals.numel()))
         rows, tokens = flat // totals.shape[1], flat % totals.shape[1]
-        ends = torch.zeros_like(tokens, dtype=torch.bool) if end is None else tokens == end
+        is_end = torch.isin(tokens, closing)
         over = length**length_penalty
         last = length == max_new_tokens
         for place in range(min(beams, len(tokens))):
-            if last or ends[place]:
+            if last or is_end[place]:
                 text = (*texts[rows[place]].tolist(), int(tokens[place]))
                 ended.append(Beam(text, float(best[place]) / over))
         ended = sorted(ended, key=lambda beam: -beam.score)[:beams]
-        going = torch.nonzero(~ends)[:beams, 0]
+        going = torch.nonzero(~is_end)[:beams, 0]
         scores, rows, tokens = best[going], rows[going], tokens[going]
         if last or not len(going) or (len(ended) == beams and float(scores[0]) / over <= ended[-1].score):
             break

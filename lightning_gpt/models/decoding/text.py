@@ -11,7 +11,9 @@ class TextCoder(Protocol):
     start: tuple[int, ...]
     """The ids that a prompt begins with."""
     end_of_text: int
-    """The id that ends a text."""
+    """The id that ends a document."""
+    ends: tuple[int, ...]
+    """The ids that end a generated text; that of a document is among them."""
 
     def encode(self, text: str) -> Iterable[int]:
         """The ids of a text."""
@@ -41,13 +43,13 @@ class TextStream:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.ended = False
-        """Whether ``<|endoftext|>`` or a stop string has come; further tokens change nothing."""
+        """Whether an id that ends a text or a stop string has come; further tokens change nothing."""
 
     def add(self, token: int) -> str:
         """The text that is certain after one more token."""
         if self.ended:
             return ""
-        if token == self._coder.end_of_text:
+        if token in self._coder.ends:
             text = self.close()
             self.ended = True
             return text
