@@ -21,7 +21,7 @@ from lightning_gpt.studies.run.result import cell_folder, read_result, read_resu
 from lightning_gpt.studies.run.runner import Runner, share_of_machine
 from lightning_gpt.studies.run.slurm import array_script
 from lightning_gpt.studies.run.starter import FreshStarter, may_fork, starter
-from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder
+from lightning_gpt.studies.run.tuning import costs_folder, rungs, tuning_folder, use_trials
 from lightning_gpt.studies.spec.cells import Cell, setting_id
 from lightning_gpt.studies.spec.equal import PARAMETERS
 from lightning_gpt.studies.spec.one_file import write_study
@@ -82,7 +82,7 @@ def study(
     share = share_of_machine(0, jobs)  # refuses a wrong OMP_NUM_THREADS before anything is trained
     shared = SharedVocabularies(place)
     if cell is not None and not tuning:
-        chosen = collect(read, place).study  # with what its first stage has chosen
+        chosen = _chosen(read, place)
     cells = chosen.cells if cell is None else [chosen.cells[cell]]
     trials = read.trials.cells if read.tune is not None and cell is None and not tuning else []
     sizes = _elsewhere(_prepare, read, [*trials, *cells], shared)
@@ -103,8 +103,16 @@ def study(
             for rung, _ in rungs(read, place):
                 rung_work = {each.number: trial_work[setting_id(each.settings)] for each in rung.cells}
                 _run_trials(replace(runner, study=rung, folder=tuning_folder(place)), rung_work, ray)
-            runner = replace(runner, study=collect(read, place).study)
+            runner = replace(runner, study=_chosen(read, place))
         _run_all(runner, read, Display(read.measure, work), ray)
+
+
+def _chosen(read: Study, place: Path) -> Study:
+    """The study with what its first stage in ``place`` has chosen; trials that are cells of it are used as such."""
+    study = collect(read, place).study
+    if study.tune is not None:
+        use_trials(study, place)
+    return study
 
 
 def _run_trials(runner: Runner, work: dict[int, int], ray: str | None) -> None:

@@ -94,6 +94,20 @@ def test_successive_halving_stops_hopeless_rates_and_resumes(tmp_path: Path) -> 
     assert (tmp_path / "out/report.md").read_text().split("## How")[1] == report.split("## How")[1]
 
 
+def test_a_trial_that_is_the_run_of_a_cell_is_that_cell(tmp_path: Path) -> None:
+    tune = {"key": RATE, "values": [1.0e-9, 1.0e-2], "budget": 5, "seeds": [0, 1]}
+    variants = {"as long as a trial": {"trainer.max_steps": 5}}
+    write_study(tmp_path, tune=tune, grid={}, variants=variants, seeds=[0, 1, 2])
+    said = must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    assert "tuned-tuning: 4 cells, 0 already done" in said
+    assert "tuned: 3 cells, 2 already done" in said
+    trials = {each["digest"]: each for each in json.loads((tmp_path / "out/tuning/results.json").read_text())["cells"]}
+    cells = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    assert [each["digest"] in trials for each in cells] == [True, True, False]
+    assert all(each["values"] == trials[each["digest"]]["values"] for each in cells[:2])
+    assert "The trials of seeds 0, 1 are cells too; as they chose" in (tmp_path / "out/report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("over", "args", "message"),
     [

@@ -27,6 +27,11 @@ def tuning_blocks(results: StudyResults) -> list[Written]:
         f"seed{'s' if len(tune.seeds) > 1 else ''}, and the one with the lowest mean {measure(MEASURE).label} is used. "
         f"A longer training may have another best value."
     )
+    trials = {cell.digest for rung in range(len(tune.rungs)) for cell in study.rung(rung, None).cells}
+    shared = sorted({cell.seed for cell in study.cells if cell.digest in trials})
+    if shared:
+        seeds = f"seed{'s' if len(shared) > 1 else ''} {', '.join(map(str, shared))}"
+        how += f" The trials of {seeds} are cells too; as they chose the value, they favour each setting a little."
     return [
         Heading(f"How {tune.name} was chosen"),
         Text(how),

@@ -1,13 +1,15 @@
 """What the first stage of a study says about the best value of an option for each setting."""
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lightning_gpt.errors import WorkError
-from lightning_gpt.studies.run.result import CellResult, read_results
+from lightning_gpt.studies.run.result import CellResult, cell_folder, read_results
 from lightning_gpt.studies.spec.cells import is_number, setting_id
 from lightning_gpt.studies.spec.study import Study
 from lightning_gpt.studies.spec.tune import MEASURE, Tune
@@ -105,6 +107,26 @@ def tuned(study: Study, folder: Path) -> dict[str, TunedChoice]:
     for _, read in rungs(study, folder):
         found = read()
     return found
+
+
+def use_trials(study: Study, folder: Path) -> None:
+    """Let a finished trial with the configuration and seed of a cell be that cell, which is then not trained again.
+
+    Args:
+        study: The study, with what its first stage has chosen.
+        folder: Its folder, in which the cell becomes a link to the trial.
+    """
+    found = {}
+    for trials, _ in rungs(study, folder):
+        for trial in read_results(trials, tuning_folder(folder)):
+            if trial.status == "finished":
+                found[trial.cell.digest] = cell_folder(tuning_folder(folder), trial.cell)
+    for cell in study.cells:
+        place = cell_folder(folder, cell)
+        if cell.digest in found:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):  # the cell has begun, or another process has made the link
+                place.symlink_to(os.path.relpath(found[cell.digest], place.parent))
 
 
 def _after(earlier: TunedChoice | None, choice: TunedChoice) -> TunedChoice:
