@@ -78,7 +78,7 @@ MAY_IMPORT = {
         "waiting",
         "kept_memory",
     },
-    "planning": {"models", "parallel", "options", "safe_yaml", "errors"},
+    "planning": {"models", "parallel", "data", "options", "safe_yaml", "errors"},
     "parallel": {"models", "checkpoint_folder", "named_tensors", "saving", "whole_file", "options", "errors"},
     "studies": {
         *BELOW - {"planning"},

@@ -306,6 +306,10 @@ class TrainCLI(LightningCLI):
             layout = self.trainer.strategy.layout
             require_suited(self.model.model, layout, self.model.compiles_blocks)
             require_rows(layout, getattr(self.datamodule, "batch_size", None), self.subcommand == "predict")
+        self.require_whole_batches()
+
+    def require_whole_batches(self) -> None:
+        """Refuse an optimizer step whose rows are not a whole number of batches."""
         data = self.datamodule
         if self.subcommand == "fit" and isinstance(data, TextData) and data.global_batch is not None:
             global_batch_share(self.trainer, data.batch_size, data.global_batch)

@@ -165,7 +165,7 @@ def _peaks(planned: "PlannedRun", made: "Plan") -> Mapping[str, float]:
     found = {}
     for mode in ("none", "attention", "block"):
         try:
-            training = planned.training.with_checkpointing(mode)
+            training = made.training.with_checkpointing(mode)
         except CallError:
             return {}
         found[mode] = max(rank_memory(training, made.layout, stage).total for stage in {0, made.layout.pipeline - 1})
@@ -212,7 +212,9 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         raise CallError(f"{devices} devices do not divide into nodes of {per_node}; set --gpus to a multiple of it")
     sizes = [f"--parallel.{name}={_typed(value)}" for name, value in made.layout.options().items() if value is not None]
     trainer = [f"--trainer.devices={per_node}", f"--trainer.num_nodes={devices // per_node}"]
-    kept = _without(fit, ("--parallel", "--trainer.devices", "--trainer.num_nodes"))
+    batches = _batches(planned, made)
+    replaced = [option.partition("=")[0] for option in batches]
+    kept = _without(fit, ("--parallel", "--trainer.devices", "--trainer.num_nodes", *replaced))
     return training_script(
         name=Path(planned.name).name,
         runs=str(Path("runs") / planned.name),
@@ -220,7 +222,8 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         python=sys.executable,
         fit=[
             *kept,
-            *(sizes if made.layout.is_chosen else []),
+            *(sizes if planned.layout is not None or not made.layout.is_copies else []),
+            *batches,
             *trainer,
             f"--trainer.precision={planned.training.precision}",
         ],
@@ -228,6 +231,15 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         per_node=per_node,
         trusted=trusted_options(),
     )
+
+
+def _batches(planned: "PlannedRun", made: "Plan") -> list[str]:
+    """The options of the batches that a searched layout takes, where they are not those of the config."""
+    given, taken = planned.training, made.training
+    options = [f"--data.batch_size={taken.rows}"] if taken.rows != given.rows else []
+    if given.global_rows is None and taken.accumulate != given.accumulate:
+        options.append(f"--trainer.accumulate_grad_batches={taken.accumulate}")
+    return options
 
 
 def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:

@@ -9,8 +9,10 @@ from lightning_gpt.commands.study_check import ParsedOnly
 from lightning_gpt.errors import CallError
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import strategy_for
+from lightning_gpt.parallel.suited import require_flags, require_suited
 from lightning_gpt.planning.devices import DeviceKind, fitting_precisions
 from lightning_gpt.planning.training import Training
+from lightning_gpt.training.after_step import needs_copies, refuse_spread
 
 
 class _Parsed(ParsedOnly):
@@ -25,6 +27,11 @@ class _Parsed(ParsedOnly):
             config.parallel[name] = value
         super().before_instantiate_classes()
         trainer.num_nodes = 1
+
+    def require_whole_batches(self) -> None:
+        """Nothing: the rows of each layout are checked; but refuse what no layout could take."""
+        if self.trainer.accumulate_grad_batches != 1:
+            super().require_whole_batches()
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,11 @@ class PlannedRun:
         precision = str(cli.asked["precision"] or fitting_precisions(device)[0])
         device.rate(precision)
         asks = cli.layout.is_chosen or cli.layout.data != "auto"
-        if cli.layout.is_chosen:
-            strategy_for(cli.layout, cli.asked["strategy"], precision)
         module, data, trainer = cli.model, cli.datamodule, cli.trainer
+        if cli.layout.is_chosen:  # what fit checks of a layout that is asked for
+            strategy_for(cli.layout, cli.asked["strategy"], precision)
+            require_suited(module.model, cli.layout, module.compiles_blocks)
+            refuse_spread(module.optimization)
         if module.lora is not None:
             raise CallError(
                 "plan counts a training of all weights, and model.lora leaves them as they are: leave it out"
@@ -78,10 +87,22 @@ class PlannedRun:
             global_rows=data.global_batch,
             steps=trainer.max_steps if trainer.max_steps >= 0 else None,
             optimizer=module.optimization.optimizer,
+            newton_schulz_steps=module.optimization.muon.newton_schulz_steps,
+            compiles=module.compiles_blocks,
+            copies_only=bool(needs_copies(module.optimization)) or not _may_divide(cli.asked["strategy"], precision),
             is_averaged=averaging,
             has_documents=data.separate_documents and device.type == "cpu",  # a GPU's kernel needs no mask for them
         )
         return cls(training, cli.layout if asks else None, _devices(cli.asked), str(cli.config.fit.name))
+
+
+def _may_divide(strategy: object, precision: str) -> bool:
+    """Whether the Trainer's flags go with a layout that divides the model."""
+    try:
+        require_flags(Layout(data=1, shard=2), strategy, precision)
+    except CallError:
+        return False
+    return True
 
 
 def _devices(asked: dict[str, Any]) -> int | None:

@@ -20,6 +20,11 @@ Size = Annotated[int, Range(1, 2**20)]
 _MOST_SUGGESTED = 3
 
 
+def divisors(number: int) -> list[int]:
+    """The whole numbers that divide ``number``, from 1."""
+    return [each for each in range(1, number + 1) if number % each == 0]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a training is spread over devices; the ``parallel`` section of a config.
@@ -122,8 +127,20 @@ class Layout:
                     yield layout
 
     @property
+    def is_copies(self) -> bool:
+        """Whether every device has a copy of the whole model and whole rows of its own."""
+        return all(self.size(axis) == 1 for axis in AXES if axis != "data")
+
+    @property
+    def divides_weights(self) -> bool:
+        """Whether a device has parts of parameters."""
+        return self.shard > 1 or self.tensor > 1 or self.expert > 1
+
+    @property
     def pipeline_micro_batches(self) -> int:
-        """Micro-batches that a pipeline divides each batch into."""
+        """Micro-batches that a pipeline divides each batch into; 1 without a pipeline."""
+        if self.pipeline == 1:
+            return 1
         return 2 * self.pipeline if self.micro_batches is None else self.micro_batches
 
     @property

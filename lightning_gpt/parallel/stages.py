@@ -191,6 +191,13 @@ def layers_of_process(n_layer: int, layout: Layout, process: int) -> list[int]:
     return [layer for stage in stages_of_process(layout, process) for layer in layers[stage]]
 
 
+def suits_schedule(layout: Layout, micro_batches: int) -> bool:
+    """Whether a layout's pipeline can divide a batch into so many micro-batches."""
+    if micro_batches < layout.pipeline:
+        return False
+    return layout.schedule == "1f1b" or micro_batches % (micro_batches // layout.pipeline) == 0
+
+
 def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> GPT:
     """The model, if it can be divided into the stages of a layout's pipeline.
 
@@ -232,8 +239,7 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
             f"schedule {schedule} puts {STAGES_PER_PROCESS[schedule]} stages on a device, and all stages share the "
             f"table of position biases: use schedule 1f1b or zero_bubble"
         )
-    rounds = max(1, micro_batches // size)
-    if micro_batches < size or (schedule != "1f1b" and micro_batches % rounds):
+    if not suits_schedule(layout, micro_batches):
         of = "" if schedule == "1f1b" else f", and with schedule {schedule} a multiple of it"
         raise CallError(
             f"parallel.micro_batches is {micro_batches}; it must be at least parallel.pipeline, which is {size}{of}"

@@ -13,8 +13,8 @@ from lightning_gpt.models.registry import at_layer
 from lightning_gpt.models.scaled_head import ScaledHead
 from lightning_gpt.parallel.context import require_divisible_rows
 from lightning_gpt.parallel.experts import require_experts
-from lightning_gpt.parallel.layout import Layout
-from lightning_gpt.parallel.stages import require_stages
+from lightning_gpt.parallel.layout import Layout, divisors
+from lightning_gpt.parallel.stages import require_stages, suits_schedule
 from lightning_gpt.parallel.tensor import parameters_at
 
 _MOST_SUGGESTED = 64
@@ -104,7 +104,7 @@ def require_rows(layout: Layout, batch_size: int | None, predicts: bool) -> None
         )
     parts = layout.pipeline_micro_batches
     if batch_size is not None and batch_size % parts:
-        fitting = [str(number) for number in range(layout.pipeline, batch_size + 1) if batch_size % number == 0]
+        fitting = [str(each) for each in divisors(batch_size) if suits_schedule(layout, each)]
         works = f", or parallel.micro_batches to {' or '.join(fitting)}" if fitting else ""
         raise CallError(
             f"data.batch_size {batch_size} cannot be divided into {parts} micro-batches: set data.batch_size to a "
@@ -198,5 +198,5 @@ def _require_all_described(what: str, layer: Layer, cut: Cut) -> None:
 
 
 def _divisors(count: int) -> str:
-    found = [str(number) for number in range(1, min(count, _MOST_SUGGESTED) + 1) if count % number == 0]
+    found = [str(each) for each in divisors(count) if each <= _MOST_SUGGESTED]
     return " or ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else found[0]

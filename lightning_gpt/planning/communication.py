@@ -136,9 +136,10 @@ class _Sizes:
         """
         total = 0.0
         for of_experts in (False, True):
-            copies = {"data": self.layout.size("data"), "context": self.layout.context}
+            copies = {"data": self.layout.size("data")}
             if not of_experts:
                 copies["expert"] = self.layout.expert
+            copies["context"] = self.layout.context
             over = 1
             for size in copies.values():
                 over *= size
@@ -201,11 +202,11 @@ class _Sizes:
         return values * trace.stream_dtype.itemsize * shares["stream"] + carried
 
     def ends(self) -> float:
-        """Pipeline: the gradient of a tied embedding is summed over the first and the last stage, once a step."""
+        """Pipeline: the gradient of a tied embedding is summed over the first and the last stage for each batch."""
         if not (self.training.is_tied and (self.is_first or self.is_last)):
             return 0.0
         embedding = sum(each.on_rank(self.layout) for each in self.held if each.component == "token embedding")
-        return 2 * ring(embedding * self.weight_bytes / self.layout.shard, 2)
+        return self.training.batches(self.layout) * 2 * ring(embedding * self.weight_bytes / self.layout.shard, 2)
 
     def choices(self) -> float:
         """Experts: each chosen token goes to its expert and comes back, forward and backward."""

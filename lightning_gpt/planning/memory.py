@@ -50,7 +50,7 @@ class RankMemory:
         return {name: value for name, value in vars(self).items() if name != "host"}
 
 
-def in_flight(layout: Layout, micro_batches: int, stage: int) -> float:
+def in_flight(layout: Layout, stage: int) -> float:
     """Micro-batches whose activations a stage keeps at once.
 
     1F1B: Narayanan et al. 2021 (2104.04473), section 2.2.1; interleaved: its section 2.2.2, where the first passes run
@@ -60,8 +60,8 @@ def in_flight(layout: Layout, micro_batches: int, stage: int) -> float:
     stages, after = layout.pipeline, layout.pipeline - stage
     if layout.schedule == "interleaved" and stages > 1:
         parts = 2 * (after - 1) + (CHUNKS - 1) * stages + 1
-        return min(micro_batches, parts / CHUNKS)
-    return min(micro_batches, after)
+        return min(layout.pipeline_micro_batches, parts / CHUNKS)
+    return after
 
 
 def rank_memory(training: Training, layout: Layout, stage: int = 0) -> RankMemory:
@@ -83,7 +83,7 @@ class _Stage:
         self.rows = training.micro_rows(layout)
         self.time = -(-training.time // layout.context)
         self.trace: PassTrace = training.trace(self.rows, self.time)
-        self.in_flight = in_flight(layout, self.micro_batches, stage)
+        self.in_flight = in_flight(layout, stage)
         self.layers = layers_of_process(training.layers, layout, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
         self.by_layer: dict[int | None, float] = dict.fromkeys((None, *self.layers), 0.0)
@@ -152,7 +152,7 @@ class _Stage:
 
     def stream_bytes(self) -> float:
         """Bytes of the residual stream of a micro-batch on a device."""
-        values = self.rows * self.time * self.training.model.token_embedding.weight.shape[1]
+        values = self.rows * self.time * self.training.stream_width
         return values * self.trace.stream_dtype.itemsize / (self.layout.tensor if self.layout.sequence else 1)
 
     def _gathered_keys(self) -> float:
@@ -198,9 +198,11 @@ class _Stage:
     def _optimizer_work(self) -> float:
         """What a step of the optimizer allocates: Muon works on all matrices of one shape at once.
 
-        Its directions are in the weights' dtype; the batch, its Gram matrices and the next iterate in the products'.
+        Its directions are in the weights' dtype; the batch, its Gram matrices and the next iterate in the products'. Of
+        matrices that are divided, every device gathers the directions whole, and holds their moves.
         """
         if self.training.optimizer != "muon":
             return 0.0
-        hidden = self._values([each for each in self.held if each.is_hidden])
-        return hidden * (self.itemsize + 3 * product_dtype(self.training.precision).itemsize)
+        hidden = sum(each.numel for each in self.held if each.is_hidden)
+        weight_bytes = self.itemsize * (2 if self.layout.divides_weights else 1)
+        return hidden * (weight_bytes + 3 * product_dtype(self.training.precision).itemsize)

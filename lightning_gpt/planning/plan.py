@@ -1,13 +1,13 @@
 """A layout on a device: memory, communication and time together, and whether it fits."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import ShareAboveZero
 from lightning_gpt.parallel.layout import Axis, Layout
-from lightning_gpt.parallel.suited import require_suited
+from lightning_gpt.parallel.suited import require_rows, require_suited
 from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.memory import RankMemory, rank_memory
@@ -38,28 +38,36 @@ class Plan:
     """One layout of a training on one kind of device.
 
     Args:
+        training: What is trained, with the batches of this layout.
         layout: The layout.
         device: The kind of device.
         stages: Memory of the devices of each stage.
         traffic: What a device of the busiest stage sends, by axis.
         time: The time of a step.
-        rows: Rows of a micro-batch in one process.
-        micro_batches: Micro-batches of a step in one process.
         tokens: Tokens of a step over all devices.
         flops: FLOPs of a step over all devices, without what is recomputed.
         usable: Bytes of a device that can be used.
     """
 
+    training: Training
     layout: Layout
     device: DeviceKind
     stages: tuple[RankMemory, ...]
     traffic: Mapping[Axis, Traffic]
     time: StepTime
-    rows: int
-    micro_batches: int
     tokens: int
     flops: float
     usable: float
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step in one process."""
+        return self.training.micro_batches(self.layout)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch in one process."""
+        return self.training.micro_rows(self.layout)
 
     @property
     def fullest(self) -> RankMemory:
@@ -97,6 +105,8 @@ class Plan:
             "memory": [{**stage.parts(), "host": stage.host, "total": stage.total} for stage in self.stages],
             "traffic": {axis: {**asdict(each), "sent": each.sent} for axis, each in self.traffic.items()},
             "step_seconds": {**asdict(self.time), "total": self.time.total},
+            "batch_size": self.training.rows,
+            "batches": self.training.batches(self.layout),
             "rows": self.rows,
             "micro_batches": self.micro_batches,
             "tokens_per_step": self.tokens,
@@ -125,9 +135,7 @@ def plan(
         CallError: The model or the batch cannot be divided as the layout asks, or the device has no units for the
             precision.
     """
-    refused = next(refusals(training, layout), None)
-    if refused is not None:
-        raise CallError(refused)
+    require_plannable(training, layout)
     numbers = range(layout.pipeline) if every_stage else sorted({0, layout.pipeline - 1})
     stages = tuple(rank_memory(training, layout, stage) for stage in numbers)
     busiest = max(
@@ -136,36 +144,29 @@ def plan(
     )
     tokens = training.step_rows(layout) * training.time
     return Plan(
+        training=training,
         layout=layout,
         device=device,
         stages=stages,
         traffic=busiest,
         time=step_time(training, layout, device, assumed.share_of_peak),
-        rows=training.micro_rows(layout),
-        micro_batches=training.micro_batches(layout),
         tokens=tokens,
         flops=tokens * training.flops,
         usable=device.memory * assumed.share_of_memory,
     )
 
 
-def refusals(training: Training, layout: Layout) -> Iterator[str]:
-    """Why a model or a batch cannot be divided as a layout asks, a line each."""
-    stages, c, e = layout.pipeline, layout.context, layout.expert
-    try:
-        require_suited(training.model, layout)
-    except CallError as error:
-        yield str(error)
-    if stages > training.layers:
-        yield f"parallel.pipeline is {stages}, but the model has {training.layers} layers"
-    if c > 1 and training.time % (2 * c):
-        yield f"parallel.context {c} needs a block_size that is a multiple of {2 * c}; it is {training.time}"
-    if e > 1 and not training.experts:
-        yield f"parallel.expert is {e}, but the model has no mixture of experts"
-    for number in training.experts:
-        if number % e:
-            yield f"parallel.expert is {e}; it must divide n_expert, which is {number}"
-    try:
-        training.micro_batches(layout)
-    except CallError as error:
-        yield str(error)
+def require_plannable(training: Training, layout: Layout) -> None:
+    """Refuse a layout that ``fit`` would refuse.
+
+    Raises:
+        CallError: The model or the batch cannot be divided as the layout asks.
+    """
+    if not layout.is_copies:
+        if training.copies_only:
+            raise CallError(
+                f"this training needs a copy of the model on every device, and {layout.described()} divides it"
+            )
+        require_suited(training.model, layout, training.compiles)
+    require_rows(layout, training.rows, predicts=False)
+    training.batches(layout)

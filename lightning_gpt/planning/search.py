@@ -1,12 +1,14 @@
 """Which layout is the fastest that fits, and how few devices do."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.parallel.layout import Layout
+from lightning_gpt.parallel.layout import Layout, divisors
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.memory import rank_memory
-from lightning_gpt.planning.plan import Assumptions, Plan, plan, refusals
+from lightning_gpt.planning.plan import Assumptions, Plan, plan, require_plannable
 from lightning_gpt.planning.training import Training
 
 MOST_DEVICES = 4096
@@ -14,13 +16,10 @@ MOST_DEVICES = 4096
 _MOST_CONTEXT = 64
 
 
-def divisors(number: int) -> list[int]:
-    """The whole numbers that divide ``number``, from 1."""
-    return [each for each in range(1, number + 1) if number % each == 0]
-
-
-def layouts(training: Training, device: DeviceKind, devices: int, *, divide_rows: bool) -> Iterator[Layout]:
-    """The layouts of a number of devices that the model and the batch allow.
+def layouts(
+    training: Training, device: DeviceKind, devices: int, *, divide_rows: bool
+) -> Iterator[tuple[Training, Layout]]:
+    """The layouts of a number of devices that the model and the batch allow, each with the batches that suit it.
 
     The tensor axis stays within a node, because it waits for every exchange; it divides the stream too.
 
@@ -46,8 +45,28 @@ def layouts(training: Training, device: DeviceKind, devices: int, *, divide_rows
                             expert=expert,
                             sequence=tensor > 1,
                         )
-                        if next(refusals(training, layout), None) is None:
-                            yield layout
+                        yield from with_batches(training, layout)
+
+
+def with_batches(training: Training, layout: Layout) -> Iterator[tuple[Training, Layout]]:
+    """Batches for a layout that give an optimizer step its rows, of those that ``fit`` takes.
+
+    A batch has as many rows as were asked for, or the most below that divide a process's share. A pipeline takes the
+    whole share as one batch, in micro-batches of so many rows, or in two for each of its devices.
+    """
+    own, left = divmod(training.step_rows(layout), layout.data_size)
+    if left:
+        return
+    rows = max(each for each in divisors(own) if each <= training.rows)
+    numbers: set[int | None] = {None}
+    if layout.pipeline > 1:
+        numbers = {own // rows, layout.pipeline_micro_batches}
+        rows = own
+    for number in numbers:
+        run, found = training.with_batches(rows, own // rows), replace(layout, micro_batches=number)
+        with suppress(CallError):
+            require_plannable(run, found)
+            yield run, found
 
 
 def fastest(
@@ -68,11 +87,11 @@ def fastest(
     best = closest = None
     usable = device.memory * assumed.share_of_memory
     for divide_rows in (False, True):  # dividing rows makes each layer wait, so it is tried where nothing else fits
-        for layout in layouts(training, device, devices, divide_rows=divide_rows):
-            spare = usable - rank_memory(training, layout).total  # of the stage with the most in flight
+        for run, layout in layouts(training, device, devices, divide_rows=divide_rows):
+            spare = usable - rank_memory(run, layout).total  # of the stage with the most in flight
             if spare < 0 and closest is not None and spare < closest.spare:
                 continue
-            made = plan(training, layout, device, assumed, every_stage=False)
+            made = plan(run, layout, device, assumed, every_stage=False)
             if closest is None or made.spare > closest.spare:
                 closest = made
             if made.fits and (best is None or _order(made) < _order(best)):
@@ -80,7 +99,7 @@ def fastest(
         if best is not None:
             break
     best, closest = (
-        None if found is None else plan(training, found.layout, device, assumed) for found in (best, closest)
+        None if found is None else plan(found.training, found.layout, device, assumed) for found in (best, closest)
     )
     return best, closest
 

@@ -1,6 +1,6 @@
 """Time of an optimizer step, and how many tokens a model of a size is worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_gpt.parallel.layout import Axis, Layout
@@ -11,12 +11,14 @@ from lightning_gpt.planning.flops import BACKWARD
 from lightning_gpt.planning.memory import CHUNKS
 from lightning_gpt.planning.tracing import weight_dtype
 from lightning_gpt.planning.training import Training
-from lightning_gpt.planning.weights import weights_of_stage
+from lightning_gpt.planning.weights import Weight, weights_of_stage
 
 EXPOSED: tuple[Axis, ...] = ("tensor", "context", "expert", "pipeline")
 """Axes whose communication a block waits for; that of the others runs beside the products."""
-_ADAMW_BYTES = 7
+_ADAMW_NUMBERS = 7
 """Numbers that AdamW reads and writes per weight: weight, two moments (both ways each) and the gradient."""
+_MUON_NUMBERS = 9
+"""The same of Muon: weight (twice), momentum and direction (all both ways) and the gradient."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class StepTime:
         return max(self.products, self.hidden) + self.exposed + self.bubble + self.optimizer
 
 
-def bubble_share(layout: Layout, micro_batches: int) -> float:
+def bubble_share(layout: Layout) -> float:
     """Idle time of a pipeline as a share of its working time.
 
     1F1B ``(p − 1) / m``; interleaved with v parts per device ``(p − 1) / (v m)`` (Narayanan et al. 2021, 2104.04473,
@@ -51,7 +53,7 @@ def bubble_share(layout: Layout, micro_batches: int) -> float:
     weights take equal times (Qi et al. 2023, 2401.10241, table 1).
     """
     divisor = {"1f1b": 1, "interleaved": CHUNKS, "zero_bubble": 3}[layout.schedule]
-    return (layout.pipeline - 1) / (divisor * micro_batches)
+    return (layout.pipeline - 1) / (divisor * layout.pipeline_micro_batches)
 
 
 def stage_flops(training: Training, layout: Layout, stage: int) -> float:
@@ -86,14 +88,30 @@ def step_time(training: Training, layout: Layout, device: DeviceKind, share_of_p
         exposed, hidden = _seconds(by_axis, True), _seconds(by_axis, False)
         held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
         values = sum(each.on_rank(layout) for each in held) / layout.shard
-        updated = values * _ADAMW_BYTES * weight_dtype(training.precision).itemsize / (device.memory_gb_s * 1e9)
         if layout.offload:  # gradients go to the CPU's memory and weights come back
             exposed += 2 * values * weight_dtype(training.precision).itemsize / (min(device.link_gb_s, 64) * 1e9)
-        bubble = (products + exposed) * bubble_share(layout, micro_batches)
+        updated = optimizer_seconds(training, held, layout, device, rate)
+        bubble = (products + exposed) * bubble_share(layout)
         time = StepTime(products, exposed, hidden, updated, bubble)
         slowest = time if slowest is None or time.total > slowest.total else slowest
     assert slowest is not None
     return slowest
+
+
+def optimizer_seconds(
+    training: Training, held: Sequence[Weight], layout: Layout, device: DeviceKind, rate: float
+) -> float:
+    """The time of the optimizer's own step on a device that holds parts of the weights ``held``.
+
+    Muon's iterations are products of whole matrices, which every device computes, whatever the layout.
+    """
+    by_muon = [each for each in held if training.optimizer == "muon" and each.is_hidden]
+    by_adamw = [each for each in held if each not in by_muon]
+    numbers = sum(each.on_rank(layout) for each in by_adamw) * _ADAMW_NUMBERS
+    numbers += sum(each.on_rank(layout) for each in by_muon) * _MUON_NUMBERS
+    moved = numbers / layout.shard * weight_dtype(training.precision).itemsize
+    products = training.newton_schulz_steps * sum(each.iteration_flops for each in by_muon)
+    return moved / (device.memory_gb_s * 1e9) + products / rate
 
 
 def _seconds(by_axis: Mapping[Axis, Traffic], exposed: bool) -> float:

@@ -151,6 +151,8 @@ def plan_lines(made: Plan, training: Training, assumed: Assumptions) -> Iterator
     yield f"layout: {words}{sequence}{schedule}, on {made.layout.devices:,} {made.device.name}"
     accumulated = f"{made.micro_batches} micro-batches of {made.rows} rows in each process"
     yield f"  {training.precision}, {training.optimizer}, {made.tokens:,} tokens per step: {accumulated}"
+    if made.layout.pipeline > 1 or made.training.rows != training.rows:
+        yield f"  data.batch_size {made.training.rows}, {made.training.batches(made.layout)} accumulated"
     for part in (memory_lines(made), traffic_lines(made) if made.traffic else (), time_lines(made, training, assumed)):
         lines = list(part)
         if lines:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 
+from lightning_gpt.data.share import micro_batches
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.base import LanguageModel
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
@@ -27,13 +28,17 @@ class Training:
         model: The model; may be on the meta device.
         precision: The Trainer's precision.
         device: ``cpu`` or ``cuda``.
-        rows: Rows of a micro-batch in one process.
+        rows: Rows of a batch in one process (``data.batch_size``); a pipeline divides it into micro-batches.
         time: Tokens of a row.
-        accumulate: Micro-batches of an optimizer step in one process.
+        accumulate: Batches of an optimizer step in one process, where ``global_rows`` does not say it.
         global_rows: Rows of an optimizer step over all processes, whatever the layout; None if they follow from the
             others.
         steps: Optimizer steps; None if unknown.
         optimizer: ``adamw`` or ``muon``.
+        newton_schulz_steps: Muon's iterations.
+        compiles: Whether blocks are compiled.
+        copies_only: Whether ``fit`` refuses every layout but copies of the whole model, for the precision or a rule
+            that changes the weights after each step.
         is_averaged: Whether a mean of the weights is kept.
         has_documents: Whether documents are kept apart.
     """
@@ -47,9 +52,13 @@ class Training:
     global_rows: int | None = None
     steps: int | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
+    newton_schulz_steps: int = 5
+    compiles: bool = False
+    copies_only: bool = False
     is_averaged: bool = False
     has_documents: bool = False
     _traces: dict[Any, PassTrace] = field(default_factory=dict, repr=False, compare=False)
+    _others: dict[tuple[int, int], "Training"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def weights(self) -> list[Weight]:
@@ -143,32 +152,39 @@ class Training:
             raise CallError(f"{self.model.name} has no checkpointing")
         with torch.device("meta"):
             model = type(self.model)(replace(self.model.config, checkpointing=checkpointing))
-        return replace(self, model=model, _traces={})
+        return replace(self, model=model, _traces={}, _others={})
+
+    def with_batches(self, rows: int, accumulate: int) -> "Training":
+        """The same with batches of other sizes; of equal sizes it is the same object, with what it has counted."""
+        if (rows, accumulate) not in self._others:
+            self._others[rows, accumulate] = replace(self, rows=rows, accumulate=accumulate, global_rows=None)
+        return self._others[rows, accumulate]
 
     def step_rows(self, layout: Layout) -> int:
         """Rows of an optimizer step over all processes."""
         return self.global_rows or self.rows * self.accumulate * layout.data_size
 
-    def micro_batches(self, layout: Layout) -> int:
-        """Micro-batches of an optimizer step in one process.
+    def batches(self, layout: Layout) -> int:
+        """Batches of an optimizer step in one process.
 
         Raises:
-            CallError: The rows do not divide over the processes and micro-batches.
+            CallError: The rows of an optimizer step are not a whole number of batches.
         """
-        rows, shares = self.step_rows(layout), layout.data_size
-        if rows % shares:
-            raise CallError(f"{rows} rows of an optimizer step do not divide over {shares} processes")
-        if layout.pipeline > 1:
-            number = layout.micro_batches or 2 * layout.pipeline
-        else:
-            number = max(1, -(-rows // shares // self.rows))
-        if rows // shares % number:
-            raise CallError(f"{rows // shares} rows of a process do not divide into {number} micro-batches")
-        return number
+        if self.global_rows is None:
+            return self.accumulate
+        return micro_batches(self.global_rows, self.rows, layout.data_size)
+
+    def micro_batches(self, layout: Layout) -> int:
+        """Micro-batches of an optimizer step in one process: its batches, or what a pipeline divides them into.
+
+        Raises:
+            CallError: As :meth:`batches`.
+        """
+        return self.batches(layout) * layout.pipeline_micro_batches
 
     def micro_rows(self, layout: Layout) -> int:
         """Rows of a micro-batch in one process."""
-        return self.step_rows(layout) // layout.data_size // self.micro_batches(layout)
+        return self.rows // layout.pipeline_micro_batches
 
     def trace(self, rows: int, time: int) -> PassTrace:
         """What one pass over ``rows`` of ``time`` tokens allocates."""

@@ -1,5 +1,6 @@
 """The parameters of a model by component, and how a layout divides each."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Weight:
         is_cut: Whether the tensor axis divides it.
         is_of_experts: Whether the expert axis divides it.
         is_hidden: Whether it maps hidden states to hidden states, so that Muon trains it.
+        iteration_flops: FLOPs of one of Muon's Newton–Schulz iterations over its matrices; 0 if Muon does not train it.
         is_end: Whether it is the head's, which the last stage of a pipeline holds.
     """
 
@@ -32,6 +34,7 @@ class Weight:
     is_cut: bool
     is_of_experts: bool
     is_hidden: bool
+    iteration_flops: float
     is_end: bool
 
     def on_rank(self, layout: Layout) -> float:
@@ -67,6 +70,7 @@ def weights_of(model: LanguageModel) -> list[Weight]:
         is_bias = parameter in biases
         spaces = () if matrix is None else (matrix.target,) if is_bias else (matrix.source, matrix.target)
         is_of_experts = matrix is not None and matrix.weight.ndim > 2
+        is_hidden = matrix is not None and not is_bias and matrix.is_hidden
         found.append(
             Weight(
                 "experts" if is_of_experts else component,
@@ -74,11 +78,22 @@ def weights_of(model: LanguageModel) -> list[Weight]:
                 parameter.numel(),
                 any(space in _DIVIDED for space in spaces),
                 is_of_experts,
-                matrix is not None and not is_bias and matrix.is_hidden,
+                is_hidden,
+                _iteration_flops(matrix) if is_hidden and matrix is not None else 0.0,
                 component in ("head", "final norm and others"),
             )
         )
     return found
+
+
+def _iteration_flops(matrix: Matrix) -> float:
+    """Two products of a matrix with its square Gram matrix, and the square of that one."""
+    *stack, rows, columns = matrix.weight.shape
+    flops = 0.0
+    for count in matrix.pieces.values() or (rows,):
+        short, long = sorted((count, columns))
+        flops += 4 * short**2 * long + 2 * short**3
+    return math.prod(stack) * flops
 
 
 def by_component(weights: Iterable[Weight]) -> Mapping[str, int]:

@@ -22,6 +22,21 @@ def start(model: LanguageModel, optimization: Optimization) -> None:
         UnitWeights(model).apply()
 
 
+def needs_copies(optimization: Optimization) -> list[str]:
+    """The options whose rules need the whole model on every device."""
+    return [*["qk_clip"] * (optimization.qk_clip is not None), *["unit_weights"] * optimization.unit_weights]
+
+
+def refuse_spread(optimization: Optimization) -> None:
+    """Refuse rules that cannot work where a layout gives each process a part of the model.
+
+    Raises:
+        CallError: There is such a rule.
+    """
+    for option in needs_copies(optimization):
+        raise CallError(f"optimization.{option} and parallel cannot be combined: leave one of them out")
+
+
 class AfterStep:
     """The rules that change the weights once an optimizer step was taken.
 
@@ -37,9 +52,8 @@ class AfterStep:
 
     def __init__(self, model: LanguageModel, optimization: Optimization, largest: Largest, is_spread: bool) -> None:
         tau = optimization.qk_clip
-        for option, is_set in {"qk_clip": tau is not None, "unit_weights": optimization.unit_weights}.items():
-            if is_set and is_spread:
-                raise CallError(f"optimization.{option} and parallel cannot be combined: leave one of them out")
+        if is_spread:
+            refuse_spread(optimization)
         self._clip = None if tau is None else QKClip(model, tau, largest)
         self._unit = UnitWeights(model) if optimization.unit_weights else None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -108,6 +109,28 @@ def test_the_script_starts_torchrun_on_every_node(folder: Path, script: str) -> 
     assert "--device=" not in script
 
 
+def test_the_script_of_a_searched_layout_is_one_that_fit_takes(folder: Path) -> None:
+    given = ("--data.batch_size", "48", "--gpus", "2", "--trainer.max_steps", "1", "--name", "searched")
+    script = must_run(*PLAN, "plenty.yaml", *given, "--slurm", cwd=folder).stdout
+    assert "--data.batch_size=32" in script
+    assert script.count("--data.batch_size") == 1
+    line = next(line for line in script.splitlines() if "lightning_gpt fit" in line)
+    options = shlex.split(line.partition(" fit ")[2].partition("${last")[0])
+    must_run("fit", *options, "--trainer.limit_val_batches", "0", cwd=folder, timeout=300)
+    assert (folder / "runs/searched/version_0/checkpoints/last.ckpt").exists()
+    pipeline = plan(folder, "plenty.yaml", "--parallel.pipeline", "2", "--data.batch_size", "8", "--gpus", "2")["plan"]
+    assert (pipeline["batch_size"], pipeline["batches"], pipeline["micro_batches"], pipeline["rows"]) == (8, 8, 32, 2)
+
+
+def test_a_model_with_memory_is_planned_in_copies(folder: Path) -> None:
+    memory = ("--model.memory", "segment", "--model.position", "rotary")
+    found = plan(folder, "plenty.yaml", *memory, "--gpus", "4")["plan"]["layout"]
+    assert (found["data"], found["shard"]) == (4, 1)
+    assert plan(folder, "plenty.yaml", *memory)["plan"]["devices"] == 1
+    script = must_run(*PLAN, "plenty.yaml", *memory, "--gpus", "4", "--slurm", cwd=folder).stdout
+    assert "--parallel." not in script, "fit makes copies without a layout, and refuses every layout"
+
+
 def stand_in(folder: Path, name: str, body: str) -> None:
     (folder / name).write_text(f"#!/bin/bash\n{body}\n")
     (folder / name).chmod(0o755)
@@ -162,6 +185,19 @@ def test_the_script_resumes_from_the_newest_checkpoint_and_queues_itself_again(
         (("--gpus", "7"), "no layout of 7 devices divides this model and batch; set data.global_batch to a multiple"),
         (("--device", "V100", "--trainer.precision=bf16-mixed"), "V100 has no bf16 units for precision bf16-mixed"),
         (("--parallel.shard=2", "--trainer.precision=16-mixed"), "trainer.precision 16-mixed and parallel (shard 2)"),
+        (
+            ("--parallel.shard=2", "--model.optimization.qk_clip=100", "--gpus=2"),
+            "optimization.qk_clip and parallel cannot be combined",
+        ),
+        (
+            ("--parallel.tensor=2", "--model.compile_blocks=true", "--gpus=2"),
+            "compile_blocks and parallel.tensor 2 cannot be combined",
+        ),
+        (("--parallel.data=3", "--gpus=3"), "data.global_batch is 64 rows, but a micro-batch has 12"),
+        (
+            ("--trainer.accumulate_grad_batches=2", "--gpus=2"),
+            "data.global_batch 64 and trainer.accumulate_grad_batches 2 cannot both be given",
+        ),
         (("--nope", "3"), "unknown option --nope"),
         (("--share_of_peak", "2"), "share_of_peak is 2.0; it must be a number above 0 and at most 1"),
         (("--devices_file", "corpus.jsonl"), "corpus.jsonl"),

@@ -41,11 +41,13 @@ class Case:
         layout: The layout.
         options: The model's config, where it is not that of :func:`gpt`.
         precision: The Trainer's.
+        times: How often a step has as many batches as the others.
     """
 
     layout: Layout
     options: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "32-true"
+    times: int = 1
 
     @property
     def rows(self) -> int:
@@ -55,7 +57,7 @@ class Case:
     @property
     def batches(self) -> int:
         """Batches of a step in each process."""
-        return MICRO_BATCHES * ROWS // self.rows
+        return self.times * MICRO_BATCHES * ROWS // self.rows
 
 
 TENSOR, SEQUENCE = Layout(data=1, tensor=2), Layout(data=1, tensor=2, sequence=True)
@@ -81,6 +83,7 @@ CASES: dict[str, Case] = {
     "sequence, mixture recomputed": Case(SEQUENCE, {**MIXTURE, **BLOCK}),
     "sequence, mixed": Case(SEQUENCE, precision=MIXED),
     "pipeline": Case(PIPELINE),
+    "pipeline, accumulated": Case(PIPELINE, times=2),
     "pipeline, untied": Case(PIPELINE, {"tie_embeddings": False}),
     "pipeline, interleaved": Case(replace(PIPELINE, schedule="interleaved"), {"n_layer": 5}),
     "pipeline, zero bubble": Case(replace(PIPELINE, schedule="zero_bubble")),

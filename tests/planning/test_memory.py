@@ -249,9 +249,9 @@ def test_stages_hold_their_layers_and_the_micro_batches_in_flight() -> None:
     assert by_stage == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
     by_device = [layers_of_process(8, Layout(data=1, pipeline=2, schedule="interleaved"), place) for place in (0, 1)]
     assert by_device == [[0, 1, 4, 5], [2, 3, 6, 7]]
-    assert [in_flight(Layout(data=1, pipeline=4), 8, stage) for stage in range(4)] == [4, 3, 2, 1]
-    assert in_flight(Layout(data=1, pipeline=4), 2, 0) == 2
-    assert in_flight(Layout(data=1, pipeline=4, schedule="interleaved"), 16, 0) == 5.5
+    assert [in_flight(Layout(data=1, pipeline=4), stage) for stage in range(4)] == [4, 3, 2, 1]
+    assert in_flight(Layout(data=1, pipeline=4, schedule="interleaved", micro_batches=16), 0) == 5.5
+    assert in_flight(Layout(data=1, pipeline=4, schedule="interleaved", micro_batches=4), 0) == 4
     weights = weights_of(on_meta(lambda: model_of("gpt2")))
     ends = [weights_of_stage(weights, 3, Layout(data=1, pipeline=3), stage, True) for stage in range(3)]
     held = [sum(weight.component == "token embedding" for weight in stage) for stage in ends]

@@ -13,8 +13,9 @@ from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.planning.communication import link_of, ring, traffic
 from lightning_gpt.planning.devices import DeviceKind, device_named, devices_of, fitting_precisions, known_devices
+from lightning_gpt.planning.memory import rank_memory
 from lightning_gpt.planning.plan import Assumptions, plan
-from lightning_gpt.planning.search import fastest, fewest
+from lightning_gpt.planning.search import fastest, fewest, layouts
 from lightning_gpt.planning.speed import bubble_share, optimal_tokens, stage_flops
 from lightning_gpt.planning.training import Training
 
@@ -130,6 +131,7 @@ def test_bytes_of_each_axis_by_hand() -> None:
     assert found.reduced == 4 * 2 * ring(4 * (8 * block + ends) / 2, 4)
 
     layout = Layout(data=1, pipeline=4, micro_batches=8)
+    run = training(tie_embeddings=False, bias=False, norm="rms", position="rotary", rows=64)
     sent = [traffic(run, layout, H100, stage)["pipeline"].exchanged for stage in range(4)]
     assert sent == [8 * 8 * 256 * 512 * 4 * ends for ends in (1, 2, 2, 1)]  # eight rows of an fp32 stream
 
@@ -148,8 +150,39 @@ def test_experts_send_each_choice_four_times() -> None:
 
 
 def test_the_bubble_of_each_schedule() -> None:
-    layouts = [Layout(data=1, pipeline=4, schedule=schedule) for schedule in ("1f1b", "interleaved", "zero_bubble")]
-    assert [bubble_share(layout, 12) for layout in layouts] == [3 / 12, 3 / 24, 3 / 36]
+    layouts = [
+        Layout(data=1, pipeline=4, schedule=schedule, micro_batches=12)
+        for schedule in ("1f1b", "interleaved", "zero_bubble")
+    ]
+    assert [bubble_share(layout) for layout in layouts] == [3 / 12, 3 / 24, 3 / 36]
+
+
+def test_a_pipeline_divides_each_batch_that_is_accumulated() -> None:
+    run, layout = training(rows=8, accumulate=3, global_rows=None), Layout(data=1, pipeline=2)
+    made = plan(run, layout, H100)
+    assert (made.micro_batches, made.rows) == (3 * 4, 2)
+    assert made.tokens == 3 * 8 * 256
+    assert made.time.bubble == pytest.approx((made.time.products + made.time.exposed) / 4)
+    once = plan(training(rows=8, global_rows=None), layout, H100)
+    assert [stage.activations for stage in made.stages] == [stage.activations for stage in once.stages]
+
+
+def test_muon_makes_whole_matrices_orthogonal_on_every_device() -> None:
+    options = {"tie_embeddings": False, "bias": False, "rows": 8, "global_rows": None}
+    by_adamw, by_muon = (training(optimizer=name, **options) for name in ("adamw", "muon"))
+    iteration = 8 * (4 * (4 * 512**3 + 2 * 512**3) + 2 * (4 * 512**2 * 2048 + 2 * 512**3))
+    rate = H100.rate("bf16-mixed")
+    hidden = 8 * 12 * 512**2
+    for layout in (Layout(data=2), Layout(data=1, shard=2), Layout(data=1, tensor=2)):
+        parts = 1 if layout.data == 2 else 2
+        plain, made = (plan(run, layout, H100, Assumptions(share_of_peak=1.0)) for run in (by_adamw, by_muon))
+        moved = 2 * 4 * hidden / parts / (H100.memory_gb_s * 1e9)
+        assert made.time.optimizer - plain.time.optimizer == pytest.approx(5 * iteration / rate + moved)
+    alone, divided = (rank_memory(by_muon, layout) for layout in (Layout(data=2), Layout(data=1, shard=2)))
+    assert divided.optimizer == alone.optimizer / 2
+    twice = training(optimizer="muon", newton_schulz_steps=10, **options)
+    more = plan(twice, Layout(data=2), H100).time.optimizer - plan(by_muon, Layout(data=2), H100).time.optimizer
+    assert more == pytest.approx(5 * iteration / rate / 0.5)
 
 
 def test_recomputing_blocks_costs_their_forward_pass() -> None:
@@ -186,7 +219,7 @@ def test_time_is_products_at_the_stated_share() -> None:
 
 
 def test_what_fits_is_decided_by_the_fullest_stage() -> None:
-    made = plan(training(), Layout(data=1, pipeline=4, micro_batches=8), small(1))
+    made = plan(training(rows=64), Layout(data=1, pipeline=4, micro_batches=8), small(1))
     assert len(made.stages) == 4
     assert made.spare == made.usable - max(stage.total for stage in made.stages)
     assert made.fits == (made.spare >= 0)
@@ -210,6 +243,32 @@ def test_the_search_finds_the_fastest_that_fits() -> None:
     assert closest.spare < 0
 
 
+def test_a_searched_layout_takes_batches_that_fit_takes() -> None:
+    run = training(rows=48, checkpointing="block")
+    found = {layout.described(): (made.rows, layout) for made, layout in layouts(run, H100, 4, divide_rows=False)}
+    assert {name: found[name][0] for name in ("data 4", "shard 2 × tensor 2")} == {
+        "data 4": 16,
+        "shard 2 × tensor 2": 32,
+    }
+    few = training(rows=2, checkpointing="block")
+    piped = [made for made in layouts(few, H100, 4, divide_rows=False) if made[1].described() == "pipeline 2 × data 2"]
+    batches = {(made.rows, made.accumulate, layout.micro_batches, made.micro_rows(layout)) for made, layout in piped}
+    assert batches == {(32, 1, 16, 2), (32, 1, 4, 8)}, (
+        "the share as one batch: in parts as asked for, or a few large ones"
+    )
+    assert {layout.data_size for _, layout in layouts(training(global_rows=6), H100, 4, divide_rows=False)} == {1, 2}
+
+
+def test_what_needs_copies_of_the_model_gets_no_other_layout() -> None:
+    run = training(checkpointing="block", copies_only=True)
+    best, closest = fastest(run, small(0.4), 8)
+    assert best is None
+    assert closest is not None
+    assert closest.layout.is_copies
+    with pytest.raises(CallError, match="needs a copy of the model on every device, and shard 2 divides it"):
+        plan(run, Layout(data=1, shard=2), H100)
+
+
 def test_the_fewest_devices_that_are_enough() -> None:
     made = fewest(training(checkpointing="block"), small(0.4))
     assert made.fits
@@ -230,8 +289,8 @@ def test_the_fewest_devices_that_are_enough() -> None:
         ),
         (Layout(data=1, context=3), "parallel.context needs a block_size that is a multiple of 6"),
         (Layout(data=1, expert=2), "parallel.expert 2 divides the experts of mixtures, and the model has none"),
-        (Layout(data=3), "64 rows of an optimizer step do not divide over 3 processes"),
-        (Layout(data=1, pipeline=2, micro_batches=7), "64 rows of a process do not divide into 7 micro-batches"),
+        (Layout(data=3), "data.global_batch is 64 rows, but a micro-batch has 6 (batch_size 2 × 3 processes)"),
+        (Layout(data=1, pipeline=2), "data.batch_size 2 cannot be divided into 4 micro-batches"),
     ],
 )
 def test_a_layout_that_does_not_suit_is_one_line(layout: Layout, said: str) -> None:
