@@ -383,12 +383,13 @@ class TextData(L.LightningDataModule):
         tokenizer = Tokenizer.from_state_dict(state_dict["tokenizer"])
         for source in (each for each in self.sources if isinstance(each, PreparedSource)):
             source.require_tokenizer(tokenizer)
-        self._tokenizer = tokenizer
+        named, self._tokenizer = None if self.vocab_size_to_train else self._tokenizer, tokenizer
         cursor = state_dict.get("cursor")
         self.mark = Mark(cursor) if cursor else None
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
         if fitting and "stream" in state_dict:
             was, now = state_dict["stream"], self._identity(self.stream())
+            now["tokenizer"] = (named or tokenizer).fingerprint
             keys = dict.fromkeys([*was, *now])
             changed = [
                 f"{key} changed from {was.get(key)} to {now.get(key)}" for key in keys if was.get(key) != now.get(key)

@@ -271,6 +271,12 @@ class Stream:
         return {
             "sources": [reader.source.name for reader in self.readers],
             "filters": [reader.source.filter_identity for reader in self.readers],
+            "max_tokens": {
+                reader.source.name: reader.source.max_tokens
+                for reader in self.readers
+                if reader.source.max_tokens is not None
+            }
+            or None,
             "weights (rows where none are given)": [float(weight) for weight in self.weights],
             "tokenizer": first.tokenizer.fingerprint,
             "split": [reader.split.rule for reader in self.readers],

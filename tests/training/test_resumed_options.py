@@ -1,5 +1,6 @@
 """A resumed run trains with the options of its config, and reports what changed."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_gpt.data.tokenizer import Tokenizer
 from tests.processes import must_run, run_command, scalars, tiny_config, tiny_corpus, write_config
 
 STEPS = 40
@@ -104,3 +106,24 @@ def test_what_cannot_change_is_refused(option: str, value: Any, said: str, folde
     done = run_command("fit", "--config", "tiny.yaml", *last, f"--model.optimization.{option}", value, cwd=folder)
     assert done.returncode == 2, done.stderr
     assert re.search(rf"error: cannot resume: optimization.{said}; set it back, or start", done.stderr.splitlines()[-1])
+
+
+def test_another_tokenizer_is_refused(folder: Path) -> None:
+    other = Tokenizer.train([" ".join(f"other words {number}" for number in range(999))], 300).save(folder)
+    last = ("--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--name", "refused")
+    done = run_command("fit", "--config", "tiny.yaml", *last, "--data.tokenizer", str(other), cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: cannot resume: tokenizer changed from \w+ to \w+,", done.stderr.splitlines()[-1])
+
+
+def test_another_limit_of_tokens_is_refused(folder: Path) -> None:
+    def with_limit(tokens: int) -> tuple[str, str]:
+        files = {"paths": "corpus.jsonl", "weight": 1.0, "max_tokens": tokens}
+        return "--data.sources", json.dumps([{"class_path": "Files", "init_args": files}])
+
+    run = ("--config", "tiny.yaml", "--trainer.max_steps", "2", "--name", "limited")
+    must_run("fit", *run, *with_limit(5000), cwd=folder)
+    last = ("--ckpt_path", "runs/limited/version_0/checkpoints/last.ckpt")
+    done = run_command("fit", *run, *last, *with_limit(4000), cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"error: cannot resume: max_tokens changed from .* 5000\} to .* 4000\}", done.stderr)
