@@ -1,6 +1,5 @@
 """Dividing a source into splits: which rule it needs, found out before anything is tokenised."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,7 +53,7 @@ def divide(source: SourceBase, val: float, test: float, by: SplitBy) -> Division
     if not source.countable:
         return Division(rule, wanted, 0)
     position = replace(rule, by_position=True)
-    enough = math.ceil(max(1 / share for share in shares.values() if share)) if by == "auto" else 1
+    enough = 1 / min(share for share in shares.values() if share) if by == "auto" else 1
     found: set[SplitName] = set()
     found_by_position: set[SplitName] = set()
     read = documents = own = 0

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,10 @@ class PublishedTokenizer(Tokenizer):
             CallError: As the class; or none of its tokens is known to end a text.
         """
         texts = {name: (folder / name).read_text("utf-8") for name in FILES if (folder / name).is_file()}
-        if end_of_text is None:
-            end_of_text = _end_of(texts, folder / MAIN)
-        return cls(folder.resolve().name, texts, end_of_text, vocab_size, also_ends)
+        with _no_tokenizer(folder / MAIN):
+            if end_of_text is None:
+                end_of_text = _end_of(texts, folder / MAIN)
+            return cls(folder.resolve().name, texts, end_of_text, vocab_size, also_ends)
 
     @classmethod
     def from_text(cls, text: bytes, path: Path) -> "PublishedTokenizer":
@@ -91,16 +93,15 @@ class PublishedTokenizer(Tokenizer):
         except UnicodeDecodeError:
             raise CallError(f"{path} is not valid JSON") from None
         if "files" in content:
-            try:
+            with _no_tokenizer(path):
                 return cls(**content)
-            except (KeyError, TypeError):
-                raise CallError(f"{path} is not a tokenizer that this package wrote") from None
         texts = {MAIN: text.decode()}
         for name in FILES[1:]:
             if (path.parent / name).is_file():
                 texts[name] = (path.parent / name).read_text("utf-8")
-        end = _end_of(texts, path)
-        return cls(path.resolve().parent.name, texts, end, max(end, *_ids(content)) + 1)
+        with _no_tokenizer(path):
+            end = _end_of(texts, path)
+            return cls(path.resolve().parent.name, texts, end, max(end, *_ids(content)) + 1)
 
     def _table(self, described: Mapping[str, Any]) -> dict[int, bytes]:
         table = {}
@@ -202,6 +203,19 @@ class PublishedTokenizer(Tokenizer):
 
     def decode_bytes(self, token: int) -> bytes:
         return self._bytes.get(int(token), b"")
+
+
+@contextmanager
+def _no_tokenizer(path: Path) -> Iterator[None]:
+    """Inside the context, content of another form than a tokenizer's is refused.
+
+    Raises:
+        CallError: It has.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise CallError(f"{path} is not a tokenizer") from None
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:

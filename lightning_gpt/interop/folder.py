@@ -93,10 +93,7 @@ class Folder:
             return None
         ends = _ends(self.config)
         also_ends = [*ends[1:], *_ends(self.generation)]
-        try:
-            return PublishedTokenizer.from_folder(self.path, vocab_size, ends[0] if ends else None, also_ends)
-        except (KeyError, TypeError, AttributeError):
-            raise CallError(f"{self.path / MAIN} is not a tokenizer") from None
+        return PublishedTokenizer.from_folder(self.path, vocab_size, ends[0] if ends else None, also_ends)
 
 
 class _Safetensors(Mapping[str, Tensor]):

@@ -102,6 +102,8 @@ def test_each_source_is_split_by_itself_and_the_choice_can_be_made(capfd: pytest
     assert [data.splits[0].by_position for data in (nine, ten)] == [True, False]
     no_test = TextData([Listed(own[:100])], val_share=0.1, test_share=0.1)
     assert no_test.splits[0].by_position
+    hardly = TextData([Listed(own)], val_share=1e-310, test_share=0.1)
+    assert hardly.splits[0].by_position
 
 
 class Endless(Source):

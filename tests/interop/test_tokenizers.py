@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,6 +161,27 @@ def test_a_tokenizer_without_a_known_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(described))
     with pytest.raises(CallError, match=r"no token of .* is known to end a text: name the eos_token in a"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda described: described.pop("model"),
+        lambda described: described["model"].pop("vocab"),
+        lambda described: described["model"]["vocab"].update(word="1"),
+        lambda described: described.update(added_tokens=["<|endoftext|>"]),
+        lambda described: described["added_tokens"][0].pop("content"),
+        lambda described: described.update(files={}, name="x"),
+    ],
+    ids=["no model", "no vocab", "an id that is none", "tokens without ids", "a token without content", "half of ours"],
+)
+def test_a_file_that_is_no_tokenizer_is_refused_in_one_line(change: Any, tmp_path: Path) -> None:
+    described = json.loads(byte_level("smollm2").to_str())
+    change(described)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(CallError, match=r"tokenizer\.json is not a tokenizer") as refused:
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert "\n" not in str(refused.value)
 
 
 def test_a_model_trained_here_with_a_published_tokenizer_goes_out(tmp_path: Path) -> None:
