@@ -166,17 +166,17 @@ class _Divider:
         """
         if self.model.config.dropout == 0:
             return
-        rank, after = self.mesh.get_local_rank(), []
+        rank, later = self.mesh.get_local_rank(), 0
 
         def enter(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            nonlocal later  # one for all: a pass that recomputes activations may end inside the module
             if module.training:
                 inside, later = draw_apart(2)
-                after.append(later)
                 seed_part(inside + rank, given[0].device)
 
         def leave(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
             if module.training:
-                seed_part(after.pop(), given[0].device)
+                seed_part(later, given[0].device)
 
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
