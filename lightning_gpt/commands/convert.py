@@ -44,7 +44,7 @@ def convert(
             Hub.
         output: The folder to make; it must not exist.
         family: What to write a checkpoint as, such as llama; the first family that expresses it when omitted.
-        tokenizer: Whether to convert the tokenizer of a folder, too.
+        tokenizer: Whether to convert the tokenizer, too.
         pickled: Whether weights may be read from pytorch_model.bin, a format that can hold code; none is run.
         compare: Whether to compare the logits with those that transformers computes before anything is written.
         tolerance: Largest difference of two logits, as a share of the largest logit.
@@ -62,19 +62,20 @@ def convert(
     path, allowed = Path(source), tolerance if compare else None
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
-    if merge + consolidate + (adapters_for is not None) > 1:
+    forms = [("merge", merge), ("consolidate", consolidate), ("adapters_for", adapters_for is not None)]
+    asked = [form for form, given in forms if given]
+    if len(asked) > 1:
         raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
+    without = [("family", family is not None), ("revision", revision is not None), ("tokenizer false", not tokenizer)]
+    for option in [name for name, given in without if asked and given]:
+        raise CallError(f"{option} and {asked[0]} cannot be combined: leave {option} out")
     if merge or adapters_for is not None:
-        if family is not None:
-            raise CallError(f"family is {family!r}; adapters, and what they are merged into, keep their own form")
         read = Checkpoint.read(path)
         base = None if adapters_for is None else Path(adapters_for)
         for line in merged(read, Path(output)) if base is None else into_adapters(read, base, Path(output), allowed):
             print(line)
         return
     if consolidate:
-        if family is not None:
-            raise CallError(f"family is {family!r}; a checkpoint that is consolidated keeps its own form: leave it out")
         (from_consolidated if path.suffix == ".safetensors" else as_one_file)(path, output)
         print(f"{output} holds all of {source}")
         return
@@ -91,7 +92,7 @@ def convert(
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
         lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:
-        lines = into_folder(Checkpoint.read(path), Path(output), family, allowed, shard_size, custom_code)
+        lines = into_folder(Checkpoint.read(path), Path(output), family, allowed, shard_size, custom_code, tokenizer)
     for line in lines:
         print(line)
 

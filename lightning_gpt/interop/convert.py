@@ -97,6 +97,7 @@ def into_folder(
     tolerance: float | None,
     shard_size: str,
     custom_code: bool = False,
+    tokenizer: bool = True,
 ) -> Iterator[str]:
     """Convert a checkpoint into a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; yields lines.
 
@@ -107,6 +108,7 @@ def into_folder(
         tolerance: As in :func:`into_checkpoint`.
         shard_size: The largest file of weights, as in ``5GB``.
         custom_code: Whether a model that no family expresses may go out with modelling code of its own.
+        tokenizer: Whether its tokenizer goes out, too.
 
     Raises:
         CallError: No family expresses the model, or the logits differ; nothing is left behind.
@@ -115,7 +117,7 @@ def into_folder(
     name, expressing = _expressing(checkpoint, config, family, custom_code)
     state = checkpoint.weights()
     model = checkpoint.build(state)  # refuses weights that are not the config's
-    words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
+    words = checkpoint.tokenizer() if tokenizer and checkpoint.has_tokenizer else None
     generation = checkpoint.content.get(_GENERATION, {})
     code = expressing.code(config) if isinstance(expressing, OwnCode) else {}
     made = Exported(expressing.published(config), expressing.to_published(config, state), words, generation, code)

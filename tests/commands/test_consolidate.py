@@ -41,7 +41,9 @@ def test_a_training_goes_on_from_what_comes_back(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--family", "llama"), "family is 'llama'; a checkpoint that is consolidated keeps its own form"),
+        (("--family", "llama"), "family and consolidate cannot be combined: leave family out"),
+        (("--revision", "main"), "revision and consolidate cannot be combined: leave revision out"),
+        (("--tokenizer", "false"), "tokenizer false and consolidate cannot be combined: leave tokenizer false out"),
         (("--source", "run.yaml"), "run.yaml"),
         (("--output", "run.yaml"), "run.yaml exists; choose another output, or delete it"),
     ],

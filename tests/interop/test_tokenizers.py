@@ -100,6 +100,9 @@ def test_the_command_takes_the_tokenizer_along_both_ways(tmp_path: Path) -> None
     assert tokenizer.vocab_size == 760
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (published / name).read_bytes()
+    out[out.index("back")] = "without"
+    must_run(*out, "--tokenizer", "false", cwd=tmp_path)
+    assert not any((tmp_path / "without" / file.name).exists() for file in published.iterdir())
     greedy = ["--checkpoint", "ours/model.ckpt", "--prompt", "def f", "--strategy", "greedy", "--max_new_tokens", "9"]
     said = must_run("generate", *greedy, cwd=tmp_path).stdout
     theirs = AutoTokenizer.from_pretrained(tmp_path / "back")
