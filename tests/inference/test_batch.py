@@ -151,6 +151,9 @@ def test_a_conversation_is_the_prompt_that_transformers_makes(
 
 FILTERS = "{% set ns = namespace(n=0) %}{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}" + (
     "{% set ns.n = ns.n + 1 %}{{ m | tojson }}{{ bos_token }}{% endfor %}{{ ns.n }}{{ messages[0].content.strip() }}"
+    "{%- for m in messages %}{% if m.role == 'assistant' %}\n  {% generation %}\n{{ m.content }} {% endgeneration %}\n"
+    "{% endif %}{% endfor %}{{ messages | tojson(indent=2, sort_keys=true) }}"
+    "{{ messages | tojson(separators=(',', ':')) }}"
 )
 
 
