@@ -164,10 +164,18 @@ def _write_checkpoint(folder: Path, content: dict[str, Any], settings: str, word
 def _parts(
     folder: PublishedModel, tokenizer: bool
 ) -> tuple[GPTConfig | SingleHeadConfig, Mapping[str, Tensor], Tokenizer | None]:
-    """The config, the weights and the tokenizer of a published model, as ours."""
+    """The config, the weights and the tokenizer of a published model, as ours.
+
+    Raises:
+        CallError: The model cannot be expressed, or a weight is not of floating point.
+    """
     expressing: Any = OwnCode() if folder.config.get("model_type") == OWN else family_of(folder.config)
     config = expressing.config(folder.config)
     state = expressing.from_published(config, folder.weights())
+    for name, weight in state.items():
+        if not weight.is_floating_point():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise CallError(f"the weights of {name} are {dtype} in {folder.path}; only floating point is read")
     return config, state, folder.tokenizer(config.vocab_size) if tokenizer else None
 
 

@@ -181,6 +181,11 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: retensored(f, lambda t: t.update({"model.norm.weight": torch.ones(24).to(torch.float8_e4m3fn)})),
         r"tensor model.norm.weight is float8_e4m3fn; quantised weights are not read",
     ),
+    "whole numbers": (
+        "llama",
+        lambda f: retensored(f, lambda t: t.update({"model.norm.weight": torch.ones(24, dtype=torch.int8)})),
+        r"the weights of final_norm.weight are int8 in published/.*; only floating point is read",
+    ),
     "tokenizer too large": (
         "llama",
         lambda f: tokenizer(f, last=59),
