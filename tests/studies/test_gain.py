@@ -58,7 +58,7 @@ def test_gains_are_those_of_the_figures_and_held_against_one(tmp_path: Path) -> 
     shown = blocks(found, beside="all")
     text = said(shown)
     words = re.match(
-        r"Beside all, the gain in validation loss is smaller with worse \((.*?)\); less \((.*?)\) and ", text
+        r"Compared with all, the gain in validation loss is smaller with worse \((.*?)\); less \((.*?)\) and ", text
     )
     assert words is not None
     fall = {

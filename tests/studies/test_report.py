@@ -387,7 +387,8 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
     said = sentences(found, "compare", measure="val/loss", beside="n_layer 1")
     assert "The lowest mean of validation loss is that of n_layer 4" in said
     assert (
-        "Beside n_layer 1, validation loss is lower with n_layer 4 (-0.99995 nats [-1.00059, -0.99931], p < 0.001)."
+        "Compared with n_layer 1, validation loss is lower with n_layer 4 "
+        "(-0.99995 nats [-1.00059, -0.99931], p < 0.001)."
         in said
     )
     assert "is higher" not in said
@@ -396,7 +397,7 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
         r"With 2 seeds and 2 tests in this report, a difference of [\d.]+ nats would be found in 80%", said
     )
     said = sentences(found, "compare", measure="val/loss", beside="n_layer 4")
-    assert "Beside n_layer 4, validation loss is higher with n_layer 2 (" in said
+    assert "Compared with n_layer 4, validation loss is higher with n_layer 2 (" in said
     one = StudyResults(found.study, found.results[::2])
     assert "nothing can be said to differ" in sentences(one, "compare", measure="val/loss", beside="n_layer 1")
     with pytest.raises(

@@ -107,7 +107,9 @@ class Compare(Section):
             if labels:
                 each = [f"{label} ({change_text(what, tests[label], p_of[label])})" for label in labels]
                 more = f"; and {len(each) - _NAMED} more, see the table" if len(each) > _NAMED else ""
-                sides.append(f"Beside {self.beside}, {what.label} is {way} with {'; '.join(each[:_NAMED])}{more}.")
+                sides.append(
+                    f"Compared with {self.beside}, {what.label} is {way} with {'; '.join(each[:_NAMED])}{more}."
+                )
         left = len(tests) - len(lower) - len(higher)
         least = findable_text(what, list(tests.values()), count)
         rest = [f"{_not_shown(left, len(tests))} from {self.beside} in {what.label}. {least}"]
@@ -125,7 +127,7 @@ class Compare(Section):
             parts += [f"{way} with {', '.join(labels[:_NAMED])}{more}"] if labels else []
         left = tested - len(lower) - len(higher)
         rest = f"; {_not_shown(left, tested)}" if left else ""
-        return f"Beside {self.beside}, {label} is {' and '.join(parts)}{rest}."
+        return f"Compared with {self.beside}, {label} is {' and '.join(parts)}{rest}."
 
 
 def _not_shown(count: int, of: int) -> str:

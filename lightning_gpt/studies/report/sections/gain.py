@@ -166,7 +166,7 @@ class Gain(Section):
         if not parts:
             return f"In none of {left} settings is the {gain.label} shown to differ from that of {self.beside}."
         rest = f"; and in {left} of {len(beside)} settings it is not shown to differ" if left else ""
-        return f"Beside {self.beside}, the {gain.label} is {' and '.join(parts)}{rest}."
+        return f"Compared with {self.beside}, the {gain.label} is {' and '.join(parts)}{rest}."
 
     def _table(
         self,
