@@ -310,6 +310,10 @@ def test_two_models_are_read_side_by_side(page: Page, model: GPT) -> None:
     page.until("!document.documentElement.classList.contains('side')")
     page.settle()
     assert page.js("return document.querySelector('#show input:checked').value") == "difference"
+    page.js("location.hash = '#model=1'")
+    page.until("document.getElementById('model').value === '1' && document.title.includes('version_1')")
+    page.settle()
+    assert float(page.data("#summary")["loss"]) == near(loss_of(gpt(seed=1), TEXT))
     assert severe(page.driver) == []
 
 

@@ -280,19 +280,26 @@ function takeLink() {
   byId("text").value = state.text;
   byId("other").value = state.other;
   byId("second").open = state.other !== "";
+  nameModel();
   return true;
+}
+
+// The model's name in the window's title and, where there are several, in the choice of one.
+function nameModel() {
+  document.title = `${models[state.model]} · lightning-gpt explore`;
+  const select = byId("model");
+  if (select) select.value = state.model;
 }
 
 function drawModels() {
   byId("title").textContent = models[state.model] ?? "";
-  document.title = `${models[state.model]} · lightning-gpt explore`;
   if (models.length > 1) {
     const select = element("select", "", { id: "model", "aria-label": "Model" });
     select.append(...models.map((name, number) => element("option", name, { value: number })));
-    select.value = state.model;
-    select.addEventListener("change", () => { state.model = Number(select.value); document.title = `${models[state.model]} · lightning-gpt explore`; look(); });
+    select.addEventListener("change", () => { state.model = Number(select.value); nameModel(); look(); });
     byId("title").replaceChildren(select);
   }
+  nameModel();
   byId("against").append(element("option", "nothing", { value: "" }), element("option", "the unchanged model", { value: "unchanged" }),
     ...models.map((name, number) => element("option", name, { value: number })).filter((_, number) => models.length > 1 || number < 0));
 }
