@@ -1,6 +1,8 @@
 """``lightning-gpt convert``: published models in and out, and checkpoints as one file."""
 
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.checkpoint_folder import is_folder
@@ -15,7 +17,16 @@ from lightning_gpt.interop.convert import merge as merged
 from lightning_gpt.interop.folder import CONFIG, Folder
 from lightning_gpt.interop.gguf_file import GgufFile
 from lightning_gpt.interop.hub import downloaded, is_hub_id
-from lightning_gpt.options import Positive
+from lightning_gpt.options import Positive, shown
+
+_USED = {
+    "merge": set(),
+    "consolidate": set(),
+    "adapters_for": {"compare", "tolerance"},
+    "a published model": {"tokenizer", "pickled", "compare", "tolerance", "revision", "custom_code"},
+    "a checkpoint": {"family", "tokenizer", "compare", "tolerance", "shard_size", "custom_code"},
+}
+"""What each form of the command reads of its other options."""
 
 
 def convert(
@@ -59,6 +70,7 @@ def convert(
         adapters_for: The folder of the published model that such a run started from: writes the adapters alone, as a
             folder that peft puts on that model.
     """
+    given = dict(locals())
     path, allowed = Path(source), tolerance if compare else None
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
@@ -66,9 +78,8 @@ def convert(
     asked = [form for form, given in forms if given]
     if len(asked) > 1:
         raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
-    without = [("family", family is not None), ("revision", revision is not None), ("tokenizer false", not tokenizer)]
-    for option in [name for name, given in without if asked and given]:
-        raise CallError(f"{option} and {asked[0]} cannot be combined: leave {option} out")
+    if asked:
+        _refuse_unused(given, *asked)
     if merge or adapters_for is not None:
         read = Checkpoint.read(path)
         base = None if adapters_for is None else Path(adapters_for)
@@ -85,16 +96,32 @@ def convert(
         raise CallError(f"revision is {revision!r}; it applies only to a model on the Hub, and {source} is not one")
     path = path if (path / CONFIG).is_file() else located(path)
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
-        if family is not None:
-            raise CallError(
-                f"family is {family!r}; it applies only to a checkpoint of lightning_gpt, and {source} is not one"
-            )
+        _refuse_unused(given, "a published model")
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
         lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:
+        _refuse_unused(given, "a checkpoint")
         lines = into_folder(Checkpoint.read(path), Path(output), family, allowed, shard_size, custom_code, tokenizer)
     for line in lines:
         print(line)
+
+
+_USUAL = {
+    name: parameter.default
+    for name, parameter in signature(convert).parameters.items()
+    if name in set().union(*_USED.values())
+}
+
+
+def _refuse_unused(given: dict[str, Any], form: str) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        CallError: There is one.
+    """
+    for name, usual in _USUAL.items():
+        if given[name] != usual and name not in _USED[form]:
+            raise CallError(f"{name} {shown(given[name])} changes nothing with {form}: leave {name} out")
 
 
 def run(args: list[str]) -> None:

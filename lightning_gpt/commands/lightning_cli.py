@@ -189,7 +189,7 @@ class TrainCLI(LightningCLI):
 
     def _continue_run(self, config: Namespace) -> None:
         """Where a launcher has started this run again, continue it in its folder, from its last checkpoint."""
-        self.run_folder = started_before(_runs_of(config.trainer.default_root_dir, config.name), self._launch)
+        self.run_folder = started_before(runs_of(config.trainer.default_root_dir, config.name), self._launch)
         if self.run_folder is None:
             return
         self.save_config_callback = None  # its config.yaml is there
@@ -213,7 +213,7 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         if self.run_folder is None and self.subcommand in ("fit", "predict") and not config.fast_dev_run:
             launch = self._launch if self.subcommand == "fit" else None
-            self.run_folder = reserve(_runs_of(config.default_root_dir, self._get(self.config, "name")), launch)
+            self.run_folder = reserve(runs_of(config.default_root_dir, self._get(self.config, "name")), launch)
         return self.run_folder
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -315,7 +315,7 @@ class TrainCLI(LightningCLI):
             global_batch_share(self.trainer, data.batch_size, data.global_batch)
 
 
-def _runs_of(root: str | None, name: str) -> Path:
+def runs_of(root: str | None, name: str) -> Path:
     """The folder of all runs of a name."""
     return Path(root or "", "runs", name)
 

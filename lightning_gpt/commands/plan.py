@@ -217,12 +217,12 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
     kept = _without(fit, ("--parallel", "--trainer.devices", "--trainer.num_nodes", *replaced))
     return training_script(
         name=Path(planned.name).name,
-        runs=str(Path("runs") / planned.name),
+        runs=str(planned.runs),
         folder=os.getcwd(),
         python=sys.executable,
         fit=[
             *kept,
-            *(sizes if planned.layout is not None or not made.layout.is_copies else []),
+            *([] if planned.training.copies_only or not made.layout.is_chosen else sizes),
             *batches,
             *trainer,
             f"--trainer.precision={planned.training.precision}",

@@ -3,10 +3,13 @@
 import logging
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lightning_gpt.commands.lightning_cli import runs_of
 from lightning_gpt.commands.study_check import ParsedOnly
 from lightning_gpt.errors import CallError
+from lightning_gpt.models import MemoryGPT
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.strategy import strategy_for
 from lightning_gpt.parallel.suited import require_flags, require_suited
@@ -21,7 +24,9 @@ class _Parsed(ParsedOnly):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         trainer = config.trainer
-        self.asked = {name: trainer[name] for name in ("precision", "devices", "num_nodes", "strategy")}
+        self.asked = {
+            name: trainer[name] for name in ("precision", "devices", "num_nodes", "strategy", "default_root_dir")
+        }
         self.layout = Layout(**vars(config.parallel))
         for name, value in Layout().options().items():
             config.parallel[name] = value
@@ -29,9 +34,13 @@ class _Parsed(ParsedOnly):
         trainer.num_nodes = 1
 
     def require_whole_batches(self) -> None:
-        """Nothing: the rows of each layout are checked; but refuse what no layout could take."""
-        if self.trainer.accumulate_grad_batches != 1:
-            super().require_whole_batches()
+        """Nothing, as the rows of each layout are checked; but refuse what no layout could take."""
+        rows, given = self.datamodule.global_batch, self.trainer.accumulate_grad_batches
+        if rows is not None and given != 1:
+            raise CallError(
+                f"data.global_batch {rows} and trainer.accumulate_grad_batches {given} cannot both be given: leave one "
+                f"out"
+            )
 
 
 @dataclass(frozen=True)
@@ -43,12 +52,14 @@ class PlannedRun:
         layout: The layout that the config asks for; None if it asks for none.
         devices: The number of devices that it asks for; None if it leaves that to the machine.
         name: The name of the run.
+        runs: The folder whose ``version_N`` are the runs of that name.
     """
 
     training: Training
     layout: Layout | None
     devices: int | None
     name: str
+    runs: Path
 
     @classmethod
     def read(cls, fit: list[str], device: DeviceKind) -> "PlannedRun":
@@ -89,11 +100,15 @@ class PlannedRun:
             optimizer=module.optimization.optimizer,
             newton_schulz_steps=module.optimization.muon.newton_schulz_steps,
             compiles=module.compiles_blocks,
-            copies_only=bool(needs_copies(module.optimization)) or not _may_divide(cli.asked["strategy"], precision),
+            copies_only=isinstance(module.model, MemoryGPT)
+            or bool(needs_copies(module.optimization))
+            or not _may_divide(cli.asked["strategy"], precision),
             is_averaged=averaging,
             has_documents=data.separate_documents and device.type == "cpu",  # a GPU's kernel needs no mask for them
         )
-        return cls(training, cli.layout if asks else None, _devices(cli.asked), str(cli.config.fit.name))
+        name = str(cli.config.fit.name)
+        runs = runs_of(cli.asked["default_root_dir"], name)
+        return cls(training, cli.layout if asks else None, _devices(cli.asked), name, runs)
 
 
 def _may_divide(strategy: object, precision: str) -> bool:

@@ -55,9 +55,11 @@ class PublishedTokenizer(Tokenizer):
         self._fast.no_padding()
         self._fast.no_truncation()
         self._bytes = self._table(described)
-        last = max([*self._bytes, *self.ends])
+        last = max(self._bytes, default=-1)
         if last >= vocab_size:
             raise CallError(f"the tokenizer has ids up to {last}, and the model's vocabulary has {vocab_size}")
+        if max(self.ends) >= vocab_size:
+            raise CallError(f"eos_token_id is {max(self.ends)}, and the model's vocabulary has {vocab_size}")
         self.start = self._start()
 
     @classmethod

@@ -117,10 +117,11 @@ def into_folder(
     name, expressing = _expressing(checkpoint, config, family, custom_code)
     state = checkpoint.weights()
     model = checkpoint.build(state)  # refuses weights that are not the config's
-    words = checkpoint.tokenizer() if tokenizer and checkpoint.has_tokenizer else None
+    known = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
     generation = checkpoint.content.get(_GENERATION, {})
     code = expressing.code(config) if isinstance(expressing, OwnCode) else {}
-    made = Exported(expressing.published(config), expressing.to_published(config, state), words, generation, code)
+    tensors, words = expressing.to_published(config, state), known if tokenizer else None
+    made = Exported(expressing.published(config), tensors, words, known, generation, code)
     with new_folder(output) as work:
         made.write(work, shard_size)
         yield f"{_size(state)} written as {name} ({expressing.architecture})"

@@ -24,7 +24,8 @@ class Exported:
     Args:
         config: The content of ``config.json`` without what follows from the other arguments.
         tensors: The weights by their published names.
-        words: The tokenizer; None if there is none.
+        words: The tokenizer that goes out; None if there is none.
+        known: The model's tokenizer, whose ids the configs name; None if there is none.
         generation: The published ``generation_config.json`` that the model came with; empty if there was none.
         code: The files of modelling code by their names, for a model that transformers has no class for.
     """
@@ -32,6 +33,7 @@ class Exported:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     words: Tokenizer | None
+    known: Tokenizer | None
     generation: Mapping[str, Any]
     code: Mapping[str, str] = field(default_factory=dict)
 
@@ -52,13 +54,13 @@ class Exported:
             CallError: That is no size.
         """
         ends = {  # written where there are none, too, as transformers would put its own
-            "bos_token_id": None if self.words is None else next(iter(self.words.start), None),
-            "eos_token_id": None if self.words is None else _one_or_all(self.words.ends),
+            "bos_token_id": None if self.known is None else next(iter(self.known.start), None),
+            "eos_token_id": None if self.known is None else _one_or_all(self.known.ends),
             "pad_token_id": None,
         }
         described = {**self.config, **ends, "dtype": self.dtype, "torch_dtype": self.dtype}
         (folder / CONFIG).write_text(json.dumps(described, indent=2) + "\n")
-        if self.generation or self.words is not None:
+        if self.generation or self.known is not None:
             (folder / GENERATION).write_text(json.dumps({**ends, **self.generation}, indent=2) + "\n")
         write_weights(self.tensors, folder, shard_size)
         files = {} if self.words is None else published_files(self.words)

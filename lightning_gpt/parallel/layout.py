@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.options import Processes, Range, check_options
+from lightning_gpt.options import Range, Rows, check_options
 
 Axis = Literal["pipeline", "data", "shard", "expert", "context", "tensor"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "shard", "expert", "context", "tensor")
@@ -59,7 +59,7 @@ class Layout:
     expert: Size = 1
     sequence: bool = False
     schedule: Schedule = "1f1b"
-    micro_batches: Processes | None = None
+    micro_batches: Rows | None = None
     reshard: bool = True
     offload: bool = False
 
@@ -130,11 +130,6 @@ class Layout:
     def is_copies(self) -> bool:
         """Whether every device has a copy of the whole model and whole rows of its own."""
         return all(self.size(axis) == 1 for axis in AXES if axis != "data")
-
-    @property
-    def divides_weights(self) -> bool:
-        """Whether a device has parts of parameters."""
-        return self.shard > 1 or self.tensor > 1 or self.expert > 1
 
     @property
     def pipeline_micro_batches(self) -> int:

@@ -15,7 +15,6 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.base import models
 from lightning_gpt.models.head import IGNORED
@@ -28,7 +27,7 @@ from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.parallel.packed import Pieces
 from lightning_gpt.parallel.pipeline import Pipeline
 from lightning_gpt.parallel.shard import reshard, send_from_first
-from lightning_gpt.parallel.suited import require_flags, require_rows
+from lightning_gpt.parallel.suited import require_device, require_flags, require_rows
 from lightning_gpt.parallel.whole import WholeOptimizer, whole_state
 
 T = TypeVar("T")
@@ -96,10 +95,7 @@ class MeshStrategy(DDPStrategy):
             CallError: The sizes do not go with it, or the layout asks for what the devices lack.
         """
         self.layout = self.layout.on(devices)
-        if self.layout.offload and self.root_device.type == "cpu":
-            raise CallError(
-                "parallel.offload moves shards to the CPU's memory, and this run is on the CPU: leave it out"
-            )
+        require_device(self.layout, self.root_device.type)
 
     @property
     def mesh(self) -> Mesh:

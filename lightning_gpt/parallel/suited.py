@@ -42,6 +42,20 @@ def require_flags(layout: Layout, strategy: object, precision: str) -> None:
         )
 
 
+def require_device(layout: Layout, device: str) -> None:
+    """Refuse a layout that a kind of device cannot run.
+
+    Args:
+        layout: The layout.
+        device: ``cpu``, ``cuda`` or another of torch's types.
+
+    Raises:
+        CallError: It cannot.
+    """
+    if layout.offload and device == "cpu":
+        raise CallError("parallel.offload moves shards to the CPU's memory, and this run is on the CPU: leave it out")
+
+
 def require_suited(model: LanguageModel, layout: Layout, compiles: bool = False) -> None:
     """Refuse a model that a layout cannot hold.
 

@@ -99,6 +99,7 @@ class _Sizes:
         self.training, self.layout, self.stage = training, layout, stage
         self.is_first, self.is_last = stage == 0, stage == layout.pipeline - 1
         self.micro_batches, self.rows = training.micro_batches(layout), training.micro_rows(layout)
+        self.reductions = 1 if training.copies_only else training.batches(layout)  # DDP waits for the last batch
         self.time = -(-training.time // layout.context)
         self.layers = layers_of_process(training.layers, layout, stage)
         self.held = weights_of_stage(training.weights, training.layers, layout, stage, training.is_tied)
@@ -109,28 +110,32 @@ class _Sizes:
     def steps(self, axis: Axis) -> float:
         """Steps of the rings along an axis: collectives of a step, times the devices that each goes around."""
         blocks, branches = len(self.layers), 2 * len(self.layers)
-        collectives = {
-            "shard": (2 if self.layout.reshard else 1) * blocks + 1 + blocks + 1,
-            "data": 2 * (blocks + 1),
-            "context": 2 * blocks + 2 * (blocks + 1),
-            "tensor": 4 * branches + 2,
-            "pipeline": 2,
-            "expert": 4 * blocks + 2 * (blocks + 1),
+        of_micro_batch = {"context": 2 * blocks, "tensor": 4 * branches + 2, "pipeline": 2, "expert": 4 * blocks}
+        averaging = 2 * (blocks + 1)
+        of_batch = {
+            "shard": (self.gathers() + 1) * blocks + 2,
+            **dict.fromkeys(("data", "context", "expert"), averaging),
         }
-        return self.micro_batches * collectives[axis] * (self.layout.size(axis) - 1 if axis != "pipeline" else 1)
+        collectives = self.micro_batches * of_micro_batch.get(axis, 0) + self.reductions * of_batch.get(axis, 0)
+        return collectives * (self.layout.size(axis) - 1 if axis != "pipeline" else 1)
+
+    def gathers(self) -> int:
+        """How often FSDP2 gathers a block's weights for a batch.
+
+        A forward pass frees them and the backward pass needs them again. In a pipeline they stay from a backward pass
+        to the forward pass that follows it.
+        """
+        return self.layout.pipeline_micro_batches + 1 if self.layout.reshard else 1
 
     def weights_gathered(self) -> float:
-        """FSDP2, for each micro-batch: each block's weights are gathered for the forward and for the backward pass.
-
-        What is outside the blocks is gathered once. The gradients are reduced and scattered once.
-        """
+        """FSDP2, for each batch: what is outside the blocks is gathered once, and all gradients are scattered once."""
         blocks = sum(each.on_rank(self.layout) for each in self.held if each.layer is not None)
         ends = sum(each.on_rank(self.layout) for each in self.held if each.layer is None)
-        gathers = blocks * (2 if self.layout.reshard else 1) + ends
-        return self.micro_batches * ring((gathers + blocks + ends) * self.weight_bytes, self.layout.shard)
+        gathered = blocks * self.gathers() + ends
+        return self.reductions * ring((gathered + blocks + ends) * self.weight_bytes, self.layout.shard)
 
     def gradients_averaged(self, axes: tuple[Axis, ...]) -> float:
-        """The share that ``axes`` have in averaging the gradients over all copies of the weights, per micro-batch.
+        """The share that ``axes`` have in averaging the gradients over all copies of the weights.
 
         Copies are those of the data, expert and context axes together; experts have copies along data and context.
         """
@@ -149,7 +154,7 @@ class _Sizes:
             # one ring goes over all of them: its slowest link, the outermost axis, carries it
             if several and several[0] in axes:
                 total += whole
-        return self.micro_batches * total
+        return self.reductions * total
 
     def branches(self) -> tuple[float, float]:
         """Tensor parallel (Shoeybi et al. 2019, 1909.08053, section 3), for each branch of each layer.

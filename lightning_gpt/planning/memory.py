@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lightning_gpt.models.head import loss_bytes
 from lightning_gpt.parallel.layout import Layout
 from lightning_gpt.parallel.stages import STAGES_PER_PROCESS, layers_of_process
-from lightning_gpt.planning.tracing import Bytes, LayerTrace, PassTrace, product_dtype, weight_dtype
+from lightning_gpt.planning.tracing import Bytes, LayerTrace, PassTrace, iteration_dtype, product_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
 from lightning_gpt.planning.weights import Weight, weights_of_stage
 
@@ -96,7 +96,8 @@ class _Stage:
         """All parts of the peak, which is the largest of what is held at four moments."""
         values = self._values(self.held)
         states = values * self._states_each() / self.layout.shard
-        weights = gradients = values * self.itemsize / self.layout.shard
+        weights = values * self.itemsize / self.layout.shard
+        gradients = weights + self._second_gradients(values)
         gathered, kept, head = self._gathered(), self._kept(), self._head() if self.is_last else 0.0
         accumulates = self.micro_batches > 1
         peaks = [gradients + gathered + kept + head]  # at the loss, when the last step's gradients still exist
@@ -109,7 +110,7 @@ class _Stage:
             done += self.by_layer[layer] * self.itemsize / self.layout.shard
             peaks.append(gradients + gathered + left + self._excess(traced))
             left -= self._divided(traced.kept, traced)
-        peaks.append(gradients + self._optimizer_work())
+        peaks.append(weights + self._optimizer_work())  # of gradients there is one set again
         working = max(peaks) - gradients - gathered - kept - head
         host = 0.0
         if self.layout.offload:
@@ -117,6 +118,14 @@ class _Stage:
         if working < 0:  # the loss is not the moment of the peak: what it takes is free again
             head, working = max(0.0, head + working), 0.0
         return RankMemory(weights, gradients, states, gathered, kept, head, working, host)
+
+    def _second_gradients(self, values: float) -> float:
+        """Gradients besides those of before the batch: whole, as they are divided or summed after its backward pass.
+
+        A pipeline makes those of a batch apart; DDP's buckets hold a copy of all.
+        """
+        by_ddp = self.training.copies_only and self.layout.devices > 1
+        return values * self.itemsize if self.layout.pipeline > 1 or by_ddp else 0.0
 
     def _values(self, weights: list[Weight]) -> float:
         return sum(weight.on_rank(self.layout) for weight in weights)
@@ -129,11 +138,16 @@ class _Stage:
         return self.itemsize * (2 - share + self.training.is_averaged)
 
     def _gathered(self) -> float:
-        """What FSDP2 gathers: two blocks, and what is outside the blocks; and a block's gradient before it is cut."""
+        """What FSDP2 gathers: two blocks, and what is outside the blocks; and a block's gradient before it is cut.
+
+        In a pipeline all blocks stay gathered from a batch's first backward pass on.
+        """
         if self.layout.shard == 1:
             return 0.0
         rest = 1 - 1 / self.layout.shard
         by_layer, ends = [self.by_layer[layer] for layer in self.layers], self.by_layer[None]
+        if self.layout.pipeline > 1:
+            return (sum(by_layer) + ends) * self.itemsize * rest
         largest = max(by_layer, default=0.0)
         blocks = sum(by_layer) if not self.layout.reshard else min(sum(by_layer), GATHERED_BLOCKS * largest)
         return (blocks + ends + max(largest, ends)) * self.itemsize * rest
@@ -198,11 +212,12 @@ class _Stage:
     def _optimizer_work(self) -> float:
         """What a step of the optimizer allocates: Muon works on all matrices of one shape at once.
 
-        Its directions are in the weights' dtype; the batch, its Gram matrices and the next iterate in the products'. Of
-        matrices that are divided, every device gathers the directions whole, and holds their moves.
+        Its directions are in the weights' dtype; the batch, its Gram matrices and the next iterate in that of its
+        iterations. In a layout every device has the directions whole, and their moves.
         """
         if self.training.optimizer != "muon":
             return 0.0
         hidden = sum(each.numel for each in self.held if each.is_hidden)
-        weight_bytes = self.itemsize * (2 if self.layout.divides_weights else 1)
-        return hidden * (weight_bytes + 3 * product_dtype(self.training.precision).itemsize)
+        is_laid_out = self.layout.devices > 1 and not self.training.copies_only
+        weight_bytes = self.itemsize * (2 if is_laid_out else 1)
+        return hidden * (weight_bytes + 3 * iteration_dtype(self.training.precision).itemsize)

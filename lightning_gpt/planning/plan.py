@@ -7,7 +7,7 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import ShareAboveZero
 from lightning_gpt.parallel.layout import Axis, Layout
-from lightning_gpt.parallel.suited import require_rows, require_suited
+from lightning_gpt.parallel.suited import require_device, require_rows, require_suited
 from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.memory import RankMemory, rank_memory
@@ -135,7 +135,7 @@ def plan(
         CallError: The model or the batch cannot be divided as the layout asks, or the device has no units for the
             precision.
     """
-    require_plannable(training, layout)
+    require_plannable(training, layout, device)
     numbers = range(layout.pipeline) if every_stage else sorted({0, layout.pipeline - 1})
     stages = tuple(rank_memory(training, layout, stage) for stage in numbers)
     busiest = max(
@@ -156,8 +156,8 @@ def plan(
     )
 
 
-def require_plannable(training: Training, layout: Layout) -> None:
-    """Refuse a layout that ``fit`` would refuse.
+def require_plannable(training: Training, layout: Layout, device: DeviceKind) -> None:
+    """Refuse a layout that ``fit`` would refuse for the model or the batch.
 
     Raises:
         CallError: The model or the batch cannot be divided as the layout asks.
@@ -169,4 +169,5 @@ def require_plannable(training: Training, layout: Layout) -> None:
             )
         require_suited(training.model, layout, training.compiles)
     require_rows(layout, training.rows, predicts=False)
+    require_device(layout, device.type)
     training.batches(layout)

@@ -45,10 +45,10 @@ def layouts(
                             expert=expert,
                             sequence=tensor > 1,
                         )
-                        yield from with_batches(training, layout)
+                        yield from with_batches(training, layout, device)
 
 
-def with_batches(training: Training, layout: Layout) -> Iterator[tuple[Training, Layout]]:
+def with_batches(training: Training, layout: Layout, device: DeviceKind) -> Iterator[tuple[Training, Layout]]:
     """Batches for a layout that give an optimizer step its rows, of those that ``fit`` takes.
 
     A batch has as many rows as were asked for, or the most below that divide a process's share. A pipeline takes the
@@ -65,7 +65,7 @@ def with_batches(training: Training, layout: Layout) -> Iterator[tuple[Training,
     for number in numbers:
         run, found = training.with_batches(rows, own // rows), replace(layout, micro_batches=number)
         with suppress(CallError):
-            require_plannable(run, found)
+            require_plannable(run, found, device)
             yield run, found
 
 

@@ -3,13 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from lightning_gpt.parallel.layout import Axis, Layout
 from lightning_gpt.parallel.stages import layers_of_process
 from lightning_gpt.planning.communication import Traffic, traffic
 from lightning_gpt.planning.devices import DeviceKind
 from lightning_gpt.planning.flops import BACKWARD
 from lightning_gpt.planning.memory import CHUNKS
-from lightning_gpt.planning.tracing import weight_dtype
+from lightning_gpt.planning.tracing import iteration_dtype, weight_dtype
 from lightning_gpt.planning.training import Training
 from lightning_gpt.planning.weights import Weight, weights_of_stage
 
@@ -90,7 +92,7 @@ def step_time(training: Training, layout: Layout, device: DeviceKind, share_of_p
         values = sum(each.on_rank(layout) for each in held) / layout.shard
         if layout.offload:  # gradients go to the CPU's memory and weights come back
             exposed += 2 * values * weight_dtype(training.precision).itemsize / (min(device.link_gb_s, 64) * 1e9)
-        updated = optimizer_seconds(training, held, layout, device, rate)
+        updated = optimizer_seconds(training, held, layout, device, share_of_peak)
         bubble = (products + exposed) * bubble_share(layout)
         time = StepTime(products, exposed, hidden, updated, bubble)
         slowest = time if slowest is None or time.total > slowest.total else slowest
@@ -99,7 +101,7 @@ def step_time(training: Training, layout: Layout, device: DeviceKind, share_of_p
 
 
 def optimizer_seconds(
-    training: Training, held: Sequence[Weight], layout: Layout, device: DeviceKind, rate: float
+    training: Training, held: Sequence[Weight], layout: Layout, device: DeviceKind, share_of_peak: float
 ) -> float:
     """The time of the optimizer's own step on a device that holds parts of the weights ``held``.
 
@@ -111,6 +113,8 @@ def optimizer_seconds(
     numbers += sum(each.on_rank(layout) for each in by_muon) * _MUON_NUMBERS
     moved = numbers / layout.shard * weight_dtype(training.precision).itemsize
     products = training.newton_schulz_steps * sum(each.iteration_flops for each in by_muon)
+    is_fp32 = iteration_dtype(training.precision) == torch.float32
+    rate = device.rate("32-true" if is_fp32 else training.precision) * share_of_peak
     return moved / (device.memory_gb_s * 1e9) + products / rate
 
 

@@ -152,7 +152,8 @@ def plan_lines(made: Plan, training: Training, assumed: Assumptions) -> Iterator
     accumulated = f"{made.micro_batches} micro-batches of {made.rows} rows in each process"
     yield f"  {training.precision}, {training.optimizer}, {made.tokens:,} tokens per step: {accumulated}"
     if made.layout.pipeline > 1 or made.training.rows != training.rows:
-        yield f"  data.batch_size {made.training.rows}, {made.training.batches(made.layout)} accumulated"
+        batches = f"data.batch_size {made.training.rows}, {made.training.batches(made.layout)} accumulated"
+        yield f"  {batches}; the Trainer's intervals and limits count such batches"
     for part in (memory_lines(made), traffic_lines(made) if made.traffic else (), time_lines(made, training, assumed)):
         lines = list(part)
         if lines:

@@ -112,6 +112,11 @@ def product_dtype(precision: str) -> torch.dtype:
     return kinds.get(precision, weight_dtype(precision))
 
 
+def iteration_dtype(precision: str) -> torch.dtype:
+    """The dtype of Muon's iterations under a Trainer's ``precision``."""
+    return torch.bfloat16 if precision in ("bf16-mixed", "bf16-true") else weight_dtype(precision)
+
+
 def trace(
     model: LanguageModel, rows: int, time: int, precision: str, *, device: str = "cpu", documents: bool = False
 ) -> PassTrace:

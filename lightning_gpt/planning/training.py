@@ -37,8 +37,8 @@ class Training:
         optimizer: ``adamw`` or ``muon``.
         newton_schulz_steps: Muon's iterations.
         compiles: Whether blocks are compiled.
-        copies_only: Whether ``fit`` refuses every layout but copies of the whole model, for the precision or a rule
-            that changes the weights after each step.
+        copies_only: Whether ``fit`` takes no layout, for the model's memory, the precision or a rule that changes the
+            weights after each step; several devices then have copies of the model under DDP.
         is_averaged: Whether a mean of the weights is kept.
         has_documents: Whether documents are kept apart.
     """

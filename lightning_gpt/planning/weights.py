@@ -87,7 +87,7 @@ def weights_of(model: LanguageModel) -> list[Weight]:
 
 
 def _iteration_flops(matrix: Matrix) -> float:
-    """Two products of a matrix with its square Gram matrix, and the square of that one."""
+    """The Gram matrix of the shorter side, its square, and its product with the matrix."""
     *stack, rows, columns = matrix.weight.shape
     flops = 0.0
     for count in matrix.pieces.values() or (rows,):

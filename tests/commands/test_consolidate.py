@@ -41,9 +41,10 @@ def test_a_training_goes_on_from_what_comes_back(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--family", "llama"), "family and consolidate cannot be combined: leave family out"),
-        (("--revision", "main"), "revision and consolidate cannot be combined: leave revision out"),
-        (("--tokenizer", "false"), "tokenizer false and consolidate cannot be combined: leave tokenizer false out"),
+        (("--family", "llama"), "family 'llama' changes nothing with consolidate: leave family out"),
+        (("--revision", "main"), "revision 'main' changes nothing with consolidate: leave revision out"),
+        (("--tokenizer", "false"), "tokenizer False changes nothing with consolidate: leave tokenizer out"),
+        (("--shard_size", "1GB"), "shard_size '1GB' changes nothing with consolidate: leave shard_size out"),
         (("--source", "run.yaml"), "run.yaml"),
         (("--output", "run.yaml"), "run.yaml exists; choose another output, or delete it"),
     ],

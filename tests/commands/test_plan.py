@@ -106,6 +106,8 @@ def test_the_script_starts_torchrun_on_every_node(folder: Path, script: str) -> 
     for words in ("--nnodes=2 --nproc_per_node=4", "--parallel.shard=2", "--parallel.data=4", "--trainer.num_nodes=2"):
         assert words in script
     assert "--slurm" not in script
+    elsewhere = ("--trainer.default_root_dir", "elsewhere", "--gpus=2", "--slurm")
+    assert "ls -td elsewhere/runs/tiny/version_*" in must_run(*PLAN, "plenty.yaml", *elsewhere, cwd=folder).stdout
     assert "--device=" not in script
 
 
@@ -117,6 +119,8 @@ def test_the_script_of_a_searched_layout_is_one_that_fit_takes(folder: Path) -> 
     line = next(line for line in script.splitlines() if "lightning_gpt fit" in line)
     options = shlex.split(line.partition(" fit ")[2].partition("${last")[0])
     must_run("fit", *options, "--trainer.limit_val_batches", "0", cwd=folder, timeout=300)
+    many = ("--data.batch_size", "1", "--data.global_batch", "4096", "--gpus", "2")
+    assert plan(folder, "plenty.yaml", *many)["plan"]["devices"] == 2, "a pipeline would have 4,096 micro-batches"
     assert (folder / "runs/searched/version_0/checkpoints/last.ckpt").exists()
     pipeline = plan(folder, "plenty.yaml", "--parallel.pipeline", "2", "--data.batch_size", "8", "--gpus", "2")["plan"]
     assert (pipeline["batch_size"], pipeline["batches"], pipeline["micro_batches"], pipeline["rows"]) == (8, 8, 32, 2)
@@ -193,10 +197,14 @@ def test_the_script_resumes_from_the_newest_checkpoint_and_queues_itself_again(
             ("--parallel.tensor=2", "--model.compile_blocks=true", "--gpus=2"),
             "compile_blocks and parallel.tensor 2 cannot be combined",
         ),
+        (
+            ("--device=CPU-EPYC-9654", "--parallel.shard=2", "--parallel.offload=true", "--gpus=2"),
+            "parallel.offload moves shards to the CPU's memory, and this run is on the CPU",
+        ),
         (("--parallel.data=3", "--gpus=3"), "data.global_batch is 64 rows, but a micro-batch has 12"),
         (
             ("--trainer.accumulate_grad_batches=2", "--gpus=2"),
-            "data.global_batch 64 and trainer.accumulate_grad_batches 2 cannot both be given",
+            "data.global_batch 64 and trainer.accumulate_grad_batches 2 cannot both be given: leave one out",
         ),
         (("--nope", "3"), "unknown option --nope"),
         (("--share_of_peak", "2"), "share_of_peak is 2.0; it must be a number above 0 and at most 1"),

@@ -106,6 +106,17 @@ def test_a_trial_that_is_the_run_of_a_cell_is_that_cell(tmp_path: Path) -> None:
     assert [each["digest"] in trials for each in cells] == [True, True, False]
     assert all(each["values"] == trials[each["digest"]]["values"] for each in cells[:2])
     assert "The trials of seeds 0, 1 are cells too; as they chose" in (tmp_path / "out/report.md").read_text()
+    shutil.rmtree(tmp_path / "out/tuning")
+    write_study(
+        tmp_path,
+        tune={},
+        grid={},
+        variants={name: {**one, RATE: 1.0e-2} for name, one in variants.items()},
+        seeds=[0, 1, 2],
+    )
+    assert "tuned: 3 cells, 1 already done" in must_run(*CALL, cwd=tmp_path, timeout=600).stderr
+    again = json.loads((tmp_path / "out/results.json").read_text())["cells"]
+    assert [each["values"]["val/loss"] for each in again] == [each["values"]["val/loss"] for each in cells]
 
 
 @pytest.mark.parametrize(

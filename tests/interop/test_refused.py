@@ -288,7 +288,7 @@ LINES = {
     **{name: line for name, (_, _, line) in MODELS.items()},
     "not the same": r"not the same model as in transformers: logits differ by at most .* \(allowed: 1e-12 of the l",
     "output exists": r"published exists; choose another output",
-    "family of a folder": r"family is 'gpt2'; it applies only to a checkpoint of lightning_gpt, and published/g",
+    "family of a folder": r"family 'gpt2' changes nothing with a published model: leave family out",
     "code": r"holds Python objects; only tensors, numbers and text are loaded",
     "no source": r"checkpoint 'nothing' does not exist",
     "no model": r"checkpoint 'published/good/model.safetensors' .* is not a checkpoint of PyTorch",

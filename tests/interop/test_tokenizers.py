@@ -103,6 +103,8 @@ def test_the_command_takes_the_tokenizer_along_both_ways(tmp_path: Path) -> None
     out[out.index("back")] = "without"
     must_run(*out, "--tokenizer", "false", cwd=tmp_path)
     assert not any((tmp_path / "without" / file.name).exists() for file in published.iterdir())
+    described = json.loads((tmp_path / "without" / "config.json").read_text())
+    assert described["eos_token_id"] == tokenizer.end_of_text
     greedy = ["--checkpoint", "ours/model.ckpt", "--prompt", "def f", "--strategy", "greedy", "--max_new_tokens", "9"]
     said = must_run("generate", *greedy, cwd=tmp_path).stdout
     theirs = AutoTokenizer.from_pretrained(tmp_path / "back")

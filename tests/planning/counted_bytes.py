@@ -1,10 +1,10 @@
-"""Two processes count the bytes that a training step sends in several layouts: a program for the tests.
+"""Two processes, then four, count the bytes that a training step sends in several layouts: a program for the tests.
 
-    python -m tests.planning.counted_bytes OUT
+    python -m tests.planning.counted_bytes FOLDER
 
-It writes to OUT, as JSON, what each process sends in each of :data:`CASES`: counted at torch's own operators of
-communication, a gather or a reduce-scatter as one way around a ring, an all-reduce as two, and what goes to a single
-process as it is.
+It writes to FOLDER, as JSON, what each process sends in each of :data:`CASES` and :data:`BOTH`: counted at torch's own
+operators of communication, a gather or a reduce-scatter as one way around a ring, an all-reduce as two, and what goes
+to a single process as it is.
 """
 
 import datetime
@@ -104,6 +104,17 @@ CASES: dict[str, Case] = {
 }
 """The steps that are counted."""
 
+BOTH = {
+    "pipeline and shard": Case(Layout(data=1, pipeline=2, shard=2)),
+    "pipeline and shard, kept": Case(Layout(data=1, pipeline=2, shard=2, reshard=False)),
+    "pipeline and shard, accumulated": Case(Layout(data=1, pipeline=2, shard=2, micro_batches=2), times=2),
+    "pipeline and shard, interleaved": Case(
+        Layout(data=1, pipeline=2, shard=2, schedule="interleaved"), {"n_layer": 5, "tie_embeddings": False}
+    ),
+    "pipeline and data": Case(Layout(data=2, pipeline=2)),
+}
+"""The steps that four processes take."""
+
 _GATHERS = ("allgather_", "_allgather_base_", "allgather_into_tensor_coalesced_")
 _SCATTERS = ("reduce_scatter_", "_reduce_scatter_base_", "reduce_scatter_tensor_coalesced_")
 _NOTHING = ("recv_", "barrier")
@@ -184,19 +195,21 @@ def batch(model: GPT, case: Case, rows: torch.Generator) -> None:
     loss.backward()
 
 
-def process(rank: int, port: int, out: str) -> None:
-    """Count in one of the two processes."""
+def process(rank: int, size: int, port: int, cases: Mapping[str, Case], out: str) -> None:
+    """Count in one of ``size`` processes."""
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=120))
+    dist.init_process_group("gloo", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=120))
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = {name: step(case) for name, case in CASES.items()}
-    of_all: list[Any] = [None, None]
+    found = {name: step(case) for name, case in cases.items()}
+    of_all: list[Any] = [None] * size
     dist.all_gather_object(of_all, found)
     if rank == 0:
-        Path(out).write_text(json.dumps({name: [each[name] for each in of_all] for name in CASES}))
+        Path(out).write_text(json.dumps({name: [each[name] for each in of_all] for name in cases}))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    start_processes(process, (free_port(), sys.argv[1]), nprocs=2, start_method="fork")
+    for size, counted in ((2, CASES), (4, BOTH)):
+        place = f"{sys.argv[1]}/{size}.json"
+        start_processes(process, (size, free_port(), counted, place), nprocs=size, start_method="fork")

@@ -167,6 +167,24 @@ def test_a_pipeline_divides_each_batch_that_is_accumulated() -> None:
     assert [stage.activations for stage in made.stages] == [stage.activations for stage in once.stages]
 
 
+def test_a_pipeline_holds_whole_gradients_and_weights_until_its_batch_is_done() -> None:
+    run = training(rows=8, global_rows=None)
+    alone, divided = (rank_memory(run, Layout(data=1, pipeline=2, shard=shard)) for shard in (1, 2))
+    assert alone.gradients == 2 * alone.weights, "those of before the batch, and those that it makes"
+    assert divided.weights == alone.weights / 2
+    assert divided.gradients == divided.weights + alone.weights
+    assert divided.gathered == alone.weights / 2
+
+
+def test_copies_under_ddp_have_buckets_and_sum_once_a_step() -> None:
+    sizes = {"rows": 2, "accumulate": 8, "global_rows": None}
+    run, laid_out = (training(copies_only=by_ddp, **sizes) for by_ddp in (True, False))
+    memory, plain = (rank_memory(each, Layout(data=2)) for each in (run, laid_out))
+    assert memory.gradients == 2 * plain.gradients
+    sent = [traffic(each, Layout(data=2), H100)["data"].reduced for each in (run, laid_out)]
+    assert sent[1] == 8 * sent[0]
+
+
 def test_muon_makes_whole_matrices_orthogonal_on_every_device() -> None:
     options = {"tie_embeddings": False, "bias": False, "rows": 8, "global_rows": None}
     by_adamw, by_muon = (training(optimizer=name, **options) for name in ("adamw", "muon"))
@@ -180,6 +198,13 @@ def test_muon_makes_whole_matrices_orthogonal_on_every_device() -> None:
         assert made.time.optimizer - plain.time.optimizer == pytest.approx(5 * iteration / rate + moved)
     alone, divided = (rank_memory(by_muon, layout) for layout in (Layout(data=2), Layout(data=1, shard=2)))
     assert divided.optimizer == alone.optimizer / 2
+    of_a_row = {**options, "rows": 1, "optimizer": "muon"}  # the optimizer's step is the peak
+
+    def peak(precision: str, layout: Layout) -> float:
+        return rank_memory(training(precision=precision, **of_a_row), layout).total
+
+    assert peak("16-mixed", Layout(data=1)) - peak("bf16-mixed", Layout(data=1)) == 3 * 2 * hidden, "in fp32"
+    assert peak("bf16-mixed", Layout(data=2)) - peak("bf16-mixed", Layout(data=1)) == 4 * hidden, "the moves"
     twice = training(optimizer="muon", newton_schulz_steps=10, **options)
     more = plan(twice, Layout(data=2), H100).time.optimizer - plan(by_muon, Layout(data=2), H100).time.optimizer
     assert more == pytest.approx(5 * iteration / rate / 0.5)

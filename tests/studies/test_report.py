@@ -388,8 +388,7 @@ def test_compare_holds_settings_against_one(tmp_path: Path) -> None:
     assert "The lowest mean of validation loss is that of n_layer 4" in said
     assert (
         "Compared with n_layer 1, validation loss is lower with n_layer 4 "
-        "(-0.99995 nats [-1.00059, -0.99931], p < 0.001)."
-        in said
+        "(-0.99995 nats [-1.00059, -0.99931], p < 0.001)." in said
     )
     assert "is higher" not in said
     assert "1 of 2 settings is not shown to differ from n_layer 1 in validation loss." in said

@@ -27,11 +27,7 @@ def tuning_blocks(results: StudyResults) -> list[Written]:
         f"seed{'s' if len(tune.seeds) > 1 else ''}, and the one with the lowest mean {measure(MEASURE).label} is used. "
         f"A longer training may have another best value."
     )
-    trials = {cell.digest for rung in range(len(tune.rungs)) for cell in study.rung(rung, None).cells}
-    shared = sorted({cell.seed for cell in study.cells if cell.digest in trials})
-    if shared:
-        seeds = f"seed{'s' if len(shared) > 1 else ''} {', '.join(map(str, shared))}"
-        how += f" The trials of {seeds} are cells too; as they chose the value, they favour each setting a little."
+    how += _shared(results)
     return [
         Heading(f"How {tune.name} was chosen"),
         Text(how),
@@ -39,6 +35,25 @@ def tuning_blocks(results: StudyResults) -> list[Written]:
         *_picture(tune, named),
         _table(tune, named),
     ]
+
+
+def _shared(results: StudyResults) -> str:
+    """Which trials are cells too, and what that does."""
+    study, tune = results.study, results.study.tune
+    assert tune is not None
+    trials = {cell.digest for rung in range(len(tune.rungs)) for cell in study.rung(rung, None).cells}
+    shared = [cell for cell in study.cells if cell.digest in trials]
+    if not shared:
+        return ""
+    numbers = sorted({cell.seed for cell in shared})
+    seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    settings = list(dict.fromkeys(label_of(cell.settings, study.axes) for cell in shared))
+    if len(settings) == len(results.choices):
+        return f" The trials of {seeds} are cells too; as they chose the value, they favour each setting a little."
+    return (
+        f" The trials of {seeds} of {'; '.join(settings)} are cells too; as they chose the value, they favour these "
+        f"settings a little over the others."
+    )
 
 
 def _budgets(tune: Tune) -> str:

@@ -135,7 +135,12 @@ class CellProcess:
 
 
 def lock_cell(folder: Path) -> int | None:
-    """Lock a cell's folder; returns the lock's descriptor, or None where a process still works in it."""
+    """Lock a cell's folder; returns the lock's descriptor, or None where a process still works in it.
+
+    A link to a trial that was deleted is removed; the cell is then trained.
+    """
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink(missing_ok=True)
     return try_lock(folder / "lock")
 
 
