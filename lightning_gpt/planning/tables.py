@@ -149,11 +149,12 @@ def plan_lines(made: Plan, training: Training, assumed: Assumptions) -> Iterator
     sequence = ", sequence" if made.layout.sequence else ""
     schedule = f", {made.layout.schedule}" if made.layout.pipeline > 1 else ""
     yield f"layout: {words}{sequence}{schedule}, on {made.layout.devices:,} {made.device.name}"
-    accumulated = f"{made.micro_batches} micro-batches of {made.rows} rows in each process"
+    batches = f"{made.micro_batches} micro-batch{'es' * (made.micro_batches > 1)}"
+    accumulated = f"{batches} of {made.rows} row{'s' * (made.rows > 1)} in each process"
     yield f"  {training.precision}, {training.optimizer}, {made.tokens:,} tokens per step: {accumulated}"
     if made.layout.pipeline > 1 or made.training.rows != training.rows:
-        batches = f"data.batch_size {made.training.rows}, {made.training.batches(made.layout)} accumulated"
-        yield f"  {batches}; the Trainer's intervals and limits count such batches"
+        each = f"data.batch_size {made.training.rows}, {made.training.batches(made.layout)} accumulated"
+        yield f"  {each}; the Trainer's intervals and limits count such batches"
     for part in (memory_lines(made), traffic_lines(made) if made.traffic else (), time_lines(made, training, assumed)):
         lines = list(part)
         if lines:
