@@ -107,12 +107,12 @@ def optimizer_seconds(
 
     Muon's iterations are products of whole matrices, which every device computes, whatever the layout.
     """
-    by_muon = [each for each in held if training.optimizer == "muon" and each.is_hidden]
-    by_adamw = [each for each in held if each not in by_muon]
-    numbers = sum(each.on_rank(layout) for each in by_adamw) * _ADAMW_NUMBERS
-    numbers += sum(each.on_rank(layout) for each in by_muon) * _MUON_NUMBERS
+    numbers = products = 0.0
+    for each in held:
+        by_muon = training.optimizer == "muon" and each.is_hidden
+        numbers += each.on_rank(layout) * (_MUON_NUMBERS if by_muon else _ADAMW_NUMBERS)
+        products += training.newton_schulz_steps * each.iteration_flops if by_muon else 0.0
     moved = numbers / layout.shard * weight_dtype(training.precision).itemsize
-    products = training.newton_schulz_steps * sum(each.iteration_flops for each in by_muon)
     is_fp32 = iteration_dtype(training.precision) == torch.float32
     rate = device.rate("32-true" if is_fp32 else training.precision) * share_of_peak
     return moved / (device.memory_gb_s * 1e9) + products / rate
