@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.studies.report.document import Picture
 from lightning_gpt.studies.report.report import write_report
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
+from lightning_gpt.studies.report.tuning_table import tuning_blocks
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.run.tuning import choices, costs_folder, rungs, tuned, tuning_folder
 from lightning_gpt.studies.spec.cells import setting_text, value_at
@@ -104,6 +106,24 @@ def test_cells_use_what_was_chosen_and_the_report_says_how(tmp_path: Path) -> No
     assert re_row(text, "n_layer 2")[-1] == "0.004 (highest tried)"
     assert re_row(text, "n_layer 4")[3] == "failed"
     assert (tmp_path / "plots/tuning.png").is_file()
+
+
+def test_many_settings_have_a_row_each_in_the_picture(tmp_path: Path) -> None:
+    depths = list(range(1, 11))
+    made = study(tmp_path, tune={**TUNE, "seeds": [7]}, grid={LAYERS: depths}, report=["table"])
+    losses = {cell.digest: 2 + 0.1 * cell.settings[LAYERS] + cell.settings[RATE] for cell in made.trials.cells}
+    for cell in made.trials.cells:
+        keep(finished(cell, values={"val/loss": losses[cell.digest]}), tuning_folder(tmp_path))
+    chosen = collect(made, tmp_path)
+    for cell in chosen.study.cells:
+        keep(finished(cell), tmp_path)
+    write_report(collect(made, tmp_path), tmp_path)
+    drawn = (tmp_path / "plots/tuning.csv").read_text().splitlines()
+    assert drawn[1] == f'"n_layer 1, lr 0.001",mean,{2.101!r}'
+    assert len(drawn) == 1 + 10 * 3
+    (ax,) = [block.chart.axes[0] for block in tuning_blocks(chosen) if isinstance(block, Picture)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"n_layer {depth}" for depth in depths]
+    assert ax.get_legend_handles_labels()[1] == ["lr 0.001", "lr 0.002", "lr 0.004"]
 
 
 def re_row(text: str, label: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_gpt.studies.report import plots
-from lightning_gpt.studies.report.chart import new_chart
+from lightning_gpt.studies.report.chart import new_chart, new_dot_rows
 from lightning_gpt.studies.report.comparisons import compare
 from lightning_gpt.studies.report.document import Findings, Heading, Picture, Table, Text, Written
 from lightning_gpt.studies.report.estimates import LEVEL, SeedSpread
@@ -14,6 +14,9 @@ from lightning_gpt.studies.run.tuning import TunedChoice
 from lightning_gpt.studies.spec.cells import is_number, setting_text
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.tune import MEASURE, Tune
+
+_MOST_LINES = 8
+"""Settings that a plot shows as a line each."""
 
 
 def tuning_blocks(results: StudyResults) -> list[Written]:
@@ -98,10 +101,12 @@ def _tied(choice: TunedChoice) -> list[str]:
 
 
 def _picture(tune: Tune, named: Mapping[str, TunedChoice]) -> list[Picture]:
-    """The loss against the value, one line per setting; nothing for values that are not numbers."""
+    """The loss against the value, a line or a row for each setting; nothing for values that are not numbers."""
     numbers = [value for value in tune.values if is_number(value)]
     if len(numbers) < len(tune.values):
         return []
+    if len(named) > _MOST_LINES:
+        return [_rows(tune, named, numbers)]
     chart = new_chart()
     (ax,) = chart.axes
     for (label, choice), look in zip(named.items(), plots.looks(len(named), ordered=False), strict=True):
@@ -117,6 +122,26 @@ def _picture(tune: Tune, named: Mapping[str, TunedChoice]) -> list[Picture]:
     chart.legend(len(named))
     caption = f"{measure(MEASURE).label.capitalize()} after {tune.budget:,} steps against {tune.name}; ringed: chosen."
     return [Picture("tuning", chart, caption)]
+
+
+def _rows(tune: Tune, named: Mapping[str, TunedChoice], values: list[Any]) -> Picture:
+    """The loss of each value in the row of its setting, where there are too many settings for a line each."""
+    chart, ax = new_dot_rows(list(named))
+    for value, look in zip(values, plots.looks(len(values), ordered=True), strict=True):
+        means = {label: choice.mean(value) for label, choice in named.items() if value in choice.losses}
+        places = [row for row, label in enumerate(named) if label in means]
+        name = f"{tune.name} {setting_text(value)}"
+        ax.plot(list(means.values()), places, look.marker, color=look.color, markersize=4, label=name)
+        for label, mean in means.items():
+            chart.note(ax, f"{label}, {name}", "mean", [mean])
+    best = [choice.mean(choice.best) for choice in named.values()]
+    ax.plot(best, range(len(named)), "o", color="#1a1a1a", markersize=8, fillstyle="none")
+    plots.readable_axis(ax.xaxis)
+    ax.set_xlabel(measure(MEASURE).title)
+    chart.legend(len(values))
+    return Picture(
+        "tuning", chart, f"{measure(MEASURE).label.capitalize()} after {tune.budget:,} steps; ringed: chosen."
+    )
 
 
 def _table(tune: Tune, named: Mapping[str, TunedChoice]) -> Table:
