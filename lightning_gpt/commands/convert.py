@@ -75,11 +75,11 @@ def convert(
     if Path(output).exists():
         raise CallError(f"{output} exists; choose another output, or delete it")
     forms = [("merge", merge), ("consolidate", consolidate), ("adapters_for", adapters_for is not None)]
-    asked = [form for form, given in forms if given]
+    asked = [form for form, is_asked in forms if is_asked]
     if len(asked) > 1:
         raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
     if asked:
-        _refuse_unused(given, *asked)
+        _refuse_unused(given, asked[0])
     if merge or adapters_for is not None:
         read = Checkpoint.read(path)
         base = None if adapters_for is None else Path(adapters_for)

@@ -1,6 +1,6 @@
 """Bytes that each device sends in an optimizer step, by axis, and over which links."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,19 +75,19 @@ def traffic(training: Training, layout: Layout, device: DeviceKind, stage: int =
         CallError: The rows of an optimizer step do not divide as the layout asks.
     """
     sizes = _Sizes(training, layout, stage)
-    amounts = {
-        "shard": (sizes.weights_gathered(), 0.0, 0.0),
-        "data": (0.0, sizes.gradients_averaged(("data",)), 0.0),
-        "context": (sizes.keys_gathered(), sizes.gradients_averaged(("context",)), 0.0),
-        "tensor": (*sizes.branches(), 0.0),
-        "pipeline": (0.0, sizes.ends(), sizes.boundaries()),
-        "expert": (0.0, sizes.gradients_averaged(("expert",)), sizes.choices()),
+    amounts: Mapping[Axis, Callable[[], tuple[float, float, float]]] = {  # some trace the model, so only what is asked
+        "shard": lambda: (sizes.weights_gathered(), 0.0, 0.0),
+        "data": lambda: (0.0, sizes.gradients_averaged(("data",)), 0.0),
+        "context": lambda: (sizes.keys_gathered(), sizes.gradients_averaged(("context",)), 0.0),
+        "tensor": lambda: (*sizes.branches(), 0.0),
+        "pipeline": lambda: (0.0, sizes.ends(), sizes.boundaries()),
+        "expert": lambda: (0.0, sizes.gradients_averaged(("expert",)), sizes.choices()),
     }
     found: dict[Axis, Traffic] = {}
     for axis in AXES:
         if layout.size(axis) > 1:
             link, bandwidth = link_of(layout, axis, device)
-            amount, steps = amounts[axis], sizes.steps(axis)
+            amount, steps = amounts[axis](), sizes.steps(axis)
             found[axis] = Traffic(*amount, steps, link, sum(amount) / bandwidth + steps * LATENCY[link])
     return found
 

@@ -57,7 +57,7 @@ class Training:
     copies_only: bool = False
     is_averaged: bool = False
     has_documents: bool = False
-    _traces: dict[Any, PassTrace] = field(default_factory=dict, repr=False, compare=False)
+    _traces: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _others: dict[tuple[int, int], "Training"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -155,7 +155,7 @@ class Training:
         return replace(self, model=model, _traces={}, _others={})
 
     def with_batches(self, rows: int, accumulate: int) -> "Training":
-        """The same with batches of other sizes; of equal sizes it is the same object, with what it has counted."""
+        """The same with batches of other sizes, with all that was traced; of equal sizes it is the same object."""
         if (rows, accumulate) not in self._others:
             self._others[rows, accumulate] = replace(self, rows=rows, accumulate=accumulate, global_rows=None)
         return self._others[rows, accumulate]
@@ -194,12 +194,16 @@ class Training:
             self._traces[rows, time] = trace(
                 self.model, rows, time, self.precision, device=self.device, documents=self.has_documents
             )
-        return self._traces[rows, time]
+        found: PassTrace = self._traces[rows, time]
+        return found
 
-    @cached_property
+    @property
     def keys_of_token(self) -> list[float]:
         """Bytes of the keys and values of one token, by layer; 0 for a layer that keeps none."""
-        return key_bytes(self.model, self.precision)
+        if "keys" not in self._traces:
+            self._traces["keys"] = key_bytes(self.model, self.precision)
+        found: list[float] = self._traces["keys"]
+        return found
 
     def cache(self, rows: int, time: int) -> float:
         """Bytes of the cache that generates ``rows`` texts of ``time`` tokens, in the precision of the products."""

@@ -70,7 +70,7 @@ def weights_of(model: LanguageModel) -> list[Weight]:
         is_bias = parameter in biases
         spaces = () if matrix is None else (matrix.target,) if is_bias else (matrix.source, matrix.target)
         is_of_experts = matrix is not None and matrix.weight.ndim > 2
-        is_hidden = matrix is not None and not is_bias and matrix.is_hidden
+        hidden = matrix if matrix is not None and not is_bias and matrix.is_hidden else None
         found.append(
             Weight(
                 "experts" if is_of_experts else component,
@@ -78,8 +78,8 @@ def weights_of(model: LanguageModel) -> list[Weight]:
                 parameter.numel(),
                 any(space in _DIVIDED for space in spaces),
                 is_of_experts,
-                is_hidden,
-                _iteration_flops(matrix) if is_hidden and matrix is not None else 0.0,
+                hidden is not None,
+                0.0 if hidden is None else _iteration_flops(hidden),
                 component in ("head", "final norm and others"),
             )
         )

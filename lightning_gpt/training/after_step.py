@@ -24,7 +24,8 @@ def start(model: LanguageModel, optimization: Optimization) -> None:
 
 def needs_copies(optimization: Optimization) -> list[str]:
     """The options whose rules need the whole model on every device."""
-    return [*["qk_clip"] * (optimization.qk_clip is not None), *["unit_weights"] * optimization.unit_weights]
+    asked = {"qk_clip": optimization.qk_clip is not None, "unit_weights": optimization.unit_weights}
+    return [option for option, is_set in asked.items() if is_set]
 
 
 def refuse_spread(optimization: Optimization) -> None:
