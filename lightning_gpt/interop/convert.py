@@ -16,6 +16,7 @@ from lightning_gpt.interop import families  # noqa: F401  (imported to register 
 from lightning_gpt.interop.compare import require_equal
 from lightning_gpt.interop.export import Exported, write_card
 from lightning_gpt.interop.family import Family, family_for, family_of
+from lightning_gpt.interop.floating_point import FloatingPoint
 from lightning_gpt.interop.new_folder import new_folder
 from lightning_gpt.interop.own_code import NAMES, OWN, OwnCode
 from lightning_gpt.interop.settings import plain_config
@@ -172,11 +173,7 @@ def _parts(
     """
     expressing: Any = OwnCode() if folder.config.get("model_type") == OWN else family_of(folder.config)
     config = expressing.config(folder.config)
-    state = expressing.from_published(config, folder.weights())
-    for name, weight in state.items():
-        if not weight.is_floating_point():
-            dtype = str(weight.dtype).removeprefix("torch.")
-            raise CallError(f"the weights of {name} are {dtype} in {folder.path}; only floating point is read")
+    state = expressing.from_published(config, FloatingPoint(folder.weights()))
     return config, state, folder.tokenizer(config.vocab_size) if tokenizer else None
 
 

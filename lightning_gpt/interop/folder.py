@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_gpt.checkpoint_file import read_pickled
@@ -16,7 +15,6 @@ from lightning_gpt.options import TokenId, check_option
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
-_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Folder:
@@ -57,7 +55,7 @@ class Folder:
         """All tensors, each read when it is asked for.
 
         Raises:
-            CallError: There are none, a file is missing or damaged, or a tensor is not of floating point.
+            CallError: There are none, or a file is missing or damaged.
         """
         for name, pickled in ((WEIGHTS, False), (PICKLED, True)):
             files = self._files(name)
@@ -112,7 +110,8 @@ class _Safetensors(Mapping[str, Tensor]):
                 raise CallError(f"{file} is truncated, or not a safetensors file ({reason})") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        return _floating(name, self._of[name].get_tensor(name))
+        tensor: Tensor = self._of[name].get_tensor(name)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._of)
@@ -131,19 +130,13 @@ class _Pickled(Mapping[str, Tensor]):
             self._tensors |= content
 
     def __getitem__(self, name: str) -> Tensor:
-        return _floating(name, self._tensors[name])
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def _floating(name: str, tensor: Tensor) -> Tensor:
-    if tensor.dtype not in _TYPES and tensor.is_floating_point():
-        raise CallError(f"tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; quantised weights are not read")
-    return tensor
 
 
 def _ends(config: Mapping[str, Any]) -> list[int]:

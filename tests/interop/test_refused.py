@@ -184,7 +184,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "whole numbers": (
         "llama",
         lambda f: retensored(f, lambda t: t.update({"model.norm.weight": torch.ones(24, dtype=torch.int8)})),
-        r"the weights of final_norm.weight are int8 in published/.*; only floating point is read",
+        r"tensor model.norm.weight is int8; quantised weights are not read",
     ),
     "tokenizer too large": (
         "llama",
