@@ -15,14 +15,14 @@ from lightning_gpt.trust import take_trusted, trust
 
 _HELP = f"""usage: lightning-gpt COMMAND [OPTIONS]
 
-Train, watch and look into GPT language models.
+Train, monitor and inspect GPT language models.
 
 commands:
 {chr(10).join(f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items())}
 
 options of every command:
   --help          list the command's options
-  --trust MODULE  first import a module of your own, so that its variants exist: a dotted name or a .py file; may be
+  --trust MODULE  import a module of your own first, to register its variants: a dotted name or a .py file; may be
                   repeated
   --debug         show the traceback of an error
 

@@ -107,7 +107,7 @@ def connected(address: str) -> Iterator[Cluster]:
     try:
         import ray
     except ImportError:
-        raise CallError("--ray needs the extra cluster: pip install 'lightning-gpt[cluster]'") from None
+        raise CallError("--ray needs the extra cluster: pip install -e '.[cluster]'") from None
     _require_answer(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks without GPUs see what the machine shows
     try:

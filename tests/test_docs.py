@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.processes import must_run
 
@@ -99,6 +100,21 @@ def test_the_study_that_shows_how_to_write_one_runs(tmp_path: Path) -> None:
     (tmp_path / "dropout.yaml").write_text(re.findall(r"```yaml\n(.*?)```", page, re.S)[0])
     said = must_run("study", "--config", "dropout.yaml", "--preset", "cpu", "--slurm", "true", cwd=tmp_path).stdout
     assert "--array=0-3" in said, "two depths, with and without dropout"
+
+
+def test_the_pages_of_recipes_show_the_lines_of_the_files() -> None:
+    pages = "".join((ROOT / page).read_text() for page in ("docs/recipes.md", "docs/recipes/mup.md"))
+    shown = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", pages, re.M | re.S)]
+    lines = {}
+    for file in sorted((ROOT / "configs/recipes").glob("*.yaml")):
+        lines[file.stem] = yaml.safe_load(file.read_text())
+        lines[file.stem].get("model", {}).pop("class_path", None)
+    del lines["depth"]  # the page has its command instead
+    assert shown == [
+        lines[name]
+        for name in ("muon", "wsd", "averaging", "batch_warmup", "z_loss", "qk_clip", "ngpt", "spikes", "mup")
+    ]
+    assert len(lines) == len(shown)
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -30,7 +30,7 @@ def completion(shell: Literal["bash", "zsh", "tcsh"] = "bash") -> None:
     try:
         import shtab
     except ImportError:
-        raise CallError("completion needs the package shtab: pip install 'lightning-gpt[completion]'") from None
+        raise CallError("completion needs the package shtab: pip install -e '.[completion]'") from None
     top = argparse.ArgumentParser(prog="lightning-gpt")
     top.add_argument("--version", action="store_true", help="print the version and the commit")
     of_command = top.add_subparsers()

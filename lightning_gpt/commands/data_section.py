@@ -33,7 +33,9 @@ RUN_KEYS = (
 """The keys of a run's config, as ``fit`` allows them."""
 
 
-def parse_data_call(function: Callable[..., None], command: str, args: list[str]) -> tuple["TextData", dict[str, Any]]:
+def parse_data_call(
+    function: Callable[..., None], command: str, args: list[str], required: bool = True
+) -> tuple["TextData", dict[str, Any]]:
     """Parse ``args`` into the data and the other keyword arguments of ``function``.
 
     A config file may belong to a whole run: only its data section is used.
@@ -42,6 +44,7 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
         function: A function whose first parameter is ``data``; its other parameters become options.
         command: The command's name, for its help.
         args: The command line after the command's name.
+        required: Whether the help says that a config file must be given.
 
     Raises:
         CallError: An option or a config file is wrong, or no config file has a data section.
@@ -52,7 +55,7 @@ def parse_data_call(function: Callable[..., None], command: str, args: list[str]
 
     parser = StrictParser(prog=f"lightning-gpt {command}", exit_on_error=False)
     parser.add_argument(
-        "--config", action="append", required=True, type=str, help="YAML file with a data section; may be repeated."
+        "--config", action="append", required=required, type=str, help="YAML file with a data section; may be repeated."
     )
     parser.add_function_arguments(function, skip={"data"})
     parser.add_class_arguments(TextData, "data")

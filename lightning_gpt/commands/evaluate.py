@@ -167,8 +167,8 @@ class _Progress:
 
 def run(args: list[str]) -> None:
     """Parse ``args`` and evaluate."""
-    if any(argument.partition("=")[0] == "--config" for argument in args):
-        data, options = parse_data_call(evaluate, "evaluate", args)
+    if any(argument.partition("=")[0] in ("--config", "--help", "-h") for argument in args):
+        data, options = parse_data_call(evaluate, "evaluate", args, required=False)
     else:
         data, options = None, parse_function_call(evaluate, "evaluate", args, skip={"data"})
     with Waiting():

@@ -46,7 +46,7 @@ def explore(
     """
     missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise CallError(f"explore needs {' and '.join(missing)}: pip install 'lightning-gpt[serve]'")
+        raise CallError(f"explore needs {' and '.join(missing)}: pip install -e '.[serve]'")
     from lightning_gpt.exploring.app import create_explorer
     from lightning_gpt.exploring.looking import Passes
     from lightning_gpt.exploring.shelf import Explored, Shelf

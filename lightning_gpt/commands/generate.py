@@ -85,9 +85,10 @@ def generate(
         rules: Further rules of sampling by name and options, such as those of a module named with --trust.
         beams: Number of texts that strategy beam follows.
         length_penalty: Power of the length by which strategy beam divides a text's log-probability.
-        stop: Strings before the first of which the text ends.
+        stop: Stop strings; the text ends before the first of them.
         logprobs: Print a JSON object with the log-probability of each token and of this many of the likeliest ones.
-        seed: Seed for sampling; without a draft the same seed gives the same text, on any device and in any batch.
+        seed: Seed for sampling; without a draft the draws are the same in any batch and on any device, where only the
+            rounding of logits can change a token.
         batch_size: Number of prompts continued together.
         precision: Precision of the weights: fp32 as trained; bf16 and int8 (by row) are faster and change the
             probabilities slightly.

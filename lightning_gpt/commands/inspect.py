@@ -60,7 +60,8 @@ def inspect(
     drawn to OUTPUT/heads.png, and the matrices of all heads are saved to OUTPUT/attention.npz.
 
     Args:
-        checkpoint: A checkpoint written by fit; a one-head model with random weights and GPT-2's vocabulary if omitted.
+        checkpoint: A checkpoint written by fit or convert; a one-head model with random weights and GPT-2's vocabulary
+            if omitted.
         text: Text to inspect.
         ids: Token ids to inspect instead of a text.
         layer: Layer whose matrices are printed, drawn and shown first on the page.

@@ -91,7 +91,7 @@ def serve(
 def _require_packages() -> None:
     missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise CallError(f"serve needs {' and '.join(missing)}: pip install 'lightning-gpt[serve]'")
+        raise CallError(f"serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
 
 
 def _secret(token: str | None, token_file: str | None) -> str | None:

@@ -60,7 +60,8 @@ def study(
         report_only: Write results and report from the finished cells, and run nothing.
         ray: Run the cells on the Ray cluster at this address: HOST:PORT of its head, or auto. Its machines must share
             the study's folder and the working folder; jobs is then the number of cells at a time on each machine.
-        tuning: With --cell or --slurm: of the study's first stage, which chooses an option for each setting.
+        tuning: With --cell or --slurm: run the trials of the study's first stage, which chooses an option for each
+            setting, instead of its cells.
     """
     read = read_study(Path(config), preset)
     place = Path(folder) if folder is not None else Path("studies") / read.title

@@ -52,7 +52,7 @@ def tasks_at(given: Sequence[str], code: bool) -> LoadedTasks:
         from lm_eval import utils
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise CallError(f"tasks need lm-evaluation-harness ({error}): pip install 'lightning-gpt[eval]'") from None
+        raise CallError(f"tasks need lm-evaluation-harness ({error}): pip install -e '.[eval]'") from None
     files = [each for each in given if each.endswith((".yaml", ".yml"))]
     for file in files:
         _check(Path(file), code, ())

@@ -103,7 +103,7 @@ def _with_adapters(base: Path, adapters: Path) -> Iterator[Any]:
         from peft import PeftModel
     except ImportError:
         raise CallError(
-            "comparing adapters with those of peft needs peft: pip install 'lightning-gpt[peft]', or skip it with "
+            "comparing adapters with those of peft needs peft: pip install -e '.[peft]', or skip it with "
             "--compare false"
         ) from None
     yield PeftModel.from_pretrained(transformers_model(base), str(adapters)).eval()

@@ -37,7 +37,7 @@ def transformers_model(folder: Path, custom_code: bool = False) -> Any:
         from transformers.utils import logging
     except ImportError:
         raise CallError(
-            "comparing with the published model needs transformers: pip install 'lightning-gpt[interop]', or skip it "
+            "comparing with the published model needs transformers: pip install -e '.[interop]', or skip it "
             "with --compare false"
         ) from None
     logging.set_verbosity_error()

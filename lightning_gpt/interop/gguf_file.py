@@ -86,7 +86,7 @@ class GgufFile:
         try:
             import gguf
         except ImportError:
-            raise CallError("reading a GGUF file needs the package gguf: pip install 'lightning-gpt[gguf]'") from None
+            raise CallError("reading a GGUF file needs the package gguf: pip install -e '.[gguf]'") from None
         self.path = path
         try:
             reader = gguf.GGUFReader(path)

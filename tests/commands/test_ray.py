@@ -104,7 +104,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(CallError, match=r"needs the extra cluster: pip install 'lightning-gpt\[cluster\]'"),
+        pytest.raises(CallError, match=r"needs the extra cluster: pip install -e '.\[cluster\]'"),
         connected("auto"),
     ):
         pass

@@ -376,9 +376,7 @@ def test_a_port_that_is_taken_and_a_missing_package(
     with pytest.raises(CallError, match="Address already in use; choose another --host or --port"):
         serve.serve("none.ckpt", port=int(server.url.rpartition(":")[2]))
     monkeypatch.setattr(serve, "_NEEDED", ("fastapi", "a_package_that_is_not_installed"))
-    with pytest.raises(
-        CallError, match=r"serve needs a_package_that_is_not_installed: pip install 'lightning-gpt\[serve\]'"
-    ):
+    with pytest.raises(CallError, match=r"serve needs a_package_that_is_not_installed: pip install -e '.\[serve\]'"):
         serve.serve("none.ckpt")
 
 

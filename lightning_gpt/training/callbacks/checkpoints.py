@@ -40,7 +40,7 @@ class LastCheckpoint(Checkpoint):
             the memory of the CPU. One is written at a time; the end of the training, and a stop, wait for it.
         series: log also keeps the weights of steps 0, 1, 2, 4, 8, … in checkpoints/series, and their SHA-256 in
             SHA256SUMS there; RUN@8 names that of step 8.
-        series_every: Where the steps of the series cease to double: from here on, it has each multiple of this step.
+        series_every: The step at which the series stops doubling; from there on, every multiple of it is kept.
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from lightning_gpt.training.callbacks.trained_start import TrainedStart
 class Grow(TrainedStart):
     """Copies the blocks of a trained shallower model before the first step; the blocks above them add nothing yet.
 
-    The function is preserved, so the run starts at the trained model's loss. The models may differ in ``n_layer`` only.
+    The function is preserved, so the run starts at the trained model's loss. The models may differ in ``n_layer``
+    and in options that no weight depends on.
     :func:`~lightning_gpt.models.from_trained.growth.grow` gives the sources. A resumed run is not grown again.
 
     Args:

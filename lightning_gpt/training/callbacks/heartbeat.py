@@ -44,15 +44,15 @@ class Whereabouts:
 class Heartbeat(Callback):
     """Watches that all processes make progress.
 
-    Once the processes have met, each has a thread that writes down how far it is, at least ten times within the limit.
-    The first process reads that of all of them, and so does the second, since the first may be the one that hangs. If
-    none has made progress for the limit, the one that is furthest behind and does not wait for others is reported, or
-    one that does not even write. The process that reports it then ends with status 1: torchrun starts all of them
-    again, and processes that Lightning has started end with the first.
+    Once the processes have connected, each has a thread that writes down how far it is, at least ten times within the
+    limit. The first process reads that of all of them, and so does the second, since the first may be the one that
+    hangs. If none has made progress for the limit, the one that is furthest behind and does not wait for others is
+    reported, or one that does not even write. The process that reports it then ends with status 1: torchrun starts all
+    of them again, and processes that Lightning has started end with the first.
 
     Args:
-        limit: Seconds without progress after which a process is reported. A step, a batch of a validation or a save
-            that takes longer is taken for hanging.
+        limit: Seconds without progress after which a process is reported. A step, validation batch or save that takes
+            longer counts as hung.
         start_limit: The same until all have begun their first batch. There a process makes progress also while no other
             one waits for it, so that each may take its time to read the data. After 1,800 seconds processes give up
             waiting for each other.

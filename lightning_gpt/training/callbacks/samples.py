@@ -26,8 +26,8 @@ class Samples(Callback):
         max_new_tokens: Length of each continuation, in tokens.
         temperature: Sampling temperature; 0 is greedy.
         seed: Sampling seed, the same at each validation so that continuations can be compared.
-        attention_text: The text whose attention is drawn for every layer and head, truncated to the model's context;
-            nothing is drawn for a model with a layer that has no attention pattern.
+        attention_text: The text whose attention is drawn, for up to eight heads of up to eight layers, truncated to the
+            model's context; nothing is drawn for a model with a layer that has no attention pattern.
     """
 
     def __init__(
