@@ -137,6 +137,20 @@ def second_name(path: Path, name: Path) -> None:
         shutil.copyfile(path, name)
 
 
+def take_over(path: Path, name: Path) -> None:
+    """Give a file, or all files of a folder, a second name in another folder: all of them, or none if it is killed.
+
+    Raises:
+        OSError: There is a folder of that name, or it cannot be written.
+    """
+    temporary = name.with_name(f"{name.name}.tmp")
+    name.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)
+    second_name(path, temporary)
+    temporary.replace(name)
+    sync_folder(name.parent)
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it; nothing if there is neither."""
     if path.is_dir():

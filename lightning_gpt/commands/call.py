@@ -3,8 +3,9 @@
 import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,28 @@ def parse_function_call(
     options = dict(vars(parser.instantiate(parse(parser, args))))
     check_options(function, options)
     return options
+
+
+def refuse_unused(
+    function: Callable[..., Any], given: Mapping[str, Any], used: Mapping[str, Collection[str]], form: str
+) -> None:
+    """Refuse options that would change nothing in the form in which a command is called.
+
+    Args:
+        function: The command's function, whose defaults stand for options that were left out.
+        given: Its arguments.
+        used: For each form of the command, the options that it reads, of those that not all forms read.
+        form: The form in which it is called.
+
+    Raises:
+        CallError: There is one.
+    """
+    parameters = signature(function).parameters
+    for name in parameters:
+        if name in used[form] or not any(name in options for options in used.values()):
+            continue
+        if given[name] != parameters[name].default:
+            raise CallError(f"{name} {shown(given[name])} changes nothing with {form}: leave {name} out")
 
 
 def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) -> Namespace:

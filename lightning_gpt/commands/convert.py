@@ -1,13 +1,11 @@
 """``lightning-gpt convert``: published models in and out, and checkpoints as one file."""
 
-from inspect import signature
 from pathlib import Path
-from typing import Any
 
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.checkpoint_folder import is_folder
 from lightning_gpt.checkpoint_name import located
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.consolidated import consolidate as as_one_file
 from lightning_gpt.consolidated import from_consolidated
 from lightning_gpt.errors import CallError
@@ -17,7 +15,7 @@ from lightning_gpt.interop.convert import merge as merged
 from lightning_gpt.interop.folder import CONFIG, Folder
 from lightning_gpt.interop.gguf_file import GgufFile
 from lightning_gpt.interop.hub import downloaded, is_hub_id
-from lightning_gpt.options import Positive, shown
+from lightning_gpt.options import Positive
 
 _USED = {
     "merge": set(),
@@ -79,7 +77,7 @@ def convert(
     if len(asked) > 1:
         raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
     if asked:
-        _refuse_unused(given, asked[0])
+        refuse_unused(convert, given, _USED, asked[0])
     if merge or adapters_for is not None:
         read = Checkpoint.read(path)
         base = None if adapters_for is None else Path(adapters_for)
@@ -96,32 +94,14 @@ def convert(
         raise CallError(f"revision is {revision!r}; it applies only to a model on the Hub, and {source} is not one")
     path = path if (path / CONFIG).is_file() else located(path)
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
-        _refuse_unused(given, "a published model")
+        refuse_unused(convert, given, _USED, "a published model")
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
         lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:
-        _refuse_unused(given, "a checkpoint")
+        refuse_unused(convert, given, _USED, "a checkpoint")
         lines = into_folder(Checkpoint.read(path), Path(output), family, allowed, shard_size, custom_code, tokenizer)
     for line in lines:
         print(line)
-
-
-_USUAL = {
-    name: parameter.default
-    for name, parameter in signature(convert).parameters.items()
-    if name in set().union(*_USED.values())
-}
-
-
-def _refuse_unused(given: dict[str, Any], form: str) -> None:
-    """Refuse options that would change nothing.
-
-    Raises:
-        CallError: There is one.
-    """
-    for name, usual in _USUAL.items():
-        if given[name] != usual and name not in _USED[form]:
-            raise CallError(f"{name} {shown(given[name])} changes nothing with {form}: leave {name} out")
 
 
 def run(args: list[str]) -> None:

@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gpt.doctor.finding import CheckResult, failed, ok, problem, warning
@@ -36,7 +35,8 @@ class RunCheck:
             yield failed(error, "correct the config; lightning-gpt fit --help lists the options")
             return
         yield ok(f"{' + '.join(self.configs)}: fit accepts it")
-        yield _run_folder(str(self._cli.config.fit.name))
+        fit = self._cli.config.fit
+        yield _run_folder(fit.trainer.default_root_dir, str(fit.name))
 
     def model(self) -> Iterator[CheckResult]:
         """The size of the model, and whether it can be trained in this machine's memory."""
@@ -76,10 +76,17 @@ class RunCheck:
         prepared = self._cli.config.fit.data.prepared
         how = "tokenised while training" if prepared is None else f"prepared in {prepared}, every part as written"
         rows = share_of(trainer, data.batch_size, data.global_batch).step_rows
-        steps = f"{trainer.max_steps:,} steps" if trainer.max_steps >= 0 else f"{trainer.max_epochs:,} epochs of steps"
-        yield ok(f"{names} ({how}); {steps}, each of {rows:,} rows ({rows * data.block_size:,} tokens)")
-        if trainer.max_steps < 0 and trainer.max_epochs == -1 and self._cli.config.fit.trainer.max_time is None:
-            yield warning("training never ends", "set trainer.max_steps, max_epochs or max_time")
+        count = "an unknown number of steps"
+        if trainer.max_steps >= 0:
+            count = f"{trainer.max_steps:,} steps"
+        elif trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            count = f"{trainer.max_epochs:,} epochs of steps"
+        else:
+            yield problem(
+                "fit refuses a run of unknown length: the learning rate depends on it",
+                "set trainer.max_steps or max_epochs",
+            )
+        yield ok(f"{names} ({how}); {count}, each of {rows:,} rows ({rows * data.block_size:,} tokens)")
 
     def saved(self) -> Iterator[CheckResult]:
         """Whether the checkpoint is whole, what it holds, and whether it fits the config."""
@@ -137,9 +144,11 @@ def _built(configs: list[str]) -> "TrainCLI":
     return OfThisMachine()
 
 
-def _run_folder(name: str) -> CheckResult:
-    """Whether ``runs/<name>`` can be written."""
-    folder = Path("runs") / name
+def _run_folder(root: str | None, name: str) -> CheckResult:
+    """Whether the folder of the runs of that name can be written."""
+    from lightning_gpt.commands.lightning_cli import runs_of
+
+    folder = runs_of(root, name)
     existing = next(each for each in (folder, *folder.parents) if each.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return problem(f"the run's folder {folder} cannot be made in {existing.absolute()}", "choose another --name")

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.console import console, say
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 
 Shots = Annotated[int, Range(0, 1000)]
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+_OF_TEXTS = {"stride", "first_token"}
+_USED = {
+    "--text": _OF_TEXTS,
+    "--config": {*_OF_TEXTS, "split", "documents"},
+    "--tasks": {"limit", "shots", "task_code", "seed"},
+}
+"""What each form of the command reads of its other options."""
 
 
 def evaluate(
@@ -66,13 +75,12 @@ def evaluate(
         device: Where the model runs: cpu, cuda, cuda:N or mps.
         json: Whether to print one JSON object instead of a table.
     """
+    options = dict(locals())
     given = [name for name, value in (("text", text), ("config", data), ("tasks", tasks)) if value is not None]
     if len(given) != 1:
         asked = f"{' and '.join(f'--{name}' for name in given)} given" if given else "nothing to evaluate"
         raise CallError(f"{asked}; give one of --text, --config or --tasks")
-    for name, value in {"limit": limit, "shots": shots, "task_code": task_code or None}.items():
-        if value is not None and tasks is None:
-            raise CallError(f"{name} is {value}; it is for --tasks: leave it out")
+    refuse_unused(evaluate, options, _USED, f"--{given[0]}")
     where = named_device(device)
     texts = None if text is None else [_read(text)]
     if tasks is not None:

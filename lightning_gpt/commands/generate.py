@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.commands.prompt_lines import RequestLine, as_json, ids_of, read_lines, write_lines
 from lightning_gpt.console import say
@@ -29,6 +29,15 @@ from lightning_gpt.waiting import Waiting
 
 TopLogprobs = Annotated[int, Range(0, 1000)]
 Precision = Literal["fp32", "bf16", "int8"]
+
+
+_OF_STRATEGIES: dict[str, set[str]] = {
+    "strategy multinomial": {"temperature"},
+    "strategy greedy": set(),
+    "strategy beam": {"beams", "length_penalty"},
+}
+_OF_DRAFTS: dict[str, set[str]] = {"a draft": {"n_guess"}, "no draft": set()}
+"""Options that are read in some forms of the command only."""
 
 
 def generate(
@@ -105,11 +114,10 @@ def generate(
     sampling = {each.name: options[each.name] for each in fields(Sampling) if each.name in options}
     sampling |= {"temperature": 0.0 if strategy == "greedy" else temperature, "rules": tuple(rules or ())}
     checked = Sampling(**sampling)
-    given = {"prompt": prompt} if not chat else {"messages": [{"role": "user", "content": prompt}]}
-    line = {"ids": ids} if ids is not None else given
+    line = {"prompt": prompt} if ids is None else {"ids": ids}
     defaults = {"max_new_tokens": max_new_tokens, "stop": tuple(stop or ()), "seed": seed, "logprobs": logprobs}
     free = {} if strategy == "beam" else sampling
-    lines = [RequestLine(line, {})] if prompts is None else read_lines(prompts, chat, free)
+    lines = [RequestLine(line, {}, chat)] if prompts is None else read_lines(prompts, chat, free)
     read = Checkpoint.read(checkpoint)
     model, tokenizer = rounded(read.build(), precision).to(where), read.tokenizer()
     early_exit = None if exit_confidence is None else _exiting(model, exit_confidence)
@@ -203,6 +211,8 @@ def _check_combinations(options: dict[str, Any]) -> None:
         for other in (*shaping, "draft", "exit_confidence", "logprobs"):
             if given(other):
                 raise CallError(f"strategy beam and {other} cannot be combined: leave one of them out")
+    refuse_unused(generate, options, _OF_STRATEGIES, f"strategy {options['strategy']}")
+    refuse_unused(generate, options, _OF_DRAFTS, "a draft" if given("draft") else "no draft")
     if given("output") and not given("prompts"):
         raise CallError("output is the file made from prompts; without prompts, redirect standard output")
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,7 +97,7 @@ def run(args: list[str]) -> None:
 
 def _divided(args: list[str]) -> tuple[list[str], list[str]]:
     """The options of ``plan`` and those of ``fit``."""
-    names = list(plan_options.__annotations__)
+    names = list(signature(plan_options).parameters)
     own: list[str] = []
     fit: list[str] = []
     position = 0

@@ -15,6 +15,7 @@ from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.inference.batch import Continuation, TextRequest
 from lightning_gpt.inference.chat import chat_ids
 from lightning_gpt.inference.prompts import checked_ids, prompt_ids
+from lightning_gpt.json_text import to_json
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
 from lightning_gpt.options import Seed, TokenId, check_option
@@ -31,10 +32,12 @@ class RequestLine:
     Args:
         content: The object as written.
         options: The options that it sets for itself.
+        chat: Whether its prompt is a user's message.
     """
 
     content: Mapping[str, Any]
     options: Mapping[str, Any]
+    chat: bool
     place: str = ""
     """Where it stands, for messages; empty for one that was typed."""
 
@@ -63,7 +66,7 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
         if line.strip():
             place = f"prompts {file!r}, line {number}: "
             try:
-                lines.append(RequestLine(*_read(line, chat, sampling), place))
+                lines.append(RequestLine(*_read(line, sampling), chat, place))
             except CallError as error:
                 raise CallError(f"{place}{error}") from None
     if not lines:
@@ -71,7 +74,7 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
     return lines
 
 
-def _read(line: str, chat: bool, sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(line: str, sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The object of a line, and the options that it sets."""
     try:
         content = json.loads(line)
@@ -98,8 +101,6 @@ def _read(line: str, chat: bool, sampling: Mapping[str, Any]) -> tuple[dict[str,
         check_option("rules", options["rules"], list)
         options["rules"] = tuple(options["rules"])
     Sampling(**{**sampling, **{name: value for name, value in options.items() if name in sampling}})
-    if chat and "prompt" in content:
-        content["messages"] = [{"role": "user", "content": content.pop("prompt")}]
     return content, options
 
 
@@ -113,7 +114,10 @@ def ids_of(line: RequestLine, model: LanguageModel, tokenizer: Tokenizer) -> tor
         if "messages" in line.content:
             return chat_ids(model, tokenizer, line.content["messages"])
         if "prompt" in line.content:
-            return prompt_ids(model, tokenizer, line.content["prompt"])
+            prompt = line.content["prompt"]
+            if line.chat:
+                return chat_ids(model, tokenizer, [{"role": "user", "content": prompt}])
+            return prompt_ids(model, tokenizer, prompt)
         if not line.content["ids"]:
             raise CallError("ids is []; give at least one token id")
         return checked_ids(model, torch.tensor(line.content["ids"], dtype=torch.long))
@@ -155,7 +159,7 @@ def write_lines(
         for start in range(0, len(lines), batch_size):
             batch = slice(start, start + batch_size)
             for line, said in zip(lines[batch], continued(list(requests[batch])), strict=True):
-                file.write(json.dumps({**line.content, **said}, ensure_ascii=False) + "\n")
+                file.write(to_json({**line.content, **said}) + "\n")
             file.flush()
 
 

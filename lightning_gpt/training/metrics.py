@@ -31,11 +31,12 @@ class MeanLoss(Metric):
         self.add_state("total_counted", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Move the sums, as ``fn`` moves a tensor."""
-        if not has_double(fn(torch.zeros(0)).device):
+        """Move the sums, as ``fn`` moves a tensor; their types stay, also where a module is made bf16 or fp16."""
+        device = fn(torch.zeros(0, device=self.total_nll.device)).device
+        if not has_double(device):
             self._defaults["total_nll"] = torch.zeros(())
             self.total_nll = self.total_nll.float()
-        return super()._apply(fn, exclude_state)
+        return super()._apply(lambda state: state.to(device), exclude_state)
 
     def update(self, nll: Tensor, counted: Tensor) -> None:
         """Add tokens.

@@ -36,6 +36,7 @@ def recorded(optimization: Optimization, trainer: L.Trainer, rows_per_step: int 
     clipping = trainer.gradient_clip_algorithm
     options: dict[str, Any] = {
         "max_steps": trainer.max_steps,
+        "max_epochs": trainer.max_epochs,
         "rows_per_step": rows_per_step,
         "processes": trainer.world_size,
         "precision": str(trainer.precision),

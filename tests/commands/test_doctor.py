@@ -412,7 +412,7 @@ CORRECT = "correct the config; lightning-gpt fit --help lists the options"
             "problem",
             "data file 'no.txt' does not exist",
         ),
-        ({"trainer": {"max_steps": -1}}, "data", "warning", "training never ends"),
+        ({"trainer": {"max_steps": -1}}, "data", "problem", "fit refuses a run of unknown length"),
         (
             {"model": {"init_args": {"dim": 100_000, "n_layer": 100}}},
             "model",

@@ -128,7 +128,7 @@ def test_a_message_is_answered_by_the_template(generate: Any, folder: Path) -> N
     (folder / "hi.jsonl").write_text('{"prompt": "Hi <|im_end|>"}')
     lines = objects(generate("--prompts", "hi.jsonl", "--chat", "true", "--strategy", "greedy", *SHORT)[1])
     assert lines[0]["text"] == words.decode(new)
-    assert lines[0]["messages"] == talk
+    assert lines[0]["prompt"] == "Hi <|im_end|>", "the line as it was"
     status, _, error = generate("--prompt", "Hi", "--chat", "true", checkpoint="without/model.ckpt")
     assert (status, "no chat template: give a prompt instead" in error) == (2, True)
 
@@ -207,6 +207,9 @@ WRONG_CALLS = {
     ("--output", "x.jsonl"): "output is the file made from prompts",
     ("--strategy", "beam", "--top_k", "3"): "strategy beam and top_k cannot be combined",
     ("--strategy", "beam", "--beams", "0"): "beams is 0; it must be a whole number from 1",
+    ("--length_penalty", "2"): "length_penalty 2.0 changes nothing with strategy multinomial: leave length_penalty out",
+    ("--strategy", "greedy", "--temperature", "1"): "temperature 1.0 changes nothing with strategy greedy",
+    ("--n_guess", "5"): "n_guess 5 changes nothing with no draft: leave n_guess out",
     ("--min_p", "2"): "min_p is 2.0; it must be a number from 0 to 1",
     ("--device", "tpu"): "device is 'tpu'; allowed on this machine: cpu",
     ("--device", "mps"): "device is 'mps'; allowed on this machine: cpu",

@@ -208,8 +208,9 @@ def test_the_command_reads_the_documents_of_a_config(folder: Path, ours: Any, ca
 WRONG = {
     ("--text", "ours"): "text 'ours' cannot be read: it is not a regular file",
     ("--text", "text.txt", "--shots", "-1"): "shots is -1; it must be a whole number from 0 to 1,000",
-    ("--text", "text.txt", "--limit", "3"): "limit is 3; it is for --tasks: leave it out",
-    ("--text", "text.txt", "--task_code", "true"): "task_code is True; it is for --tasks: leave it out",
+    ("--text", "text.txt", "--limit", "3"): "limit 3 changes nothing with --text: leave limit out",
+    ("--text", "text.txt", "--task_code", "true"): "task_code True changes nothing with --text: leave task_code out",
+    ("--text", "text.txt", "--split", "test"): "split 'test' changes nothing with --text: leave split out",
     ("--text", "none.txt"): "text 'none.txt' cannot be read: No such file",
     ("--text", "empty.txt"): "text 'empty.txt' is empty",
     ("--text", "latin.txt"): r"text 'latin.txt' is not UTF-8 \(byte 1\)",

@@ -175,7 +175,8 @@ def test_lanes_go_on_from_one_layout_in_another_as_in_one_process(content: dict[
     config, further = str(write_config(tmp_path / "tiny.yaml", lanes)), ("--trainer.max_steps", "9")
     two = ("--trainer.devices", "2")
     must_run("fit", "--config", config, *further, cwd=tmp_path)
-    must_run("fit", "--config", config, *two, "--parallel.shard", "2", "--data.batch_size", "4", cwd=tmp_path)
+    done = must_run("fit", "--config", config, *two, "--parallel.shard", "2", "--data.batch_size", "4", cwd=tmp_path)
+    assert "resume:    lightning-gpt fit --config" in done.stderr, "last.ckpt is a folder"
     saved = str(tmp_path / LAST.replace("version_0", "version_1"))
     must_run("fit", "--config", config, "--ckpt_path", saved, *further, *two, "--parallel.tensor", "2", cwd=tmp_path)
     ours, theirs = figures(tmp_path, 2), figures(tmp_path, 0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from lightning_gpt.training.metrics import BitsPerByte, MeanLoss
 
@@ -32,6 +33,20 @@ def test_many_tokens_do_not_lose_the_sum() -> None:
     for _ in range(30):
         metric.update(torch.full((1_000_000,), 1.1), torch.ones(1_000_000, dtype=torch.bool))
     assert float(metric.compute()) == pytest.approx(1.1, abs=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_a_module_in_half_precision_keeps_the_sums_type(precision: str) -> None:
+    """In bf16 the sum of 500 batches would stop growing early, and in fp16 it would overflow."""
+    module = torch.nn.ModuleDict({"layer": torch.nn.Linear(2, 2), "loss": MeanLoss()})
+    HalfPrecision(precision).convert_module(module)
+    metric = module["loss"]
+    assert module["layer"].weight.dtype != torch.float32
+    metric.reset()
+    nll = torch.rand(500, 2048, generator=torch.Generator().manual_seed(0)) * 12
+    for batch in nll:
+        metric.update(batch, torch.ones(2048, dtype=torch.bool))
+    assert float(metric.compute()) == pytest.approx(float(nll.double().mean()), abs=1e-12)
 
 
 @given(cuts=st.lists(st.integers(1, 99), max_size=6))

@@ -16,7 +16,15 @@ from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.ffn.moe.mixture import mixtures
-from lightning_gpt.training.callbacks import Cost, ExpertUse, InitialLoss, Spikes, StepMetrics, TokenRoutes
+from lightning_gpt.training.callbacks import (
+    Cost,
+    ExpertUse,
+    InitialLoss,
+    Spikes,
+    StepMetrics,
+    TokenRoutes,
+    step_metrics,
+)
 from lightning_gpt.training.module import GPTModule
 from lightning_gpt.training.optim import Optimization, optimizer, schedule
 from tests.processes import must_run, tiny_config, tiny_corpus, write_config
@@ -98,6 +106,46 @@ def test_callbacks_that_log_and_draw_change_no_weight(tmp_path: Path) -> None:
     theirs = watched.state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in alone.state_dict().items())
     assert any(bias.abs().max() > 0 for bias in biases(alone))
+
+
+class Hours(L.Callback):
+    """Moves the clock: a second for each micro-batch, and an hour at the start and after each validation."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self.now += 3600
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.now += 3600
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.now += 1
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_speed_is_that_of_training_whatever_callbacks_do_beside_it(
+    warmup: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch may grow, and an epoch's last step may be smaller: 16 tokens take a second all the same."""
+    hours = Hours()
+    monkeypatch.setattr("time.perf_counter", lambda: hours.now)
+    monkeypatch.setattr(step_metrics, "peak_flops", lambda device, dtype: 1e12)
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", lambda self, values, step: logged.append(values))
+    L.seed_everything(SEED)
+    module = GPTModule(Optimization(lr=0.01, batch_warmup=warmup, warmup=0.0), **SIZES)
+    flags = {"accumulate_grad_batches": 4, "val_check_interval": 12, "log_every_n_steps": 1}
+    if warmup:
+        flags |= {"max_steps": 8, "max_epochs": -1}
+    callbacks = [StepMetrics(), Cost(), hours]
+    trainer(tmp_path, *callbacks, logger=TensorBoardLogger(tmp_path), **flags).fit(module, batches(23), batches(1))
+    speeds = [values["train/tokens_per_second"] for values in logged if "train/tokens_per_second" in values]
+    assert speeds == [16.0] * len(speeds)
+    assert len(speeds) == (8 if warmup else 6)
+    (cost,) = (values for values in logged if "cost/step_seconds" in values)
+    assert (cost["cost/step_seconds"], cost["cost/tokens_per_second"]) == (4.0, 16.0)
 
 
 def test_it_trains_what_fit_trains_with_all_its_callbacks(tmp_path: Path) -> None:

@@ -64,6 +64,41 @@ def test_killed_at_a_random_moment_and_resumed(config: Path, alone: Path, tmp_pa
     assert {step for tag, step in scalars(second) if tag == "val/loss"} == validations
 
 
+ASKS = """
+import lightning as L
+
+class AsksForAStop(L.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = batch_idx == 24  # the first micro-batch of two
+"""
+
+
+def test_stopped_inside_a_step_and_resumed(config: Path, alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(ASKS)
+    stop = ("--trust", "asks.py", "--trainer.callbacks+=asks.AsksForAStop")
+    must_run("fit", "--config", str(config), *stop, cwd=tmp_path)
+    first = tmp_path / "runs/tiny/version_0"
+    assert torch.load(first / "checkpoints/last.ckpt", weights_only=True)["TextData"]["cursor"]["rows"] == 13 * 8
+    must_run("fit", "--config", str(config), "--ckpt_path", str(first / "checkpoints/last.ckpt"), cwd=tmp_path)
+    second = tmp_path / "runs/tiny/version_1"
+    assert_same_series(second, alone)
+    assert_same_end(second, alone)
+
+
+def test_a_loss_that_is_logged_for_steps_before_and_after_a_stop_is_that_of_all(config: Path, tmp_path: Path) -> None:
+    every = ("--trainer.log_every_n_steps", "10", "--checkpoints.every_n_steps", "5")
+    must_run("fit", "--config", str(config), *every, "--trainer.max_steps", "20", cwd=tmp_path)
+    first = tmp_path / "runs/tiny/version_0"
+    earlier = first / "checkpoints/last.previous.ckpt"
+    assert torch.load(earlier, weights_only=True)["global_step"] == 15
+    must_run(
+        *("fit", "--config", str(config), *every, "--trainer.max_steps", "20", "--ckpt_path", str(earlier)),
+        cwd=tmp_path,
+    )
+    second = tmp_path / "runs/tiny/version_1"
+    assert scalars(second)["train/loss", 20] == scalars(first)["train/loss", 20]
+
+
 def test_interrupted_by_ctrl_c_saves_where_it_stands(config: Path, alone: Path, tmp_path: Path) -> None:
     process = start_command("fit", "--config", str(config), cwd=tmp_path)
     first = tmp_path / "runs/tiny/version_0"

@@ -45,6 +45,11 @@ def test_a_new_learning_rate_applies_and_is_reported(folder: Path) -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["optimization"]["lr"] == 5e-4
 
 
+def test_another_number_of_epochs_is_reported(folder: Path) -> None:
+    _, said = resume(folder, "--trainer.max_epochs", "3", name="epochs")
+    assert "changed options: max_steps 40 (was 20), max_epochs 3 (was -1)" in said
+
+
 def test_the_first_resumed_step_has_the_new_rate(folder: Path) -> None:
     """With a rate of almost nothing, the weights stay where they are from the first step on."""
     run, _ = resume(folder, "--model.optimization.lr", "1e-30", name="still")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
+from lightning_gpt import trust
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.training.callbacks import LastCheckpoint, NonFinite, Spikes
 from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
@@ -50,6 +52,40 @@ def test_the_loss_of_a_step_is_the_mean_of_its_micro_batches(tmp_path: Path) -> 
     toy = Toy([1.0, 1.2, 0.8, 1.0, 9.0, -7.0])
     fit(toy, tmp_path, Spikes(threshold=3.0, window=4), accumulate_grad_batches=2)
     assert float(toy.weight) == pytest.approx(weight_after(toy.losses) / 2)
+
+
+def test_the_last_step_of_an_epoch_has_the_mean_of_the_micro_batches_that_are_left(tmp_path: Path) -> None:
+    fit(Toy([1.0, 1.2, 1.1]), tmp_path, Spikes(threshold=3.0), LastCheckpoint(), accumulate_grad_batches=2)
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    assert saved["callbacks"]["Spikes"]["before"] == pytest.approx([1.1, 1.1])
+
+
+def test_losses_are_not_those_that_fp16_has_scaled(tmp_path: Path) -> None:
+    """The scale doubles after six steps, and the losses do not."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=len(CALM))
+    precision = MixedPrecision("16-mixed", "cpu", scaler)
+    with pytest.raises(WorkError, match=r"step 9 was not taken: the loss is 9.0000"):
+        fit(Toy([*CALM, 1.1, 0.9, 9.0]), tmp_path, Spikes(threshold=3.0, window=6), NonFinite(), plugins=[precision])
+    assert scaler.get_scale() == 2048.0
+
+
+def test_a_resumed_run_names_the_checkpoint_that_it_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Until it has saved one of its own; the command that it prints trusts what this one trusts."""
+    fit(Toy(CALM), tmp_path / "first", Spikes(threshold=3.0, window=6), LastCheckpoint())
+    first = tmp_path / "first" / LAST
+    monkeypatch.setattr(trust, "_trusted", ["mine.py"])
+    with pytest.raises(WorkError, match=rf"step 7 .*; the last good checkpoint, of step 6, is {first}"):
+        fit(
+            Toy([9.0, *CALM]),
+            tmp_path / "second",
+            Spikes(threshold=3.0, window=6),
+            LastCheckpoint(),
+            resume=first,
+            max_epochs=2,
+        )
+    assert f"--ckpt_path {first} --spikes.skip_steps '[[7, 7]]' --trust mine.py" in capsys.readouterr().err
 
 
 def test_the_last_good_checkpoint_is_named_and_stays(tmp_path: Path) -> None:

@@ -338,6 +338,10 @@ def test_a_checkpoint_by_what_is_not_logged_is_refused_when_it_is_due(config: Pa
             callback("EarlyStopping", monitor="train/los"),
             "EarlyStopping: monitor is 'train/los'; the validation measures",
         ),
+        (
+            (*callback("EarlyStopping", monitor="val/loss"), "--trainer.limit_val_batches", "0"),
+            "EarlyStopping looks at validations, and limit_val_batches 0 leaves them out",
+        ),
         (callback("LearningRateFinder"), "LearningRateFinder cannot be used here: compare values of"),
         (callback("BatchSizeFinder"), "BatchSizeFinder cannot be used here: it would train with another batch_size"),
         (

@@ -31,7 +31,7 @@ class Toy(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(module: Toy, folder: Path, *callbacks: L.Callback, **trainer: Any) -> None:
+def fit(module: Toy, folder: Path, *callbacks: L.Callback, resume: Path | None = None, **trainer: Any) -> None:
     """Train over the losses in their order, without validation unless it is asked for."""
     made = L.Trainer(
         accelerator="cpu",
@@ -44,4 +44,4 @@ def fit(module: Toy, folder: Path, *callbacks: L.Callback, **trainer: Any) -> No
         **{"max_epochs": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0, **trainer},
     )
     steps = DataLoader(torch.arange(len(module.losses)), batch_size=None)
-    made.fit(module, steps, DataLoader(torch.zeros(1), batch_size=None))
+    made.fit(module, steps, DataLoader(torch.zeros(1), batch_size=None), ckpt_path=resume)

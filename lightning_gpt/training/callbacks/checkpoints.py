@@ -20,7 +20,7 @@ from lightning_gpt.stopping import on_stop
 from lightning_gpt.training.callbacks.series import CheckpointSeries
 from lightning_gpt.training.callbacks.summary import say_next_commands
 from lightning_gpt.training.checkpoint_io import wait_for_saves
-from lightning_gpt.whole_file import keep_previous, previous_of, remove_abandoned
+from lightning_gpt.whole_file import keep_previous, previous_of, remove_abandoned, take_over
 
 
 class LastCheckpoint(Checkpoint):
@@ -62,8 +62,10 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._saved_at = 0.0  # by time.monotonic
         self._has_saved = False
+        self._resumed_from: Path | None = None
         self._waits_for_validation = False
         self._stop_asked = False
+        self._stop_waits = False
         self._trains = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -71,9 +73,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
-        self._trains = True
-        if trainer.ckpt_path is not None and trainer.is_global_zero:
-            remove_abandoned(Path(trainer.ckpt_path).parent)  # the run that is resumed may have been killed in a save
+        self._stop_waits, self._trains = False, True
+        if trainer.ckpt_path is not None:
+            self._resumed_from = Path(trainer.ckpt_path)
+            if trainer.is_global_zero:
+                remove_abandoned(self._resumed_from.parent)  # the run that is resumed may have been killed in a save
         self._listen()
         if self.series is not None:
             self.series.begin(trainer, self.path.parent.parent)
@@ -95,13 +99,13 @@ class LastCheckpoint(Checkpoint):
 
     def _saved(self) -> str:
         """What is on the disk when the process has ended: a save that has begun is finished first."""
-        if self._has_saved or self.path.exists():  # it exists in the folder of a run that is resumed
-            return f"step {self._saved_step} is saved in {self.path}"
-        return "no step was saved"
+        path = self.path if self._has_saved else self._resumed_from
+        return "no step was saved" if path is None else f"step {self._saved_step} is saved in {path}"
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        self._let_a_stop_wait(trainer)
         step = trainer.global_step
         if self.series is not None:  # first, so that a run which resumes from this step's last.ckpt finds it
             self.series.at_step(trainer)
@@ -119,6 +123,17 @@ class LastCheckpoint(Checkpoint):
         if stop:
             self._stop(trainer)
 
+    def _let_a_stop_wait(self, trainer: L.Trainer) -> None:
+        """Let a stop that ``max_time`` or a callback asks for between two micro-batches wait for the end of the step.
+
+        Between them there is no state to resume from: the gradients so far are in no checkpoint.
+        """
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            self._stop_waits |= trainer.should_stop
+            trainer.should_stop = False
+        elif self._stop_waits:
+            trainer.should_stop, self._stop_waits = True, False
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._waits_for_validation and not trainer.sanity_checking:
             self._waits_for_validation = False
@@ -132,11 +147,6 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
         wait_for_saves(trainer)
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.ckpt_path is not None and not self._trains:
-            limits = f"max_steps is {trainer.max_steps} and max_epochs is {trainer.max_epochs}"
-            say(f"nothing to train: the checkpoint is of step {trainer.global_step:,}, where this run ends ({limits})")
 
     def _save(self, trainer: L.Trainer) -> None:
         wait_for_saves(trainer)
@@ -179,20 +189,53 @@ class LastCheckpoint(Checkpoint):
 
 
 def last_saved(trainer: L.Trainer) -> tuple[Path, int] | None:
-    """The ``last.ckpt`` of this run and the optimizer step that it is from; None if none was saved."""
+    """The ``last.ckpt`` of this run, or else what it was resumed from, and its step; None if there is neither."""
     wait_for_saves(trainer)
-    callbacks = trainer.checkpoint_callbacks
-    path = next((callback.path for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
-    if path is None or not path.exists():
-        return None
-    return path, int(Saved(path).content["global_step"])
+    paths = [callback.path for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+    if trainer.ckpt_path is not None:
+        paths.append(Path(trainer.ckpt_path))
+    path = next((path for path in paths if path.exists()), None)
+    return None if path is None else (path, int(Saved(path).content["global_step"]))
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``; a loss that is not finite is not one."""
+    """Keeps ``checkpoints/best.ckpt``, the state with the lowest ``val/loss``; a loss that is not finite is not one.
+
+    A run that is resumed in a new folder takes over the best checkpoint up to that step, under a second name.
+    """
 
     def __init__(self) -> None:
         super().__init__(filename="best", monitor="val/loss", mode="min", save_top_k=1, enable_version_counter=False)
+        self._before: dict[str, Any] | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["dirpath"] == self.dirpath:
+            super().load_state_dict(state_dict)
+        else:
+            self._before = state_dict
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        before, self._before = self._before, None
+        if before is not None and before["best_model_path"]:
+            self._take_over(trainer, Path(before["best_model_path"]), before["best_model_score"])
+
+    def _take_over(self, trainer: L.Trainer, earlier: Path, loss: Tensor) -> None:
+        """Make another run's best checkpoint this run's, if it is still there and of no step after this run's start."""
+        if not earlier.exists() or Saved(earlier).content["global_step"] > trainer.global_step:
+            say(f"{earlier} is gone or of a later step; best.ckpt begins anew")
+            return
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / f"best{self.FILE_EXTENSION}"
+        if trainer.is_global_zero and not (path.exists() and path.samefile(earlier)):
+            try:
+                take_over(earlier, path)
+            except OSError as error:
+                raise WorkError(f"{earlier} cannot be taken over: {error.strerror}") from None
+        trainer.strategy.barrier()
+        self.best_model_path = self.kth_best_model_path = str(path)
+        self.best_k_models = {str(path): loss}
+        self.best_model_score = self.kth_value = loss
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether ``current``, which is the same on every process, is finite and the lowest so far."""

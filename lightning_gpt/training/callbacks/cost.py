@@ -40,6 +40,11 @@ class StepClock:
         self._collect()
         self._events, self._last = [], None
 
+    def forget(self) -> None:
+        """Discard the steps so far, but not the time since the last mark."""
+        self._collect()
+        self.seconds.clear()
+
     def mark(self) -> None:
         """End a step and begin the next."""
         if self._on_gpu:
@@ -107,7 +112,8 @@ class Cost(Callback):
 
     - ``cost/step_seconds``: median wall time of an optimizer step of this process, without steps interrupted by
       validation.
-    - ``cost/tokens_per_second``: tokens per step, over all processes, divided by that time.
+    - ``cost/tokens_per_second``: tokens per step, over all processes, divided by that time. Both are of the steps with
+      the most tokens, where the batch grows or an epoch ends in a smaller step.
     - ``cost/peak_memory_mb``: median over the steps of a step's peak, in MB of 10⁶ bytes. On CUDA
       ``max_memory_allocated``, which includes the weights; on a CPU the growth of the resident set since before the
       first step: gradients, optimizer state, activations. On a CPU it is logged under Linux only.
@@ -142,7 +148,12 @@ class Cost(Callback):
     ) -> None:
         self._tokens += batch["targets"].numel() * data_place(trainer)[1]
         if trainer.global_step != self._step:
-            self._step, self._step_tokens, self._tokens = trainer.global_step, self._tokens, 0
+            self._step, tokens, self._tokens = trainer.global_step, self._tokens, 0
+            if tokens > self._step_tokens:
+                self._step_tokens = tokens
+                self._clock.forget()
+            elif tokens < self._step_tokens:
+                self._clock.restart()
             self._clock.mark()
             assert self._memory is not None
             self._memory.end()

@@ -20,6 +20,7 @@ from lightning_gpt.models.record import Watch, watching
 from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
 from lightning_gpt.saving import first_non_finite
 from lightning_gpt.training.callbacks.checkpoints import last_saved
+from lightning_gpt.training.callbacks.step_losses import StepLosses
 from lightning_gpt.training.module import LanguageModule
 
 Action = Literal["stop", "skip", "rewind"]
@@ -31,7 +32,7 @@ class _Step:
 
     Args:
         number: 1 is the run's first.
-        losses: Of this process's micro-batches, each divided by their number.
+        losses: Of this process's micro-batches, in nats.
         batches: The micro-batches, each with its number in the epoch.
         bad: 1.0 if a loss or the gradient of any process is not finite, else 0.0; on the device.
     """
@@ -59,7 +60,7 @@ class _Step:
 
     def found(self, trainer: L.Trainer) -> str:
         """What is wrong with it, the same on every process."""
-        loss = float(trainer.strategy.reduce(self.losses.sum(), reduce_op="mean"))
+        loss = float(trainer.strategy.reduce(self.losses.mean(), reduce_op="mean"))
         return (
             f"the loss is {loss:.4f} and the gradient is not finite" if math.isfinite(loss) else f"the loss is {loss}"
         )
@@ -100,8 +101,14 @@ class NonFinite(Callback):
         self.action = action
         self._in_a_row = 0
         self._batches: list[tuple[Any, int]] = []
-        self._losses: list[Tensor] = []
+        self._losses = StepLosses()
         self._unread: _Step | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._in_a_row = state_dict["in_a_row"]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -109,13 +116,12 @@ class NonFinite(Callback):
         self._batches.append((batch, batch_idx))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        self._losses.append(loss.detach())
+        self._losses.add(trainer, loss)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        losses, batches = torch.stack(self._losses), self._batches
-        self._losses, self._batches = [], []
+        losses, batches, self._batches = self._losses.take(), self._batches, []
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if all(parameter.grad is None for parameter in parameters):
             return  # another callback has left the step out
@@ -195,7 +201,7 @@ class NonFinite(Callback):
                 "step": step.number,
                 "process": trainer.global_rank,
                 "micro_batches": [plain(move_data_to_device(batch, torch.device("cpu"))) for batch, _ in batches],
-                "losses": (losses * trainer.accumulate_grad_batches).tolist(),
+                "losses": losses.tolist(),
             }
             if isinstance(pl_module, LanguageModule):
                 content[MODEL_KEY] = pl_module.model.describe()

@@ -21,7 +21,7 @@ from lightning_gpt.console import say
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.saving import BackgroundSaves
 from lightning_gpt.training.checkpoint_io import nothing_is_being_saved, wait_for_saves
-from lightning_gpt.whole_file import remove, second_name
+from lightning_gpt.whole_file import take_over
 
 
 class CheckpointSeries:
@@ -109,11 +109,7 @@ class CheckpointSeries:
                 require_step(path, Saved(path).content.get("global_step"))
                 kept = path_of_step(self.folder, step)
                 if not kept.exists():
-                    temporary = kept.with_name(f"{kept.name}.tmp")  # no kill leaves a half of a folder
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    remove(temporary)
-                    second_name(path, temporary)
-                    temporary.replace(kept)
+                    take_over(path, kept)
                 enlist(self.folder, sums_of(kept))
             except CallError as error:
                 say(f"{error}; the series goes on without it")

@@ -15,6 +15,8 @@ from lightning_gpt.console import say
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.options import Count, Positive, Range, check_options
 from lightning_gpt.training.callbacks.checkpoints import last_saved
+from lightning_gpt.training.callbacks.step_losses import StepLosses
+from lightning_gpt.trust import trusted_options
 
 Action = Literal["stop", "skip"]
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -55,7 +57,7 @@ class Spikes(Callback):
         self.skip_steps = skip_steps or []
         self._before: deque[float] = deque(maxlen=window)
         self._skipped_in_a_row = 0
-        self._micro_losses: list[Tensor] = []
+        self._losses = StepLosses()
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": list(self._before), "skipped_in_a_row": self._skipped_in_a_row}
@@ -66,18 +68,17 @@ class Spikes(Callback):
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if self.threshold is not None:
-            self._micro_losses.append(loss.detach())
+            self._losses.add(trainer, loss)
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        step, micro_losses = trainer.global_step + 1, self._micro_losses
-        self._micro_losses = []
+        step = trainer.global_step + 1
+        losses = None if self.threshold is None else self._losses.take()
         if any(first <= step <= last for first, last in self.skip_steps):
             _leave_out(optimizer)
-        elif self.threshold is not None:
-            # each is already divided by the number of micro-batches, so that their sum is the step's mean
-            mean = trainer.strategy.reduce(torch.stack(micro_losses).sum(), reduce_op="mean")
+        elif losses is not None:
+            mean = trainer.strategy.reduce(losses.mean(), reduce_op="mean")
             if math.isfinite(mean):
                 self._look(trainer, optimizer, step, float(mean))
 
@@ -115,8 +116,9 @@ class Spikes(Callback):
         if trainer.is_global_zero:
             skip = [*(list(pair) for pair in self.skip_steps), [saved + 1, step]]
             config, last_good = shlex.quote(str(path.parent.parent / "config.yaml")), shlex.quote(str(path))
+            options = "".join(f" {shlex.quote(option)}" for option in trusted_options())
             say("to resume from there and skip the steps since")
-            say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'")
+            say(f"  lightning-gpt fit --config {config} --ckpt_path {last_good} --spikes.skip_steps '{skip}'{options}")
         raise WorkError(f"{message}; the last good checkpoint, of step {saved}, is {path}")
 
 

@@ -32,7 +32,7 @@ class StepMetrics(Callback):
       process.
     - ``train/lr``: the learning rate of the next step.
     - ``train/grad_norm``: the norm of the logged step's gradient, before clipping.
-    - ``train/tokens_per_second``: over all processes, without the time in validation.
+    - ``train/tokens_per_second``: over all processes, without the time in validation and before the first step.
     - ``train/mfu``: model FLOPs utilisation, Chowdhery et al. 2022 (2204.02311), section 4.1: the FLOPs of the matrix
       products by formula (:func:`~lightning_gpt.planning.flops.training_flops_per_token`) as a share of the devices'
       peak (:func:`~lightning_gpt.training.peak.peak_flops`).
@@ -41,10 +41,15 @@ class StepMetrics(Callback):
 
     def __init__(self) -> None:
         self.latest: dict[str, float] = {}
-        self._start()
-
-    def _start(self) -> None:
         self._losses: list[Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": [float(loss) for loss in self._losses]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._losses = [torch.tensor(loss) for loss in state_dict["losses"]]
+
+    def _start_clock(self) -> None:
         self._tokens = 0
         self._since = time.perf_counter()
         self._paused_at: float | None = None
@@ -52,14 +57,19 @@ class StepMetrics(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self._flops_share = _share_of_a_token_per_second(trainer, pl_module)
-        self._start()
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
+        self._start_clock()
+        self._paused_at = self._since
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._paused_at = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._paused_at is not None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._paused_at is not None:  # here, since other callbacks work at the start and at the end of a validation
             self._since += time.perf_counter() - self._paused_at
+            self._paused_at = None
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
@@ -92,7 +102,8 @@ class StepMetrics(Callback):
         values = self.latest | rows_drawn(trainer.datamodule)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             logger.log_metrics(values, step=self._step)
-        self._start()
+        self._losses = []
+        self._start_clock()
 
     @staticmethod
     def _logs(trainer: L.Trainer, step: int) -> bool:

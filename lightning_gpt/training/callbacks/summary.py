@@ -31,6 +31,7 @@ class RunSummary(Callback):
 
     def __init__(self) -> None:
         self._start_loss: float | None = None
+        self._validated_step = 0
         self._folder: str | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -75,6 +76,7 @@ class RunSummary(Callback):
         )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validated_step = trainer.global_step
         if trainer.state.fn == "validate":
             _print_results(trainer)
 
@@ -109,7 +111,7 @@ class RunSummary(Callback):
         lines = []
         if self._start_loss is not None:
             lines.append(("before training", perplexity(self._start_loss)))
-        lines.append((f"last validation (of {trainer.global_step:,} steps)", perplexity(loss)))
+        lines.append((f"last validation (step {self._validated_step:,})", perplexity(loss)))
         counts = data.counts()
         if counts is not None:
             measured = sum(trainer.num_val_batches) * data.micro_batch_rows  # fewer with limit_val_batches
@@ -165,7 +167,7 @@ def say_next_commands(run: Path) -> None:
     commands = []
     if any(run.glob("events.out.tfevents.*")):
         commands.append(f"look:      tensorboard --logdir {folder}")
-    if last.is_file():
+    if last.exists():  # a folder where the layout is divided
         commands += [
             f'generate:  lightning-gpt generate --checkpoint {checkpoint} --prompt "The"{options}',
             f'inspect:   lightning-gpt inspect --checkpoint {checkpoint} --text "The city was founded"{options}',
