@@ -11,7 +11,10 @@ from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState, WithInpu
 
 
 class _Places:
-    """Which position each slot of each row holds: worked out once per pass, for all layers with equally many slots.
+    """Which position each slot of each row holds, for all layers with equally many slots.
+
+    In a pass over several rows it is worked out once. In a pass over one row each layer works it out from what was there
+    before the pass: what an earlier layer has made of it says nothing of the keys that this one still holds.
 
     Args:
         of: What one of these layers keeps of a text.
@@ -23,6 +26,7 @@ class _Places:
         self._of = of
         self.held = torch.full((rows, of.capacity), -1, device=device)
         self._now: Tensor | None = None
+        self._before: Tensor | None = None
 
     def take(self, positions: Tensor, rows: slice) -> Tensor:
         """The slots of new tokens at ``positions`` ``(rows, 1)``, which then hold these positions."""
@@ -31,9 +35,15 @@ class _Places:
             self.held[rows].scatter_(1, self._now, positions)
         return self._now
 
+    def before(self, row: slice) -> Tensor:
+        """What the slots of a pass's only row held before the pass, ``(1, slots)``, for each layer to change by itself."""
+        if self._before is None:
+            self._before = self.held[row].clone()
+        return self._before.clone()
+
     def end(self) -> None:
         """The pass is over."""
-        self._now = None
+        self._now = self._before = None
 
 
 class _RowKeyValues(KeyValues):
@@ -61,8 +71,10 @@ class _RowKeyValues(KeyValues):
         places = self._cache.places(self, k.device)
         if len(k) == 1:  # as if it were alone: a view of its row
             one = KeyValues(self.capacity, self.pinned)
-            one.k, one.v, one.places, one.seen = self.k[rows], self.v[rows], places.held[rows], self._cache.length
-            return one.append(k, v, positions, None)
+            one.k, one.v, one.places, one.seen = self.k[rows], self.v[rows], places.before(rows), self._cache.length
+            seen = one.append(k, v, positions, None)
+            places.held[rows] = one.places
+            return seen
         assert positions is not None
         part = KeyValues(self.capacity, self.pinned)
         part.k, part.v = self.k[rows], self.v[rows]

@@ -106,6 +106,32 @@ def test_every_variant_reads_each_text_as_if_it_were_alone(changes: dict[str, An
     assert (kept is not None) == shares
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"convolution": "canon"},
+        {"convolution": {"kind": "canon", "places": "AC"}, "attention": "linear"},
+        {"attention": [{"kind": "window", "window": 5}, {"kind": "sink_window", "window": 5}]},
+        {"attention": [{"kind": "window", "window": 5, "rotary_base": base} for base in (100.0, 1000.0)]},
+        {"attention": {"kind": "window", "window": 5}, "position": "t5"},
+    ],
+    ids=str,
+)
+def test_layers_that_keep_equally_much_do_not_mix_up_what_they_hold(changes: dict[str, Any]) -> None:
+    """A prompt that is read in pieces longer than what a layer keeps."""
+    model, text = build({**changes, "block_size": 96}), random_ids(17, 80)
+    with torch.no_grad():
+        wanted = model(text[None])[0]
+        rows = rows_for(model, MOST, 96)
+        assert isinstance(rows, SharedRows)
+        rows.begin()
+        for start, end in ((0, 33), (33, 70), (70, 71)):
+            torch.testing.assert_close(rows.read(text[start:end])[0], wanted[end - 1], **CLOSE)
+        rows.join()
+        for place in range(71, 80):
+            torch.testing.assert_close(rows.feed(text[place : place + 1])[0], wanted[place], **CLOSE)
+
+
 def test_rows_go_on_after_a_pass_that_failed() -> None:
     model = build({"attention": [{"kind": "window", "window": 5}, "linear"]})
     with torch.no_grad():
