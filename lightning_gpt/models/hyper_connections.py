@@ -166,7 +166,8 @@ class HyperConnection(Connection):
         read, residual, write = (each.to(copies.dtype) for each in (self.static_read, a_r.mT, self.static_write))
         if self.norm is None or self.weight is None or self.scales is None:
             return read, residual, write
-        found = F.linear(self.norm(copies), self.weight.to(copies.dtype)).tanh()  # (..., n, n + 2)
+        normed = self.norm(copies.to(self.weight.dtype)).to(copies.dtype)  # a norm wants the type of its gains
+        found = F.linear(normed, self.weight.to(copies.dtype)).tanh()  # (..., n, n + 2)
         alpha, beta = self.scales.to(copies.dtype)
         return (
             read + alpha * found[..., 0],

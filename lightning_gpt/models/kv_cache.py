@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_gpt.errors import CallError
+
 LOOKAHEAD = 16
 """Slots beyond an attention's span, so that a few tokens can be removed again (:meth:`Cache.truncate`)."""
 
@@ -77,6 +79,7 @@ class KeyValues:
         time = k.shape[-2]
         at = torch.arange(time, device=k.device) if positions is None else positions
         if at.ndim == 2:
+            self._require_room(at, lengths)
             return self._append_apart(k, v, at)
         start = self.seen
         self.seen = start + time
@@ -93,6 +96,19 @@ class KeyValues:
         old_k, old_v, old = self.k.clone(), self.v.clone(), self.places[0].clone()
         self._keep(k, v, at, start, None)
         return torch.cat([old_k, k], -2), torch.cat([old_v, v], -2), torch.cat([old, at])
+
+    def _require_room(self, at: Tensor, lengths: Tensor | None) -> None:
+        """Refuse padding that would be written over what is still seen.
+
+        Raises:
+            CallError: Rows that go on are padded, and longer than what is kept.
+        """
+        time = at.shape[1]
+        if lengths is not None and int(at.max()) >= self.capacity and bool((lengths < time).any()):
+            raise CallError(
+                f"a layer that keeps {self.capacity} tokens cannot go on with rows of unequal length beyond them: give "
+                f"rows of equal length, or read the prompts in one pass"
+            )
 
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later."""
@@ -246,7 +262,7 @@ class Cache:
     def truncate(self, length: int) -> None:
         """Forget positions ``length`` and later in every row; at most :data:`LOOKAHEAD` tokens can be forgotten."""
         self.length = length
-        self.lengths = None
+        self.lengths = None if self.lengths is None else self.lengths.clamp(max=length)
         for layer in self.layers:
             layer.truncate(length)
 

@@ -13,8 +13,8 @@ from lightning_gpt.models.kv_cache import Cache, KeyValues, LayerState, WithInpu
 class _Places:
     """Which position each slot of each row holds, for all layers with equally many slots.
 
-    In a pass over several rows it is worked out once. In a pass over one row each layer works it out from what was there
-    before the pass: what an earlier layer has made of it says nothing of the keys that this one still holds.
+    In a pass over several rows it is worked out once. In a pass over one row each layer works it out from what was
+    there before the pass: what an earlier layer has made of it says nothing of the keys that this one still holds.
 
     Args:
         of: What one of these layers keeps of a text.
@@ -36,7 +36,7 @@ class _Places:
         return self._now
 
     def before(self, row: slice) -> Tensor:
-        """What the slots of a pass's only row held before the pass, ``(1, slots)``, for each layer to change by itself."""
+        """What the slots of a pass's only row held before it, ``(1, slots)``, for each layer to change by itself."""
         if self._before is None:
             self._before = self.held[row].clone()
         return self._before.clone()

@@ -204,6 +204,18 @@ def test_value_and_output_are_those_of_the_heads(attention: str) -> None:
         torch.testing.assert_close(factors[0] @ factors[1], matrices.w_v @ matrices.w_o)
 
 
+@pytest.mark.parametrize("attention", ["value_residual", "full"])
+def test_what_the_first_layer_writes_for_a_token_is_its_value_circuit(attention: str) -> None:
+    """Of one token alone, whose own values are those of the first layer as well."""
+    model = randomise(of({"attention": attention, "bias": False}), std=0.3)
+    view = model.block_views()[0]
+    with torch.no_grad(), model.record([view.input_name, "blocks.0.attention.output"]) as trace:
+        model(torch.arange(17)[:, None])
+    matrices = view.mixer.head_matrices()
+    written = torch.einsum("btd,hdk,hke->bte", trace[view.input_name], matrices.w_v, matrices.w_o)
+    torch.testing.assert_close(written, trace["blocks.0.attention.output"], **CLOSE)
+
+
 def test_what_heads_read_behind_a_convolution_is_its_result() -> None:
     model = randomise(of({"convolution": {"kind": "canon", "places": "A"}, "bias": False}), std=0.3)
     view = model.block_views()[0]

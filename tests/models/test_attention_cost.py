@@ -52,6 +52,28 @@ def test_rows_of_unequal_length_go_on_in_long_pieces_as_if_alone(changes: dict[s
             torch.testing.assert_close(after[row], alone[0, length:], **CLOSE)
 
 
+@pytest.mark.parametrize("changes", [LONG[0], {"convolution": "canon"}], ids=str)
+def test_padding_that_would_be_written_over_what_is_seen_is_refused(changes: dict[str, Any]) -> None:
+    model, ids = build({"position": "none", **changes}), random_ids(17, 2, 30)
+    cache = model.new_cache(110)
+    with torch.no_grad():
+        model.hidden(ids, cache=cache, lengths=torch.tensor([30, 29]))
+        with pytest.raises(CallError, match="cannot go on with rows of unequal length"):
+            model.hidden(ids, cache=cache, lengths=torch.tensor([2, 30]))
+
+
+def test_rows_of_unequal_length_can_take_back_what_is_beyond_a_length() -> None:
+    model, ids, more = build({}), random_ids(17, 2, 12), random_ids(17, 2, 1, seed=3)
+    cache = model.new_cache(20)
+    with torch.no_grad():
+        model.hidden(ids, cache=cache, lengths=torch.tensor([5, 12]))
+        cache.truncate(10)
+        after = model.hidden(more, cache=cache)
+        for row, length in enumerate((5, 10)):
+            alone = model.hidden(torch.cat([ids[row, :length], more[row]])[None])
+            torch.testing.assert_close(after[row], alone[0, length:], **CLOSE)
+
+
 @pytest.mark.parametrize("taken_back", range(1, LOOKAHEAD + 1, 3))
 def test_a_ring_that_turned_over_can_take_back_a_few_tokens(taken_back: int) -> None:
     for changes in LONG[:2]:

@@ -286,11 +286,19 @@ def test_an_edit_of_the_pattern_is_what_is_used(name: str) -> None:
         ({"attention": "linear", "position": "t5"}, "use position learned, sinusoidal, rotary or none"),
         (
             {"attention": "differential", "dim": 12},
-            "halves its heads, and a head is 3 wide; it must be a multiple of 2",
+            "halves its heads, and a head is 3 wide; use an even width",
         ),
         (
             {"attention": "differential", "dim": 24, "position": "rotary"},
-            "rotary positions rotate pairs of each half's dimensions, and a head is 6 wide; it must be a multiple of 4",
+            "rotary positions act on pairs of dimensions, so half a head's width must be even; it is 3",
+        ),
+        (
+            {"attention": {"kind": "differential", "rotary_base": 100.0}, "dim": 24},
+            "rotary positions act on pairs of dimensions, so half a head's width must be even; it is 3",
+        ),
+        (
+            {"attention": {"kind": "differential", "head_dim": 24}, "position": {"kind": "rotary", "share": 0.25}},
+            "share 0.25 of half a head's width 12 is 3 dimensions",
         ),
         (
             {"attention": {"kind": "window", "window": 0}},

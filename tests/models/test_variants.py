@@ -1,5 +1,7 @@
 """What must hold for every registered variant: causality, cache, checkpointing, documents, training."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig
+from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.training.optim import adamw
 from tests.models import checks
 from tests.models.helpers import random_ids
@@ -53,6 +56,18 @@ def test_tokens_that_were_read_can_be_taken_back(changes: dict[str, Any]) -> Non
         cache.truncate(12)
         rest = model.hidden(ids[:, 12:], cache=cache)
     torch.testing.assert_close(rest, model.hidden(ids)[:, 12:], **CLOSE)
+
+
+@every_variant
+@pytest.mark.parametrize("rounded", [int8, lambda model: copy.deepcopy(model).bfloat16()], ids=["int8", "bf16"])
+def test_rounded_weights_generate(changes: dict[str, Any], rounded: Callable[[GPT], GPT]) -> None:
+    """Also behind matrices that a layer takes apart or multiplies itself."""
+    model = build(changes).float()
+    small, ids = rounded(model), random_ids(17, 1, 9)
+    with torch.no_grad():
+        exact, near = model.next_logits(ids).softmax(-1), small.next_logits(ids).float().softmax(-1)
+    assert (exact - near).abs().sum() < 0.2
+    assert small.generate(ids, 4, temperature=0).shape == (1, 13)
 
 
 @every_variant

@@ -130,3 +130,15 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
     with pytest.raises(CallError) as refused:
         GPT(GPTConfig(**{**SIZES, "position": {"kind": "yarn", **options}}))
     assert message in str(refused.value)
+
+
+def test_unit_vectors_carry_the_temperature_too() -> None:
+    """``spherical`` norms queries and keys; each then has the factor, and scores have its square."""
+    scores = []
+    for magnitude in (1.0, 2.0):
+        model = build({"attention": "spherical", "position": {"kind": "yarn", "factor": 2.0, "magnitude": magnitude}})
+        with torch.no_grad(), model.record("blocks.0.attention.scores") as trace:
+            model(torch.arange(9)[None])
+        scores.append(trace["blocks.0.attention.scores"])
+    finite = scores[0].isfinite()
+    torch.testing.assert_close(scores[1][finite], 4 * scores[0][finite], rtol=1e-9, atol=1e-9)

@@ -43,7 +43,7 @@ class DifferentialAttention(MultiHeadAttention):
         head_gain: Whether the norm of a head's output has gains.
         head_eps: Its ε.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`; the head width must be
-            even, and a multiple of 4 with rotary positions.
+            even, and half of it one that a rotary scheme can rotate.
     """
 
     def __init__(
@@ -57,14 +57,12 @@ class DifferentialAttention(MultiHeadAttention):
         **shared: Any,
     ) -> None:
         super().__init__(qk_norm=qk_norm, positions=positions, **shared)
-        multiple = 4 if positions.rotates else 2
-        if self.head_dim % multiple:
-            turned = " and rotary positions rotate pairs of each half's dimensions" if multiple == 4 else ""
+        if self.head_dim % 2:
             raise CallError(
-                f"attention differential halves its heads{turned}, and a head is {self.head_dim} wide; "
-                f"it must be a multiple of {multiple}"
+                f"attention differential halves its heads, and a head is {self.head_dim} wide; use an even width"
             )
         self.half_dim = self.head_dim // 2
+        (self.rotary or positions).check_width(self.half_dim, "half a head's width")
         self.score_width = self.score_width or self.half_dim
         self.q_norm = norms.make(qk_norm, dim=self.half_dim, bias=False)
         self.k_norm = norms.make(qk_norm, dim=self.half_dim, bias=False)

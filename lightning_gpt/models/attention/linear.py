@@ -15,6 +15,7 @@ from lightning_gpt.models.attention.mixer import attentions
 from lightning_gpt.models.attention.multi_head import MultiHeadAttention
 from lightning_gpt.models.context import Context
 from lightning_gpt.models.kv_cache import LayerState
+from lightning_gpt.models.layer import Layer
 from lightning_gpt.models.positions.scheme import Positions
 
 
@@ -91,8 +92,7 @@ class LinearAttention(MultiHeadAttention):
 
     def flops(self, positions: Tensor) -> float:
         """The projections, plus adding keys × values to the sums and reading them."""
-        projections = self.qkv.flops(positions) + self.w_o.flops(positions)
-        return projections + 4 * self.n_head * self.head_dim**2
+        return Layer.flops(self, positions) + 4 * self.n_head * self.head_dim**2
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
         """Norm queries or keys; positions rotate them only after φ."""
@@ -112,7 +112,8 @@ class LinearAttention(MultiHeadAttention):
         state = Sums() if context.state is None else cast(Sums, context.state)  # made by new_state
         by_matrix = self.backend == "manual" or self.asked_for("mask", "scores", "pattern")
         mixed = self._by_matrix(read, context, state) if by_matrix else _by_chunks(read, context, state)
-        state.add(wide(read.rotated_k).mT @ wide(v), wide(k).sum(dim=-2))
+        if context.state is not None:
+            state.add(wide(read.rotated_k).mT @ wide(v), wide(k).sum(dim=-2))
         return self.see("head_output", mixed)
 
     def _by_matrix(self, read: "_Read", context: Context, past: Sums) -> Tensor:

@@ -48,9 +48,12 @@ class SphericalAttention(MultiHeadAttention):
         nn.init.constant_(self.sharpness, self.unit)
 
     def place(self, x: Tensor, norm: nn.Module, context: Context) -> Tensor:
-        """Rotate queries or keys ``(batch, heads, time, width)``, then norm and scale them."""
+        """Norm queries or keys ``(batch, heads, time, width)``, then rotate and scale them.
+
+        A rotation keeps the length, so that the order is that of the paper; YaRN's factor is more than a rotation.
+        """
         s: Tensor = (self.sharpness / self.unit).view(self.n_kv_head, 1, self.head_dim)
-        unit: Tensor = F.normalize(context.rotate(x, self.rotary), dim=-1)
+        unit = context.rotate(F.normalize(x, dim=-1), self.rotary)
         return unit * s.repeat_interleave(x.shape[1] // self.n_kv_head, dim=0).to(x.dtype)
 
     def cut(self) -> Cut | None:

@@ -37,15 +37,20 @@ class MixedValueAttention(MultiHeadAttention, ABC):
         own, brought = self.value_shares
         return q, k, own * v + brought * self.brought_along(v, context)
 
+    @property
+    def own_share(self) -> Tensor:
+        """The factor of the layer's own values, λ₁."""
+        return self.value_shares[0]
+
     def head_matrices(self) -> HeadMatrices:
-        """W_V and its bias with their factor λ₁."""
-        found, own = super().head_matrices(), self.value_shares[0]
+        """W_V and its bias with their factor."""
+        found, own = super().head_matrices(), self.own_share
         return replace(found, w_v=own * found.w_v, b_v=None if found.b_v is None else own * found.b_v)
 
     def value_output(self) -> tuple[Tensor, Tensor] | None:
-        """The factors of the layer's own values, W_V with λ₁."""
+        """The factors of the layer's own values, W_V with its factor."""
         factors = super().value_output()
-        return None if factors is None else (self.value_shares[0] * factors[0], factors[1])
+        return None if factors is None else (self.own_share * factors[0], factors[1])
 
     def cut(self) -> Cut | None:
         cut = super().cut()
@@ -64,10 +69,24 @@ class ValueResidualAttention(MixedValueAttention):
     width of value heads each have their own first layer.
 
     Args:
+        layer: The layer's index, from 0.
         shared: As in :class:`~lightning_gpt.models.attention.multi_head.MultiHeadAttention`.
     """
 
     mixes_first_layer = True
+
+    def __init__(self, *, layer: int, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.is_first = layer == 0
+
+    @property
+    def own_share(self) -> Tensor:
+        """The factor of the layer's own values: λ₁, or λ₁ + λ₂ in the model's first layer, whose values are also u.
+
+        Where a model's first layer is of another kind, the factor of the first of this kind is λ₁ + λ₂, too, which it
+        does not know.
+        """
+        return self.value_shares.sum() if self.is_first else self.value_shares[0]
 
     def brought_along(self, v: Tensor, context: Context) -> Tensor:
         return context.shared.first_values(("value_residual", self.n_kv_head, self.head_dim), v)

@@ -5,6 +5,7 @@ in Dettmers et al. 2022 (2208.07339), section 2.1 (absmax, by row). Activations 
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +27,23 @@ class Int8Linear(nn.Module):
     Args:
         weight: ``(out, in)``, quantised here.
         bias: ``(out,)`` or None.
+        pieces: The matrices that it concatenates along its rows, by name, and their lengths.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, pieces: Mapping[str, int] | None = None) -> None:
         super().__init__()
+        self.pieces = pieces or {}
         scale = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         self.filling = -weight.shape[1] % _VECTOR
         self.register_buffer("weight", F.pad((weight / scale[:, None]).round().to(torch.int8), (0, self.filling)))
         self.register_buffer("scale", scale.to(torch.bfloat16))
         self.register_buffer("bias", None if bias is None else bias.to(torch.bfloat16))
+
+    @property
+    def applied(self) -> Tensor:
+        """The weight that a pass applies, ``(out, in)`` in bfloat16."""
+        weight, scale = self.get_buffer("weight"), self.get_buffer("scale")
+        return weight[:, : weight.shape[1] - self.filling].to(torch.bfloat16) * scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)``, bfloat16."""
@@ -93,7 +102,7 @@ def int8(model: LanguageModel) -> LanguageModel:
     for parent in list(small.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Linear):
-                setattr(parent, name, Int8Linear(child.weight.float(), child.bias))
+                setattr(parent, name, Int8Linear(child.applied.detach().float(), child.bias, child.pieces))
             elif isinstance(child, Experts):
                 setattr(parent, name, Int8Experts(child))
     return small
