@@ -119,6 +119,8 @@ def qk_circuit(model: LanguageModel, layer: int, head: int, distance: int = 0, e
 def ov_circuit(model: LanguageModel, layer: int, head: int, embedded: bool = False) -> Circuit:
     """``W_V W_O``: what full attention to a token with a layer input n writes into the stream is n times it.
 
+    A factor of the residual rule, such as LayerScale's, is part of it.
+
     Args:
         model: The model.
         layer: The layer.
@@ -134,10 +136,15 @@ def ov_circuit(model: LanguageModel, layer: int, head: int, embedded: bool = Fal
     matrices, head = _matrices(view), _head(view, head)
     if matrices.no_ov:
         raise CallError(f"{_named(view)} has no OV circuit: {matrices.no_ov}")
-    left, right = matrices.w_v[head], matrices.w_o[head]
+    left, right = matrices.w_v[head], view.written(matrices.w_o[head])
+    if right is None:
+        raise CallError(
+            f"{_named(view)} has no OV circuit: what its output adds to the stream depends on the token (it is normed, "
+            f"or weighted)"
+        )
     if not embedded:
         return Circuit(left, right)
-    # a stream of mean 0 and size 1, so that the final norm does to each part what it does up to a factor
+    # a stream of mean 0 and size 1: what a norm that divides by one number does to each part, up to a factor
     signs = torch.ones_like(right[0])
     signs[1::2] = -1
     return Circuit(_tokens(model, view) @ left, model.read_out_share(right, signs) @ model.unembedding.mT)

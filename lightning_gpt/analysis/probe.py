@@ -58,14 +58,18 @@ class Probe:
     def value_projections(self) -> list[Tensor | None]:
         """``W_O W_V`` of each block, ``(n_head, head_dim, head_dim)``; None for a block without these projections.
 
+        With the residual rule's factor of what the block adds; None where that depends on the token.
+
         Computed on first access, from the weights at that time.
         """
         found: list[Tensor | None] = []
         for view in self.model.block_views():
             weights = view.mixer.value_output()
-            found.append(
-                None if weights is None else small_value_projection(*(each.detach().cpu() for each in weights))
-            )
+            output = None if weights is None else view.written(weights[1])
+            if weights is None or output is None:
+                found.append(None)
+            else:
+                found.append(small_value_projection(weights[0].detach().cpu(), output.detach().cpu()))
         return found
 
     @cached_property

@@ -132,6 +132,10 @@ class AttentionResiduals(Block):
     def init_branches(self, n_layer: int) -> None:
         """No scaling: what is read is a mean."""
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: what later branches read of it depends on the token."""
+        return None
+
     def flops(self, positions: Tensor) -> float:
         """That of the branches, and of the products with all that is read, as if every layer had two branches."""
         halves = 1 if self.ffn_reader is None else 2

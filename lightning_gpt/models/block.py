@@ -105,6 +105,10 @@ class Block(Layer):
         """The attention's input, from which keys and values are computed."""
         return self.attention_norm(x)  # type: ignore[no-any-return]
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """What an output of the attention ``(..., dim)`` adds to the stream; None if that depends on the token."""
+        return output
+
     def read_alone(self, x: Tensor) -> Tensor:
         """What the attention reads of tokens ``(..., dim)``, each as if it were the only one."""
         read = self.attention_input(x, Context())

@@ -79,6 +79,10 @@ class MultipliedBranches(Block):
         super().__init__(attention, ffn, norm, dropout)
         self.branch_factor = factor
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """It times the factor."""
+        return self.branch_factor * output
+
     def mix(self, x: Tensor, context: Context) -> Tensor:
         normed = self.see("attention_norm", self.attention_norm(x))
         return x + self.branch_factor * self.attended(normed, context)

@@ -192,9 +192,9 @@ class GPT(LanguageModel):
             read = f"{name}.attention_norm" if inside.norms_input else None
             if inside.attention_convolution is not None:
                 read = f"{name}.attention_convolution.output"
-            reads = inside.read_alone
+            ends = inside.read_alone, block.written
             ffn = inside.ffn, ffn_name
-            views.append(BlockView(layer, (block,), *mixer, *ffn, f"{name}.after_ffn", half, read, reads))
+            views.append(BlockView(layer, (block,), *mixer, *ffn, f"{name}.after_ffn", half, read, *ends))
         return views
 
     def read_out(self, stream: Tensor) -> Tensor:

@@ -99,6 +99,10 @@ class ManyStreams(Block, ABC):
     def narrowed(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.n_stream, -1)).sum(dim=-2)
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: each copy has its share of it, which may depend on the token."""
+        return None
+
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The norm of what the attention reads of the copies."""
         return self.attention_norm(self.attention_connection(x)[0])  # type: ignore[no-any-return]

@@ -32,6 +32,10 @@ class NormAfterSum(Block):
         """The stream itself."""
         return x
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: it is normed together with the stream."""
+        return None
+
     def mix(self, x: Tensor, context: Context) -> Tensor:
         summed = self.stream_factor * x + self.attended(x, context)
         return self.see("attention_norm", self.attention_norm(summed))
@@ -104,6 +108,10 @@ class SandwichNorm(Block):
         self.attention_out_norm = norm()
         self.ffn_out_norm = None if ffn is None else norm()
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: it is normed."""
+        return None
+
     def mix(self, x: Tensor, context: Context) -> Tensor:
         mixed = self.attended(self.see("attention_norm", self.attention_norm(x)), context)
         return x + self.attention_out_norm(mixed)  # type: ignore[no-any-return]
@@ -127,6 +135,10 @@ class NormedBranches(Block):
     def attention_input(self, x: Tensor, context: Context) -> Tensor:
         """The stream itself."""
         return x
+
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: it is normed."""
+        return None
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         return x + self.see("attention_norm", self.attention_norm(self.attended(x, context)))
@@ -162,6 +174,10 @@ class ScaledBranches(Block, ABC):
 
     def init_branches(self, n_layer: int) -> None:
         """No further scaling: the factors do it."""
+
+    def written(self, output: Tensor) -> Tensor | None:
+        """It times its factors."""
+        return self.attention_scale * output
 
     def mix(self, x: Tensor, context: Context) -> Tensor:
         normed = self.see("attention_norm", self.attention_norm(x))

@@ -102,7 +102,7 @@ class SingleHeadModel(LanguageModel):
     def block_views(self) -> list[BlockView]:
         """One block: the norm and the head."""
         parts, names = (self.norm, self.attention), ("residual", None, "norm")
-        return [BlockView(0, parts, self.attention, "attention", None, None, *names, self.norm)]
+        return [BlockView(0, parts, self.attention, "attention", None, None, *names, self.norm, lambda output: output)]
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for sequences of up to ``capacity`` tokens."""

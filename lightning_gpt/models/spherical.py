@@ -60,6 +60,10 @@ class SphericalUpdate(Block):
     def init_branches(self, n_layer: int) -> None:
         """No scaling: what a branch gives is normed."""
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: it is normed."""
+        return None
+
     def _towards(self, x: Tensor, branch: Tensor, step: Tensor) -> Tensor:
         alpha = step.abs() * (self.initial / self.unit)
         return F.normalize(x + alpha * (branch - x), dim=-1)

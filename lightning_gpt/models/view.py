@@ -24,6 +24,8 @@ class BlockView:
         half_name: Name of the residual stream between the block's halves; None if it has only one.
         input_name: Name of what the mixer reads; None if that is the stream itself.
         mixer_input: Maps a residual stream ``(..., dim)`` before the block to what the mixer reads of it.
+        written: Maps an output of the mixer ``(..., dim)`` to what it adds to the stream; to None if that depends on
+            the token.
     """
 
     layer: int
@@ -36,3 +38,4 @@ class BlockView:
     half_name: str | None
     input_name: str | None
     mixer_input: Callable[[Tensor], Tensor]
+    written: Callable[[Tensor], Tensor | None]

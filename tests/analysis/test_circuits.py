@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis.attribution import direct_logit_attribution
 from lightning_gpt.analysis.circuits import Circuit, head_matrices, ov_circuit, qk_circuit
+from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.adapters import LoRA, adapt
@@ -214,6 +215,38 @@ def test_what_the_first_layer_writes_for_a_token_is_its_value_circuit(attention:
     matrices = view.mixer.head_matrices()
     written = torch.einsum("btd,hdk,hke->bte", trace[view.input_name], matrices.w_v, matrices.w_o)
     torch.testing.assert_close(written, trace["blocks.0.attention.output"], **CLOSE)
+
+
+@pytest.mark.parametrize("residual", ["pre", "parallel", "none", "layerscale", "rezero", "multiplied", "depth_scaled"])
+def test_a_value_circuit_has_the_factor_of_the_residual_rule(residual: str) -> None:
+    """What a token that attends to itself alone adds to the stream; also of the spectra of diagnostics."""
+    model = randomise(of({"residual": residual, "bias": False}), std=0.3)
+    view, tokens = model.block_views()[0], torch.arange(17)[:, None]
+    with torch.no_grad(), model.record([view.input_name, "embedding", view.half_name]) as trace:
+        model(tokens)
+    read = trace.get(view.input_name, trace["embedding"])
+    added = trace[view.half_name] - (0 if residual == "none" else trace["embedding"])
+    heads = [ov_circuit(model, 0, head) for head in range(view.mixer.n_head)]
+    torch.testing.assert_close(sum(read @ head.matrix() for head in heads), added, **CLOSE)
+    radii = torch.stack([head.eigenvalues().abs().max() for head in heads])
+    spectra = Probe.take(model, tokens, tokens).value_spectra[0].abs().amax(dim=-1)
+    torch.testing.assert_close(spectra.double(), radii.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"residual": kind} for kind in ("sandwich", "normed_branches", "post", "deepnorm", "attention_residuals")),
+        {"residual": "hyper_connections"},
+        {"token_routing": {"kind": "mixture_of_depths", "every": 1}},
+    ],
+    ids=str,
+)
+def test_what_is_normed_or_weighted_before_it_joins_the_stream_has_no_value_circuit(changes: dict[str, Any]) -> None:
+    model, ids = of(changes), IDS
+    with pytest.raises(CallError, match="has no OV circuit: what its output adds to the stream depends on the token"):
+        ov_circuit(model, 0, 0)
+    assert Probe.take(model, ids, ids).value_spectra[0] is None
 
 
 def test_what_heads_read_behind_a_convolution_is_its_result() -> None:

@@ -257,6 +257,10 @@ class RoutedBlock(Layer):
         """Delegates to the block."""
         self.block.zero_branches()
 
+    def written(self, output: Tensor) -> Tensor | None:
+        """None: the router weighs it by token."""
+        return None
+
     def new_state(self, capacity: int) -> LayerState:
         """State for the tokens that go through the block."""
         state = self.block.new_state(capacity)
