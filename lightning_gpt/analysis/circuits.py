@@ -89,7 +89,9 @@ def head_matrices(model: LanguageModel, layer: int) -> HeadMatrices:
 def qk_circuit(model: LanguageModel, layer: int, head: int, distance: int = 0, embedded: bool = False) -> Circuit:
     """``W_Q W_Kᵀ``: its product with the layer's input of two tokens is their score, times √d, without biases.
 
-    The norm of queries and keys, if the layer has one, and what positions add to scores are left out.
+    The norm of queries and keys, if the layer has one, and what positions add to scores are left out; so are factors
+    that differ by token: ``scalable``'s of the query's position, those of ``spherical``'s unit vectors, and that of the
+    norm of ``latent``'s latents.
 
     Args:
         model: The model.

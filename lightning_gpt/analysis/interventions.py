@@ -190,7 +190,8 @@ def patched_logits(
         positions: Positions to replace; all when omitted, and then both texts must have the same length.
 
     Raises:
-        CallError: If the lengths differ, a position is outside one of the texts, or no intermediate matches.
+        CallError: If the lengths differ, a position is outside one of the texts, no intermediate matches, or one has no
+            rows for positions or other sizes in the two runs, as what an expert of a mixture reads.
     """
     shortest = min(source_ids.shape[1], target_ids.shape[1])
     if positions is None and source_ids.shape != target_ids.shape:
@@ -207,25 +208,33 @@ def patched_logits(
                 model(source_ids)
         except KeyError as error:
             raise CallError(error.args[0]) from None
-        with model.record([], {name: _patch(name, tensor, positions) for name, tensor in source.items()}):
+        edits = {name: _patch(name, tensor, source_ids.shape[1], positions) for name, tensor in source.items()}
+        with model.record([], edits):
             patched: Tensor = model(target_ids)
     return patched
 
 
-def _patch(name: str, source: Tensor, positions: Sequence[int] | None) -> Edit:
-    """Replace the rows ``positions`` by those of ``source`` (axis −2 is the position in every intermediate)."""
-    if positions is None:
-        return source
-    rows = list(positions)
+def _patch(name: str, source: Tensor, time: int, positions: Sequence[int] | None) -> Edit:
+    """Replace the rows ``positions``, or everything, by those of ``source``, recorded over ``time`` tokens."""
+    of_copies = source.ndim == 4 and source.shape[1] == time and name.endswith("_connection.residual")
+    axis = 1 if of_copies else -2  # a matrix between the stream's copies for each position, or a row for each
+    of_choices = ".experts." in name  # rows of the tokens that chose an expert
+    if positions is not None and (of_choices or source.shape[axis] != time):
+        raise CallError(f"{name!r} has no row for each position: leave it out, or give no positions")
 
     def edit(target: Tensor) -> Tensor:
+        if positions is None:
+            if source.shape != target.shape:  # how many tokens an expert gets depends on the text
+                raise CallError(
+                    f"{name!r} is {tuple(source.shape)} in one run and {tuple(target.shape)} in the other: leave it out"
+                )
+            return source
         if source.shape[-1] != target.shape[-1]:  # attention matrices over different numbers of keys
             raise CallError(
                 f"{name!r} has rows of {source.shape[-1]} and {target.shape[-1]}: patch texts of the same length"
             )
-        changed = target.clone()
-        changed[..., rows, :] = source[..., rows, :]
-        return changed
+        rows = torch.tensor(positions, device=target.device)
+        return target.index_copy(axis, rows, source.index_select(axis, rows))
 
     return edit
 

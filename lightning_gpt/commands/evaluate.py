@@ -27,7 +27,7 @@ _OF_TEXTS = {"stride", "first_token"}
 _USED = {
     "--text": _OF_TEXTS,
     "--config": {*_OF_TEXTS, "split", "documents"},
-    "--tasks": {"limit", "shots", "task_code", "seed"},
+    "--tasks": {"limit", "shots", "task_code", "chat", "seed"},
 }
 """What each form of the command reads of its other options."""
 
@@ -45,6 +45,7 @@ def evaluate(
     limit: Count | None = None,
     shots: Shots | None = None,
     task_code: bool = False,
+    chat: bool = False,
     seed: Seed = 0,
     batch_size: Rows = 8,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -69,6 +70,7 @@ def evaluate(
         limit: Most items of each task.
         shots: Solved examples before each item; those of the task's file if omitted.
         task_code: Whether task files may name Python functions and use templates without limits.
+        chat: Whether tasks ask as a user of a chat does, by the tokenizer's chat template.
         seed: Seed for sampling in tasks that ask for it.
         batch_size: Windows, or items of a task, that are read together.
         precision: Precision of the weights.
@@ -94,7 +96,7 @@ def evaluate(
     reading = ReadingOptions(size, stride or max(1, size // 2), batch_size, documents, first_token)
     require_readable(model, reading)
     if tasks is not None:
-        results = run_tasks(model, tokenizer, loaded, size, batch_size, where, limit, shots, seed)
+        results = run_tasks(model, tokenizer, loaded, size, batch_size, where, limit, shots, seed, chat)
         print(to_json(results) if json else table_of(results))
         return
     sources: Iterable[str] = texts if texts is not None else _texts(data, split)

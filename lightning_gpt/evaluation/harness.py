@@ -1,5 +1,6 @@
 """A model of this package as one of lm-evaluation-harness (the extra ``eval``)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as a prompt."""
-        return chat_text(self.words, chat_history)
+        return chat_text(self.words, chat_history, add_generation_prompt)
 
     def _loglikelihood_tokens(self, requests: Sequence[Pair], **kwargs: Any) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation given its context, and whether it is the greedy one."""
@@ -141,7 +142,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The text that follows each context, up to one of its stop strings."""
-        asked = [self._request(*request.args) for request in requests]
+        drawn: Counter[str] = Counter()  # a request that is repeated gets another seed each time
+        asked = []
+        for request in requests:
+            context, options = request.args
+            asked.append(self._request(context, options, self.seed + drawn[repr(request.args)]))
+            drawn[repr(request.args)] += 1
         order = sorted(range(len(asked)), key=lambda number: -len(asked[number].ids))
         texts = [""] * len(asked)
         for start in range(0, len(order), self.batch_size):
@@ -151,7 +157,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 texts[number] = self._plain(each.tokens, each.request.stop)
         return texts
 
-    def _request(self, context: str, options: dict[str, Any]) -> TextRequest:
+    def _request(self, context: str, options: dict[str, Any], seed: int) -> TextRequest:
         given = dict(normalize_gen_kwargs(options, _NEW_TOKENS))
         stop, new_tokens, draws = given.pop("until"), given.pop("max_gen_toks"), given.pop("do_sample")
         unknown = [name for name in given if name not in _RULES]
@@ -168,7 +174,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         rules = given if draws else {name: value for name, value in given.items() if name.endswith("penalty")}
         ids = torch.tensor(self.tok_encode(context)[-room:], device=self._device)
         sampling = Sampling(**{"temperature": 1.0, **rules} if draws else {**rules, "temperature": 0.0})
-        return TextRequest(ids, new_tokens, sampling, self.seed, tuple(stop))
+        return TextRequest(ids, new_tokens, sampling, seed, tuple(stop))
 
     def _plain(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
         """The text of tokens, without special ones, up to the first stop string."""

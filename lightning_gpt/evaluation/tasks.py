@@ -151,6 +151,7 @@ def run_tasks(
     limit: int | None = None,
     shots: int | None = None,
     seed: int = 0,
+    chat: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """The figures of each task, by its name and theirs.
 
@@ -164,6 +165,7 @@ def run_tasks(
         limit: Most items of each task.
         shots: Solved examples before each item; the task's own number if None.
         seed: Seed of sampling, and of choosing examples.
+        chat: Whether items are messages of a user, in the tokenizer's chat template.
 
     Raises:
         CallError: A task asks for what cannot be done, or its templates do not fit its data.
@@ -180,6 +182,7 @@ def run_tasks(
             task_manager=loaded.manager,
             limit=limit,
             num_fewshot=shots,
+            apply_chat_template=chat,
             bootstrap_iters=0,
             log_samples=False,
             random_seed=seed,

@@ -21,7 +21,7 @@ from lightning_gpt.options import shown
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
-def chat_text(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> str:
+def chat_text(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], answers: bool = True) -> str:
     """The text in which a model reads a conversation and after which it answers, as ``transformers`` renders it.
 
     A template is a program in a language without access to Python's own objects, files or the network.
@@ -29,6 +29,7 @@ def chat_text(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> st
     Args:
         tokenizer: A published tokenizer with a template.
         messages: Each with a ``role`` and a ``content``, both text, and whatever else the template reads.
+        answers: Whether the text ends where the answer begins.
 
     Raises:
         CallError: There is no template, a message is malformed, or the template refuses the conversation.
@@ -40,7 +41,7 @@ def chat_text(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> st
     assert isinstance(tokenizer, PublishedTokenizer)
     try:
         program = _environment().from_string(template)
-        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+        given = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": answers}
         return program.render(**tokenizer.special_tokens, **given)
     except TemplateError as error:
         raise CallError(f"the chat template refuses the messages: {error}") from None

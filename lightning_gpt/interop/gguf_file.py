@@ -157,6 +157,10 @@ class GgufFile:
         end = int(self._field("tokenizer.ggml.eos_token_id"))
         others = (self._field(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom"))  # of a turn, of a message
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokens[end]}
+        for ours, theirs in (("bos_token", "bos"), ("unk_token", "unknown"), ("pad_token", "padding")):
+            number = self._field(f"tokenizer.ggml.{theirs}_token_id")
+            if number is not None:
+                config[ours] = tokens[int(number)]  # what chat templates name
         template = self._field("tokenizer.chat_template")
         files = {
             MAIN: json.dumps(self._described(tokens, rule), ensure_ascii=False),

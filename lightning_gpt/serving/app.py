@@ -114,8 +114,7 @@ async def _answered(
     asked = parsed(kind, body)
     answer = await begin(asked)
     if asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return _EventStream(answer, with_usage)
+        return _EventStream(answer, asked.streams_usage)
     with answer:
         texts = await _unless_gone(request.receive, answer.whole())
         return _GONE if texts is None else JSONResponse(answer.reply.whole(texts))

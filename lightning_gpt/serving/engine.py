@@ -6,7 +6,7 @@ Texts join and leave between two tokens (:mod:`lightning_gpt.models.decoding.row
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,12 +53,24 @@ class _Running:
         self.task, self.deadline = task, deadline
         self.sampler = Sampler(task.request.sampling, task.request.ids, vocab_size, task.request.seed)
         self.text = Continuation(tokenizer, task.request)
-        self._ends = tokenizer.ends
+        self._tokenizer = tokenizer
+        self._held: deque[tuple[int, TokenLogProbability]] = deque()  # with the byte at which the token begins
+        self._drawn = self._certain = 0  # bytes of all tokens, and of the text that is certain
 
     def take(self, token: int, log_probs: tuple[TokenLogProbability, ...]) -> TextPiece:
         """What a token that was drawn adds."""
         added = self.text.add(token)
-        return TextPiece(added, 1, () if token in self._ends else log_probs, self.text.finish)
+        if token not in self._tokenizer.ends:
+            self._held.extend((self._drawn, each) for each in log_probs)
+        self._drawn += int(self._tokenizer.byte_lengths[token])
+        self._certain += len(added.encode("utf-8", "replace"))
+        return TextPiece(added, 1, tuple(self._reached()), self.text.finish)
+
+    def _reached(self) -> Iterator[TokenLogProbability]:
+        """The log-probabilities of the tokens that the text now has; those of a stop string are never among them."""
+        is_whole = self.text.finish == "length"
+        while self._held and (is_whole or self._held[0][0] < self._certain):
+            yield self._held.popleft()[1]
 
 
 class Engine:
@@ -82,7 +94,8 @@ class Engine:
         self._rows = rows_for(model, slots, max_length)
         self._running: list[_Running] = []
         self._reading: tuple[_Running, int] | None = None  # a text, and how much of its prompt was read
-        self._changed = threading.Condition()  # guards what follows
+        # guards what follows; to other threads, what is being read and continued may be one token old
+        self._changed = threading.Condition()
         self._waiting: deque[tuple[TextTask, float]] = deque()  # with the end of its time
         self._draining = self._cutting = self._closing = False
         self._completed = self._cancelled = self._cut = 0
@@ -271,14 +284,14 @@ class Engine:
     def _join(self, text: _Running, logits: Tensor) -> None:
         """Begin to continue a text whose prompt was read, and those of the same prompt for which there is a slot."""
         self._reading = None
-        self._rows.join()
         first = len(self._running)
-        self._running.append(text)
+        self._running.append(text)  # before its row is taken, so that a failure there fails it rather than loses it
+        self._rows.join()
         for task in text.task.alike if self._rows.shares_passes else ():
             other = self._next_waiting(task) if len(self._running) < self.slots else None
             if other is not None:
-                self._rows.join_copy(first)
                 self._running.append(other)
+                self._rows.join_copy(first)
         self._draw(first, logits.expand(len(self._running) - first, -1))
 
     def _continue(self) -> None:

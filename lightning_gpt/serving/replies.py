@@ -20,10 +20,14 @@ class Reply:
         prompt_tokens: Number of tokens of all prompts.
         choices: Number of texts.
         chat: Whether they are messages of a chat.
+        streams_usage: Whether a stream's last part has the numbers of tokens; the others then say that they have none.
     """
 
-    def __init__(self, model: str, tokenizer: Tokenizer, prompt_tokens: int, choices: int, chat: bool) -> None:
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, prompt_tokens: int, choices: int, chat: bool, streams_usage: bool
+    ) -> None:
         self._model, self._tokenizer, self._chat = model, tokenizer, chat
+        self._without_usage: dict[str, Any] = {"usage": None} if streams_usage else {}
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._prompt_tokens, self._tokens = prompt_tokens, 0
@@ -47,7 +51,7 @@ class Reply:
             content: dict[str, Any] = {"delta": {**role, "content": piece.text}}
         else:
             content = {"text": piece.text}
-        return self._object([self._choice(index, piece, content)], ".chunk" if self._chat else "")
+        return self._object([self._choice(index, piece, content)], ".chunk" if self._chat else "") | self._without_usage
 
     def usage_chunk(self) -> dict[str, Any]:
         """The last part, with the numbers of tokens, for clients that ask for it."""

@@ -13,9 +13,15 @@ _Id = Annotated[int, Field(ge=0)]
 _LONGEST = 200  # characters of a message that a client's own values may fill
 
 
+class _Empty(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
 class _StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Accepted without effect: nothing is added to a stream to hide the length of its parts."""
 
 
 class GenerationRequest(BaseModel):
@@ -24,8 +30,8 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     model: str
-    n: Annotated[int, Field(ge=1)] = 1
-    stream: bool = False
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
     stream_options: _StreamOptions | None = None
     stop: str | list[str] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -38,6 +44,11 @@ class GenerationRequest(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     user: str | None = None
     """Accepted without effect, as clients send it by themselves."""
+
+    @property
+    def streams_usage(self) -> bool:
+        """Whether a stream ends with the numbers of tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -55,7 +66,7 @@ class CompletionRequest(GenerationRequest):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None
-    logit_bias: None = None
+    logit_bias: _Empty | None = None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -94,7 +105,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    logit_bias: None = None
+    logit_bias: _Empty | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
 

@@ -160,7 +160,7 @@ class Service:
         ids = await asyncio.to_thread(self._chat_ids, request)
         self._check_number(request, 1)
         asked = request.max_completion_tokens or request.max_tokens or self._room(len(ids))
-        return self._begin(request, [ids], asked, request.top_logprobs or 0 if request.logprobs else None, chat=True)
+        return self._begin(request, [ids], asked, (request.top_logprobs or 0) if request.logprobs else None, chat=True)
 
     def _chat_ids(self, request: ChatRequest) -> torch.Tensor:
         try:
@@ -208,7 +208,8 @@ class Service:
         Raises:
             RefusedError: They are too many or too long, or there is no room for them now.
         """
-        n_choice = len(prompts) * request.n
+        n = request.n or 1
+        n_choice = len(prompts) * n
         self._check_sizes(request, prompts, max_tokens)
         try:
             sampling = Sampling(
@@ -222,17 +223,18 @@ class Service:
             )
         except CallError as error:
             raise RefusedError(400, str(error)) from None
-        seed = secrets.randbits(32) if request.seed is None else request.seed
         tasks: list[TextTask] = []
         for ids in prompts:
             on_device = ids.to(self.engine.device)
             alike: list[TextTask] = []
-            for number in range(request.n):
-                text = TextRequest(on_device, max_tokens, sampling, (seed + number) % 2**63, request.stops, top)
+            for number in range(n):
+                # a seed of its own for every text; a seed that is given is that of each prompt, as if it came alone
+                seed = secrets.randbits(32) if request.seed is None else (request.seed + number) % 2**63
+                text = TextRequest(on_device, max_tokens, sampling, seed, request.stops, top)
                 alike.append(TextTask(text, self.limits.seconds, alike))
             tasks += alike
         n_prompt = sum(len(ids) for ids in prompts)
-        answer = Answer(self, tasks, Reply(self.name, self.tokenizer, n_prompt, n_choice, chat))
+        answer = Answer(self, tasks, Reply(self.name, self.tokenizer, n_prompt, n_choice, chat, request.streams_usage))
         self._answers |= dict.fromkeys(tasks, answer)
         try:
             self.engine.submit(tasks)
@@ -253,8 +255,9 @@ class Service:
 
     def _check_number(self, request: GenerationRequest, n_prompt: int) -> None:
         """Refuse too many texts, before any prompt is tokenised."""
-        if n_prompt * request.n > self.limits.choices:
-            texts = f"{n_prompt} prompts of n = {request.n} make {n_prompt * request.n} texts"
+        n = request.n or 1
+        if n_prompt * n > self.limits.choices:
+            texts = f"{n_prompt} prompts of n = {n} make {n_prompt * n} texts"
             raise RefusedError(400, f"{texts}; the most are {self.limits.choices}", param="n")
 
     def _check_sizes(self, request: GenerationRequest, prompts: list[torch.Tensor], max_tokens: int) -> None:

@@ -16,7 +16,7 @@ class TextPiece:
     Args:
         text: New text; empty while a character or a stop string may be incomplete.
         tokens: Number of tokens drawn, the one that ended the text included.
-        log_probs: Those of the tokens of the text, if they were asked for.
+        log_probs: Those of the tokens of the text, if they were asked for; none of a stop string's.
         finish: Why the text is complete, in its last piece: something ended it, or it is as long as it may be.
         failure: Why it was cut off, in the last piece of such a text.
     """

@@ -326,6 +326,22 @@ def test_what_cannot_be_patched_is_refused(call: Callable[[GPT], Tensor], messag
         call(gpt())
 
 
+@pytest.mark.parametrize("positions", [[1], None])
+def test_what_an_expert_reads_cannot_be_patched(positions: list[int] | None) -> None:
+    """Its rows are the tokens that chose it."""
+    model = gpt(ffn={"kind": "moe", "n_expert": 3, "top_k": 1, "hidden": 6})
+    said = "has no row for each position" if positions else r"is \(\d+, 6\) in one run and \(\d+, 6\) in the other"
+    with pytest.raises(CallError, match=said):
+        patched_logits(model, OTHER, IDS, "blocks.*.ffn.experts.*.hidden", positions)
+
+
+def test_connections_between_copies_are_patched_by_position() -> None:
+    model = gpt(residual="hyper_connections")
+    names = [f"blocks.{layer}.{half}_connection.*" for layer in range(LAYERS) for half in ("attention", "ffn")]
+    patched = patched_logits(model, OTHER, IDS, ["embedding", *names], [3])
+    torch.testing.assert_close(patched[:, :3], model(IDS).detach()[:, :3], **CLOSE)
+
+
 # --- path patching -----------------------------------------------------------------------------------------------
 
 LATER = [Part(1, 0), Part(1, 1)]

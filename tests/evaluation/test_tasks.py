@@ -24,6 +24,7 @@ from lightning_gpt.cli import main
 from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.harness import HarnessModel
 from lightning_gpt.evaluation.tasks import run_tasks, table_of, tasks_at
+from lightning_gpt.inference.chat import chat_text
 from tests.inference.published import convert, publish
 from tests.interop.published_tokenizers import CORPUS
 
@@ -150,6 +151,9 @@ def test_drawn_continuations_repeat_with_a_seed_and_know_the_rules(ours: Harness
     asked = [Instance("generate_until", {}, ("The", rules), 0)]
     first = ours.generate_until(asked)
     assert ours.generate_until(asked) == first
+    thrice = ours.generate_until(asked * 3)  # as a task with repeats asks
+    assert thrice[:1] == first
+    assert len(set(thrice)) == 3
     other = HarnessModel(ours.model, ours.words, WINDOW, 4, torch.device("cpu"), seed=1)
     assert other.generate_until(asked) != first
     for wrong, said in (
@@ -164,6 +168,8 @@ def test_drawn_continuations_repeat_with_a_seed_and_know_the_rules(ours: Harness
 def test_conversations_are_rendered_by_the_template(ours: HarnessModel, theirs: HFLM) -> None:
     talk = [{"role": "user", "content": "Hi"}]
     assert ours.apply_chat_template(talk) == theirs.apply_chat_template(talk)
+    begun = [*talk, {"role": "assistant", "content": "The"}]
+    assert ours.apply_chat_template(begun, add_generation_prompt=False) == chat_text(ours.words, begun, answers=False)
     assert ours.chat_template(True) == theirs.chat_template(True)
     assert ours.tokenizer_name == ours.words.name
 
@@ -228,6 +234,19 @@ def test_the_command_runs_a_task_on_a_few_items(folder: Path, capsys: Any, monke
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["ours_choice"]["items"] == 5
     assert 0 <= said["ours_choice"]["acc"] <= 1
+
+
+def test_the_command_asks_as_a_user_of_a_chat_does(folder: Path, theirs: HFLM, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(folder)
+    tasks = tasks_at(["ours_choice.yaml"], code=False)
+    wanted = simple_evaluate(
+        theirs, tasks=tasks.tasks, task_manager=tasks.manager, bootstrap_iters=0, apply_chat_template=True
+    )
+    options = ["--checkpoint", "ours/model.ckpt", "--tasks", '["ours_choice.yaml"]', "--window", str(WINDOW)]
+    sys.argv = ["lightning-gpt", "evaluate", *options, "--chat", "true", "--json", "true"]
+    assert main() == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["ours_choice"]["acc"] == wanted["results"]["ours_choice"]["acc,none"]
 
 
 def test_code_of_a_task_file_runs_when_allowed(folder: Path) -> None:

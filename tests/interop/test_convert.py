@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 
 import lightning_gpt.interop.convert  # noqa: F401  (imported to register the families)
 from lightning_gpt.checkpoint import Checkpoint
@@ -128,6 +128,15 @@ def test_windows_of_qwen2_moe_are_those_of_a_config_that_does_not_list_them(conv
         listed, read = given.pop("layer_types"), families.make("qwen2_moe").config(given)
         assert [kind == "sliding_attention" for kind in listed] == [window is not None for window in found]
         assert [at_layer(read.attention, layer).get("window") for layer in range(3)] == found
+
+
+def test_a_config_of_mistral_that_does_not_say_has_the_window_that_transformers_gives_it(converted: Any) -> None:
+    folder, _ = converted
+    given = json.loads((folder / "published" / "mistral without window" / "config.json").read_text())
+    assert given.pop("sliding_window") is None
+    assert (
+        families.make("mistral").config(given).attention[0].options["window"] == MistralConfig().sliding_window == 4096
+    )
 
 
 def test_weights_stay_in_the_precision_in_which_they_were_published(converted: Any) -> None:

@@ -138,6 +138,8 @@ def test_the_model_and_the_tokenizer_are_those_of_the_published_folder(family: s
     assert tokenizer.end_of_text == published.token_to_id("<|endoftext|>")
     assert tokenizer.ends == (tokenizer.end_of_text, 5)
     assert list(tokenizer.start) == published.encode("", add_special_tokens=True).ids
+    first = {"bos_token": "<|begin_of_text|>"} if family == "qwen3" else {}
+    assert tokenizer.special_tokens == {"eos_token": "<|endoftext|>", **first}
     for text in FUZZ:
         assert tokenizer.encode(text).tolist() == published.encode(text, add_special_tokens=False).ids, repr(text)
 

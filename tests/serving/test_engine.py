@@ -112,6 +112,27 @@ def test_texts_of_one_prompt_read_it_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert [piece.text for piece in got] == [continue_texts(model, TOKENIZER, [task.request])[0].text for task in alike]
 
 
+@pytest.mark.parametrize("failing", ["join", "join_copy"])
+def test_no_text_is_lost_where_its_row_cannot_be_taken(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(TOKENIZER.vocab_size, block_size=128).double()
+    alike: list[TextTask] = []
+    for seed in range(3):
+        alike.append(TextTask(TextRequest(torch.arange(50), 10, Sampling(), seed), alike=alike))
+
+    def refuse(*row: int) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("out of memory")
+
+    with running(model) as (engine, collected):
+        monkeypatch.setattr(engine._rows, failing, refuse)
+        engine.submit(alike)
+        got = collected.wait(alike)
+        counts = engine.counts
+    failed = [piece for piece in got if piece.failure == "failed"]
+    assert len(failed) == (1 if failing == "join" else 2)
+    assert (counts.completed, counts.cut, counts.running) == (3 - len(failed), len(failed), 0)
+
+
 @pytest.mark.parametrize("when", [1, 9, 60])
 def test_a_pass_that_fails_ends_its_texts_and_no_others(when: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(TOKENIZER.vocab_size, block_size=128).double()

@@ -1,6 +1,7 @@
 """The real command in real processes, called by OpenAI's own client."""
 
 import asyncio
+import itertools
 import json
 import random
 import re
@@ -156,7 +157,9 @@ def test_whole_replies_with_many_choices_stop_strings_and_log_probabilities(serv
         assert (choice.text, choice.finish_reason) == (wanted.text, wanted.finish)
         log_probs = choice.logprobs
         n_token += len(wanted.tokens)
-        kept = [each for each in wanted.logprobs if each.token != TOKENIZER.end_of_text]
+        begins = itertools.accumulate((int(TOKENIZER.byte_lengths[token]) for token in wanted.tokens), initial=0)
+        is_whole, end = wanted.finish == "length", len(wanted.text.encode())
+        kept = [each for each, begin in zip(wanted.logprobs, begins, strict=False) if is_whole or begin < end]
         assert log_probs.token_logprobs == pytest.approx([each.logprob for each in kept], abs=1e-3)
         assert log_probs.tokens == [written(each.token) for each in kept]
         assert all(2 <= len(top) <= 3 for top in log_probs.top_logprobs)
@@ -169,6 +172,23 @@ def test_whole_replies_with_many_choices_stop_strings_and_log_probabilities(serv
     assert more.choices[0].text == alone("the quick", 9, 0, temperature=0.0, repetition_penalty=1.3).text
     empty = one.completions.create(model="tiny", prompt="", max_tokens=5, temperature=0)
     assert empty.choices[0].text == alone([TOKENIZER.end_of_text], 5, 0, temperature=0.0).text
+
+
+def test_texts_without_a_seed_draw_numbers_of_their_own(server: Served) -> None:
+    reply = client(server).completions.create(model="tiny", prompt=["the fox"] * 3, n=2, max_tokens=30, temperature=1)
+    assert len({choice.text for choice in reply.choices}) == 6
+
+
+def test_what_openai_allows_and_nothing_comes_of_is_accepted(server: Served) -> None:
+    """Null for a default, an empty bias; with the usage asked for, parts of a stream say that they have none."""
+    empty = {"n": None, "stream": None, "logit_bias": {}, "stream_options": None}
+    plain = post(server, {**ASK, **empty, "max_tokens": 3})
+    assert len(plain.json()["choices"]) == 1
+    options = {"include_usage": True, "include_obfuscation": False}
+    streamed = post(server, {**ASK, "stream": True, "stream_options": options, "max_tokens": 3})
+    parts = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert [part["usage"] for part in parts[:-1]] == [None] * (len(parts) - 1)
+    assert parts[-1]["usage"]["completion_tokens"] == 3
 
 
 def test_chats_by_the_tokenizers_template(server: Served) -> None:
@@ -245,7 +265,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "other model": ({**ASK, "model": "gpt-4"}, 404, "the model 'gpt-4' does not exist here"),
     "unknown": ({**ASK, "tools": []}, 400, "tools is not supported"),
     "unsupported": ({**ASK, "echo": True}, 400, "echo is not supported"),
-    "bias": ({**ASK, "logit_bias": {"1": 5}}, 400, "logit_bias is not supported"),
+    "bias": ({**ASK, "logit_bias": {"1": 5}}, 400, "logit_bias.1 is not supported"),
     "text for a number": ({**ASK, "max_tokens": "5"}, 400, "max_tokens is '5'"),
     "no tokens": ({**ASK, "max_tokens": 0}, 400, "max_tokens is 0"),
     "not a number": ('{"model": "tiny", "prompt": "the", "temperature": NaN}', 400, "temperature"),

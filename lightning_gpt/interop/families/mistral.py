@@ -17,7 +17,9 @@ class Mistral(Llama):
     longest = 131072
 
     def read_attention(self, given: Settings, layer: int) -> dict[str, Any]:
-        return windowed(self.heads(given, bias=False), given.get("sliding_window", Length, None))
+        # in transformers a config that does not say has a window of 4,096, and one that says null has none
+        window = given.get("sliding_window", Length, None) if "sliding_window" in given.values else 4096
+        return windowed(self.heads(given, bias=False), window)
 
     def write_more(self, ours: Expressed) -> dict[str, Any]:
         return {"sliding_window": ours["attention"][0].get("window")}
