@@ -26,6 +26,8 @@ class DepthAttention(Layer):
         eps: ε.
     """
 
+    no_mup = "attention_residuals makes scores of the stream with vectors, whose rates stay as they are"
+
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps

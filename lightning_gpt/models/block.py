@@ -39,10 +39,15 @@ class Block(Layer):
     """Whether ``attention_norm`` is what the attention reads, rather than what is made of its output."""
     keeps_stream = True
     """Whether the output is the input plus an update, so that a token may skip the block."""
+    adds_updates = True
+    """Whether what a block makes is added to the stream, mixed or not, so that an update can be scaled by itself."""
+    knows_depth = False
+    """Whether the number of layers is in its formula, so that equal weights are another function in a deeper model."""
     zero_branches_pass = True
     """Whether the block is the identity after :meth:`zero_branches`, and leaves the blocks below it as they were."""
     trains_from_zero = True
-    """Whether the block can still train when its branches' output projections start at 0."""
+    """Whether the block trains when its branches' output projections start at 0: without a residual path nothing gets a
+    gradient, and behind a norm without ε the first one has no bound."""
     looks_back = False
     """Whether it reads what each earlier block has made, so that it knows its own place and costs more in each."""
     n_stream = 1

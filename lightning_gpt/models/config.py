@@ -129,9 +129,16 @@ class GPTConfig:
                 "convolution and token_routing cannot be combined, as the neighbours of a token may skip a block: "
                 "leave one of them out"
             )
-        if self.zero_projections and not blocks.get(blocks.require(self.residual).kind).trains_from_zero:
+        rule = blocks.get(blocks.require(self.residual).kind)
+        if self.zero_projections and not rule.trains_from_zero:
             raise CallError(
-                f"zero_projections and residual {self.residual} cannot be combined: every gradient would stay 0"
+                f"zero_projections and residual {self.residual} cannot be combined: it does not train from such a start"
+            )
+        dropping = layer_drops.read(self.layer_drop)
+        if dropping is not None and layer_drops.get(dropping.kind).scales_updates and not rule.adds_updates:
+            raise CallError(
+                f"layer_drop {dropping.kind} scales what a block adds to the stream, and with residual {self.residual} "
+                f"it adds nothing: use layer_drop constant"
             )
 
     def _read(self, field: str, value: Any) -> None:

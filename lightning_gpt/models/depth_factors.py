@@ -108,6 +108,7 @@ class DepthScaled(MultipliedBranches):
         base: L₀, the depth at which the rates were tuned; there it is pre-LN.
     """
 
+    knows_depth = True
     zero_branches_pass = False  # another depth changes the factor of the blocks that are there
 
     def __init__(

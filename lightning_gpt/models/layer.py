@@ -51,6 +51,12 @@ class Matrix:
         weight = self.weight.detach()
         return iter(weight.flatten(0, -3)) if weight.ndim > 2 else iter([weight])
 
+    def each_piece(self) -> Iterator[tuple[str, Tensor]]:
+        """Each matrix of :meth:`each`, or each of those that it concatenates, with its name; "" if it is only one."""
+        for matrix in self.each():
+            pieces = dict(self.pieces) or {"": len(matrix)}
+            yield from zip(pieces, torch.split(matrix, list(pieces.values())), strict=True)
+
     @property
     def is_hidden(self) -> bool:
         """Whether it maps hidden states to hidden states."""
@@ -99,6 +105,9 @@ class Layer(nn.Module):
     same_each_step: bool = True
     """Whether its passes run the same kernels whatever the data and the random numbers are, so that a CUDA graph can
     repeat them."""
+
+    no_mup: str = ""
+    """Why μP cannot start or train it at another width, as the end of a sentence about the model; empty if it can."""
 
     inner: str | None = None
     """Name of the wrapped child, whose intermediates are recorded under the wrapper's own name."""

@@ -24,6 +24,7 @@ class NormAfterSum(Block):
     ends_normed = True
     norms_input = False
     keeps_stream = False
+    adds_updates = False
     zero_branches_pass = False
     stream_factor = 1.0
     """α in ``H ← LN(α H + F(H))``."""
@@ -60,6 +61,8 @@ class DeepNorm(NormAfterSum):
     Value, output and feed-forward weights start Xavier-normal with gain ``β = (8L)^−¼``; queries and keys with gain 1.
     """
 
+    knows_depth = True
+
     def __init__(
         self, attention: Mixer, ffn: Layer | None, norm: Callable[[], nn.Module], dropout: float, n_layer: int
     ) -> None:
@@ -68,15 +71,12 @@ class DeepNorm(NormAfterSum):
 
     def init_branches(self, n_layer: int) -> None:
         beta = (8 * n_layer) ** -0.25
-        for matrix in () if self.ffn is None else all_matrices(self.ffn):
-            for one in matrix.each() if matrix.is_hidden else ():
-                nn.init.xavier_normal_(one, gain=beta)
-        for matrix in all_matrices(self.attention):
-            for one in matrix.each() if matrix.is_hidden else ():
+        for branch, of_scores in ((self.ffn, ()), (self.attention, ("q", "k"))):
+            hidden = [] if branch is None else [matrix for matrix in all_matrices(branch) if matrix.is_hidden]
+            for matrix in hidden:
                 # a product may concatenate several matrices; Xavier applies to each separately
-                pieces = dict(matrix.pieces) or {"": len(one)}
-                for name, part in zip(pieces, torch.split(one, list(pieces.values())), strict=True):
-                    nn.init.xavier_normal_(part, gain=1.0 if name in ("q", "k") else beta)
+                for name, part in matrix.each_piece():
+                    nn.init.xavier_normal_(part, gain=1.0 if name in of_scores else beta)
 
 
 @blocks.register("none")
@@ -84,6 +84,7 @@ class NoResidual(Block):
     """``H ← F(LN(H))``: no residual path, to study what that path does (Dong et al. 2021, 2103.03404)."""
 
     keeps_stream = False
+    adds_updates = False
     zero_branches_pass = False
     trains_from_zero = False
 

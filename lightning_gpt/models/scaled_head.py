@@ -18,6 +18,8 @@ class ScaledHead(OutputHead):
         vocab_size: Number of token ids.
     """
 
+    no_mup = "the factors of logit_scale are stored at 1/√dim, and their rates stay as they are"
+
     def __init__(self, dim: int, vocab_size: int) -> None:
         super().__init__(dim, vocab_size)
         self.unit = dim**-0.5

@@ -33,6 +33,7 @@ class SphericalUpdate(Block):
 
     ends_normed = True
     keeps_stream = False
+    adds_updates = False
     zero_branches_pass = False
     trains_from_zero = False
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel
-from lightning_gpt.models.layer import HIDDEN_SPACES, all_matrices
+from lightning_gpt.models.layer import HIDDEN_SPACES, Layer, all_matrices
 from lightning_gpt.options import Width, check_options
 
 
@@ -75,10 +75,13 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
     is of follows from which of its dimensions do. A linear layer that maps many to few (a router, say) is an output.
 
     Raises:
-        CallError: Where the model has no gain to fold a factor into.
+        CallError: Where the model has no gain to fold a factor into, or a part that is not scaled.
     """
     if not isinstance(model, GPT):
         raise CallError(f"mup scales a GPT; this model is a {model.name}")
+    refused = next((part.no_mup for part in model.modules() if isinstance(part, Layer) and part.no_mup), "")
+    if refused:
+        raise CallError(f"mup cannot scale this model: {refused}")
     with torch.device("meta"):
         base = dict(type(model)(mup.base_config(model.config)).named_parameters())
     matrices = {id(matrix.weight): matrix for matrix in all_matrices(model)}
@@ -100,7 +103,7 @@ def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
     if not model.final_norm.has_gain:
         raise CallError(
             "mup scales the logits by the gain of the final norm, and this model has none: "
-            "choose norm layer or rms, and a residual rule that ends in a norm (pre, sandwich, ...)"
+            "choose norm layer or rms, and a residual rule that is followed by a final norm (pre, sandwich, ...)"
         )
     share = mup.base_dim / model.config.dim
     return {f"final_norm.{name}": Factors(share, share) for name, _ in model.final_norm.named_parameters()}

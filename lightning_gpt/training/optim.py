@@ -87,6 +87,8 @@ class Optimization:
             return 1.0
         stable_steps = round(self.stable * total_steps) if self.schedule == "wsd" else 0
         start = warmup_steps + stable_steps
+        if stable_steps and step >= start == total_steps - 1:
+            return self.final_lr  # all of the decay is the last step
         progress = min(1.0, max(0, step - start) / max(1, total_steps - 1 - start))
         return decayed(progress, self.decay_shape if self.schedule == "wsd" else self.schedule, self.final_lr)
 

@@ -28,8 +28,11 @@ class UnitWeights:
         if not isinstance(model, GPT):
             raise CallError(f"optimization.unit_weights is for a GPT; this model is a {model.name}")
         matrices = list(all_matrices(model))
-        if any(matrix.bias is not None for matrix in matrices):
-            raise CallError("optimization.unit_weights needs a model without biases: set model.bias to false")
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        biases = [names[id(matrix.bias)] for matrix in matrices if matrix.bias is not None]
+        if biases:
+            remedy = "set model.bias to false" if model.config.bias else "leave out the part that has it"
+            raise CallError(f"optimization.unit_weights needs a model without biases, and {biases[0]} is one: {remedy}")
         along = [(matrix.weight, _dimension(matrix)) for matrix in matrices]
         self._along = [(weight, dimension) for weight, dimension in along if dimension is not None]
 

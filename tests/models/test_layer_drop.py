@@ -211,3 +211,10 @@ def test_blocks_that_cannot_be_shared_so_are_refused(changes: dict[str, Any], me
     with pytest.raises(CallError) as refused:
         GPTConfig(**{**SIZES, **changes})
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("residual", ["none", "post", "deepnorm", "spherical"])
+def test_an_update_is_scaled_only_where_there_is_one(residual: str) -> None:
+    build({"residual": residual, "layer_drop": {"kind": "constant", "rate": 0.3}})
+    with pytest.raises(CallError, match=f"layer_drop linear scales what .* with residual {residual} it adds nothing"):
+        build({"residual": residual, "layer_drop": {"kind": "linear", "rate": 0.3}})

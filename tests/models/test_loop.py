@@ -132,3 +132,21 @@ def test_memory_pipelines_growing_and_models_without_a_loop_are_refused() -> Non
         deepen(GPT(looped), 8)
     with pytest.raises(CallError, match="the model has no loop"):
         with_loops(build({}), 2)
+
+
+@pytest.mark.parametrize("residual", ["deepnorm", "depth_scaled"])
+def test_rules_that_know_the_depth_have_no_other_number_of_loops(residual: str) -> None:
+    with pytest.raises(CallError, match=f"residual {residual} has the number of layers in its formula"):
+        with_loops(build({"n_layer": 8, "loop": LOOP, "residual": residual}), 6)
+
+
+def test_without_a_prelude_the_first_stream_is_the_embeddings() -> None:
+    """Not what the first loop makes of them: with a share of 1, every block reads the embeddings alone."""
+    loop = {"kind": "recurrent_depth", "prelude": 0, "core": 2, "coda": 0}
+    initial = {"kind": "initial", "share": 1.0}
+    model, ids = build({"n_layer": 4, "loop": loop, "residual": initial}), random_ids(17, 1, 9)
+    with torch.no_grad(), model.record(["embedding", "blocks.*.attention_norm"]) as trace:
+        model(ids)
+    for layer, block in enumerate(model.each_block()):
+        read = trace[f"blocks.{layer}.attention_norm"]
+        torch.testing.assert_close(read, block.attention_norm(trace["embedding"]).detach())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.block import Block, blocks
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
+from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.models.norms import LayerNorm
 from lightning_gpt.models.registry import Given
 from tests.models.helpers import randomise
@@ -145,6 +146,18 @@ def test_deepnorm_starts_with_the_variances_of_the_paper(n_layer: int, kind: Giv
         standard = gain * math.sqrt(2 / sum(weight.shape))
         assert float(weight.std()) == pytest.approx(standard, rel=0.05), name
     assert all(float(bias.abs().sum()) == 0 for bias in (made.attention.qkv.bias, made.ffn.up.bias))
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", {"kind": "moe", "n_expert": 4, "expert": "swiglu"}], ids=str)
+def test_deepnorm_starts_each_matrix_of_a_gated_network_by_itself(ffn: Given) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"block_size": 4, "vocab_size": 5, "dim": 192, "n_head": 4, "n_layer": 4}
+    model = GPT(GPTConfig(**sizes, residual="deepnorm", ffn=ffn))
+    hidden = [matrix for matrix in all_matrices(model.blocks[0].ffn) if matrix.is_hidden]
+    pieces = [piece for matrix in hidden for _, piece in matrix.each_piece()]
+    assert len(pieces) in (3, 12)
+    for piece in pieces:
+        assert float(piece.std()) == pytest.approx((8 * 4) ** -0.25 * math.sqrt(2 / sum(piece.shape)), rel=0.05)
 
 
 @pytest.mark.parametrize("rule", ["pre", "sandwich", "parallel"])

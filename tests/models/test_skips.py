@@ -97,6 +97,6 @@ def test_with_zero_projections_every_block_starts_as_no_change_and_learns(change
 def test_zero_projections_are_refused_where_nothing_would_be_learned(rule: str) -> None:
     with pytest.raises(
         CallError,
-        match=f"zero_projections and residual {rule} cannot be combined: every gradient would stay 0",
+        match=f"zero_projections and residual {rule} cannot be combined: it does not train from such a start",
     ):
         GPTConfig(**SIZES, residual=rule, zero_projections=True)

@@ -71,7 +71,7 @@ def test_all_factors_start_at_what_the_paper_says_and_the_stream_has_length_one(
         ({"logit_scale": True, "tie_embeddings": False, "head_bias": True}, "logit_scale and head_bias cannot be"),
         ({"logit_scale": True, "tie_embeddings": False, "logit_softcap": 2.0}, "logit_scale and logit_softcap cannot"),
         ({"logit_scale": True, "tie_embeddings": False, "logit_divisor": 2.0}, "logit_scale and logit_divisor cannot"),
-        ({"residual": "spherical", "zero_projections": True}, "every gradient would stay 0"),
+        ({"residual": "spherical", "zero_projections": True}, "it does not train from such a start"),
         ({"residual": "spherical", "token_routing": "mixture_of_depths"}, "not the stream plus an update"),
     ],
     ids=str,

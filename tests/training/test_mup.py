@@ -102,6 +102,22 @@ def test_activations_grow_with_the_width_without(moved: dict) -> None:
         (WIDE, {"base_dim": 12}, r"base_dim 12 is not a multiple of the width of a head, 8"),
         (dataclasses.replace(WIDE, residual="post"), {"base_dim": 16}, r"gain of the final norm"),
         (dataclasses.replace(WIDE, n_head=2), {"base_dim": 16, "base_head_dim": 8}, r"qk_norm rms .* n_head be 8"),
+        (
+            dataclasses.replace(WIDE, residual="attention_residuals"),
+            {"base_dim": 16},
+            "residuals makes scores",
+        ),
+        (
+            dataclasses.replace(WIDE, attention="spherical"),
+            {"base_dim": 16},
+            "factors of attention spherical",
+        ),
+        (dataclasses.replace(WIDE, logit_scale=True, tie_embeddings=False), {"base_dim": 16}, "factors of logit_scale"),
+        (
+            dataclasses.replace(WIDE, token_routing="mixture_of_depths"),
+            {"base_dim": 16},
+            "predictor of mixture",
+        ),
     ],
 )
 def test_what_cannot_be_scaled_is_refused(config: GPTConfig, mup: dict[str, int], said: str) -> None:

@@ -27,6 +27,11 @@ def test_wsd_warms_up_stays_and_ends(shape: str) -> None:
     assert wsd(shape, 150) == pytest.approx(0.2)
 
 
+def test_a_decay_of_one_step_ends_at_the_last_rate() -> None:
+    rates = [Optimization(schedule="wsd", warmup=0.05, stable=0.9, final_lr=0.2).lr_factor(n, 20) for n in range(20)]
+    assert rates == [1.0] * 19 + [0.2]
+
+
 def test_wsd_halfway_down() -> None:
     assert wsd("linear", 80) == pytest.approx(0.2 + 0.8 * 0.5)
     assert wsd("1-sqrt", 80) == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(0.5)))

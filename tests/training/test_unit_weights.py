@@ -76,7 +76,11 @@ def test_a_step_that_is_not_taken_changes_no_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"bias": True}, "optimization.unit_weights needs a model without biases: set model.bias to false"),
+        ({"bias": True}, "without biases, and blocks.0.attention.qkv.bias is one: set model.bias to false"),
+        (
+            {"token_routing": {"kind": "mixture_of_depths", "every": 1}, "residual": "pre"},
+            "without biases, and blocks.0.router.predictor.up.bias is one: leave out the part that has it",
+        ),
         ({"lora": LoRA(rank=2)}, "model.lora and optimization.unit_weights cannot be combined"),
     ],
     ids=str,

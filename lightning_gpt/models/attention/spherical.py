@@ -31,6 +31,7 @@ class SphericalAttention(MultiHeadAttention):
     """
 
     can_scale_scores = False
+    no_mup = "the factors of attention spherical are stored at 1/√dim, and their rates stay as they are"
 
     def __init__(self, dim: int, *, qk_norm: Given = "none", **shared: Any) -> None:
         super().__init__(dim, qk_norm="none", **shared)

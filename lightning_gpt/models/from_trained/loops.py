@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.models.block import blocks
 from lightning_gpt.models.gpt import GPT
 from lightning_gpt.models.registry import plain
 from lightning_gpt.options import Depth, check_option
@@ -18,12 +19,17 @@ def with_loops(model: GPT, n_loop: Depth) -> GPT:
     have the embedding of the last.
 
     Raises:
-        CallError: If the model has no loop.
+        CallError: If the model has no loop, or its residual rule depends on the number of layers.
     """
     check_option("n_loop", n_loop, Depth)
     looping = model.config.looping()
     if looping is None:
         raise CallError("the model has no loop: train one with loop recurrent_depth")
+    if blocks.get(blocks.require(model.config.residual).kind).knows_depth:
+        raise CallError(
+            f"residual {model.config.residual} has the number of layers in its formula: with other loops the trained "
+            f"weights are another function"
+        )
     loop = {**plain(model.config.loop), "n_step": looping.n_step}
     n_layer = looping.prelude + looping.core * n_loop + looping.coda
     other = type(model)(replace(model.config, n_layer=n_layer, loop=loop)).to(model.unembedding)

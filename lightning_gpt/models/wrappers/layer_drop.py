@@ -29,6 +29,9 @@ class LayerDrop:
         rate: The probability; the paper uses 0.2.
     """
 
+    scales_updates = False
+    """Whether it scales what a block adds to the stream, so that the block must add something."""
+
     def __init__(self, rate: ShareBelowOne) -> None:
         self._rate = rate
 
@@ -53,6 +56,8 @@ class StochasticDepth(LayerDrop):
         rate: The last layer's probability; the paper uses 0.5.
         n_layer: L.
     """
+
+    scales_updates = True
 
     def __init__(self, rate: ShareBelowOne, n_layer: int) -> None:
         super().__init__(rate)

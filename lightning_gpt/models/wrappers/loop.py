@@ -135,5 +135,6 @@ class BeginsLoop:
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """Run the layer: the state to the same shape; the first loop is given the prelude's output instead."""
         prelude = context.shared.carried.made("prelude", lambda: x)
+        context.shared.initial_stream(prelude)  # without a prelude, before anything is injected
         state = torch.zeros_like(x) if self.step == 0 else x
         return self.run(self.injection(state, prelude, self.step), context)

@@ -321,6 +321,8 @@ class Predictor(Layer):
         dim: Width of the residual stream; the hidden width is an eighth of it, but at least 8.
     """
 
+    no_mup = "the predictor of mixture_of_depths starts at 1/√dim already, so that its start would be scaled twice"
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         hidden = max(8, dim // 8)
