@@ -38,6 +38,7 @@ class Matrix:
         target: What its rows write.
         pieces: If it concatenates several matrices along its rows, their names and row counts in order; else empty.
         bias: The bias added to its product, if any.
+        starts_by_width: Whether its first weights are the smaller the more inputs it has, by 1/√inputs.
     """
 
     weight: Tensor
@@ -45,6 +46,7 @@ class Matrix:
     target: Space
     pieces: Mapping[str, int] = field(default_factory=dict)
     bias: Tensor | None = None
+    starts_by_width: bool = False
 
     def each(self) -> Iterator[Tensor]:
         """The matrix, or each matrix of a stack."""

@@ -92,10 +92,10 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
         if matrix is None or matrix.source not in HIDDEN_SPACES or matrix.target == "vocabulary":
             continue
         rows, columns = (now / then for now, then in zip(parameter.shape[-2:], base[name].shape[-2:], strict=True))
-        if rows != 1 and columns != 1:
-            found[name] = Factors(start=1 / math.sqrt(columns), rate=1 / columns)
-        elif columns != 1:
-            found[name] = Factors(start=1 / columns, rate=1 / columns)
+        if columns != 1:
+            start = 1 / columns if rows == 1 else 1 / math.sqrt(columns)
+            already = 1 / math.sqrt(columns) if matrix.starts_by_width else 1.0
+            found[name] = Factors(start / already, rate=1 / columns)
     return found | _output_factors(model, mup) | _score_factors(model, mup)
 
 

@@ -350,8 +350,9 @@ def test_mup_has_router_and_predictor_as_outputs() -> None:
     config = GPTConfig(n_layer=2, n_head=16, dim=256, block_size=8, vocab_size=40, token_routing="mixture_of_depths")
     found = factors(GPT(config), MuP(base_dim=64))
     assert found["blocks.1.router.score.weight"] == Factors(start=1 / 4, rate=1 / 4)
-    assert found["blocks.1.router.predictor.up.weight"] == Factors(start=1 / 2, rate=1 / 4)
-    assert found["blocks.1.router.predictor.output.weight"] == Factors(start=1 / 4, rate=1 / 4)
+    # the predictor's weights start at 1/√inputs, which is what a hidden matrix is to have, and half of an output's way
+    assert found["blocks.1.router.predictor.up.weight"] == Factors(start=1, rate=1 / 4)
+    assert found["blocks.1.router.predictor.output.weight"] == Factors(start=1 / 2, rate=1 / 4)
 
 
 def test_in_half_precision_scores_are_not_rounded_before_the_choice() -> None:

@@ -113,11 +113,6 @@ def test_activations_grow_with_the_width_without(moved: dict) -> None:
             "factors of attention spherical",
         ),
         (dataclasses.replace(WIDE, logit_scale=True, tie_embeddings=False), {"base_dim": 16}, "factors of logit_scale"),
-        (
-            dataclasses.replace(WIDE, token_routing="mixture_of_depths"),
-            {"base_dim": 16},
-            "predictor of mixture",
-        ),
     ],
 )
 def test_what_cannot_be_scaled_is_refused(config: GPTConfig, mup: dict[str, int], said: str) -> None:

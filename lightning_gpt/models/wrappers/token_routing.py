@@ -4,7 +4,6 @@ Raposo et al. 2024, "Mixture-of-Depths" (2404.02258). In training the number of 
 step's cost is known; which tokens they are is learned.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -285,11 +284,21 @@ class RoutedBlock(Layer):
 
 
 class Exact(Layer):
-    """``x Wᵀ + b`` with unrounded weights: not an ``nn.Linear``, so that quantisation does not change decisions."""
+    """``x Wᵀ + b`` with unrounded weights: not an ``nn.Linear``, so that quantisation does not change decisions.
 
-    def __init__(self, n_in: int, n_out: int, *, bias: bool, std: float, maps: tuple[Space, Space]) -> None:
+    Args:
+        n_in: Number of inputs.
+        n_out: Number of outputs.
+        bias: Whether it has a bias.
+        maps: What it maps from and to.
+        std: Standard deviation of the first weights; 1/√``n_in`` if None.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, *, bias: bool, maps: tuple[Space, Space], std: float | None = None
+    ) -> None:
         super().__init__()
-        self.std, self.maps = std, maps
+        self.std, self.maps, self.starts_by_width = std or n_in**-0.5, maps, std is None
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
         self.reset_parameters()
@@ -301,7 +310,7 @@ class Exact(Layer):
             nn.init.zeros_(self.bias)
 
     def matrices(self) -> Iterator[Matrix]:
-        yield Matrix(self.weight, *self.maps, bias=self.bias)
+        yield Matrix(self.weight, *self.maps, bias=self.bias, starts_by_width=self.starts_by_width)
 
     def flops(self, positions: Tensor) -> float:
         return 2.0 * self.weight.numel()
@@ -321,13 +330,11 @@ class Predictor(Layer):
         dim: Width of the residual stream; the hidden width is an eighth of it, but at least 8.
     """
 
-    no_mup = "the predictor of mixture_of_depths starts at 1/√dim already, so that its start would be scaled twice"
-
     def __init__(self, dim: int) -> None:
         super().__init__()
         hidden = max(8, dim // 8)
-        self.up = Exact(dim, hidden, bias=True, std=1 / math.sqrt(dim), maps=("stream", "hidden"))
-        self.output = Exact(hidden, 1, bias=True, std=1 / math.sqrt(hidden), maps=("hidden", "score"))
+        self.up = Exact(dim, hidden, bias=True, maps=("stream", "hidden"))
+        self.output = Exact(hidden, 1, bias=True, maps=("hidden", "score"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(batch, time, dim)`` to ``(batch, time)``."""
