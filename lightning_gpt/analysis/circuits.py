@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.spectral import spectrum
+from lightning_gpt.analysis.tiny import TINY
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.attention.head_matrices import HeadMatrices
@@ -74,7 +75,7 @@ class Circuit:
         Elhage et al. 2021, section "Summarizing OV/QK matrices". 0 of a matrix without eigenvalues other than 0.
         """
         found = self.eigenvalues()
-        return float(found.sum().real / found.abs().sum().clamp(min=1e-30))
+        return float(found.sum().real / found.abs().sum().clamp(min=TINY))
 
 
 def head_matrices(model: LanguageModel, layer: int) -> HeadMatrices:
@@ -91,7 +92,7 @@ def qk_circuit(model: LanguageModel, layer: int, head: int, distance: int = 0, e
 
     The norm of queries and keys, if the layer has one, and what positions add to scores are left out; so are factors
     that differ by token: ``scalable``'s of the query's position, those of ``spherical``'s unit vectors, and that of the
-    norm of ``latent``'s latents.
+    norm of ``latent``'s latents, which the rotated part of a key, the last columns of the factors, does not have.
 
     Args:
         model: The model.

@@ -16,7 +16,7 @@ OF_HEADS = ("Q", "K", "V", "AV")
 """The matrices that each head has of its own; the others are of the whole layer."""
 
 
-def head_matrices(model: LanguageModel, ids: torch.Tensor) -> list[dict[str, np.ndarray]]:
+def head_activations(model: LanguageModel, ids: torch.Tensor) -> list[dict[str, np.ndarray]]:
     """:func:`matrices_of` every layer over ``ids`` ``(time,)``."""
     with evaluating(model), model.record(matrix_names(model)) as trace:
         model.hidden(ids[None])

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_gpt.analysis.layer_values import rises
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.analysis.similarity import dirichlet_energy
+from lightning_gpt.analysis.tiny import TINY
 from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.head import IGNORED
@@ -78,7 +79,7 @@ def cka_matrix(probe: Probe) -> Tensor:
     tokens = probe.streams.flatten(1, 2)
     centred = tokens - tokens.mean(dim=1, keepdim=True)
     grams = (centred @ centred.mT).flatten(1)
-    unit: Tensor = grams / grams.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    unit: Tensor = grams / grams.norm(dim=1, keepdim=True).clamp(min=TINY)
     return unit @ unit.mT
 
 

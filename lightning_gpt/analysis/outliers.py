@@ -6,7 +6,7 @@ Every function takes streams ``X`` ``(..., time, dim)``, one row per token, and 
 
 from torch import Tensor
 
-_TINY = 1e-30  # makes 0 / 0 equal 0; far below the square of any activation
+from lightning_gpt.analysis.tiny import TINY
 
 
 def activation_kurtosis(x: Tensor) -> Tensor:
@@ -17,7 +17,7 @@ def activation_kurtosis(x: Tensor) -> Tensor:
     Features in Neural Network Training" (2405.19279), section 3, equation for Kurt(X).
     """
     squares = x.square().mean(dim=-2)  # s_j²
-    return squares.square().mean(dim=-1) / squares.mean(dim=-1).square().clamp(min=_TINY)
+    return squares.square().mean(dim=-1) / squares.mean(dim=-1).square().clamp(min=TINY)
 
 
 def largest_activation(x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def largest_over_median(x: Tensor) -> Tensor:
     2024 (2402.17762), section 2.
     """
     sizes = x.abs().flatten(-2)
-    return sizes.amax(dim=-1) / sizes.median(dim=-1).values.clamp(min=_TINY)
+    return sizes.amax(dim=-1) / sizes.median(dim=-1).values.clamp(min=TINY)
 
 
 def dimension_strengths(x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def dimension_strengths(x: Tensor) -> Tensor:
     residual sink: "a few fixed dimensions with persistently large activations across most tokens", Qiu et al. 2026
     (2601.22966), section 1. The paper gives no threshold.
     """
-    rms = x.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=_TINY)
+    rms = x.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=TINY)
     return (x.abs() / rms).median(dim=-2).values
 
 

@@ -112,7 +112,7 @@ class Page:
         start: The layer and head shown first.
         ablated: The change in loss for each ablated part, if it was measured.
         vectors: Every layer's matrices besides mask, scores and softmax, from
-            :func:`~lightning_gpt.analysis.head_matrices.head_matrices`; the page is without them if empty.
+            :func:`~lightning_gpt.analysis.head_matrices.head_activations`; the page is without them if empty.
     """
 
     title: str

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_gpt.analysis.spectral import spectrum
+from lightning_gpt.analysis.tiny import TINY
 from lightning_gpt.models.double import double
-
-_TINY = 1e-30  # makes 0 / 0 equal 0; far below the square of any activation
 
 
 def token_cosine(x: Tensor) -> Tensor:
@@ -22,7 +21,7 @@ def token_cosine(x: Tensor) -> Tensor:
     2401.04301 ("angle convergence"), averaged over the pairs of different tokens. Needs ``time >= 2``.
     """
     time = x.shape[-2]
-    unit: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=_TINY)
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True).clamp(min=TINY)
     of_all_pairs = unit.sum(dim=-2).square().sum(dim=-1)
     of_each_with_itself = unit.square().sum(dim=(-2, -1))
     return (of_all_pairs - of_each_with_itself) / (time * (time - 1))
@@ -37,7 +36,7 @@ def rank_residual(x: Tensor) -> Tensor:
     2405.18781, here relative to ``‖X‖_F``.
     """
     residual = (x - x.mean(dim=-2, keepdim=True)).square().sum(dim=(-2, -1))
-    return (residual / x.square().sum(dim=(-2, -1)).clamp(min=_TINY)).sqrt()
+    return (residual / x.square().sum(dim=(-2, -1)).clamp(min=TINY)).sqrt()
 
 
 def effective_rank(x: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def effective_rank(x: Tensor) -> Tensor:
     x64 = double(x)
     gram = x64 @ x64.mT if x.shape[-2] <= x.shape[-1] else x64.mT @ x64
     sigma = spectrum(torch.linalg.eigvalsh, gram).clamp(min=0).sqrt()
-    p = sigma / sigma.sum(dim=-1, keepdim=True).clamp(min=_TINY)
+    p = sigma / sigma.sum(dim=-1, keepdim=True).clamp(min=TINY)
     entropy: Tensor = torch.special.entr(p).sum(dim=-1)
     return entropy.exp().to(x.dtype)
 
@@ -70,7 +69,7 @@ def dirichlet_energy(x: Tensor, pattern: Tensor) -> Tensor:
     """
     squares = x.square().sum(dim=-1)  # (..., T)
     distances = squares[..., :, None] + squares[..., None, :] - 2 * x @ x.mT
-    return (pattern * distances.clamp(min=0)).sum(dim=(-2, -1)) / 2 / squares.sum(dim=-1).clamp(min=_TINY)
+    return (pattern * distances.clamp(min=0)).sum(dim=(-2, -1)) / 2 / squares.sum(dim=-1).clamp(min=TINY)
 
 
 def activation_rms(x: Tensor) -> Tensor:
@@ -91,4 +90,4 @@ def linear_cka(x: Tensor, y: Tensor) -> Tensor:
     x, y = (each - each.mean(dim=-2, keepdim=True) for each in (x, y))
     shared: Tensor = (y.mT @ x).square().sum(dim=(-2, -1))
     sizes: Tensor = (x.mT @ x).norm(dim=(-2, -1)) * (y.mT @ y).norm(dim=(-2, -1))
-    return shared / sizes.clamp(min=_TINY)
+    return shared / sizes.clamp(min=TINY)

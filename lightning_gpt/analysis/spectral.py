@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_gpt.analysis.tiny import TINY
 from lightning_gpt.models.double import double
 
 
@@ -96,7 +97,7 @@ def positive_share(eigenvalues: Tensor) -> Tensor:
     """
     sizes = eigenvalues.abs()
     amplifies = 2 * eigenvalues.real + sizes.square() > 0  # |1 + λ|² − 1, without the rounding of 1 + λ
-    return (sizes * amplifies).sum(dim=-1) / sizes.sum(dim=-1).clamp(min=1e-30)
+    return (sizes * amplifies).sum(dim=-1) / sizes.sum(dim=-1).clamp(min=TINY)
 
 
 def spectral_radius(eigenvalues: Tensor) -> Tensor:

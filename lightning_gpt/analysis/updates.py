@@ -7,13 +7,13 @@ import math
 
 from torch import Tensor
 
-_TINY = 1e-30  # makes 0 / 0 equal 0; far below the square of any activation
+from lightning_gpt.analysis.tiny import TINY
 
 
 def _cosine(x: Tensor, y: Tensor) -> Tensor:
     """Cosine of the angle between two vectors ``(..., dim)``; 0 if one of them is 0."""
     sizes = x.norm(dim=-1) * y.norm(dim=-1)
-    cosine: Tensor = (x * y).sum(dim=-1) / sizes.clamp(min=_TINY)
+    cosine: Tensor = (x * y).sum(dim=-1) / sizes.clamp(min=TINY)
     return cosine.clamp(-1, 1)
 
 
@@ -41,5 +41,5 @@ def update_size(before: Tensor, after: Tensor) -> Tensor:
     In pre-LN models it falls with depth, because the stream grows: Sun et al. 2025, "The Curse of Depth in Large
     Language Models" (2502.05795), section 2.
     """
-    sizes: Tensor = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=_TINY)
+    sizes: Tensor = (after - before).norm(dim=-1) / before.norm(dim=-1).clamp(min=TINY)
     return sizes.mean()

@@ -42,7 +42,7 @@ def explore(
         port: Port on 127.0.0.1; 0 takes a free one.
         max_length: The longest text in tokens; the model's own limit if that is lower.
         seed: Seed for the random weights used without a checkpoint.
-        device: Where the models run: cpu, cuda, cuda:1, mps.
+        device: Where the models run: cpu, cuda, cuda:N or mps.
     """
     missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
     if missing:

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lightning_gpt.analysis.attention import AttentionMaps, attention_maps, readable_tokens
-from lightning_gpt.analysis.head_matrices import head_matrices
+from lightning_gpt.analysis.head_matrices import head_activations
 from lightning_gpt.analysis.interventions import (
     Ablation,
     Part,
@@ -89,7 +89,7 @@ def inspect(
         if not 0 <= value < count:
             has = f"{count} {name}{'' if count == 1 else 's'}"
             raise CallError(f"{name} is {value}; this model has {has} (allowed: 0 to {count - 1})")
-    vectors = [] if page_layers == [] else head_matrices(model, token_ids)
+    vectors = [] if page_layers == [] else head_activations(model, token_ids)
     layers = layers_of_page(maps, page_layers, vector_numbers(vectors) if vectors else 0)
     folder = create_output(output)
     heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)

@@ -146,7 +146,7 @@ class LanguageModel(Layer, Generating):
         losses = PartLosses() if self.training and torch.is_grad_enabled() else None
         hidden = self.hidden(ids, documents, losses=losses)
         loss = self.head.loss(hidden, targets, label_smoothing, z_loss)
-        return loss if losses is None or not losses.of_pass.is_ridden else losses.close(loss)
+        return loss if losses is None or not losses.of_pass.has_losses else losses.close(loss)
 
     def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Negative log-likelihood in nats of each target, ``(batch, time)``, without gradient."""

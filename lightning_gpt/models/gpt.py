@@ -67,7 +67,7 @@ class GPT(LanguageModel):
         n_own = config.n_unique or config.n_layer if looping is None else looping.n_own
         own = [self._block(layer) for layer in range(n_own)]
         self.blocks = nn.ModuleList(own[config.own_block(layer)] for layer in range(config.n_layer))
-        self.injection = None if looping is None else looping.made(config.dim)
+        self.injection = None if looping is None else looping.make_injection(config.dim)
         self.layers = run_layers(self, config, self.each_block(), self.injection)
         if config.layer_drop is not None:
             self.same_each_step = False

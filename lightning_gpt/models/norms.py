@@ -16,7 +16,8 @@ class Norm(Layer):
     """Base class of norms."""
 
     has_gain = False
-    """Whether its parameters scale the whole output, so that a factor on the output can be folded into them."""
+    """Whether its parameters multiply the output and start at a size that does not depend on the width, so that a
+    factor on the output can be folded into them."""
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """What ``part`` contributes to the norm of ``whole``, both ``(..., dim)``, if nothing else in it changed.

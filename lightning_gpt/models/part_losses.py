@@ -21,7 +21,7 @@ class _Pass:
     """One training pass: whether its forward pass is running, whether losses are attached, and its loss's gradient."""
 
     is_open: bool = True
-    is_ridden: bool = False
+    has_losses: bool = False
     gradient: Tensor | None = None
 
 
@@ -46,8 +46,8 @@ class PartLosses:
 
     def attach(self, x: Tensor, term: Tensor) -> Tensor:
         """``x`` unchanged; its backward pass gives the scalar ``term`` the gradient that the pass's loss received."""
-        self.of_pass.is_ridden = True
-        return _Ride.apply(x, term, self.share, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
+        self.of_pass.has_losses = True
+        return _Attach.apply(x, term, self.share, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 
     def scaled(self, share: float) -> "PartLosses":
         """The same pass, with losses weighted by a further factor ``share``."""
@@ -64,10 +64,10 @@ class PartLosses:
     def close(self, loss: Tensor) -> Tensor:
         """``loss`` unchanged; ends the forward pass and lets the attached losses follow this loss's gradient."""
         self.end()
-        return _Remember.apply(loss, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
+        return _KeepGradient.apply(loss, self.of_pass)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Ride(torch.autograd.Function):
+class _Attach(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, term: Tensor, share: float | Tensor, of_pass: _Pass) -> Tensor:
         ctx.share, ctx.of_pass, ctx.like = share, of_pass, (term.dtype, term.device)
@@ -81,7 +81,7 @@ class _Ride(torch.autograd.Function):
         return grad_outputs[0], (ctx.share * one).to(dtype), None, None
 
 
-class _Remember(torch.autograd.Function):
+class _KeepGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, of_pass: _Pass) -> Tensor:
         ctx.of_pass = of_pass

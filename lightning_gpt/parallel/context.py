@@ -126,7 +126,7 @@ class ContextParallel:
         hidden = model.hidden(own.ids, own.documents, own.others, losses=losses)
         loss = model.head.loss(hidden, own.targets, label_smoothing, z_loss)
         loss = loss * own.weight.to(loss.dtype)
-        return loss if losses is None or not losses.of_pass.is_ridden else losses.close(loss)
+        return loss if losses is None or not losses.of_pass.has_losses else losses.close(loss)
 
     def token_nll(self, ids: Tensor, targets: Tensor, documents: Tensor | None) -> Tensor:
         """Negative log-likelihood of each target of the whole rows, ``(batch, time)``, in every process."""

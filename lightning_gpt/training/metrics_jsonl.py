@@ -3,7 +3,7 @@
 Each line is a JSON object: what was logged at one moment, under the tags that TensorBoard shows, and beside the tags
 
 - ``step``: optimizer steps taken; ``steps``: how many the run is to take, null where that is unknown
-- ``split``: the split that was being read: ``train``, ``val`` or ``test``
+- ``split``: the split that was being read: ``train``, ``val``, ``test`` or ``predict``
 - ``rows``, ``tokens``: rows trained on so far, over all processes and sources, and their tokens (rows × block_size);
   null outside ``fit``
 - ``seconds``: since ``fit`` began, start-up left out; a resumed run counts on from the step that it resumes from

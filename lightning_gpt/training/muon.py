@@ -18,7 +18,7 @@ from lightning_gpt.parallel.norms import local
 from lightning_gpt.parallel.whole import own_part, whole_like
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-"""Of the quintic: steep at 0, so that small singular values grow fast, and in the end about 1 rather than 1."""
+"""Of the quintic: steep at 0, so that small singular values grow fast; it brings them near 1, not to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

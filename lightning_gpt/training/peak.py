@@ -37,9 +37,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _measured(device: torch.device, dtype: torch.dtype) -> float:
     size = _SIZE if device.type == "cpu" else 8 * _SIZE
     seconds = product_seconds(device, dtype, size // 4, 2)
-    if (
-        seconds > _SLOW
-    ):  # a dtype without fast products, such as fp16 on most CPUs; its rate does not grow with the size
+    # a dtype without fast products, such as fp16 on most CPUs; its rate does not grow with the size
+    if seconds > _SLOW:
         return 2 * (size // 4) ** 3 / seconds
     return 2 * size**3 / product_seconds(device, dtype, size, _ROUNDS)
 

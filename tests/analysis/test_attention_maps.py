@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_gpt.analysis.attention import attention_maps, readable_tokens
-from lightning_gpt.analysis.head_matrices import head_matrices
+from lightning_gpt.analysis.head_matrices import head_activations
 from lightning_gpt.analysis.page_colours import DIVERGING_STOPS, SEQUENTIAL_STOPS
 from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ def test_the_other_matrices_are_what_the_head_reads_and_writes(residual: str) ->
         n_layer=2, n_head=2, dim=8, block_size=8, vocab_size=11, residual=residual, attention=attention, bias=False
     )
     model = randomise(GPT(config)).double().eval()
-    found = head_matrices(model, IDS)[1]
+    found = head_activations(model, IDS)[1]
     assert found["K"].shape == found["V"].shape == (1, 5, 4)
     assert found["Q"].shape == found["AV"].shape == (2, 5, 4)
     # what the head reads gives its queries, and is the stream where no norm comes before it

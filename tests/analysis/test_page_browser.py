@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_gpt.analysis import page as page_module
 from lightning_gpt.analysis.attention import attention_maps, readable_tokens
-from lightning_gpt.analysis.head_matrices import head_matrices
+from lightning_gpt.analysis.head_matrices import head_activations
 from lightning_gpt.analysis.logit_lens import logit_lens, stream_names
 from lightning_gpt.analysis.page import Ablated, Page
 from lightning_gpt.data.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def write(folder: Path, name: str, model: LanguageModel, text: str, **more: Any)
         ids=ids.tolist(),
         lens=lens,
         vocabulary=vocabulary,
-        vectors=head_matrices(model, ids),
+        vectors=head_activations(model, ids),
         **more,
     ).write(path)
     return path, ids, tokens

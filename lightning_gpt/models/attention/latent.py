@@ -184,8 +184,7 @@ class LatentAttention(CausalAttention):
             gain, bias = self.q_latent_norm.weight, self.q_down.bias
             w_q, b_q = _through(self.q_down.applied.mT * gain, None if bias is None else bias * gain, w_q)
         w_o = self.w_o.applied.mT.view(self.n_head, -1, self.w_o.out_features)
-        no_qk = "the norm of its latents divides one part of a key and not the rotated one" if self.rope_dim else ""
-        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias, no_qk)
+        return HeadMatrices(w_q, w_k, w_v, w_o, b_q, b_k, b_v, self.w_o.bias)
 
     def turned(self, x: Tensor, context: Context) -> Tensor:
         return torch.cat([x[..., : self.plain_dim], context.rotate(x[..., self.plain_dim :])], dim=-1)

@@ -56,7 +56,7 @@ class LocalAttention(MultiHeadAttention):
         return q, k, v, mask
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
-        if not seen.is_whole or seen.n_row <= self.block:
+        if not seen.has_same_tokens or seen.n_row <= self.block:
             return super()._kernel(q, k, v, seen, dropout)
         grid: _Grid = seen.context.shared.layouts.made((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
         mask = _added(grid, self, seen)

@@ -72,7 +72,7 @@ class AttentionMask:
     is_plain: bool
 
     @property
-    def is_whole(self) -> bool:
+    def has_same_tokens(self) -> bool:
         """Whether keys and queries belong to the same tokens, so that a token's index identifies its neighbours.
 
         Tokens that are kept apart by document have positions of their own, and are neighbours all the same.
@@ -150,10 +150,10 @@ class AttentionMask:
         """Whether the kernel that skips whole blocks can be used: causality within documents, wide enough heads."""
         has_kernel = self.device.type in FLEX_DEVICES and self.has_heads and head_dim >= _NARROWEST_FLEX_HEAD
         hidden_by_documents = self.context.documents is not None and self.attention.sees_all(self.n_column)
-        return has_kernel and hidden_by_documents and self.bias_scheme is None and self.is_whole_pass
+        return has_kernel and hidden_by_documents and self.bias_scheme is None and self.has_no_past
 
     @property
-    def is_whole_pass(self) -> bool:
+    def has_no_past(self) -> bool:
         """Whether only the queries' own tokens are visible, and no earlier ones from a cache."""
         return self.context.state is None and self.n_row == self.n_column
 

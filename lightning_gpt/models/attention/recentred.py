@@ -41,7 +41,7 @@ class RecentredAttention(MultiHeadAttention, ABC):
         mixed = softmax * super()._kernel(q, k, v, seen, dropout) - uniform * _average(v, seen)
         if identity is None:
             return mixed
-        if seen.is_whole or seen.is_whole_pass:  # each key is its own query's token
+        if seen.has_same_tokens or seen.has_no_past:  # each key is its own query's token
             return mixed + identity * v
         return mixed + identity * (_own(seen, seen.as_matrix()).to(v.dtype) @ v)
 

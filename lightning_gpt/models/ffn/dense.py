@@ -48,9 +48,9 @@ class FeedForward(Layer):
         return 4 * dim
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
+    def activate(products: Tensor) -> Tensor:
         """Map the products ``(..., len(pieces)·hidden)`` to ``(..., hidden)``."""
-        return F.gelu(up, approximate="tanh")
+        return F.gelu(products, approximate="tanh")
 
     def cut(self) -> Cut | None:
         """By hidden units."""
@@ -76,8 +76,8 @@ class ExactGELU(FeedForward):
     """``GELU(x W_up + b) W_down + b'`` with ``GELU(x) = x Φ(x)``: Hendrycks & Gimpel 2016 (1606.08415), section 2."""
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        return F.gelu(up)
+    def activate(products: Tensor) -> Tensor:
+        return F.gelu(products)
 
 
 @ffns.register("relu")
@@ -85,8 +85,8 @@ class ReLU(FeedForward):
     """``max(0, x W₁ + b₁) W₂ + b₂``: Vaswani et al. 2017 (1706.03762), eq. 2."""
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        return F.relu(up)
+    def activate(products: Tensor) -> Tensor:
+        return F.relu(products)
 
 
 @ffns.register("relu2")
@@ -94,5 +94,5 @@ class SquaredReLU(FeedForward):
     """``max(0, x W₁)² W₂``: So et al. 2021, "Primer" (2109.08668), section 4."""
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        return F.relu(up).square()
+    def activate(products: Tensor) -> Tensor:
+        return F.relu(products).square()

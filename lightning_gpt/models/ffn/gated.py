@@ -30,9 +30,9 @@ class SwiGLU(GatedFeedForward):
     """``(SiLU(x W_gate) ⊙ x W_up) W_down``: Shazeer 2020 (2002.05202), eq. 6, with Swish's β = 1."""
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        gate, value = up.chunk(2, dim=-1)
-        return F.silu(gate) * value
+    def activate(products: Tensor) -> Tensor:
+        gate, up = products.chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 @ffns.register("clamped_swiglu")
@@ -44,10 +44,10 @@ class ClampedSwiGLU(GatedFeedForward):
     """
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        gate, value = up.chunk(2, dim=-1)
-        gate, value = gate.clamp(max=CLAMP), value.clamp(-CLAMP, CLAMP)
-        return (value + 1) * gate * torch.sigmoid(SHARPNESS * gate)
+    def activate(products: Tensor) -> Tensor:
+        gate, up = products.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+        return (up + 1) * gate * torch.sigmoid(SHARPNESS * gate)
 
 
 @ffns.register("geglu")
@@ -55,6 +55,6 @@ class GeGLU(GatedFeedForward):
     """``(GELU(x W_gate) ⊙ x W_up) W_down``: Shazeer 2020 (2002.05202), eq. 6, with the tanh approximation of GELU."""
 
     @staticmethod
-    def activate(up: Tensor) -> Tensor:
-        gate, value = up.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh") * value
+    def activate(products: Tensor) -> Tensor:
+        gate, up = products.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh") * up

@@ -60,7 +60,7 @@ class RecurrentDepth:
             )
         self.prelude, self.core, self.coda = prelude, core, coda
         self.n_layer, self.n_loop = n_layer, inside // core
-        self.kind, self.n_step = injection, n_step or self.n_loop
+        self.injection, self.n_step = injection, n_step or self.n_loop
 
     @property
     def n_own(self) -> int:
@@ -80,9 +80,9 @@ class RecurrentDepth:
         step, within = divmod(layer - self.prelude, self.core)
         return step if within == 0 and 0 <= step < self.n_loop else None
 
-    def made(self, dim: int) -> "Injection":
+    def make_injection(self, dim: int) -> "Injection":
         """What each loop begins with."""
-        return Injection(dim, self.n_step, self.n_loop, self.kind == "adapter")
+        return Injection(dim, self.n_step, self.n_loop, self.injection == "adapter")
 
 
 class Injection(Layer):

@@ -93,11 +93,11 @@ class LayerDiagnostics(Callback):
         self.layer_values = layer_values
         self._folder = Path()
         self._history: list[dict[str, Any]] = []
-        self._of_step: Figures = {}
-        self._now: Figures = {}
+        self._last_figures: Figures = {}
+        self._step_figures: Figures = {}
         self._work = Background("layer diagnostics")
-        self._begun: _Measurement | None = None
-        self._unfinished: int | None = None  # the step of one that the checkpoint was saved before
+        self._running: _Measurement | None = None
+        self._unfinished_step: int | None = None  # the step of one that the checkpoint was saved before
         self._weights_before: list[list[Tensor]] | None = None
         self._probe: Probe | None = None
         self._batch: Batch | None = None
@@ -115,21 +115,21 @@ class LayerDiagnostics(Callback):
         )  # reading it is a broadcast, so every process must
 
     def state_dict(self) -> dict[str, Any]:
-        unfinished = {} if self._begun is None else {"unfinished": self._begun.step}
-        return {"of_step": self._of_step, **unfinished}
+        unfinished = {} if self._running is None else {"unfinished": self._running.step}
+        return {"of_step": self._last_figures, **unfinished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._of_step, self._unfinished = state_dict["of_step"], state_dict.get("unfinished")
+        self._last_figures, self._unfinished_step = state_dict["of_step"], state_dict.get("unfinished")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self._begun is not None and self._begun.step != trainer.global_step:
+        if self._running is not None and self._running.step != trainer.global_step:
             self._finish(pl_module.device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._seconds = clock(pl_module.device), 0.0
-        self._history, self._now, self._probe, self._weights_before = [], {}, None, None
+        self._history, self._step_figures, self._probe, self._weights_before = [], {}, None, None
         if trainer.ckpt_path is None:
-            self._of_step, self._unfinished = {}, None
+            self._last_figures, self._unfinished_step = {}, None
         with self._timed(pl_module.device):
             self._batch = self._probe_batch(trainer, pl_module)
             spread = isinstance(pl_module, LanguageModule) and pl_module.is_spread
@@ -140,7 +140,7 @@ class LayerDiagnostics(Callback):
                 before = _read(Path(trainer.ckpt_path).parent.parent / "layers.json")
                 self._history = [entry for entry in before if entry["step"] <= trainer.global_step]
         step = trainer.global_step
-        if step == 0 or (step == self._unfinished and step not in [entry["step"] for entry in self._history]):
+        if step == 0 or (step == self._unfinished_step and step not in [entry["step"] for entry in self._history]):
             self._measure(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -156,25 +156,27 @@ class LayerDiagnostics(Callback):
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device), torch.no_grad():
             parameters = block_parameters(pl_module.model)
-            self._now = {"grad_norm": _of_all_layers(pl_module, [_norm(gradients(part)) for part in parameters])}
+            self._step_figures = {
+                "grad_norm": _of_all_layers(pl_module, [_norm(gradients(part)) for part in parameters])
+            }
             if (trainer.global_step + 1) // every % _RATIO_EVERY == 1:
                 self._weights_before = [[p.clone() for p in part] for part in parameters]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if self._begun is not None and self._work.is_idle:
+        if self._running is not None and self._work.is_idle:
             self._finish(pl_module.device)
-        if not self._now:
+        if not self._step_figures:
             return
         assert isinstance(pl_module, LanguageModule)
         with self._timed(pl_module.device), torch.no_grad():
             if self._weights_before is not None:
                 ratios = _ratios(self._weights_before, block_parameters(pl_module.model))
-                self._now["update_ratio"] = _of_all_layers(pl_module, ratios)
-            logged_at(trainer)(_scalars(self._now))
-            self._of_step = self._of_step | self._now
-            self._now, self._weights_before = {}, None
+                self._step_figures["update_ratio"] = _of_all_layers(pl_module, ratios)
+            logged_at(trainer)(_scalars(self._step_figures))
+            self._last_figures = self._last_figures | self._step_figures
+            self._step_figures, self._weights_before = {}, None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._batch is None or not trainer.is_global_zero:
@@ -234,19 +236,19 @@ class LayerDiagnostics(Callback):
                 return
             self._probe = Probe.take(model, batch["ids"], batch["targets"], batch.get("documents"))
             rest = begin(self._probe, self.layer_values)
-            begun = _Measurement(trainer.global_step, rest, logged_at(trainer), self._of_step)
+            begun = _Measurement(trainer.global_step, rest, logged_at(trainer), self._last_figures)
             inline = pl_module.device.type in SAME_CORES
             if inline:
                 begun.run()
             else:
                 self._work.begin(begun.run)
-            self._begun = begun
+            self._running = begun
         if inline:
             self._finish(pl_module.device)
 
     def _finish(self, device: torch.device) -> None:
         """Wait for what has begun, log it and write it."""
-        begun, self._begun = self._begun, None
+        begun, self._running = self._running, None
         if begun is None:
             return
         with self._timed(device):

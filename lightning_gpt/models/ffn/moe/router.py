@@ -161,8 +161,8 @@ class Router(Layer):
             if self.factor != 1:
                 gates = gates * self.factor
             # not bincount, which synchronises the device
-            of_all = chosen.flatten()
-            counts = of_all.new_zeros(self.n_expert).scatter_add_(0, of_all, torch.ones_like(of_all))
+            flat = chosen.flatten()
+            counts = flat.new_zeros(self.n_expert).scatter_add_(0, flat, torch.ones_like(flat))
             use = None
             if losses is not None:
                 balance_loss, z_loss = load_balancing_loss(scores, losses.of_all(counts)), router_z_loss(logits)
