@@ -70,14 +70,15 @@ def _budgets(tune: Tune) -> str:
 
 def _remarks(tune: Tune, named: Mapping[str, TunedChoice]) -> list[str]:
     """Choices at the edge of what was tried, values that the seeds do not tell apart, and values that failed."""
-    said = []
+    edges = []
     for way, beyond in (("lowest", "lower"), ("highest", "higher")):
         at = [f"{label} ({setting_text(choice.best)})" for label, choice in named.items() if choice.edge == way]
         if at:
-            said.append(
+            edges.append(
                 f"The best {tune.name} lies at the {way} edge of what was tried, so a {beyond} one may be better, for: "
                 f"{'; '.join(at)}."
             )
+    said = [" ".join(edges)] if edges else []  # one remark, since the first is in the report's summary
     ties = [f"{label}: {', '.join(tied)}" for label, choice in named.items() if (tied := _tied(choice))]
     if ties:
         said.append(f"Not told apart from the best by these seeds: {'; '.join(ties)}.")
