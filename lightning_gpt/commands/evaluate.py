@@ -1,7 +1,6 @@
 """``lightning-gpt evaluate``: perplexity and bits per byte of texts, and tasks of lm-evaluation-harness."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -9,6 +8,7 @@ from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
+from lightning_gpt.commands.text_file import read_text_file
 from lightning_gpt.console import console, say
 from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
@@ -106,14 +106,7 @@ def evaluate(
 
 
 def _read(file: str) -> str:
-    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
-        raise CallError(f"text {file!r} cannot be read: it is not a regular file")
-    try:
-        content = Path(file).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise CallError(f"text {file!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CallError(f"text {file!r} is not UTF-8 (byte {error.start:,})") from None
+    content = read_text_file("text", file)
     if not content:
         raise CallError(f"text {file!r} is empty")
     return content

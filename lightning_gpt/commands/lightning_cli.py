@@ -77,6 +77,8 @@ set_parsing_settings(config_read_mode_fsspec_enabled=False)  # a config is a loc
 MODELS = (GPTModule, SingleHeadModule)
 """What ``--model`` may name by its short name."""
 
+_LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+"""What limits the batches that each command reads."""
 _LONGEST_NAME = 200
 """Bytes of a folder's name; file systems allow 255, and studies and tools append to it."""
 
@@ -180,6 +182,9 @@ class TrainCLI(LightningCLI):
             self._continue_run(config)
         if config.get("ckpt_path") is None and self.config.subcommand != "fit":
             raise CallError(f"{self.config.subcommand} needs a trained model: give --ckpt_path FILE")
+        limit = _LIMITS.get(self.config.subcommand)
+        if limit is not None and config.trainer[limit] == 0:
+            raise CallError(f"trainer.{limit} is 0, so {self.config.subcommand} would measure nothing: leave it out")
         if config.get("ckpt_path") is not None:
             read = Checkpoint.read_newest if self.config.subcommand == "fit" else Checkpoint.read
             self.checkpoint = read(config.ckpt_path)

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 import torch
 
+from lightning_gpt.commands.text_file import read_text_file
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.inference.batch import Continuation, TextRequest
@@ -53,16 +54,8 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
     Raises:
         CallError: The file cannot be read or is empty, or a line is wrong; names the line.
     """
-    if Path(file).exists() and not Path(file).is_file():  # a pipe or a device may never end
-        raise CallError(f"prompts {file!r} cannot be read: it is not a regular file")
-    try:
-        text = Path(file).read_text("utf-8")
-    except OSError as error:
-        raise CallError(f"prompts {file!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CallError(f"prompts {file!r} is not UTF-8 text (byte {error.start:,})") from None
     lines = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text_file("prompts", file).split("\n"), 1):
         if line.strip():
             place = f"prompts {file!r}, line {number}: "
             try:

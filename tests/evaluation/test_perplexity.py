@@ -213,7 +213,7 @@ WRONG = {
     ("--text", "text.txt", "--split", "test"): "split 'test' changes nothing with --text: leave split out",
     ("--text", "none.txt"): "text 'none.txt' cannot be read: No such file",
     ("--text", "empty.txt"): "text 'empty.txt' is empty",
-    ("--text", "latin.txt"): r"text 'latin.txt' is not UTF-8 \(byte 1\)",
+    ("--text", "latin.txt"): r"text 'latin.txt' is not UTF-8 text \(byte 1\)",
     ("--text", "text.txt", "--stride", "300"): "stride is 300 and window 256",
     ("--text", "text.txt", "--window", "0"): "window is 0; it must be a whole number",
     ("--text", "text.txt", "--device", "cuda:7"): "device is 'cuda:7'; allowed on this machine: cpu",

@@ -266,6 +266,17 @@ def test_figures_of_random_weights_are_refused(command: str, config: Path, tmp_p
     assert ended.said.splitlines()[-1] == f"error: {command} needs a trained model: give --ckpt_path FILE"
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_command_that_would_measure_nothing_is_refused(
+    command: str, config: Path, plain: Ended, tmp_path: Path
+) -> None:
+    limit = f"limit_{'val' if command == 'validate' else command}_batches"
+    last = ("--ckpt_path", str(plain.run / "checkpoints/last.ckpt"))
+    ended = call(config, tmp_path, *last, f"--trainer.{limit}", "0", command=command)
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.said.splitlines()[-1].startswith(f"error: trainer.{limit} is 0, so {command} would measure nothing")
+
+
 @pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
 def test_profilers_report(profiler: str, config: Path, tmp_path: Path) -> None:
     ended = fit(config, tmp_path, "--trainer.profiler", profiler)
