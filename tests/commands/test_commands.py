@@ -86,7 +86,7 @@ def test_summary_is_true(folder: Path, run: Path) -> None:
     text = (folder / "fit.txt").read_text()
     values = scalars(run)
     last = math.exp(values["val/loss", 40])
-    assert f"{last:,.2f}" in re.search(r"last validation \(of 40 steps\)\s+(\S+)", text)[1]  # type: ignore[index]
+    assert f"{last:,.2f}" in re.search(r"last validation \(step 40\)\s+(\S+)", text)[1]  # type: ignore[index]
     start = re.search(r"initial validation loss ([\d.]+), [+-][\d.]+% from ln\|V\| = ln 300 = 5.7038", text)
     assert start
     assert float(start[1]) == pytest.approx(math.log(300), rel=0.01)
