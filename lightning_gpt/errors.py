@@ -14,7 +14,7 @@ class WorkError(Exception):
 
 
 class Stopped(BaseException):
-    """The work was asked to stop by Ctrl-C, SIGTERM or SIGHUP and lost nothing that was saved. Exit status 130.
+    """Ctrl-C, SIGTERM or SIGHUP stopped the work; nothing that was saved is lost. Exit status 130.
 
     It may be raised anywhere, so it does not derive from ``Exception``, which libraries catch.
     """

@@ -106,17 +106,8 @@ def keep_previous(path: Path) -> None:
     Raises:
         OSError: If the folder cannot be written.
     """
-    if not path.exists():
-        return
-    previous = previous_of(path)
-    temporary = path.with_name(f"{previous.name}.{os.getpid()}.tmp")
-    remove(temporary)
-    second_name(path, temporary)
-    if path.is_dir() or previous.is_dir():  # a folder replaces nothing, and nothing replaces one
-        remove(previous)
-    temporary.replace(previous)
-    temporary.unlink(missing_ok=True)  # replacing a second name of the same file does nothing
-    sync_folder(path.parent)
+    if path.exists():
+        take_over(path, previous_of(path))
 
 
 def second_name(path: Path, name: Path) -> None:
@@ -138,16 +129,19 @@ def second_name(path: Path, name: Path) -> None:
 
 
 def take_over(path: Path, name: Path) -> None:
-    """Give a file, or all files of a folder, a second name in another folder: all of them, or none if it is killed.
+    """Give a file, or all files of a folder, a second name in place of what has it; a kill leaves no part of one.
 
     Raises:
-        OSError: There is a folder of that name, or it cannot be written.
+        OSError: It cannot be written.
     """
     temporary = name.with_name(f"{name.name}.tmp")
     name.parent.mkdir(parents=True, exist_ok=True)
     remove(temporary)
     second_name(path, temporary)
+    if path.is_dir() or name.is_dir():  # a folder replaces nothing, and nothing replaces one
+        remove(name)
     temporary.replace(name)
+    temporary.unlink(missing_ok=True)  # replacing a second name of the same file does nothing
     sync_folder(name.parent)
 
 

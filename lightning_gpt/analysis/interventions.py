@@ -21,7 +21,7 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.double import double
 from lightning_gpt.models.evaluating import evaluating
-from lightning_gpt.models.record import Edit
+from lightning_gpt.models.record import Edit, layer_of
 
 _FEW = 8
 Ablation = Literal["zero", "mean"]
@@ -208,22 +208,22 @@ def patched_logits(
                 model(source_ids)
         except KeyError as error:
             raise CallError(error.args[0]) from None
-        edits = {name: _patch(name, tensor, source_ids.shape[1], positions) for name, tensor in source.items()}
+        edits = {}
+        for name, tensor in source.items():
+            layer, own = layer_of(model, name)
+            edits[name] = _patch(name, tensor, layer.position_axis(own), source_ids.shape[1], positions)
         with model.record([], edits):
             patched: Tensor = model(target_ids)
     return patched
 
 
-def _patch(name: str, source: Tensor, time: int, positions: Sequence[int] | None) -> Edit:
-    """Replace the rows ``positions``, or everything, by those of ``source``, recorded over ``time`` tokens."""
-    of_copies = source.ndim == 4 and source.shape[1] == time and name.endswith("_connection.residual")
-    axis = 1 if of_copies else -2  # a matrix between the stream's copies for each position, or a row for each
-    of_choices = ".experts." in name  # rows of the tokens that chose an expert
-    if positions is not None and (of_choices or source.shape[axis] != time):
+def _patch(name: str, source: Tensor, axis: int | None, time: int, positions: Sequence[int] | None) -> Edit:
+    """Replace ``positions`` along ``axis``, or everything, by those of ``source``, recorded over ``time`` tokens."""
+    if positions is not None and (axis is None or source.shape[axis] != time):
         raise CallError(f"{name!r} has no row for each position: leave it out, or give no positions")
 
     def edit(target: Tensor) -> Tensor:
-        if positions is None:
+        if positions is None or axis is None:
             if source.shape != target.shape:  # how many tokens an expert gets depends on the text
                 raise CallError(
                     f"{name!r} is {tuple(source.shape)} in one run and {tuple(target.shape)} in the other: leave it out"

@@ -38,6 +38,10 @@ class Connection(Layer, ABC):
     def coefficients(self, copies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """r, R and w for the copies ``(..., n, d)``, which are in fp32 or better."""
 
+    def position_axis(self, name: str) -> int | None:
+        """That of R is before its two dimensions of copies."""
+        return -3 if name == "residual" else super().position_axis(name)
+
     def mixing_flops(self) -> float:
         """FLOPs of one token for the products with r, R and w."""
         return 2.0 * self.dim * self.n_stream * (self.n_stream + 2)

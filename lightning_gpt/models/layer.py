@@ -153,6 +153,10 @@ class Layer(nn.Module):
         """Offer the intermediate ``value`` for recording; returns it, or its edited replacement."""
         return value if self._watch is None else self._watch(self._prefix + name, value)
 
+    def position_axis(self, name: str) -> int | None:
+        """The dimension of the intermediate ``name`` that has an entry for each position; None if none has."""
+        return -2
+
     def asked_for(self, *names: str) -> bool:
         """Whether one of these intermediates is being recorded or edited, so that it must be computed."""
         return self._watch is not None and self._watch.wants(self._prefix + name for name in names)

@@ -137,6 +137,27 @@ def _named(module: nn.Module, name: str, met: set[int]) -> Iterator[tuple[str, L
         yield from _named(child, name if child_name == inner else f"{name}.{child_name}".lstrip("."), met)
 
 
+def layer_of(model: nn.Module, name: str) -> tuple[Layer, str]:
+    """The layer whose intermediate is recorded under a full name, and the intermediate's name in that layer.
+
+    A block that serves several layers is found under the name of each.
+    """
+    found, module, steps = (model, name), model, name.split(".")
+    while steps:
+        children = dict(module.named_children())
+        if steps[0] in children:
+            module, steps = children[steps[0]], steps[1:]
+        elif isinstance(module, Layer) and module.inner is not None:
+            module = children[module.inner]
+        else:
+            break
+        if isinstance(module, Layer):
+            found = module, ".".join(steps)
+    layer, own = found
+    assert isinstance(layer, Layer)
+    return layer, own
+
+
 @contextmanager
 def record(
     model: nn.Module, names: Iterable[str] | str | None = None, edits: Mapping[str, Edit] | None = None

@@ -46,6 +46,11 @@ class GenerationRequest(BaseModel):
     """Accepted without effect, as clients send it by themselves."""
 
     @property
+    def n_text(self) -> int:
+        """Number of texts for each prompt."""
+        return self.n or 1
+
+    @property
     def streams_usage(self) -> bool:
         """Whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)

@@ -208,8 +208,7 @@ class Service:
         Raises:
             RefusedError: They are too many or too long, or there is no room for them now.
         """
-        n = request.n or 1
-        n_choice = len(prompts) * n
+        n_choice = len(prompts) * request.n_text
         self._check_sizes(request, prompts, max_tokens)
         try:
             sampling = Sampling(
@@ -227,7 +226,7 @@ class Service:
         for ids in prompts:
             on_device = ids.to(self.engine.device)
             alike: list[TextTask] = []
-            for number in range(n):
+            for number in range(request.n_text):
                 # a seed of its own for every text; a seed that is given is that of each prompt, as if it came alone
                 seed = secrets.randbits(32) if request.seed is None else (request.seed + number) % 2**63
                 text = TextRequest(on_device, max_tokens, sampling, seed, request.stops, top)
@@ -255,7 +254,7 @@ class Service:
 
     def _check_number(self, request: GenerationRequest, n_prompt: int) -> None:
         """Refuse too many texts, before any prompt is tokenised."""
-        n = request.n or 1
+        n = request.n_text
         if n_prompt * n > self.limits.choices:
             texts = f"{n_prompt} prompts of n = {n} make {n_prompt * n} texts"
             raise RefusedError(400, f"{texts}; the most are {self.limits.choices}", param="n")

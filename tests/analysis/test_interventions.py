@@ -335,8 +335,10 @@ def test_what_an_expert_reads_cannot_be_patched(positions: list[int] | None) -> 
         patched_logits(model, OTHER, IDS, "blocks.*.ffn.experts.*.hidden", positions)
 
 
-def test_connections_between_copies_are_patched_by_position() -> None:
-    model = gpt(residual="hyper_connections")
+@pytest.mark.parametrize("n_unique", [None, 1], ids=["own", "shared"])
+def test_connections_between_copies_are_patched_by_position(n_unique: int | None) -> None:
+    """A shared block is found under the name of each of its layers."""
+    model = gpt(residual="hyper_connections", n_unique=n_unique)
     names = [f"blocks.{layer}.{half}_connection.*" for layer in range(LAYERS) for half in ("attention", "ffn")]
     patched = patched_logits(model, OTHER, IDS, ["embedding", *names], [3])
     torch.testing.assert_close(patched[:, :3], model(IDS).detach()[:, :3], **CLOSE)

@@ -112,6 +112,6 @@ class CheckpointSeries:
                     take_over(path, kept)
                 enlist(self.folder, sums_of(kept))
             except CallError as error:
-                say(f"{error}; the series goes on without it")
+                say(f"{error}; the series continues without it")
             except OSError as error:
                 raise WorkError(f"{path} cannot be taken over: {error.strerror}") from None

@@ -65,6 +65,10 @@ class Experts(Layer):
         self.down_bias = nn.Parameter(torch.empty(n_expert, dim)) if bias else None
         self.reset_parameters()
 
+    def position_axis(self, name: str) -> int | None:
+        """None: each row is a token that chose the expert."""
+        return None
+
     def reset_parameters(self) -> None:
         """Initialise as ``torch.nn.Linear`` does, expert by expert; a model then calls :meth:`init_weights`."""
         for expert in range(self.n_expert):
