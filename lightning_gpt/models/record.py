@@ -144,11 +144,11 @@ def layer_of(model: nn.Module, name: str) -> tuple[Layer, str]:
     """
     found, module, steps = (model, name), model, name.split(".")
     while steps:
-        children = dict(module.named_children())
-        if steps[0] in children:
-            module, steps = children[steps[0]], steps[1:]
+        child = getattr(module, steps[0], None)
+        if isinstance(child, nn.Module):
+            module, steps = child, steps[1:]
         elif isinstance(module, Layer) and module.inner is not None:
-            module = children[module.inner]
+            module = module.get_submodule(module.inner)
         else:
             break
         if isinstance(module, Layer):
