@@ -12,7 +12,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Outcome]]] = {
     "peak": training.peak,
     "depth": training.depth,
     "compile": training.compiled,
-    "papers": training.papers,
+    "papers": gpu.papers,
     "gpu_step": gpu.step,
     "memory": memory.memory,
     "checkpointing": memory.checkpointing,

@@ -1,5 +1,6 @@
 """Training steps on a GPU, compiled, at the papers' sizes and GPT-2's."""
 
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -10,12 +11,15 @@ from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
 from benchmarks.rounds import Spread, interleaved, ratio, seconds
+from benchmarks.subject import Subject
 from benchmarks.workload import Spec, Workload
 from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training.peak import peak_flops
 
 _PEER = "nanoGPT"
 _STEPS = 10  # timed together: a real training does not wait for the device after each step
+_PAPER_MS = {2: 1.2, 4: 2.3, 8: 4.8, 12: 7.5}
+"""Milliseconds per step stated by the papers, by depth; they do not name their hardware."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,40 @@ def step(bench: Bench) -> Iterator[Outcome]:
         specs = {name: _spec(bench, size, name) for name in names}
         memory = {name: bench.step_peak(spec) for name, spec in specs.items()}
         subjects = {name: peers.build(spec) for name, spec in specs.items()}
-        timed: dict[str, Callable[[], float]] = {
-            name: lambda subject=subject: (
-                seconds(  # type: ignore[misc]
-                    lambda: [subject.step() for _ in range(_STEPS)], bench.torch_device
-                )
-                / _STEPS
-            )
-            for name, subject in subjects.items()
-        }
-        times = interleaved(timed, bench.rounds)
+        times = _step_times(subjects, bench)
         yield from _outcomes(bench, size, times, memory)
+
+
+def papers(bench: Bench) -> Iterator[Outcome]:
+    """A bf16 step by depth, as ``fit`` takes it on a GPU, with the papers' time; every round times all depths."""
+    if bench.device != "cuda":
+        yield Skipped("papers", "the row", "the papers measured on a GPU: use --device cuda")
+        return
+    specs = {n: replace(bench.spec(OURS, n, bf16=True), compiled=True) for n in bench.workload.depths}
+    memory = {n: bench.step_peak(spec) for n, spec in specs.items()}
+    times = _step_times({f"L = {n}": peers.build(spec) for n, spec in specs.items()}, bench)
+    for n_layer, found in zip(specs, times.values(), strict=True):
+        stated = f" (the papers state {_PAPER_MS[n_layer]} ms on their hardware)" if n_layer in _PAPER_MS else ""
+        speeds = {OURS: Spread.of([bench.workload.tokens / t for t in found])}
+        what = f"bf16 step, L = {n_layer}{stated}"
+        yield Result("papers", what, Spread.of(found).scaled(1e3), "ms", None, speeds, "tokens/s")
+        yield Result("papers", f"bf16 step, L = {n_layer}, memory", Spread.of([memory[n_layer] / 2**30]), "GiB")
+    if len(specs) > 2:  # two points always lie on a line
+        r_squared = statistics.correlation(list(specs), [statistics.median(found) for found in times.values()]) ** 2
+        yield Result("papers", "bf16 step by depth, R² of a line", Spread.of([r_squared]), "")
+
+
+def _step_times(subjects: dict[str, Subject], bench: Bench) -> dict[str, list[float]]:
+    """Seconds per step of each of ``subjects``, by round."""
+
+    def timed(subject: Subject) -> Callable[[], float]:
+        def steps() -> None:
+            for _ in range(_STEPS):
+                subject.step()
+
+        return lambda: seconds(steps, bench.torch_device) / _STEPS
+
+    return interleaved({name: timed(subject) for name, subject in subjects.items()}, bench.rounds)
 
 
 def _outcomes(bench: Bench, size: _Size, times: dict[str, list[float]], memory: dict[str, int]) -> Iterator[Outcome]:

@@ -17,8 +17,6 @@ from lightning_gpt.planning.flops import training_flops_per_token
 from lightning_gpt.training.compiling import CompiledBlocks
 
 _AT_LEAST = {"nanoGPT": 1.8, "litgpt": 1.5}
-_PAPER_MS = {2: 1.2, 4: 2.3, 8: 4.8, 12: 7.5}
-"""Milliseconds per step stated by the papers, by depth; they do not name their hardware."""
 
 
 def step(bench: Bench) -> Iterator[Outcome]:
@@ -96,17 +94,6 @@ def compiled(bench: Bench) -> Iterator[Outcome]:
         what = f"step with compiled blocks, {'bf16' if bf16 else 'fp32'}, L = {n_layer}, vs. plain"
         figures = {name: Spread.of(found) for name, found in times.items()}
         yield Result("compile", what, ratio(times["compiled"], times["plain"]), "x", None, figures, "s")
-
-
-def papers(bench: Bench) -> Iterator[Outcome]:
-    """The time of a step on a GPU, with the time the papers state."""
-    if bench.device != "cuda":
-        yield Skipped("papers", "the row", "the papers measured on a GPU: use --device cuda")
-        return
-    for n_layer in (n for n in bench.workload.depths if n in _PAPER_MS):
-        times = bench.step_times(n_layer, bf16=True)[OURS]
-        what = f"bf16 step, L = {n_layer} (the papers state {_PAPER_MS[n_layer]} ms on their hardware)"
-        yield Result("papers", what, Spread.of(times).scaled(1e3), "ms")
 
 
 def _skipped(row: str, bench: Bench) -> Iterator[Skipped]:
