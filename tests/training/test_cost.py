@@ -66,3 +66,20 @@ def test_no_peak_is_told_where_the_system_does_not_tell_it(monkeypatch: pytest.M
     memory.begin()
     memory.end()
     assert not memory.bytes
+
+
+def test_the_peak_of_replayed_steps_counts_the_memory_of_their_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def segment(pool: tuple[int, int], total: int, allocated: int, device: int = 0) -> dict[str, object]:
+        return {"segment_pool_id": pool, "total_size": total, "allocated_size": allocated, "device": device}
+
+    segments = [segment((0, 0), 900, 700), segment((0, 1), 400, 100), segment((0, 1), 50, 0), segment((0, 2), 8, 0, 1)]
+    peaks = iter([10_000, 720, 730])  # the first step captures the graph
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    memory = PeakMemory(torch.device("cuda:0"))
+    assert memory.median() is None
+    for _ in range(3):
+        memory.begin()
+        memory.end()
+    assert memory.median() == 730 + (400 - 100) + 50

@@ -20,6 +20,7 @@ from lightning_gpt.training.module import LanguageModule
 _MARKS_HELD = 256
 STEPS_KEPT = 1000
 """The last steps, whose medians are taken: a run of millions of steps must not keep a number for each."""
+_POOL_OF_ALL = (0, 0)  # torch's number of the pool of everything outside graphs
 
 
 class StepClock:
@@ -74,7 +75,8 @@ class StepClock:
 class PeakMemory:
     """The peak memory of each step in bytes, above what was in use before the first.
 
-    On CUDA the memory that torch allocated; on a CPU under Linux the resident set; elsewhere nothing is measured.
+    On CUDA the memory that torch allocated, and what graphs hold; on a CPU under Linux the resident set; elsewhere
+    nothing is measured.
 
     Args:
         device: The device that does the measured work.
@@ -106,6 +108,12 @@ class PeakMemory:
         if peak is not None and self._before is not None:
             self.bytes.append(peak - self._before)
 
+    def median(self) -> float | None:
+        """The median of the steps' peaks in bytes; None where nothing was measured."""
+        if not self.bytes:
+            return None
+        return statistics.median(self.bytes) + (_held_by_graphs(self._device) if self._device.type == "cuda" else 0)
+
 
 class Cost(Callback):
     """Logs the cost of a run once, at its end, with the number of the last optimizer step.
@@ -115,8 +123,9 @@ class Cost(Callback):
     - ``cost/tokens_per_second``: tokens per step, over all processes, divided by that time. Both are of the steps with
       the most tokens, where the batch grows or an epoch ends in a smaller step.
     - ``cost/peak_memory_mb``: median over the steps of a step's peak, in MB of 10⁶ bytes. On CUDA
-      ``max_memory_allocated``, which includes the weights; on a CPU the growth of the resident set since before the
-      first step: gradients, optimizer state, activations. On a CPU it is logged under Linux only.
+      ``max_memory_allocated``, which includes the weights, and the memory in which graphs replay their steps; on a CPU
+      the growth of the resident set since before the first step: gradients, optimizer state, activations. On a CPU it
+      is logged under Linux only.
     - ``cost/parameters``: trainable parameters.
 
     Medians, because steps in which something is logged or saved do more than train; of the last 1,000 steps.
@@ -167,8 +176,9 @@ class Cost(Callback):
             "cost/tokens_per_second": self._step_tokens / seconds,
             "cost/parameters": float(sum(p.numel() for p in _whole(pl_module).parameters() if p.requires_grad)),
         }
-        if self._memory is not None and self._memory.bytes:
-            values["cost/peak_memory_mb"] = statistics.median(self._memory.bytes) / 1e6
+        peak = None if self._memory is None else self._memory.median()
+        if peak is not None:
+            values["cost/peak_memory_mb"] = peak / 1e6
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
 
@@ -176,6 +186,15 @@ class Cost(Callback):
 def _whole(module: L.LightningModule) -> torch.nn.Module:
     """What to count the parameters of: all layers, also where this process has only some of them."""
     return module.model_to_count() if isinstance(module, LanguageModule) else module
+
+
+def _held_by_graphs(device: torch.device) -> int:
+    """Bytes of the pools of CUDA graphs that torch does not count as allocated: a replay's activations live there."""
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["segment_pool_id"] != _POOL_OF_ALL and segment["device"] == device.index
+    )
 
 
 def _give_back() -> None:
