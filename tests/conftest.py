@@ -54,6 +54,12 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules that start processes come first: they are the long ones, and the short fill up the end."""
     items.sort(key=lambda item: not _starts_processes(item))
+    if torch.get_default_device().type == "cpu":
+        return
+    for item in items:
+        mark = item.get_closest_marker("cpu")
+        if mark is not None:
+            item.add_marker(pytest.mark.skip(reason=mark.args[0]))
 
 
 _STARTERS = ("tests.processes", "tests.parallel.world", "benchmarks.chaos.case", "benchmarks.plan_errors")

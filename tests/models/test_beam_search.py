@@ -49,6 +49,7 @@ THEIRS = AutoConfig.for_model(
 )
 
 
+@pytest.mark.cpu("its seeds were chosen for the weights that a CPU draws")
 @pytest.mark.parametrize("n_ends", [1, 8])
 @pytest.mark.parametrize(("beams", "length_penalty"), [(3, -1.0), (3, 1.0), (6, 0.0), (6, 2.0)])
 def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: float, n_ends: int) -> None:
@@ -97,6 +98,7 @@ def test_texts_and_scores_are_those_of_transformers(beams: int, length_penalty: 
     assert ended, "no text ends: the end is not tried"
 
 
+@pytest.mark.cpu("it stands in for graphs on a device")
 def test_one_beam_is_greedy_also_past_learned_positions_and_where_others_are_captured() -> None:
     model, ids = model_of(block_size=8), random_ids(VOCAB, 1, 3)
     greedy = model.generate(ids, 20, temperature=0)[0, 3:].tolist()

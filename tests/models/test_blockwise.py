@@ -16,6 +16,8 @@ from lightning_gpt.models.attention.mask import causal_mask
 from lightning_gpt.models.record import record
 from tests.models.helpers import random_ids
 
+pytestmark = pytest.mark.cpu("attention by blocks is taken on a CPU")
+
 
 def problem(heads: int, time: int, width: int, value_width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """Queries, keys, values and the gradient of the output; large scores, so that rounding them would show."""

@@ -45,7 +45,7 @@ def test_a_step_is_the_stack_without_the_blocks_that_were_drawn(kind: str) -> No
     seen = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        draws = [float(torch.rand(())) for _ in range(4)]
+        draws = [float(torch.rand((), device="cpu")) for _ in range(4)]
         rates = [0.6] * 4 if kind == "constant" else [0.6 * (layer + 1) / 4 for layer in range(4)]
         x = model.embed(ids, model.context(ids))
         for block, draw, rate in zip(model.blocks, draws, rates, strict=True):
@@ -84,9 +84,10 @@ def test_a_block_that_is_left_out_has_gradients_of_zero_and_is_not_run() -> None
 
 def _draws(seed: int) -> list[float]:
     torch.manual_seed(seed)
-    return [float(torch.rand(())) for _ in range(2)]
+    return [float(torch.rand((), device="cpu")) for _ in range(2)]
 
 
+@pytest.mark.cpu("its processes share over gloo")
 def test_with_sharded_parameters_the_block_runs_and_its_result_is_thrown_away() -> None:
     """One process that left it out would keep the others waiting for its part of the weights."""
     model, ids = build({"layer_drop": {"kind": "constant", "rate": 0.5}}).train(), random_ids(17, 2, 9)

@@ -12,6 +12,8 @@ from lightning_gpt.models.layer import Linear
 from lightning_gpt.models.one_vector import is_one_vector, times_vector
 from tests.models.helpers import random_ids
 
+pytestmark = pytest.mark.cpu("products of one vector by the CPU's own code")
+
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (1, 1, 64)])

@@ -134,6 +134,7 @@ def test_capacity_lets_no_token_depend_on_a_later_one_and_does_not_bind_evaluati
     np.testing.assert_allclose(mixture.eval()(x)[0].numpy(force=True), expected_of(mixture, x).output, **CLOSE)
 
 
+@pytest.mark.cpu("a device takes grouped products by itself: tests/gpu")
 @pytest.mark.parametrize("kind", ["gelu", "swiglu"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dim", "hidden"), [(16, 64), (20, 12)])

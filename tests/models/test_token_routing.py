@@ -222,6 +222,7 @@ def test_a_router_that_decides_is_taught_by_both_losses() -> None:
     assert float(terms[name].abs().max()) > 0
 
 
+@pytest.mark.cpu("its seeds were chosen for the weights that a CPU draws")
 @pytest.mark.parametrize("decision", ["router", "predictor"])
 def test_the_decision_is_learned(decision: str) -> None:
     """Of five tokens the one before the last is asked for, of the others nothing; which are which is soon decided."""

@@ -24,6 +24,8 @@ from tests.models.far import AWAY, Far, far_device, sent
 from tests.models.helpers import random_ids, randomise
 from tests.models.variants import CONFIGS, SIZES
 
+pytestmark = pytest.mark.cpu("a device is simulated")
+
 CASES: list[dict[str, Any]] = [
     {"position": "rotary"},
     {"position": {"kind": "llama3", "factor": 4.0, "original": 16}},

@@ -77,7 +77,7 @@ def test_frequencies_and_temperature_are_those_of_transformers(setting: tuple[An
     )
     theirs, magnitude = rope.ROPE_INIT_FUNCTIONS["yarn"](config, "cpu")
     scheme = scheme_of(setting)
-    torch.testing.assert_close(scheme.frequencies(width, DEVICE), theirs, rtol=2e-6, atol=0)
+    torch.testing.assert_close(scheme.frequencies(width, DEVICE), theirs.to(DEVICE), rtol=2e-6, atol=0)
     assert scheme.magnitude == pytest.approx(magnitude)
 
 
