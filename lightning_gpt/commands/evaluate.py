@@ -9,7 +9,7 @@ from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.commands.text_file import read_text_file
-from lightning_gpt.console import console, say
+from lightning_gpt.console import LinePace, console, say
 from lightning_gpt.errors import CallError
 from lightning_gpt.evaluation.perplexity import Documents, ReadingOptions, TextScores, require_readable, score_texts
 from lightning_gpt.json_text import to_json
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from lightning_gpt.data.datamodule import TextData
 
 Shots = Annotated[int, Range(0, 1000)]
-_SECONDS_BETWEEN_LINES = 15.0
-
-
 _OF_TEXTS = {"stride", "first_token"}
 _USED = {
     "--text": _OF_TEXTS,
@@ -144,7 +141,7 @@ class _Progress:
     """Tokens scored and their perplexity: a live line on a terminal, elsewhere a printed line every 15 seconds."""
 
     def __enter__(self) -> Self:
-        self._started = self._printed = monotonic()
+        self._started, self._pace = monotonic(), LinePace()
         self._status = console.status("reading") if console.is_terminal else None
         if self._status is not None:
             self._status.start()
@@ -158,13 +155,11 @@ class _Progress:
         """Show what has been scored."""
         if not scores.scored:
             return
-        now = monotonic()
-        speed = scores.scored / max(now - self._started, 1e-9)
+        speed = scores.scored / max(monotonic() - self._started, 1e-9)
         line = f"{scores.scored:,} tokens scored, perplexity {scores.perplexity:,.2f}, {speed:,.0f} tokens/s"
         if self._status is not None:
             self._status.update(line)
-        elif now - self._printed >= _SECONDS_BETWEEN_LINES:
-            self._printed = now
+        elif self._pace.is_due():
             say(line)
 
 

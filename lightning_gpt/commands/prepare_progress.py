@@ -7,8 +7,6 @@ from typing import Self
 from lightning_gpt.data.prepare.parts import PartFile, Tally
 from lightning_gpt.data.prepare.workers import Progress
 
-_SECONDS_BETWEEN_LINES = 15.0
-
 
 class ConsoleProgress(Progress):
     """Documents, tokens and tokens/s: a live line on a terminal, elsewhere a printed line every 15 seconds."""
@@ -17,18 +15,18 @@ class ConsoleProgress(Progress):
         from rich.progress import Progress as Bar
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from lightning_gpt.console import console, say
+        from lightning_gpt.console import LinePace, console, say
 
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._line = self._bar.add_task("", total=None)
-        self._say = say
+        self._say, self._pace = say, LinePace()
         self._name = ""
         self._before, self._new = Tally(), Tally()
-        self._started = self._last_printed = 0.0  # set on entry
+        self._started = 0.0  # set on entry
 
     def __enter__(self) -> Self:
-        self._started = self._last_printed = monotonic()
+        self._started = monotonic()
         self._bar.start()
         return self
 
@@ -58,6 +56,5 @@ class ConsoleProgress(Progress):
         """Add new parts and update the display."""
         self._new = sum((part.total for part in parts), self._new)
         self._bar.update(self._line, description=f"{self._name}: {self._figures}")
-        if self._bar.disable and monotonic() - self._last_printed >= _SECONDS_BETWEEN_LINES:
-            self._last_printed = monotonic()
+        if self._bar.disable and self._pace.is_due():
             self._say(f"{self._name}: {self._figures}")

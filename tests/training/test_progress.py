@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
+from lightning_gpt import console
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.sources.files import Files
 from lightning_gpt.training.callbacks import RunProgress, StepMetrics, progress
@@ -74,10 +75,17 @@ def test_on_a_terminal(columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_elsewhere_a_line_begins_with_the_steps_and_the_time_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
     said = output(tmp_path, monkeypatch, Console(width=80))
     lines = [line for line in said.splitlines() if "tokens/s" in line]
     assert len(lines) == 8
     for number, line in enumerate(lines, 1):
         assert re.match(rf"step {number}/100,000  (\d+ days?, )?\d+:\d\d:\d\d left  loss \d", line), line
         assert "MFU" in line
+
+
+def test_lines_of_long_works_are_at_least_15_seconds_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([100.0, 114.9, 115.0, 129.9, 131.0, 145.0])
+    monkeypatch.setattr(console, "monotonic", lambda: next(moments))
+    pace = console.LinePace()
+    assert [pace.is_due() for _ in range(5)] == [False, True, False, True, False]

@@ -9,10 +9,9 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lightning_gpt.console import console
+from lightning_gpt.console import LinePace, console
 from lightning_gpt.training.callbacks.step_metrics import StepMetrics
 
-_SECONDS_BETWEEN_LINES = 15.0
 _BAR_WIDTH = 10
 
 
@@ -45,7 +44,7 @@ class RunProgress(ProgressBar):
         total = trainer.estimated_stepping_batches
         self._total = None if total == float("inf") else int(total)
         self._first_step, self._started = trainer.global_step, time.monotonic()
-        self._last_line = self._started
+        self._pace = LinePace()
         self._begin("step", self._total, trainer.global_step)
 
     def _begin(self, what: str, total: int | None, completed: int = 0) -> None:
@@ -68,8 +67,7 @@ class RunProgress(ProgressBar):
     ) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, figures=self._figures(self._room()))
-        elif self._shown and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES and self.metrics.latest:
-            self._last_line = time.monotonic()
+        elif self._shown and self.metrics.latest and self._pace.is_due():
             self._line(trainer.global_step)
 
     def _line(self, step: int) -> None:
