@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from lightning_gpt.hardware import can_restart_peak, resident_bytes, restart_peak
+from lightning_gpt.models.graph import held_by_graphs
 
 
 def missing(device: str) -> str | None:
@@ -15,22 +16,27 @@ def missing(device: str) -> str | None:
     return "peak memory on a CPU is read from Linux's /proc, which this system does not have"
 
 
-def peak_bytes(work: Callable[[], object], device: str) -> int:
-    """The most memory that ``work`` used at once, in bytes.
+def peak_bytes(work: Callable[[], object], device: str, *more: Callable[[], object]) -> int:
+    """The most memory that ``work``, and then each of ``more``, used at once, in bytes.
 
-    On CUDA this is the memory allocated by torch, on a CPU the resident set. The latter is exact only in a fresh
-    process: memory that was freed earlier can be reused without being counted.
+    On CUDA this is the memory that torch allocated, with what graphs held already as a piece of work began. On a CPU it
+    is the resident set, which is exact only in a fresh process: memory that was freed earlier can be reused without
+    being counted.
     """
     gc.collect()
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        before, peaks = torch.cuda.memory_allocated(), []
+        for piece in (work, *more):
+            held = held_by_graphs(torch.device("cuda", torch.cuda.current_device()))
+            torch.cuda.reset_peak_memory_stats()
+            piece()
+            torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated() + held)
+        return max(peaks) - before
     at_start = resident_bytes()
     restart_peak()
-    work()
+    for piece in (work, *more):
+        piece()
     peak = resident_bytes(peak=True)
     assert at_start is not None
     assert peak is not None, "missing() says why"

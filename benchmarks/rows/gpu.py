@@ -1,5 +1,6 @@
 """Training steps on a GPU, compiled, at the papers' sizes and GPT-2's."""
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -106,5 +107,7 @@ def _outcomes(bench: Bench, size: _Size, times: dict[str, list[float]], memory: 
 
 
 def _spec(bench: Bench, size: _Size, project: str) -> Spec:
-    spec = bench.spec(project, size.n_layer, bf16=True)
-    return replace(spec, workload=size.workload, compiled=True)
+    spec, workload = bench.spec(project, size.n_layer, bf16=True), size.workload
+    if project == _PEER:  # its own default: as many ids more as matrix units want
+        workload = replace(workload, vocab_size=64 * math.ceil(workload.vocab_size / 64))
+    return replace(spec, workload=workload, compiled=True)

@@ -70,7 +70,7 @@ from lightning_gpt.training.callbacks import (
 from lightning_gpt.training.callbacks.non_finite import Action
 from lightning_gpt.training.checkpoint_io import CheckedFiles
 from lightning_gpt.training.module import GPTModule, LanguageModule, SingleHeadModule
-from lightning_gpt.training.precision import fastest_precision
+from lightning_gpt.training.precision import fastest_precision, full_name
 
 set_parsing_settings(config_read_mode_fsspec_enabled=False)  # a config is a local file; Lightning allows any URL
 
@@ -236,8 +236,9 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         layout: Layout = self._get(self.config_init, "parallel")
         background = self._get(self.config, "checkpoints").background
+        layout.refuse_unused()
         if layout.is_chosen:
-            kwargs["strategy"] = strategy_for(layout, config.strategy, str(config.precision))
+            kwargs["strategy"] = strategy_for(layout, config.strategy, full_name(config.precision))
             kwargs["strategy"].saves.background = background
         given = [] if config.callbacks is None else config.callbacks
         given = list(given) if isinstance(given, list | tuple) else [given]

@@ -26,7 +26,7 @@ _HELP = """usage: lightning-gpt plan [PLAN OPTIONS] [--config FILE ...] [OPTIONS
 
 Plan a training without running it: parameters, FLOPs, memory of each device, communication and time. The config is
 read as fit reads it. A layout in its parallel section is planned as it is; without one, the fastest that fits is
-searched, on --gpus devices or on the fewest that are enough.
+searched, on --gpus devices, on as many as trainer.devices names above 1, or on the fewest that are enough.
 
 plan options:
   --device NAME          kind of device, of the table (default: {device}): {names}
@@ -77,6 +77,8 @@ def run(args: list[str]) -> None:
         return
     own, fit = _divided(args)
     options = parse_function_call(plan_options, "plan", own)
+    if options["json"] and options["slurm"]:
+        raise CallError("--json and --slurm cannot be combined: each prints something of its own")
     check_config_files(fit)
     device = _device(options["device"], options["devices_file"])
     from lightning_gpt.commands.planned_run import PlannedRun
@@ -131,6 +133,8 @@ def _planned(planned: "PlannedRun", device: "DeviceKind", gpus: int | None, assu
         if given is None:
             given = layout.devices if layout.data != "auto" else replace(layout, data=1).devices
         return plan(training, layout.on(given), device, assumed)
+    if gpus is None and planned.devices is not None and planned.devices > 1:
+        gpus = planned.devices
     if gpus is None:
         return fewest(training, device, assumed)
     best, closest = fastest(training, device, gpus, assumed)
@@ -213,9 +217,11 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         raise CallError(f"{devices} devices do not divide into nodes of {per_node}; set --gpus to a multiple of it")
     sizes = [f"--parallel.{name}={_typed(value)}" for name, value in made.layout.options().items() if value is not None]
     trainer = [f"--trainer.devices={per_node}", f"--trainer.num_nodes={devices // per_node}"]
+    if planned.is_elsewhere:
+        trainer.insert(0, f"--trainer.accelerator={'cpu' if made.device.type == 'cpu' else 'gpu'}")
     batches = _batches(planned, made)
     replaced = [option.partition("=")[0] for option in batches]
-    kept = _without(fit, ("--parallel", "--trainer.devices", "--trainer.num_nodes", *replaced))
+    kept = _without(fit, ("--parallel", *(option.partition("=")[0] for option in trainer), *replaced))
     return training_script(
         name=Path(planned.name).name,
         runs=str(planned.runs),
@@ -223,7 +229,7 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         python=sys.executable,
         fit=[
             *kept,
-            *([] if planned.training.copies_only or not made.layout.is_chosen else sizes),
+            *([] if planned.training.copies_only or made.layout.devices == 1 else sizes),
             *batches,
             *trainer,
             f"--trainer.precision={planned.training.precision}",

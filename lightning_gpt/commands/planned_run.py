@@ -16,6 +16,7 @@ from lightning_gpt.parallel.suited import require_flags, require_suited
 from lightning_gpt.planning.devices import DeviceKind, fitting_precisions
 from lightning_gpt.planning.training import Training
 from lightning_gpt.training.after_step import needs_copies, refuse_spread
+from lightning_gpt.training.precision import full_name
 
 
 class _Parsed(ParsedOnly):
@@ -24,9 +25,8 @@ class _Parsed(ParsedOnly):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.config.subcommand]
         trainer = config.trainer
-        self.asked = {
-            name: trainer[name] for name in ("precision", "devices", "num_nodes", "strategy", "default_root_dir")
-        }
+        flags = ("accelerator", "precision", "devices", "num_nodes", "strategy", "default_root_dir")
+        self.asked = {name: trainer[name] for name in flags}
         self.layout = Layout(**vars(config.parallel))
         for name, value in Layout().options().items():
             config.parallel[name] = value
@@ -53,6 +53,7 @@ class PlannedRun:
         devices: The number of devices that it asks for; None if it leaves that to the machine.
         name: The name of the run.
         runs: The folder whose ``version_N`` are the runs of that name.
+        is_elsewhere: Whether the config's accelerator is another than the device that is planned for.
     """
 
     training: Training
@@ -60,6 +61,7 @@ class PlannedRun:
     devices: int | None
     name: str
     runs: Path
+    is_elsewhere: bool
 
     @classmethod
     def read(cls, fit: list[str], device: DeviceKind) -> "PlannedRun":
@@ -75,9 +77,9 @@ class PlannedRun:
         logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)  # nothing is run
         sys.argv[1:] = ["fit", *fit]
         cli = _Parsed()
-        precision = str(cli.asked["precision"] or fitting_precisions(device)[0])
+        precision = full_name(cli.asked["precision"] or fitting_precisions(device)[0])
         device.rate(precision)
-        asks = cli.layout.is_chosen or cli.layout.data != "auto"
+        cli.layout.refuse_unused()
         module, data, trainer = cli.model, cli.datamodule, cli.trainer
         if cli.layout.is_chosen:  # what fit checks of a layout that is asked for
             strategy_for(cli.layout, cli.asked["strategy"], precision)
@@ -108,7 +110,10 @@ class PlannedRun:
         )
         name = str(cli.config.fit.name)
         runs = runs_of(cli.asked["default_root_dir"], name)
-        return cls(training, cli.layout if asks else None, _devices(cli.asked), name, runs)
+        accelerator = str(cli.asked["accelerator"])
+        is_elsewhere = accelerator != "auto" and (accelerator == "cpu") != (device.type == "cpu")
+        layout = cli.layout if cli.layout.is_chosen else None
+        return cls(training, layout, _devices(cli.asked), name, runs, is_elsewhere)
 
 
 def _may_divide(strategy: object, precision: str) -> bool:

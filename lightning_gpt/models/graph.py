@@ -10,6 +10,7 @@ T = TypeVar("T")
 GRAPH_DEVICES = ("cuda",)
 """Devices with graphs."""
 _PASSES_BEFORE = 3
+_POOL_OF_ALL = (0, 0)  # torch's number of the pool of everything outside graphs
 
 
 def capture(
@@ -46,3 +47,12 @@ def capture(
     torch.clear_autocast_cache()
     torch.cuda.set_rng_state(seeds, device)
     return graph.replay, result
+
+
+def held_by_graphs(device: torch.device) -> int:
+    """Bytes of the graphs' pools that torch does not count as allocated: what a replay computes lives there."""
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["segment_pool_id"] != _POOL_OF_ALL and segment["device"] == device.index
+    )

@@ -18,6 +18,12 @@ Schedule = Literal["1f1b", "interleaved", "zero_bubble"]
 Size = Annotated[int, Range(1, 2**20)]
 
 _MOST_SUGGESTED = 3
+_OPTIONS_OF_AXES: dict[str, Axis] = {
+    "schedule": "pipeline",
+    "micro_batches": "pipeline",
+    "reshard": "shard",
+    "offload": "shard",
+}
 
 
 def divisors(number: int) -> list[int]:
@@ -87,8 +93,23 @@ class Layout:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether an axis was given more than one device, so that the layout is not left to the trainer."""
-        return any(getattr(self, axis) not in (1, "auto") for axis in AXES)
+        """Whether the sizes are given here, and so not left to the trainer."""
+        return self.data != "auto" or any(getattr(self, axis) != 1 for axis in AXES if axis != "data")
+
+    def refuse_unused(self) -> None:
+        """Refuse options that would change nothing, because their axis has one device.
+
+        Raises:
+            CallError: There is such an option.
+        """
+        for option, axis in _OPTIONS_OF_AXES.items():
+            value = getattr(self, option)
+            if value != getattr(Layout, option) and self.size(axis) == 1:
+                given = str(value).lower()  # as YAML has it
+                raise CallError(
+                    f"parallel.{option} is {given}, which changes nothing while parallel.{axis} is 1: leave it out, or "
+                    f"set parallel.{axis}"
+                )
 
     def on(self, devices: int) -> "Layout":
         """The layout with the size of its data axis filled in.
@@ -103,9 +124,10 @@ class Layout:
         if layout.data == "auto" or layout.devices != devices:
             product = others if self.data == "auto" else layout.devices
             multiple = "a multiple of " if self.data == "auto" else ""
+            plural = "s" * (product != 1)
             works = "; ".join(each.described() for each in itertools.islice(self._nearby(devices), _MOST_SUGGESTED))
             raise CallError(
-                f"parallel ({self.described()}) needs {multiple}{product} devices, but there are {devices}; "
+                f"parallel ({self.described()}) needs {multiple}{product} device{plural}, but there are {devices}; "
                 f"for {devices}: {works}"
             )
         return layout

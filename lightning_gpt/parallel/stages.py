@@ -234,15 +234,20 @@ def require_stages(model: nn.Module, layout: Layout, compiles: bool = False) -> 
             f"{config.n_layer} layers: use {works}, or more layers"
         )
     has_table = next(iter(model.positions.parameters()), None) is not None
-    if model.positions.biases and has_table and stages > size:
+    if model.positions.biases and has_table and schedule != "1f1b" and config.n_layer > size:
         raise CallError(
-            f"schedule {schedule} puts {STAGES_PER_PROCESS[schedule]} stages on a device, and all stages share the "
-            f"table of position biases: use schedule 1f1b or zero_bubble"
+            f"parallel.schedule {schedule} computes the backward pass of a device in parts, which share the table of "
+            f"position biases: use schedule 1f1b"
         )
     if not suits_schedule(layout, micro_batches):
         of = "" if schedule == "1f1b" else f", and with schedule {schedule} a multiple of it"
         raise CallError(
             f"parallel.micro_batches is {micro_batches}; it must be at least parallel.pipeline, which is {size}{of}"
+        )
+    if schedule == "zero_bubble" and config.layer_drop is not None:
+        raise CallError(
+            "layer_drop and parallel.schedule zero_bubble cannot be combined, as it divides the backward pass, and a "
+            "block that is left out has none: use schedule 1f1b or interleaved"
         )
     if schedule == "zero_bubble" and compiles:
         raise CallError(

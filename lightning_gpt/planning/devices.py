@@ -48,6 +48,8 @@ class DeviceKind:
 
     def __post_init__(self) -> None:
         check_options(type(self).__init__, vars(self), f"{self.name}.")
+        if not self.tflops:
+            raise CallError(f"{self.name}.tflops is empty; it must have one rate or more, of fp64, fp32, bf16, fp16")
         rates: dict[Any, float] = {}
         for precision, tera in self.tflops.items():
             if precision not in ("fp64", "fp32", "bf16", "fp16"):
@@ -77,7 +79,13 @@ class DeviceKind:
 
 def fitting_precisions(kind: DeviceKind) -> list[str]:
     """The Trainer's precisions that a device has units for, the fastest safe one first."""
-    found = [("bf16-mixed", "bf16"), ("bf16-true", "bf16"), ("16-mixed", "fp16"), ("32-true", "fp32")]
+    found = [
+        ("bf16-mixed", "bf16"),
+        ("bf16-true", "bf16"),
+        ("16-mixed", "fp16"),
+        ("32-true", "fp32"),
+        ("64-true", "fp64"),
+    ]
     return [precision for precision, products in found if products in kind.rates]
 
 

@@ -34,10 +34,11 @@ def training_script(
         trusted: The options that name trusted modules.
     """
     call = shlex.join([python, "-m", "torch.distributed.run"])
+    machines = f"{_counted(nodes, 'node')} with {_counted(per_node, 'device')}" + " each" * (nodes > 1)
     fit_call = shlex.join(["-m", "lightning_gpt", "fit", *fit, *trusted])
     return f"""\
 #!/bin/bash
-# {nodes} nodes with {per_node} devices each. Submit it with the options that your cluster needs, for example:
+# {machines}. Submit it with the options that your cluster needs, for example:
 #   sbatch --time=24:00:00 --partition=gpu THIS_FILE
 # A job that is stopped saves its state, queues itself again and resumes from the newest last.ckpt of its run.
 #SBATCH --job-name={name}
@@ -66,3 +67,7 @@ srun {call} \\
 training=$!
 wait "$training"
 """
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)

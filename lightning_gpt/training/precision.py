@@ -4,6 +4,13 @@ import time
 
 import torch
 
+_SPELLINGS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def full_name(precision: object) -> str:
+    """The name of a Trainer precision that Lightning also takes in short, such as ``16-mixed`` for 16."""
+    return _SPELLINGS.get(str(precision), str(precision))
+
 
 def fastest_precision(accelerator: str = "auto") -> tuple[str, str]:
     """A Trainer precision that is safe and fast on this machine, and the reason for selecting it.

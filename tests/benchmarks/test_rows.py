@@ -12,10 +12,11 @@ import torch
 
 from benchmarks.activations import bytes_kept_by, kept_bytes
 from benchmarks.bench import OURS, PRODUCT, Bench
+from benchmarks.memory import peak_bytes
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped
 from benchmarks.rounds import Spread
-from benchmarks.rows import ROWS, attention, busy, generation, memory, training
+from benchmarks.rows import ROWS, attention, busy, generation, gpu, memory, training
 from benchmarks.workload import Spec
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.waiting import cannot_choose
@@ -186,3 +187,76 @@ def test_every_row_has_its_name_in_the_help() -> None:
     assert command.__doc__ is not None
     described = command.__doc__.partition("Rows to measure, separated by commas:")[2].partition("; or all")[0]
     assert [name.strip() for name in described.split(",")] == list(ROWS)
+
+
+class _OnGPU:
+    """A project on a device whose clock is this class's: a step of ours takes 2 ms a layer, nanoGPT's twice of it."""
+
+    now = 0.0
+
+    def __init__(self, spec: Spec) -> None:
+        self._seconds = 2e-3 * spec.n_layer * (1 if spec.project == OURS else 2)
+
+    def step(self) -> None:
+        type(self).now += self._seconds
+
+    @classmethod
+    def seconds(cls, work: Callable[[], object], device: torch.device) -> float:
+        start = cls.now
+        work()
+        return cls.now - start
+
+
+@pytest.fixture
+def on_gpu(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    asked: list[Spec] = []
+
+    def peak(spec: Spec) -> int:
+        asked.append(spec)
+        return 3 * 2**30 if spec.project == OURS else 4 * 2**30
+
+    monkeypatch.setattr(gpu, "seconds", _OnGPU.seconds)
+    monkeypatch.setattr(gpu.peers, "build", _OnGPU)
+    monkeypatch.setattr(gpu, "peak_flops", lambda *_: 1e15)
+    found = replace(bench, device="cuda")
+    found.__dict__.update(missing={}, step_peak=peak, asked=asked)
+    return found
+
+
+def test_a_step_on_a_gpu_is_one_of_many_and_nanogpt_has_the_vocabulary_of_its_default(on_gpu: Bench) -> None:
+    rows = {row.what: row for row in results(gpu.step(on_gpu))}
+    of = "GPT-2 124M, 16,384 tokens"
+    assert rows[f"{of}, time of a step"].value.median == pytest.approx(24)
+    assert rows[f"{of}, vs. compiled nanoGPT"].value.median == pytest.approx(2)
+    assert rows[f"{of}, vs. compiled nanoGPT"].figures[OURS].median == pytest.approx(16384 / 24e-3)
+    assert rows[f"{of}, memory"].value.median == 3
+    assert rows[f"{of}, memory vs. compiled nanoGPT"].value.median == pytest.approx(3 / 4)
+    assert 20 < rows[f"{of}, MFU"].value.median < 80  # 124M parameters, 6 FLOPs each, attention; 1 PFLOP/s
+    vocabularies = {spec.project: spec.workload.vocab_size for spec in on_gpu.__dict__["asked"]}
+    assert vocabularies == {OURS: 50257, "nanoGPT": 50304}
+    assert all(spec.compiled and spec.bf16 for spec in on_gpu.__dict__["asked"])
+
+
+def test_the_papers_steps_are_of_all_depths_with_their_memory(on_gpu: Bench) -> None:
+    rows = {row.what: row for row in results(gpu.papers(on_gpu))}
+    two = rows["bf16 step, L = 2 (the papers state 1.2 ms on their hardware)"]
+    assert (two.value.median, two.unit) == (pytest.approx(4), "ms")
+    assert two.figures[OURS].median == pytest.approx(on_gpu.workload.tokens / 4e-3)
+    assert rows["bf16 step, L = 3, memory"].value.median == 3
+    assert rows["bf16 step by depth, R² of a line"].value.median == pytest.approx(1)
+    assert {spec.compiled for spec in on_gpu.__dict__["asked"]} == {True}
+
+
+def test_a_peak_on_a_gpu_counts_graphs_that_were_there_as_a_piece_of_work_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools, peaks = iter([0, 500]), iter([900, 700])
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(peaks))
+    monkeypatch.setattr("benchmarks.memory.held_by_graphs", lambda device: next(pools))
+    done: list[int] = []
+    assert peak_bytes(lambda: done.append(1), "cuda", lambda: done.append(2)) == 700 + 500 - 100
+    assert done == [1, 2]

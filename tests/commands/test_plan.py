@@ -79,6 +79,18 @@ def test_a_search_takes_the_devices_that_are_given_or_the_fewest(folder: Path) -
     assert fewest["devices"] > 1
 
 
+def test_the_trainers_devices_are_those_of_a_search_and_its_accelerator_that_of_the_script(folder: Path) -> None:
+    assert plan(folder, "plenty.yaml", "--trainer.devices", "2")["plan"]["devices"] == 2
+    done = run_command(*PLAN, "plenty.yaml", "--json", "--slurm", cwd=folder)
+    assert done.returncode == 2
+    assert "--json and --slurm cannot be combined" in done.stderr
+    done = run_command(*PLAN, "plenty.yaml", "--gpus", "2", "--parallel.offload", "true", cwd=folder)
+    assert done.returncode == 2
+    assert "parallel.offload is true, which changes nothing while parallel.shard is 1" in done.stderr
+    script = must_run(*PLAN, "plenty.yaml", "--gpus", "2", "--slurm", cwd=folder).stdout
+    assert "--trainer.accelerator=gpu" in script, "the config trains on a CPU, and the device is none"
+
+
 def test_what_does_not_fit_is_said_with_what_would(folder: Path) -> None:
     done = run_command(*PLAN, "tight.yaml", "--parallel.data", "4", "--gpus", "4", cwd=folder)
     assert done.returncode == 1
@@ -118,7 +130,8 @@ def test_the_script_of_a_searched_layout_is_one_that_fit_takes(folder: Path) -> 
     assert script.count("--data.batch_size") == 1
     line = next(line for line in script.splitlines() if "lightning_gpt fit" in line)
     options = shlex.split(line.partition(" fit ")[2].partition("${last")[0])
-    must_run("fit", *options, "--trainer.limit_val_batches", "0", cwd=folder, timeout=300)
+    here = ("--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0")
+    must_run("fit", *options, *here, cwd=folder, timeout=300)
     many = ("--data.batch_size", "1", "--data.global_batch", "4096", "--gpus", "2")
     assert plan(folder, "plenty.yaml", *many)["plan"]["devices"] == 2, "a pipeline would have 4,096 micro-batches"
     assert (folder / "runs/searched/version_0/checkpoints/last.ckpt").exists()

@@ -40,6 +40,9 @@ def test_the_losses_of_a_mixture_change_what_is_trained() -> None:
     assert heard.difference(unheard)["weights"] > 1e-3
 
 
+DROPPED = {"layer_drop": {"kind": "constant", "rate": 0.1}}
+
+
 @pytest.mark.parametrize(
     ("size", "schedule", "micro", "options", "said"),
     [
@@ -54,7 +57,15 @@ def test_the_losses_of_a_mixture_change_what_is_trained() -> None:
         (2, "1f1b", 4, {"n_unique": 2}, "with n_unique 2 layers share blocks: leave n_unique out"),
         (2, "1f1b", 1, {}, "parallel.micro_batches is 1; it must be at least parallel.pipeline, which is 2"),
         (2, "interleaved", 5, {}, "and with schedule interleaved a multiple of it"),
-        (2, "interleaved", 4, {"position": "t5"}, "use schedule 1f1b or zero_bubble"),
+        (2, "interleaved", 4, {"position": "t5"}, "share the table of position biases: use schedule 1f1b"),
+        (2, "zero_bubble", 4, {"position": "t5"}, "share the table of position biases: use schedule 1f1b"),
+        (
+            2,
+            "zero_bubble",
+            4,
+            {"layer_drop": {"kind": "constant", "rate": 0.1}},
+            "layer_drop and parallel.schedule zero_bubble cannot be",
+        ),
         (2, "zero_bubble", 4, {"layout": {"shard": 2}}, "set parallel.reshard to false, or use schedule 1f1b"),
     ],
 )

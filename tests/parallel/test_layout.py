@@ -21,6 +21,26 @@ def test_the_data_axis_takes_the_devices_that_are_left() -> None:
     assert Layout(data=2, shard=3).on(6) == Layout(data=2, shard=3)
     assert not Layout().is_chosen
     assert all(Layout(**{axis: 2}).is_chosen for axis in AXES)
+    assert Layout(data=1).is_chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"micro_batches": 3}, "parallel.micro_batches is 3, which changes nothing while parallel.pipeline is 1"),
+        (
+            {"schedule": "zero_bubble"},
+            "parallel.schedule is zero_bubble, which changes nothing while parallel.pipeline",
+        ),
+        ({"offload": True, "tensor": 2}, "parallel.offload is true, which changes nothing while parallel.shard is 1"),
+        ({"reshard": False}, "parallel.reshard is false, which changes nothing while parallel.shard is 1"),
+    ],
+)
+def test_options_of_an_axis_with_one_device_are_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(CallError) as refused:
+        Layout(**options).refuse_unused()
+    assert line in str(refused.value)
+    Layout(**{**options, "pipeline": 2, "shard": 2}).refuse_unused()
 
 
 @pytest.mark.parametrize(
@@ -37,6 +57,7 @@ def test_the_data_axis_takes_the_devices_that_are_left() -> None:
             "parallel (data 2 × shard 2) needs 4 devices, but there are 8; for 8: data 4 × shard 2; data 8",
         ),
         (Layout(data=1, shard=4), 2, "parallel (shard 4) needs 4 devices, but there are 2; for 2: shard 2; data 2"),
+        (Layout(data=1), 2, "parallel (1 device) needs 1 device, but there are 2; for 2: data 2"),
     ],
 )
 def test_a_product_that_is_not_the_number_of_devices(layout: Layout, devices: int, line: str) -> None:

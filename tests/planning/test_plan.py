@@ -71,6 +71,10 @@ def test_a_device_is_found_or_the_nearest_is_named(tmp_path: Path) -> None:
     [
         ("x: {memory: 3}", "x: unknown key 'memory'; the keys are tflops"),
         ("x: {tflops: {fp32: 1}}", "x: memory_gib is missing"),
+        (
+            "x: {tflops: {}, memory_gib: 1, memory_gb_s: 1, link_gb_s: 1, network_gb_s: 1}",
+            "x.tflops is empty; it must have one rate or more",
+        ),
         ("x: 3", "x must be a name with a mapping"),
         (
             "x: {tflops: {fp8: 1}, memory_gib: 1, memory_gb_s: 1, link_gb_s: 1, network_gb_s: 1}",

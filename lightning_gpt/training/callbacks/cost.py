@@ -15,12 +15,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.share import data_place
 from lightning_gpt.hardware import resident_bytes, restart_peak
+from lightning_gpt.models.graph import held_by_graphs
 from lightning_gpt.training.module import LanguageModule
 
 _MARKS_HELD = 256
 STEPS_KEPT = 1000
 """The last steps, whose medians are taken: a run of millions of steps must not keep a number for each."""
-_POOL_OF_ALL = (0, 0)  # torch's number of the pool of everything outside graphs
 
 
 class StepClock:
@@ -112,7 +112,7 @@ class PeakMemory:
         """The median of the steps' peaks in bytes; None where nothing was measured."""
         if not self.bytes:
             return None
-        return statistics.median(self.bytes) + (_held_by_graphs(self._device) if self._device.type == "cuda" else 0)
+        return statistics.median(self.bytes) + (held_by_graphs(self._device) if self._device.type == "cuda" else 0)
 
 
 class Cost(Callback):
@@ -186,15 +186,6 @@ class Cost(Callback):
 def _whole(module: L.LightningModule) -> torch.nn.Module:
     """What to count the parameters of: all layers, also where this process has only some of them."""
     return module.model_to_count() if isinstance(module, LanguageModule) else module
-
-
-def _held_by_graphs(device: torch.device) -> int:
-    """Bytes of the pools of CUDA graphs that torch does not count as allocated: a replay's activations live there."""
-    return sum(
-        segment["total_size"] - segment["allocated_size"]
-        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-        if segment["segment_pool_id"] != _POOL_OF_ALL and segment["device"] == device.index
-    )
 
 
 def _give_back() -> None:
