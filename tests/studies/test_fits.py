@@ -84,6 +84,21 @@ def test_what_differs_between_runs_is_no_correlation() -> None:
     assert within.p > 0.5
 
 
+def test_a_profile_that_runs_share_is_no_proof_of_a_correlation() -> None:
+    """Seeds repeat the profiles of x and y over the layers, which are drawn without regard to each other."""
+    chance, found, studies = np.random.default_rng(3), 0, 200
+    for _ in range(studies):
+        x, y = chance.standard_normal((2, 6))
+        runs = [(x + 0.3 * chance.standard_normal(6), y + 0.3 * chance.standard_normal(6)) for _ in range(12)]
+        within = correlation_within(runs)
+        assert within is not None
+        found += within.p <= 0.05
+    assert found / studies < 0.09  # 0.05 and three standard errors
+    one = correlation_within([(x, x + 0.3 * chance.standard_normal(6)) for _ in range(12)])
+    assert one is not None
+    assert one.p < 0.01, "what is there is found"
+
+
 @given(st.lists(NUMBERS, min_size=2, max_size=6))
 def test_spread_is_mean_sample_deviation_and_interval(values: list[float]) -> None:
     found = spread([None, *values])

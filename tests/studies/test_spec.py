@@ -28,6 +28,24 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "seeds on an axis": ({"grid": {"seed_everything": [1]}}, "list the seeds under seeds"),
     "no seeds": ({"seeds": []}, "seeds is empty"),
     "seed of words": ({"seeds": ["a"]}, "must be a whole number"),
+    "seed beyond 32 bits": ({"seeds": [2**32]}, "each must be a whole number from 0 to 4,294,967,295"),
+    "number as a key of the config": (
+        {"config": {"trainer": {1: 2}}},
+        r"config.trainer has the key 1; its keys must be",
+    ),
+    "layer of three figures": ({"measure": ["layers/token_cosine/layer_012"]}, "unknown measure"),
+    "equal with a growing batch": (
+        {"equal": "tokens", "variants": {"a": {}, "b": {"model.init_args.optimization.batch_warmup": 0.5}}},
+        "equal: tokens and optimization.batch_warmup cannot be combined",
+    ),
+    "trials with a growing batch": (
+        {"tune": TUNE, "variants": {"a": {}, "b": {"model.init_args.optimization.batch_warmup": 0.5}}},
+        "tune and optimization.batch_warmup cannot be combined",
+    ),
+    "trials without validation": (
+        {"tune": TUNE, "variants": {"a": {}, "b": {"trainer.limit_val_batches": 0}}},
+        "trainer.limit_val_batches 0 leaves them out",
+    ),
     "unknown measure": ({"measure": ["val/los"]}, r"unknown measure 'val/los' \(did you mean val/loss\?\); known are"),
     "missing base": ({"base": ["nope.yaml"]}, "nope.yaml' cannot be read: No such file"),
     "variant that is no mapping": ({"variants": {"a": 3}}, "variant a is 3"),

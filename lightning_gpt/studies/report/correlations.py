@@ -28,8 +28,10 @@ class RankCorrelation:
 def correlation_within(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> RankCorrelation | None:
     """Whether y rises with x inside the runs; None where no run has three points that differ on both sides.
 
-    Ranks are taken within each run, ties sharing their mean rank, and the test permutes y within each run. What differs
-    from run to run, such as a setting that moves all layers at once, thus makes no correlation.
+    Ranks are taken within each run, ties sharing their mean rank. What differs from run to run, such as a setting that
+    moves all layers at once, thus makes no correlation. The test permutes the points, in the same way in all runs that
+    have as many: such runs, above all those that differ in their seed, have much of the profile over their points in
+    common, so that they are no independent witnesses.
 
     Args:
         runs: The x and y of each run, of equal length.
@@ -42,8 +44,10 @@ def correlation_within(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     chance, n = np.random.default_rng(0), sum(len(x) for x, _ in ranked)
     rho = sum(float(x @ y) for x, y in ranked) / n
     shuffled = np.zeros(_SHUFFLES)
-    for x, y in ranked:
-        shuffled += chance.permuted(np.tile(y, (_SHUFFLES, 1)), axis=1) @ x
+    for size in sorted({len(x) for x, _ in ranked}):
+        products = np.sum([np.outer(x, y) for x, y in ranked if len(x) == size], axis=0)
+        orders = chance.permuted(np.tile(np.arange(size), (_SHUFFLES, 1)), axis=1)
+        shuffled += products[np.arange(size), orders].sum(axis=1)
     reached = int((np.abs(shuffled) / n >= abs(rho) - 1e-12).sum())
     return RankCorrelation(rho, (reached + 1) / (_SHUFFLES + 1), n, len(ranked))
 

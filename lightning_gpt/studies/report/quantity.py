@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_gpt.errors import CallError
+from lightning_gpt.studies.report.results import StudyResults
 from lightning_gpt.studies.run.result import CellResult
 from lightning_gpt.studies.spec.cells import Cell, short_names, value_at
 from lightning_gpt.studies.spec.measures import SCALAR, measure
@@ -56,9 +57,24 @@ class Quantity:
             product *= value
         return product * measure(self.text).scale if _is_measure(self.text) else product
 
+    def _measures(self) -> list[str]:
+        return [factor for factor in self.factors if _is_measure(factor)]
+
+    def mark(self, results: StudyResults) -> str:
+        """``†`` where a factor is a time that cells measured beside others; empty elsewhere."""
+        return next((mark for each in self._measures() if (mark := results.mark(each))), "")
+
+    def warning(self, results: StudyResults) -> str:
+        """What :meth:`mark` means, as a sentence with a space before it; empty where there is no mark."""
+        return next((warning for each in self._measures() if (warning := results.warning(each))), "")
+
+    def untested(self, results: StudyResults) -> str:
+        """Why nothing is concluded from it; empty where it may be."""
+        return next((why for each in self._measures() if (why := results.untested(each))), "")
+
 
 def _is_measure(name: str) -> bool:
-    return "/" in name or name.startswith(SCALAR) or name == "wall_seconds"
+    return "*" not in name and ("/" in name or name.startswith(SCALAR) or name == "wall_seconds")
 
 
 def _setting(cell: Cell, name: str) -> Any:

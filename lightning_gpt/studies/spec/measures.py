@@ -132,7 +132,7 @@ def measure(name: str) -> Measure:
         return _MEASURES[name]
     if name.startswith(SCALAR) and len(name) > len(SCALAR):
         return Measure(name, name.removeprefix(SCALAR))
-    if _DEPTH.match(name):
+    if _DEPTH.fullmatch(name):
         return Measure(name, name.removeprefix("layers/").replace("_", " ").replace("/", ", "))
     close = get_close_matches(name, KNOWN, n=1, cutoff=0.6)
     meant = f" (did you mean {close[0]}?)" if close else ""

@@ -38,7 +38,7 @@ def study_text(study: Study) -> str:
         "reference": None if study.reference is None else vars(study.reference),
         "report": [{name: options} if options else name for name, options in study.report],
     }
-    given = {key: value for key, value in content.items() if value}
+    given = {key: value for key, value in content.items() if value or isinstance(value, list)}
     return f"{_FIRST_LINE}\n{yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)}"
 
 

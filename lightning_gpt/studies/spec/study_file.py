@@ -11,7 +11,7 @@ from typing import Any
 from lightning_gpt.errors import CallError
 from lightning_gpt.safe_yaml import read_yaml
 from lightning_gpt.studies.spec.cells import VARIANT, is_number, merged, value_at
-from lightning_gpt.studies.spec.equal import AMOUNTS, PARAMETERS, STEP_KEYS, WIDTH_KEY
+from lightning_gpt.studies.spec.equal import AMOUNTS, BATCH_WARMUP, PARAMETERS, STEP_KEYS, WIDTH_KEY
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.studies.spec.study import Reference, Study
 from lightning_gpt.studies.spec.tune import Tune
@@ -59,13 +59,15 @@ class _Reader:
         value = self.content.get(key)
         if not isinstance(value, dict | None):
             raise self.error(f"{key} is {value!r}; it must be a mapping")
-        self._require_text_keys(key, value or {})
+        self._require_text_keys(key, value or {}, deep=key == "config")
         return value or {}
 
-    def _require_text_keys(self, what: str, values: dict[Any, Any]) -> None:
-        for key in values:
+    def _require_text_keys(self, what: str, values: dict[Any, Any], *, deep: bool = False) -> None:
+        for key, value in values.items():
             if not isinstance(key, str):
                 raise self.error(f"{what} has the key {key!r}; its keys must be text")
+            if deep and isinstance(value, dict):
+                self._require_text_keys(f"{what}.{key}", value, deep=True)
 
     def sequence(self, key: str, default: list[Any]) -> list[Any]:
         value = self.content.get(key, default)
@@ -161,8 +163,8 @@ class _Reader:
         """The seeds, checked."""
         if not seeds:
             raise self.error("seeds is empty; give at least one")
-        if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in seeds):
-            raise self.error(f"seeds is {seeds}; each must be a whole number of at least 0")
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32 for seed in seeds):
+            raise self.error(f"seeds is {seeds}; each must be a whole number from 0 to {2**32 - 1:,}")
         if len(set(seeds)) < len(seeds):
             raise self.error(f"seeds holds a seed twice: {seeds}")
         return seeds
@@ -262,6 +264,15 @@ class _Reader:
         """Refuse what would be found only after all cells, or all trials, have been trained."""
         if study.tune is not None and any(value_at(cell.config, "data.global_batch") for cell in study.cells):
             raise self.error("tune needs data.batch_size, not data.global_batch: a trial is validated at its last step")
+        if any(value_at(cell.config, BATCH_WARMUP) for cell in study.cells):
+            told = "and optimization.batch_warmup cannot be combined: its first steps have fewer micro-batches"
+            if study.equal in AMOUNTS:
+                raise self.error(f"equal: {study.equal} {told}")
+            if study.tune is not None:
+                raise self.error(f"tune {told}, and a trial is validated at its last step")
+        unvalidated = any(value_at(cell.config, "trainer.limit_val_batches") == 0 for cell in study.cells)
+        if study.tune is not None and unvalidated:
+            raise self.error("tune chooses by validations, and trainer.limit_val_batches 0 leaves them out")
         saves = "trainer.enable_checkpointing"
         tests = [tag for tag in study.measure if tag.startswith("test/")]
         if tests and any(value_at(cell.config, saves) is False for cell in study.cells):

@@ -99,9 +99,10 @@ def _rank_collapse(runs: Sequence[CellResult]) -> Verdict:
         "Attention alone drives ‖X − 1x̄ᵀ‖/‖X‖ to 0, doubly exponentially with depth; skip connections prevent it and "
         "the FFN slows it"
     )
-    without = [run for run in runs if _option(run, "residual", "pre") == "none"]
+    bare = [run for run in runs if _option(run, "residual", "pre") == "none"]
     skipping = [run for run in runs if _option(run, "residual", "pre") == "pre"]
-    beside = [run for run in skipping if any(_differ_only_in("residual", run, other) for other in without)]
+    beside = [run for run in skipping if any(_differ_only_in("residual", run, other) for other in bare)]
+    without = [run for run in bare if any(_differ_only_in("residual", run, other) for other in skipping)]
     texts, verdicts = [], []
     for first, when in ((True, "before training"), (False, "after training")):
         ratios = _ratios(without, beside, first=first)

@@ -78,13 +78,13 @@ class Fit(Section):
         elif max(xs) <= _FEW and all(value == int(value) for value in xs):
             plots.whole_numbers(ax)
         plots.readable_numbers(ax)
-        ax.set(xlabel=x.title, ylabel=y.title + results.mark(self.y))
+        ax.set(xlabel=x.title + x.mark(results), ylabel=y.title + y.mark(results))
         chart.legend(len(shown))
         caption = f"{capital(y.label)} against {x.label}: one point per cell (n = {len(every)})"
         caption += f"; dark: {_NAMES[forms[0].kind]}, pale: {_NAMES[forms[1].kind]}." if forms else "."
-        caption += results.warning(self.y)
+        caption += y.warning(results) or x.warning(results)
         blocks: list[Block] = [Heading(f"{capital(y.label)} against {x.label}: which form")]
-        why_not = results.untested(self.y)
+        why_not = y.untested(results) or x.untested(results)
         blocks.append(self._findings(forms, xs, why_not) if forms else Findings([self._not_fitted(xs, ys)]))
         blocks.append(Picture(file_name("fit", self.y, self.x), chart, caption))
         return [*blocks, self._table(forms, len(every))] if forms else blocks

@@ -196,14 +196,18 @@ class _Against:
             return f"Fewer than two points are also those of {self.reference.name}."
         a, b = both[0], both[-1]
         factors = f"{ours[b].mean / ours[a].mean:.3g} times here, {their[b] / their[a]:.3g} times there"
-        where = f"from {number_text(a)} to {number_text(b)} their {label} {_verb(their[b] > their[a])}"
+        where = f"from {number_text(a)} to {number_text(b)} their {label} {_direction(their[b] - their[a])}"
         if (a, b) not in steps or not shown(p_of[a, b]):
             ours_too = "ours is not shown to change"
             return f"Whether this agrees with {self.reference.name} is open: {where}, {ours_too} ({factors})."
-        here = steps[a, b].difference > 0
-        if here == (their[b] > their[a]):
+        here = steps[a, b].difference
+        if here * (their[b] - their[a]) > 0:
             return f"This agrees with {self.reference.name} in direction: {where} too ({factors})."
-        return f"This differs from {self.reference.name}: {where}, ours {_verb(here)} ({factors})."
+        return f"This differs from {self.reference.name}: {where}, ours {_verb(here > 0)} ({factors})."
+
+
+def _direction(change: float) -> str:
+    return _verb(change > 0) if change else "does not change"
 
 
 def _verb(up: bool) -> str:
@@ -216,11 +220,11 @@ def _draw_beside(
     first = next(iter(ours.values())).mean
     scaled = [each.scaled(1 / first) for each in ours.values()]
     plots.draw_spreads(chart, ax, list(ours), scaled, plots.looks(1, ordered=False)[0], "ours")
-    values = list(theirs.values())
+    values = dict(sorted((float(x), value) for x, value in theirs.items()))
     style = {"color": plots.THEIRS, "linestyle": "--", "marker": "s", "markersize": 3.5, "linewidth": 1.2}
-    relative = [value / values[0] for value in values]
-    ax.plot([float(x) for x in theirs], relative, label=f"{reference.name} (theirs)", **style)  # type: ignore[arg-type]
-    chart.note(ax, reference.name, "published", [float(x) for x in theirs], relative)
+    relative = [value / values[min(values)] for value in values.values()]
+    ax.plot([*values], relative, label=f"{reference.name} (theirs)", **style)  # type: ignore[arg-type]
+    chart.note(ax, reference.name, "published", [*values], relative)
     ax.set(xlabel=x_title, ylabel="relative to the first")
 
 
