@@ -91,7 +91,9 @@ def _report(error: BaseException) -> int:
         discard_output()
         return 1
     known = _known_cause(error)
-    message, status = str(known), 2 if isinstance(known, CallError) else 1
+    # torch puts what a loader process raises at the end of a text of its own
+    message = str(known).rpartition(f"\nlightning_gpt.errors.{type(known).__name__}: ")[2]
+    status = 2 if isinstance(known, CallError) else 1
     if known is None:
         refused = next((cause for cause in _causes(error) if described(cause)), error)
         message = described(refused) or f"{type(error).__name__}: {error or 'no message'} (--debug shows where)"

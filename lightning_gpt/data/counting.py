@@ -9,7 +9,9 @@ from lightning_gpt.data.indexed import IndexedWindows
 from lightning_gpt.data.packing import CONCATENATE, Packing
 from lightning_gpt.data.prepared import PreparedSource
 from lightning_gpt.data.reader import Reader, Windows, windows_of
+from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.data.window import Window
+from lightning_gpt.errors import CallError
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,19 @@ def _packed(windows: Windows | IndexedWindows) -> tuple[int, int, int]:
         dropped += packed.dropped
         padding += packed.padding
     return rows, dropped, padding
+
+
+def rows_at_most(source: SourceBase, block_size: int) -> int | None:
+    """The rows that ``max_tokens`` lets a source have; None without it.
+
+    Raises:
+        CallError: It allows less than one row.
+    """
+    if source.max_tokens is None:
+        return None
+    if source.max_tokens <= block_size:
+        raise CallError(
+            f"source {source.name!r}: max_tokens is {source.max_tokens}, less than one block: block_size {block_size} "
+            f"needs {block_size + 1:,}"
+        )
+    return source.max_tokens // (block_size + 1)

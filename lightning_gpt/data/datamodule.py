@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gpt.console import console, say
 from lightning_gpt.data.batches import Batch, EvalBatches, EvalLanes, EvalRows, SizedTrainBatches, TrainBatches
-from lightning_gpt.data.counting import Count, count
+from lightning_gpt.data.counting import Count, count, rows_at_most
 from lightning_gpt.data.divide import Division, describe, divide, require, texts_of
 from lightning_gpt.data.first_rows import repeated_rows
 from lightning_gpt.data.lanes import LaneStream
@@ -114,7 +114,7 @@ class TextData(L.LightningDataModule):
         else:
             self._use_prepared(open_prepared(prepared))
         self._counts: tuple[str, list[Count]] | None = None
-        self._eval: dict[SplitName, EvalRows] = {}
+        self._eval: dict[tuple[object, ...], EvalRows] = {}
         self._train: TrainBatches | None = None
         self.mark: Mark | None = None
 
@@ -197,6 +197,7 @@ class TextData(L.LightningDataModule):
             assert state is not None
             self._tokenizer = Tokenizer.from_state_dict(state)
         if stage == "fit":
+            self.mark = self._train = None  # of an earlier training with this data; a checkpoint is loaded after this
             self.stream()
             self._repeated_rows()
 
@@ -243,8 +244,8 @@ class TextData(L.LightningDataModule):
         counts = self.counts()
         if counts is not None:
             return [c.rows for c in counts]
-        limits = [source.max_tokens for source in self.sources]
-        return None if None in limits else [limit // (self.block_size + 1) for limit in limits if limit is not None]
+        limits = [rows_at_most(source, self.block_size) for source in self.sources]
+        return None if None in limits else [limit for limit in limits if limit is not None]
 
     def _check(self, counts: list[Count]) -> None:
         """Raise a CallError if a source has less than one row of training text."""
@@ -339,18 +340,19 @@ class TextData(L.LightningDataModule):
         Raises:
             CallError: The split has no text.
         """
-        if part not in self._eval:
+        sizes = (self.block_size, self.batch_size, self.share.rank, self.share.size)
+        key = (part, self.tokenizer.fingerprint, *sizes)
+        if key not in self._eval:
             texts = evaluation_documents(self.readers(part), self.eval_tokens)
             if sum(map(len, texts)) < 2:
                 raise CallError(f"the {part} split is empty: no text was found for it; raise {part}_share")
-            sizes = (self.block_size, self.batch_size, self.share.rank, self.share.size)
             end_of_text = self.tokenizer.end_of_text
             if self.packing == "lanes":
-                self._eval[part] = EvalLanes(texts, *sizes, end_of_text)
+                self._eval[key] = EvalLanes(texts, *sizes, end_of_text)
             else:
                 closes = end_of_text if self.separate_documents else None
-                self._eval[part] = EvalBatches(np.concatenate(texts).astype(np.int64), *sizes, closes)
-        return self._eval[part]
+                self._eval[key] = EvalBatches(np.concatenate(texts).astype(np.int64), *sizes, closes)
+        return self._eval[key]
 
     def _loader(self, batches: TrainBatches | EvalRows) -> DataLoader[Batch]:
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -98,9 +98,9 @@ def require(part: SplitName, share: float, divisions: Sequence[Division]) -> Non
 def describe(source: SourceBase, division: Division) -> str:
     """The line that says that a source is split by position."""
     titles: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
-    shares = [f"{share:.1%} {titles[name]}" for name, share in division.split.shares.items() if share]
+    shares = [f"{100 * share:.3g}% {titles[name]}" for name, share in division.split.shares.items() if share]
     few = f"{division.documents} document{'s' * (division.documents != 1)}"
     return (
         f"{source.name}: {few}, too few to split by documents, so each is split by position (split_by): "
-        f"{', then '.join(shares).replace('.0%', '%')}"
+        f"{', then '.join(shares)}"
     )

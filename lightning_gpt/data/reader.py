@@ -14,6 +14,7 @@ from lightning_gpt.data.sources.base import SourceBase
 from lightning_gpt.data.split import Split, SplitName
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.data.window import FoundAgain, Window, digest_of, hash_of
+from lightning_gpt.errors import WorkError
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class Reader:
         if isinstance(self.source, PreparedSource):
             return ((number, tokens) for number, part, tokens in self.source.tokens(start) if part == self.part)
         texts = texts_of(self.source, self.split, self.part, start)
-        return ((number, self.tokenizer.encode_document(text)) for number, text in texts)
+        return ((number, self._encoded(number, text)) for number, text in texts)
+
+    def _encoded(self, number: int, text: str) -> np.ndarray:
+        try:
+            return self.tokenizer.encode_document(text)
+        except WorkError as error:
+            raise WorkError(f"source {self.source.name!r}, document {number + 1:,}: {error}") from None
 
 
 class Windows:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import errno
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from importlib import resources
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lightning_gpt.data.published_tokenizer import PublishedTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
+_LONG_SPACE = 100_000  # with ten times as much the search for words runs out of its stack
 GPT2_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 TrainedVocabSize = Annotated[int, Range(257, 2**20)]
 """Number of tokens to train: the 256 bytes, ``<|endoftext|>``, and merges."""
@@ -232,7 +234,16 @@ class Tokenizer:
 
     def encode_document(self, text: str) -> np.ndarray:
         """Token ids of ``text`` followed by ``<|endoftext|>``, ``(tokens + 1,)`` in :attr:`token_type`."""
-        ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        try:
+            ids = self.encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError as error:
+            longest = max(map(len, re.findall(r"\s+", text)), default=0)
+            if isinstance(error, UnicodeError) or longest < _LONG_SPACE:
+                raise
+            raise WorkError(
+                f"a document has {longest:,} spaces, tabs or line ends in a row, more than its tokenizer can read: "
+                f"shorten them"
+            ) from None
         document = np.empty(len(ids) + 1, dtype=self.token_type)
         document[:-1] = ids
         document[-1] = self.end_of_text

@@ -69,3 +69,22 @@ def test_too_little_text_is_refused_with_what_would_be_enough(characters: int, p
     assert done.returncode == 2
     assert re.match(f"error: .*{pattern}", done.stderr.splitlines()[-1]), done.stderr
     assert not list(tmp_path.glob("runs/**/*.json*")) + list(tmp_path.glob("runs/**/*.ckpt"))
+
+
+def test_what_a_loader_process_refuses_is_one_line_with_the_sources_name(tmp_path: Path) -> None:
+    write_book(tmp_path / "book.txt", 0)
+    write_lines(tmp_path, "book.txt, max_passes: 1, weight: 1.0")
+    more = ("--data.num_workers", "1", "--trainer.max_steps", "300")
+    done = run_command(*FIT, *more, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: source 'files' is used up: all its rows were trained on 1")
+
+
+def test_a_line_that_is_no_text_is_named_in_fit(tmp_path: Path) -> None:
+    lines = ['{"text": "a short text that is read"}'] * 2000
+    lines[1234] = '{"text": "half \\ud83d of a character"}'
+    (tmp_path / "book.jsonl").write_text("\n".join(lines))
+    write_lines(tmp_path, "book.jsonl")
+    done = run_command(*FIT, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: book.jsonl, line 1235: invalid Unicode (surrogates not allowed at character 5)" in done.stderr

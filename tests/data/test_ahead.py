@@ -16,7 +16,7 @@ from lightning_gpt.data.batches import Batch
 from lightning_gpt.data.datamodule import TextData
 from lightning_gpt.data.packing import PackingName
 from lightning_gpt.data.sources.base import Document, Source
-from lightning_gpt.errors import WorkError
+from lightning_gpt.errors import CallError, WorkError
 from tests.data.helpers import BYTES
 from tests.processes import environment
 
@@ -150,3 +150,26 @@ def test_no_process_is_forked_while_something_is_made() -> None:
     if child == 0:
         os._exit(0 if ahead.take() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_limit_of_less_than_a_row_is_refused(tmp_path: Path) -> None:
+    source = Watched(WINDOW)
+    source.weight, source.max_tokens = None, ROW - 1
+    with pytest.raises(
+        CallError, match=r"source 'watched': max_tokens is 8, less than one block: block_size 8 needs 9"
+    ):
+        data_of(source, tmp_path).train_dataloader()
+
+
+def test_a_second_training_begins_with_the_first_rows(tmp_path: Path) -> None:
+    data = data_of(Watched(10 * WINDOW), tmp_path)
+    first = []
+    for _ in range(2):
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        first.append(batch["ids"].tolist())
+        data.trained_on(batch["mark"])
+        assert data.cursor is not None
+    data.setup("fit")
+    assert data.cursor is None
+    assert first[0] == first[1]

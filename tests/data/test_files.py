@@ -360,7 +360,7 @@ def test_project_gutenbergs_licence_is_left_out(before: str, after: str, newline
     (tmp_path / "book.txt").write_bytes(book.encode())
     (tmp_path / "book.md").write_bytes(book.encode())
     whole, cut = Files([str(tmp_path / "book.md"), str(tmp_path / "book.txt")]).documents()
-    assert whole.text == book, "only .txt files are Project Gutenberg's"
+    assert whole.text == book.removeprefix("\ufeff"), "only .txt files are Project Gutenberg's"
     assert cut.text == body
 
 
@@ -394,3 +394,30 @@ def test_a_text_without_marks_is_untouched(text: str) -> None:
 def test_a_text_about_project_gutenberg_is_untouched() -> None:
     text = "I read it at Project Gutenberg.\nThe start of the Project Gutenberg ebook was odd.\n  *** THE END ***\n"
     assert without_licence(text) == text
+
+
+def test_half_a_character_in_json_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine \\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n')
+    read = Files([str(tmp_path)]).documents()
+    assert next(read).text == "fine 😀"
+    with pytest.raises(WorkError, match=r"a\.jsonl, line 2: invalid Unicode \(surrogates not allowed at character 5\)"):
+        next(read)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + b"one")
+    (tmp_path / "b.jsonl").write_bytes(mark + b'{"text": "two"}\n{"text": "three"}\n')
+    assert [document.text for document in Files([str(tmp_path)]).documents()] == ["one", "two", "three"]
+
+
+def test_linked_folders_are_read_and_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    for name in ("data", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(name)
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    assert [document.text for document in Files([str(tmp_path / "data")]).documents()] == ["data", "elsewhere"]
+    (tmp_path / "data" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with pytest.raises(CallError, match=r"gone\.txt' is a link to '.*nowhere\.txt', which does not exist"):
+        Files([str(tmp_path / "data")])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_gpt.data.sources.embedded import PythonReference
 from lightning_gpt.data.tokenizer import Tokenizer
-from lightning_gpt.errors import CallError
+from lightning_gpt.errors import CallError, WorkError
 from tests.data.helpers import in_hugging_face
 
 
@@ -125,3 +125,8 @@ def test_later_encodings_split_words_as_tiktoken_does(
 
 def test_ids_that_the_table_does_not_use_are_no_text(trained: Tokenizer) -> None:
     assert trained.decode([*trained.encode("abc"), 5000]) == "abc"
+
+
+def test_more_spaces_in_a_row_than_can_be_read_are_told_with_their_number() -> None:
+    with pytest.raises(WorkError, match=r"a document has 1,200,000 spaces, tabs or line ends in a row"):
+        Tokenizer.gpt2().encode_document("a" + 1_200_000 * " " + "b")

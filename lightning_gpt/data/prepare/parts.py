@@ -188,6 +188,8 @@ class PartWriter:
             return self.tokenizer.encode_document(text)
         except UnicodeEncodeError as error:
             raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
+        except WorkError as error:
+            raise WorkError(f"{origin}: {error}") from None
 
     def drop(self, stem: Path, part: PartFile, removed: np.ndarray) -> PartFile:
         """Rewrite a part without the training documents ``removed``; those that it no longer contains are ignored."""

@@ -148,7 +148,11 @@ class Files(Source):
                 raise WorkError(f"{origin}: invalid JSON ({error.msg}, column {error.colno})") from None
             except (ValueError, RecursionError) as error:  # numbers or nesting beyond Python's limits
                 raise WorkError(f"{origin}: JSON beyond Python's limits ({first_line(error)})") from None
-            yield Document(text_field(record, self.column, origin), origin)
+            field = text_field(record, self.column, origin)
+            if b"\\u" in line:  # an escape may name half of a character
+                with _refusing_halves(origin):
+                    field.encode()
+            yield Document(field, origin)
         return passed
 
     def _read_parquet(self, file: Path, start: int) -> Reading:
@@ -232,8 +236,18 @@ def _entries_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> NoReturn:  # Path.rglob leaves such a folder out without a word
         raise refused_path(f"data folder {error.filename!r} cannot be read", error)
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(parent, name) for name in names)
+    seen = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:  # a link leads back to where we have been
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        for name in names:
+            entry = Path(parent, name)
+            if _kind(entry) and entry.is_symlink() and not entry.exists():
+                raise CallError(f"data file {str(entry)!r} is a link to {os.readlink(entry)!r}, which does not exist")
+            yield entry
 
 
 def _expand(path: str) -> list[NamedFile]:
@@ -289,6 +303,15 @@ def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
         raise WorkError(f"{problem}: {getattr(error, 'strerror', None) or first_line(error)}") from None
 
 
+@contextmanager
+def _refusing_halves(origin: str) -> Iterator[None]:
+    """Turn the error of text that is not valid Unicode into a WorkError."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
+
+
 _BUFFER = 2**16
 """Bytes. Lines are often longer than Python's default buffer; a much larger one would lose more of a truncated file."""
 
@@ -317,8 +340,9 @@ def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
 
 
 def _decode(raw: bytes, file: Path, line: int | None = None) -> str:
+    """The text of a file, or of one of its lines, without the byte-order mark that some editors begin a file with."""
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig" if line in (None, 1) else "utf-8")
     except UnicodeDecodeError as error:
         line = line or raw.count(b"\n", 0, error.start) + 1
         byte = raw[error.start]
