@@ -157,6 +157,23 @@ class OnlyEven(SamplingRule):
 """
 
 
+def test_each_rule_of_drawing_reaches_the_text(generate: Any) -> None:
+    options = ("--prompt", "The list is", "--max_new_tokens", "20")
+    drawn, greedy = generate(*options)[1], generate(*options, "--temperature", "0")[1]
+    assert drawn != greedy
+    for only_the_best in (("--min_p", "1"), ("--top_p", "1e-9"), ("--top_k", "1"), ("--temperature", "1e-6")):
+        assert generate(*options, *only_the_best)[1] == greedy, only_the_best
+    for rule in (("--presence_penalty", "2"), ("--frequency_penalty", "2"), ("--seed", "7"), ("--temperature", "3")):
+        assert generate(*options, *rule)[1] != drawn, rule
+
+
+def test_the_length_penalty_reaches_the_beams(generate: Any, folder: Path) -> None:
+    (folder / "list.jsonl").write_text('{"prompt": "The list is"}')
+    options = ("--prompts", "list.jsonl", "--strategy", "beam", "--beams", "4", "--max_new_tokens", "8")
+    said = [objects(generate(*options, "--length_penalty", penalty)[1])[0]["beams"] for penalty in ("0", "1", "2")]
+    assert len({beams[0]["score"] for beams in said}) == 3
+
+
 def test_a_rule_of_a_trusted_module_is_used(generate: Any, folder: Path) -> None:
     (folder / "even_rules.py").write_text(RULE)
     asked = ("--rules", "[{kind: only_even, last: 9999}]", "--logprobs", "0", *SHORT)

@@ -185,7 +185,11 @@ def test_the_command_prints_a_table_or_json(folder: Path, ours: Any, capsys: Any
     assert f"perplexity per token          {expected.perplexity:,.4f}" in table
     assert f"{expected.scored:,} of {expected.tokens:,} tokens; 1 had nothing before them" in table
     assert call(*options, "--precision", "bf16", "--json", "true") == 0
-    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(expected.loss, rel=0.02)
+    rounded = json.loads(capsys.readouterr().out)["loss"]
+    assert rounded == pytest.approx(expected.loss, rel=0.02)
+    assert rounded != pytest.approx(expected.loss, rel=1e-6)
+    assert call(*options, "--first_token", "true", "--json", "true") == 0
+    assert json.loads(capsys.readouterr().out)["scored"] == expected.scored + 1
 
 
 def test_the_command_reads_the_documents_of_a_config(folder: Path, ours: Any, capsys: Any, monkeypatch: Any) -> None:
@@ -196,10 +200,12 @@ def test_the_command_reads_the_documents_of_a_config(folder: Path, ours: Any, ca
     (folder / "data.yaml").write_text(f"data: {{val_share: 0.2, test_share: 0.1, sources: [{source}]}}")
     options = ("evaluate", "--checkpoint", "ours/model.ckpt", "--config", "data.yaml", "--json", "true")
     found = {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         assert call(*options, "--split", split) == 0
         found[split] = json.loads(capsys.readouterr().out)
     assert found["train"]["documents"] > found["val"]["documents"] > 0
+    assert found["test"]["loss"] != found["val"]["loss"]
+    assert sum(each["documents"] for each in found.values()) == 60
     assert call(*options, "--documents", "joined") == 0
     joined = json.loads(capsys.readouterr().out)
     assert joined["tokens"] == found["val"]["tokens"] + found["val"]["documents"] - 1
