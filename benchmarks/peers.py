@@ -221,7 +221,10 @@ def _module_at(file: Path) -> ModuleType:
         raise CallError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(found)
     sys.modules[found.name] = module  # dataclasses look up their module there
-    found.loader.exec_module(module)
+    try:
+        found.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise CallError(f"{file} cannot be imported: {type(error).__name__}: {error}") from None
     return module
 
 

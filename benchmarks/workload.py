@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.options import Depth, Heads, Length, Rows, VocabSize, Width, check_options
 
 Device = Literal["cpu", "cuda"]
@@ -44,6 +45,8 @@ class Workload:
 
     def __post_init__(self) -> None:
         check_options(Workload.__init__, vars(self), "workload.")
+        if not self.depths:
+            raise CallError("workload.depths is empty; it must have one number of layers or more")
 
     @property
     def tokens(self) -> int:

@@ -42,6 +42,10 @@ def _generation(
     rounded: Sequence[Literal["bf16", "int8"]] = (),
 ) -> Iterator[Outcome]:
     work = bench.workload
+    if work.prompt + work.new_tokens > work.time:
+        longest = f"longer than workload.time {work.time}"
+        yield Skipped(row, "the row", f"{work.prompt} tokens of a prompt and {work.new_tokens} new ones are {longest}")
+        return
     for peer in (name for name in asked if name in bench.missing):
         yield Skipped(row, f"vs. {peer}", bench.missing[peer])
     names = [OURS, *(name for name in asked if name not in bench.missing)]
@@ -58,6 +62,14 @@ def _generation(
             said = what if ours == OURS else f"{what}, {ours}"
             target = Target(asked[peer], "at least") if ours == OURS else None
             yield Result(row, f"{said}, vs. {peer}", ratio(times[peer], times[ours]), "x", target, speeds, "tokens/s")
+    for precision in rounded:
+        ours = f"{OURS} in {precision}"
+        speeds = {name: Spread.of([tokens / t for t in times[name]]) for name in (ours, OURS)}
+        said = f"{what}, {ours}, vs. {OURS} in fp32"
+        target = Target(1.0, "at least") if precision == "bf16" else None
+        yield Result(row, said, ratio(times[OURS], times[ours]), "x", target, speeds, "tokens/s")
+    if len(subjects) == 1:
+        yield Result(row, what, Spread.of([tokens / t for t in times[OURS]]), "tokens/s")
 
 
 def _generating(subject: Subject, prompts: int) -> Callable[[], float]:
@@ -68,6 +80,9 @@ def position(bench: Bench) -> Iterator[Outcome]:
     """The time per token late in a sequence, relative to one near the start."""
     work = bench.workload
     late = min(_LATE, work.time - _AROUND - 1)
+    if late <= _EARLY:
+        yield Skipped("position", "the row", f"workload.time {work.time} has no positions far from {_EARLY}")
+        return
     subject = peers.build(bench.spec(OURS, work.generate_depth))
     assert isinstance(subject.model, LanguageModel)
     times: dict[str, list[float]] = {"late": [], "early": []}

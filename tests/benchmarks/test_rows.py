@@ -110,8 +110,28 @@ def test_generation_beside_who_can(bench: Bench) -> None:
     assert rows[1].what == "4 tokens after 3, L = 1, one prompt, vs. nanoGPT"
     assert rows[1].asked == "at least 4 x"
     assert [row.what for row in rows[2:] if isinstance(row, Result) and row.asked == ""] == [
-        f"4 tokens after 3, L = 1, one prompt, ours in {precision}, vs. nanoGPT" for precision in ("bf16", "int8")
+        *(f"4 tokens after 3, L = 1, one prompt, ours in {precision}, vs. nanoGPT" for precision in ("bf16", "int8")),
+        "4 tokens after 3, L = 1, one prompt, ours in int8, vs. ours in fp32",
     ]
+    rounded = next(row for row in results(iter(rows)) if "bf16, vs. ours in fp32" in row.what)
+    assert rounded.asked == "at least 1 x"
+    bf16, fp32 = rounded.figures["ours in bf16"], rounded.figures["ours"]
+    assert bf16.least / fp32.most <= rounded.value.median <= bf16.most / fp32.least
+
+
+def test_our_generation_is_measured_also_where_nobody_else_is(bench: Bench) -> None:
+    bench.__dict__["missing"] = dict.fromkeys(("Hugging Face", "nanoGPT"), "left out")
+    (row,) = results(generation.batch(bench))
+    assert (row.what, row.unit) == ("4 tokens after 3, L = 1, 2 prompts", "tokens/s")
+    assert row.value.median > 0
+
+
+def test_what_does_not_fit_into_the_context_is_not_measured(bench: Bench) -> None:
+    short = replace(bench, workload=replace(bench.workload, time=6))
+    for row in (generation.one_prompt, generation.batch, generation.position):
+        (skipped,) = row(short)
+        assert isinstance(skipped, Skipped)
+        assert skipped.what == "the row"
 
 
 def test_positions_stay_within_the_context(bench: Bench) -> None:
