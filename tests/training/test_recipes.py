@@ -58,6 +58,23 @@ def test_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     assert not torch.equal(ours["state_dict"][name], ours["current_model_state"][name])
 
 
+def test_a_model_of_unit_vectors_resumes_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    """nGPT: weights of length 1 after each step, learned scales, and the z-loss beside them."""
+    recipe = Path(__file__).parents[2] / "configs/recipes/ngpt.yaml"
+    corpus = tiny_corpus(tmp_path / "corpus.jsonl")
+    write_config(tmp_path / "tiny.yaml", {**tiny_config(corpus), "diagnostics": {"enabled": False}})
+    call = ("fit", "--config", "tiny.yaml", "--config", str(recipe), "--model.dropout", "0")
+    more = ("--model.optimization.z_loss", "1e-4", "--model.optimization.schedule", "constant")
+    must_run(*call, *more, "--trainer.max_steps", "24", "--name", "alone", cwd=tmp_path)
+    must_run(*call, *more, "--trainer.max_steps", "11", "--name", "first", cwd=tmp_path)
+    last = tmp_path / "runs/first/version_0/checkpoints/last.ckpt"
+    must_run("fit", "--ckpt_path", str(last), "--trainer.max_steps", "24", cwd=tmp_path)
+    alone, second = (checkpoint(tmp_path / f"runs/{run}") for run in ("alone/version_0", "first/version_1"))
+    assert all(torch.equal(second["state_dict"][name], value) for name, value in alone["state_dict"].items())
+    rows = alone["state_dict"]["model.blocks.0.attention.qkv.weight"].norm(dim=1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+
+
 def test_the_batch_grows_as_its_stages_say(folder: Path) -> None:
     """20 steps of warm-up are 10 of 1 and 10 of 2; one more, so that 4 divides what is done; 4 rows a micro-batch."""
     rows = {step: value for (tag, step), value in scalars(folder / "runs/tiny/version_0").items() if "rows" in tag}
