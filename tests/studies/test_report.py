@@ -167,7 +167,7 @@ def test_a_trend_that_the_seeds_do_not_show_is_none(tmp_path: Path) -> None:
     )
     said = sentences(steps, "trend", x="n_layer", y="val/perplexity")
     assert "falls from n_layer 1 to 4" in said
-    assert "of single steps are shown 1 to 2 (falls)" in said
+    assert "of single steps, 1 to 2 (falls) is shown" in said
     one = StudyResults(found.study, [result for result in found.results if result.cell.seed == 0])
     said = sentences(one, "trend", x="n_layer", y="val/perplexity")
     assert "was measured at 3 values of n_layer" in said
@@ -645,3 +645,20 @@ def test_products_and_settings_can_be_fitted_and_times_on_either_axis_are_marked
         assert "power law" in sentences(results, "fit", x="n_layer * cost/parameters", y=y)
     for options in ({"x": "cost/step_seconds", "y": "val/loss"}, {"x": "n_layer", "y": "n_layer * cost/step_seconds"}):
         assert "so nothing is concluded from it" in sentences(results, "fit", **options)
+
+
+def test_equal_figures_have_no_lowest_and_one_setting_no_name(tmp_path: Path) -> None:
+    made = study(tmp_path, grid={LAYERS: [1, 2]})
+    same = StudyResults(made, [finished(cell, values={"cost/parameters": 1000.0}) for cell in made.cells])
+    said = sentences(same, "compare", measure="cost/parameters", beside="n_layer 1")
+    assert "All settings have the same mean of parameters (1,000)." in said
+    falling = StudyResults(
+        made,
+        [finished(cell, values={"val/loss": 3.0 - cell.settings[LAYERS] + cell.seed / 1e3}) for cell in made.cells],
+    )
+    assert "Validation loss falls from n_layer 1 to 2." in sentences(falling, "gain", x="n_layer", y="val/loss")
+    theirs = {"name": "theirs", "axis": LAYERS, "values": {"val/loss": {2: 3.0, 1: 3.0}}}
+    still = StudyResults(study(tmp_path, grid={LAYERS: [1, 2]}, reference=theirs), falling.results)
+    said = sentences(still, "trend", x="n_layer", y="val/loss")
+    assert "from 1 to 2 their validation loss does not change" in said
+    assert "agrees" not in said

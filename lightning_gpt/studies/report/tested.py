@@ -20,4 +20,4 @@ def written(blocks: Sequence[Block]) -> list[Written]:
 
 def p_text(p: float) -> str:
     """A p-value in words: ``p = 0.012``, or ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3g}" if 0.045 < p < 0.055 else f"p = {p:.2g}"

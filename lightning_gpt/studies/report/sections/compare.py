@@ -80,6 +80,8 @@ class Compare(Section):
             return []
         what = measure(self.measure)
         best, worst = min(found, key=lambda label: found[label].mean), max(found, key=lambda label: found[label].mean)
+        if found[best].mean == found[worst].mean:
+            return [f"All settings have the same mean of {what.label} ({what.text(found[best].mean)}{what.suffix})."]
         low, high = (what.text(found[label].mean, found[label].half_width) for label in (best, worst))
         return [
             f"The lowest mean of {what.label} is that of {best} ({low}{what.suffix}), the highest that of {worst} "
@@ -112,7 +114,7 @@ class Compare(Section):
                 )
         left = len(tests) - len(lower) - len(higher)
         least = findable_text(what, list(tests.values()), count)
-        rest = [f"{_not_shown(left, len(tests))} from {self.beside} in {what.label}. {least}"]
+        rest = [f"{_not_shown(left, len(tests))} from {self.beside} in {what.label}. {least}"] if left else [least]
         caption = f"{capital(what.label)} of each setting minus that of {self.beside}."
         table = difference_table(what, tests, corrected, count, "setting", caption)
         return [Findings([*ends, *sides, *rest], self._answer(lower, higher, len(tests))), table]

@@ -22,6 +22,9 @@ from lightning_gpt.studies.report.sections.differences import (
 from lightning_gpt.studies.spec.measures import Measure, measure, number_text
 from lightning_gpt.studies.spec.study import Study
 
+_ALL = "all"
+"""The name of the one setting of a study that has no other axis."""
+
 
 @dataclass(frozen=True)
 class _Ends:
@@ -109,7 +112,7 @@ class Gain(Section):
         lines: dict[str, dict[float, Group]] = {}
         for group in groups(results):
             label = label_of(group.settings, results.study.axes, [axis])
-            lines.setdefault(label or "all", {})[group.settings[axis]] = group
+            lines.setdefault(label or _ALL, {})[group.settings[axis]] = group
         both = {label: _Ends(line[first], line[last]) for label, line in lines.items() if {first, last} <= line.keys()}
         return {label: ends for label, ends in both.items() if ends.gains(self.y)}
 
@@ -148,6 +151,8 @@ class Gain(Section):
         """In which settings the measure falls and in which it rises, as far as it is shown."""
         label, (falls, rises) = capital(measure(self.y).label), _sides(alone, corrected)
         ways = [("falls", falls), ("rises", rises)]
+        if [*alone] == [_ALL]:
+            return f"{label} {'falls' if falls else 'rises' if rises else 'is not shown to change'} {between}."
         parts = [f"{way} {between} with {'; '.join(names)}" for way, names in ways if names]
         left = len(alone) - len(falls) - len(rises)
         if not parts:
@@ -189,7 +194,7 @@ class Gain(Section):
         note = (
             f"The gain is by how much {what.label} falls {self._between(*ends_of_axis)}, seed by seed. p corrected: "
             f"Student's t test of whether it is 0, by Holm's method over the {count} "
-            f"{'tests' if count > 1 else 'test'} of this report."
+            f"{'test' if count == 1 else 'tests'} of this report."
         )
         at_ends = (f"{what.title}, {self.x} {number_text(end)}" for end in ends_of_axis)
         header = ["setting", *at_ends, f"gain{unit}, {1 - LEVEL:.0%} interval"]

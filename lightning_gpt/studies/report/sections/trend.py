@@ -172,7 +172,7 @@ class Trend(Section):
         each = ", ".join(
             f"{number_text(x)} to {number_text(y)} ({_verb(steps[x, y].difference > 0)})" for x, y in known
         )
-        single = f"; of single steps are shown {each}" if known else "; no single step is shown"
+        single = f"; of single steps, {each} {_be(len(known))} shown" if known else "; no single step is shown"
         if shown(p_of[ends]):
             return f"{_verb(end.difference > 0)} from {self.x} {a} to {b} ({change})", single
         return f"is not shown to change from {self.x} {a} to {b} ({change})", single
@@ -204,6 +204,10 @@ class _Against:
         if here * (their[b] - their[a]) > 0:
             return f"This agrees with {self.reference.name} in direction: {where} too ({factors})."
         return f"This differs from {self.reference.name}: {where}, ours {_verb(here > 0)} ({factors})."
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _direction(change: float) -> str:
