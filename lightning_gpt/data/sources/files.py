@@ -243,6 +243,7 @@ def _entries_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
+        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # noqa: B023 - used at once
         for name in names:
             entry = Path(parent, name)
             if _kind(entry) and entry.is_symlink() and not entry.exists():
