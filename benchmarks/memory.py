@@ -19,15 +19,17 @@ def missing(device: str) -> str | None:
 def peak_bytes(work: Callable[[], object], device: str, *more: Callable[[], object]) -> int:
     """The most memory that ``work``, and then each of ``more``, used at once, in bytes.
 
-    On CUDA this is the memory that torch allocated, with what graphs held already as a piece of work began. On a CPU it
-    is the resident set, which is exact only in a fresh process: memory that was freed earlier can be reused without
-    being counted.
+    On CUDA this is the memory that torch allocated, plus what graphs already held when that piece of work began. On a
+    CPU it is the resident set, which is exact only in a fresh process: memory that was freed earlier can be reused
+    without being counted.
     """
     gc.collect()
     if device == "cuda":
-        before, peaks = torch.cuda.memory_allocated(), []
+        torch.cuda.empty_cache()  # pools of graphs that are gone
+        device_here, peaks = torch.device("cuda", torch.cuda.current_device()), []
+        before = torch.cuda.memory_allocated() + held_by_graphs(device_here)
         for piece in (work, *more):
-            held = held_by_graphs(torch.device("cuda", torch.cuda.current_device()))
+            held = held_by_graphs(device_here)
             torch.cuda.reset_peak_memory_stats()
             piece()
             torch.cuda.synchronize()

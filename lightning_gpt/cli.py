@@ -91,7 +91,7 @@ def _report(error: BaseException) -> int:
         discard_output()
         return 1
     known = _known_cause(error)
-    # torch puts what a loader process raises at the end of a text of its own
+    # torch wraps an error of a loader process: its own text first, our message last
     message = str(known).rpartition(f"\nlightning_gpt.errors.{type(known).__name__}: ")[2]
     status = 2 if isinstance(known, CallError) else 1
     if known is None:

@@ -43,8 +43,8 @@ def _generation(
 ) -> Iterator[Outcome]:
     work = bench.workload
     if work.prompt + work.new_tokens > work.time:
-        longest = f"longer than workload.time {work.time}"
-        yield Skipped(row, "the row", f"{work.prompt} tokens of a prompt and {work.new_tokens} new ones are {longest}")
+        both = f"a prompt of {work.prompt} tokens and {work.new_tokens} new ones"
+        yield Skipped(row, "the row", f"{both} do not fit into workload.time, which is {work.time}")
         return
     for peer in (name for name in asked if name in bench.missing):
         yield Skipped(row, f"vs. {peer}", bench.missing[peer])
@@ -80,7 +80,7 @@ def position(bench: Bench) -> Iterator[Outcome]:
     """The time per token late in a sequence, relative to one near the start."""
     work = bench.workload
     late = min(_LATE, work.time - _AROUND - 1)
-    if late <= _EARLY:
+    if late - _EARLY < 2 * _AROUND:
         yield Skipped("position", "the row", f"workload.time {work.time} has no positions far from {_EARLY}")
         return
     subject = peers.build(bench.spec(OURS, work.generate_depth))

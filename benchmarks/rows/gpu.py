@@ -108,6 +108,6 @@ def _outcomes(bench: Bench, size: _Size, times: dict[str, list[float]], memory: 
 
 def _spec(bench: Bench, size: _Size, project: str) -> Spec:
     spec, workload = bench.spec(project, size.n_layer, bf16=True), size.workload
-    if project == _PEER:  # its own default: as many ids more as matrix units want
+    if project == _PEER:  # its own default: rounded up to a multiple of 64, which suits matrix units
         workload = replace(workload, vocab_size=64 * math.ceil(workload.vocab_size / 64))
     return replace(spec, workload=workload, compiled=True)

@@ -284,6 +284,8 @@ class TrainCLI(LightningCLI):
         check_nodes(trainer)
         if isinstance(trainer.strategy, MeshStrategy):
             trainer.strategy.meet(trainer.world_size)
+        elif layout.data != "auto":
+            layout.on(trainer.world_size)
         if folder is not None:
             metrics_file.join(trainer)
         # NonFinite does not check the steps that Spikes leaves out; RunSummary's last words come after all others

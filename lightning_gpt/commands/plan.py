@@ -26,7 +26,8 @@ _HELP = """usage: lightning-gpt plan [PLAN OPTIONS] [--config FILE ...] [OPTIONS
 
 Plan a training without running it: parameters, FLOPs, memory of each device, communication and time. The config is
 read as fit reads it. A layout in its parallel section is planned as it is; without one, the fastest that fits is
-searched, on --gpus devices, on as many as trainer.devices names above 1, or on the fewest that are enough.
+searched: on --gpus devices, else on those of trainer.devices and num_nodes if they are more than one, else on the
+fewest that are enough.
 
 plan options:
   --device NAME          kind of device, of the table (default: {device}): {names}
@@ -56,7 +57,8 @@ def plan_options(
     Args:
         device: Kind of device, by its name in the table.
         devices_file: YAML file with devices of the user's own.
-        gpus: Number of devices; when omitted, that of the config's layout, or the fewest that are enough.
+        gpus: Number of devices; when omitted, that of the config's layout or trainer if it is above 1, else the fewest
+            that are enough.
         share_of_peak: Rate of matrix products as a share of the device's peak.
         share_of_memory: Share of the device's memory that a process can use.
         json: Print JSON instead of tables.
@@ -78,7 +80,7 @@ def run(args: list[str]) -> None:
     own, fit = _divided(args)
     options = parse_function_call(plan_options, "plan", own)
     if options["json"] and options["slurm"]:
-        raise CallError("--json and --slurm cannot be combined: each prints something of its own")
+        raise CallError("--json and --slurm cannot be combined: each replaces what is printed")
     check_config_files(fit)
     device = _device(options["device"], options["devices_file"])
     from lightning_gpt.commands.planned_run import PlannedRun

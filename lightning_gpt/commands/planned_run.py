@@ -112,7 +112,7 @@ class PlannedRun:
         runs = runs_of(cli.asked["default_root_dir"], name)
         accelerator = str(cli.asked["accelerator"])
         is_elsewhere = accelerator != "auto" and (accelerator == "cpu") != (device.type == "cpu")
-        layout = cli.layout if cli.layout.is_chosen else None
+        layout = cli.layout if cli.layout.is_chosen or cli.layout.data != "auto" else None
         return cls(training, layout, _devices(cli.asked), name, runs, is_elsewhere)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Self
 
+from lightning_gpt.console import LinePace
 from lightning_gpt.data.prepare.parts import PartFile, Tally
 from lightning_gpt.data.prepare.workers import Progress
 
@@ -15,18 +16,18 @@ class ConsoleProgress(Progress):
         from rich.progress import Progress as Bar
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from lightning_gpt.console import LinePace, console, say
+        from lightning_gpt.console import console, say
 
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._line = self._bar.add_task("", total=None)
-        self._say, self._pace = say, LinePace()
+        self._say = say
         self._name = ""
         self._before, self._new = Tally(), Tally()
         self._started = 0.0  # set on entry
 
     def __enter__(self) -> Self:
-        self._started = monotonic()
+        self._started, self._pace = monotonic(), LinePace()
         self._bar.start()
         return self
 

@@ -155,14 +155,19 @@ def _run_all(runner: Runner, read: Study, display: Display, ray: str | None) -> 
         if results.finished:
             _report(results, runner.folder)
     failed = [result.cell.name for result in results.results if result.status == "failed"]
-    if read.alone is not None and ray is None:
-        timed = read_results(runner.study.costs, costs_folder(runner.folder))
-        failed += [f"{result.cell.name} (its times alone)" for result in timed if result.status == "failed"]
     if failed:
         names = "; ".join(failed[:3]) + (" and others" if len(failed) > 3 else "")
         raise WorkError(
             f"{len(failed)} of {len(runner.study.cells)} cells failed ({names}); the report gives their errors"
         )
+    if read.alone is not None and ray is None:
+        timed = read_results(runner.study.costs, costs_folder(runner.folder))
+        lacking = [result for result in timed if result.status == "failed"]
+        if lacking:
+            raise WorkError(
+                f"the times alone of {len(lacking)} of {len(timed)} settings could not be measured; the first, "
+                f"{lacking[0].cell.name}: {lacking[0].error}"
+            )
 
 
 def _elsewhere(work: Callable[..., _Result], *args: Any) -> _Result:

@@ -197,7 +197,8 @@ class TextData(L.LightningDataModule):
             assert state is not None
             self._tokenizer = Tokenizer.from_state_dict(state)
         if stage == "fit":
-            self.mark = self._train = None  # of an earlier training with this data; a checkpoint is loaded after this
+            if self.trainer is None or self.trainer.global_step == 0:
+                self.mark = self._train = None  # of an earlier training; a checkpoint is loaded after this
             self.stream()
             self._repeated_rows()
 
@@ -341,8 +342,7 @@ class TextData(L.LightningDataModule):
             CallError: The split has no text.
         """
         sizes = (self.block_size, self.batch_size, self.share.rank, self.share.size)
-        key = (part, self.tokenizer.fingerprint, *sizes)
-        if key not in self._eval:
+        if (key := (part, self.tokenizer.fingerprint, *sizes)) not in self._eval:
             texts = evaluation_documents(self.readers(part), self.eval_tokens)
             if sum(map(len, texts)) < 2:
                 raise CallError(f"the {part} split is empty: no text was found for it; raise {part}_share")

@@ -241,8 +241,7 @@ class Tokenizer:
             if isinstance(error, UnicodeError) or longest < _LONG_SPACE:
                 raise
             raise WorkError(
-                f"a document has {longest:,} spaces, tabs or line ends in a row, more than its tokenizer can read: "
-                f"shorten them"
+                f"{longest:,} spaces, tabs or line ends in a row are more than the tokenizer can read: shorten them"
             ) from None
         document = np.empty(len(ids) + 1, dtype=self.token_type)
         document[:-1] = ids

@@ -93,8 +93,8 @@ class Layout:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether the sizes are given here, and so not left to the trainer."""
-        return self.data != "auto" or any(getattr(self, axis) != 1 for axis in AXES if axis != "data")
+        """Whether an axis was given more than one device, so that the layout is set here and not by the trainer."""
+        return any(getattr(self, axis) not in (1, "auto") for axis in AXES)
 
     def refuse_unused(self) -> None:
         """Refuse options that would change nothing, because their axis has one device.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
+import lightning as L
 import pytest
 
 from lightning_gpt.data.ahead import Ahead
@@ -173,3 +174,20 @@ def test_a_second_training_begins_with_the_first_rows(tmp_path: Path) -> None:
     data.setup("fit")
     assert data.cursor is None
     assert first[0] == first[1]
+
+
+def test_a_training_that_goes_on_with_its_trainer_reads_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = 0
+    monkeypatch.setattr(L.Trainer, "global_step", property(lambda _: step))
+    data = data_of(Watched(10 * WINDOW), tmp_path)
+    data.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    data.trained_on(batch["mark"])
+    before = data.cursor
+    step = 1
+    data.setup("fit")
+    assert data.cursor == before
+    step = 0
+    data.setup("fit")
+    assert data.cursor is None

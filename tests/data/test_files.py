@@ -421,3 +421,23 @@ def test_linked_folders_are_read_and_a_link_to_nothing_is_refused(tmp_path: Path
     (tmp_path / "data" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
     with pytest.raises(CallError, match=r"gone\.txt' is a link to '.*nowhere\.txt', which does not exist"):
         Files([str(tmp_path / "data")])
+    (tmp_path / "data" / "gone.txt").unlink()
+    (tmp_path / "data" / "disk").symlink_to(tmp_path / "not mounted")
+    with pytest.raises(CallError, match=r"data/disk' is a link to '.*not mounted', which does not exist"):
+        Files([str(tmp_path / "data")])
+
+
+def test_a_folder_and_a_link_to_it_are_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "text.txt").write_text(name)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    source = Files([str(tmp_path)])
+    source.check()
+    assert [name for name, _ in source.input_files() or []] == ["a/text.txt", "b/text.txt"]
+
+
+def test_a_wrong_byte_after_a_mark_is_named_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfline one\nabc\xffdef")
+    with pytest.raises(WorkError, match=r"a\.txt, line 2: invalid UTF-8 \(byte 0xff at offset 15\)"):
+        list(Files([str(tmp_path)]).documents())

@@ -59,13 +59,7 @@ DROPPED = {"layer_drop": {"kind": "constant", "rate": 0.1}}
         (2, "interleaved", 5, {}, "and with schedule interleaved a multiple of it"),
         (2, "interleaved", 4, {"position": "t5"}, "share the table of position biases: use schedule 1f1b"),
         (2, "zero_bubble", 4, {"position": "t5"}, "share the table of position biases: use schedule 1f1b"),
-        (
-            2,
-            "zero_bubble",
-            4,
-            {"layer_drop": {"kind": "constant", "rate": 0.1}},
-            "layer_drop and parallel.schedule zero_bubble cannot be",
-        ),
+        (2, "zero_bubble", 4, DROPPED, "layer_drop and parallel.schedule zero_bubble cannot be combined"),
         (2, "zero_bubble", 4, {"layout": {"shard": 2}}, "set parallel.reshard to false, or use schedule 1f1b"),
     ],
 )

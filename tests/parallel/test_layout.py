@@ -21,7 +21,7 @@ def test_the_data_axis_takes_the_devices_that_are_left() -> None:
     assert Layout(data=2, shard=3).on(6) == Layout(data=2, shard=3)
     assert not Layout().is_chosen
     assert all(Layout(**{axis: 2}).is_chosen for axis in AXES)
-    assert Layout(data=1).is_chosen
+    assert not Layout(data=1).is_chosen
 
 
 @pytest.mark.parametrize(

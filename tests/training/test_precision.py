@@ -1,9 +1,11 @@
 """Mixed precision: chosen by what the hardware does fast, and training to the same loss."""
 
 import time
+from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.connector import _PRECISION_INPUT_STR_ALIAS_CONVERSION
 
 from lightning_gpt.training import precision
 from tests.processes import must_run, scalars, tiny_config, tiny_corpus, write_config
@@ -75,3 +77,11 @@ def test_bf16_mixed_trains_to_the_loss_of_fp32(losses: dict[str, float]) -> None
 @pytest.mark.parametrize("name", ["bf16-true", "16-mixed"])
 def test_the_other_precisions_train_too(name: str, losses: dict[str, float]) -> None:
     assert losses[name] == pytest.approx(losses["32-true"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("short", "name"), [(32, "32-true"), ("64", "64-true"), (16, "16-mixed"), ("bf16", "bf16-mixed")]
+)
+def test_short_names_of_precisions_are_those_of_lightning(short: Any, name: str) -> None:
+    assert precision.full_name(short) == precision.full_name(name) == name
+    assert _PRECISION_INPUT_STR_ALIAS_CONVERSION[str(short)] == name

@@ -236,19 +236,21 @@ def _entries_below(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> NoReturn:  # Path.rglob leaves such a folder out without a word
         raise refused_path(f"data folder {error.filename!r} cannot be read", error)
 
-    seen = set()
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        place = os.stat(parent)
-        if (place.st_dev, place.st_ino) in seen:  # a link leads back to where we have been
-            folders.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # noqa: B023 - used at once
-        for name in names:
-            entry = Path(parent, name)
-            if _kind(entry) and entry.is_symlink() and not entry.exists():
-                raise CallError(f"data file {str(entry)!r} is a link to {os.readlink(entry)!r}, which does not exist")
-            yield entry
+    seen: set[tuple[int, int]] = set()
+    roots = [folder]
+    for root in roots:  # linked folders come after all others, so that no file is found by a link that has a place
+        for parent, folders, names in os.walk(root, onerror=refuse):
+            place = os.stat(parent)
+            if (place.st_dev, place.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((place.st_dev, place.st_ino))
+            roots += sorted(link for name in folders if (link := Path(parent, name)).is_symlink())
+            for name in names:
+                entry = Path(parent, name)
+                if (_kind(entry) or not entry.suffix) and entry.is_symlink() and not entry.exists():
+                    raise CallError(f"{str(entry)!r} is a link to {os.readlink(entry)!r}, which does not exist")
+                yield entry
 
 
 def _expand(path: str) -> list[NamedFile]:
@@ -343,11 +345,12 @@ def _decompressed(raw: BinaryIO, compression: str) -> BinaryIO:
 def _decode(raw: bytes, file: Path, line: int | None = None) -> str:
     """The text of a file, or of one of its lines, without the byte-order mark that some editors begin a file with."""
     try:
-        return raw.decode("utf-8-sig" if line in (None, 1) else "utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = line or raw.count(b"\n", 0, error.start) + 1
         byte = raw[error.start]
         raise WorkError(f"{file}, line {line}: invalid UTF-8 (byte 0x{byte:02x} at offset {error.start})") from None
+    return text.removeprefix("\ufeff") if line in (None, 1) else text
 
 
 # the rest of a marker's line, including a title that continues on up to two more lines, up to the closing asterisks

@@ -29,9 +29,10 @@ def correlation_within(runs: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     """Whether y rises with x inside the runs; None where no run has three points that differ on both sides.
 
     Ranks are taken within each run, ties sharing their mean rank. What differs from run to run, such as a setting that
-    moves all layers at once, thus makes no correlation. The test permutes the points, in the same way in all runs that
-    have as many: such runs, above all those that differ in their seed, have much of the profile over their points in
-    common, so that they are no independent witnesses.
+    moves all layers at once, thus makes no correlation. The test permutes the points, with one permutation for all
+    runs that have the same number of points: such runs, above all those that differ in their seed, have much of their
+    profile in common, so they are not independent evidence. Points of smooth profiles are not independent either: the
+    test then errs more often than p says.
 
     Args:
         runs: The x and y of each run, of equal length.

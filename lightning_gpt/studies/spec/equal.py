@@ -16,7 +16,7 @@ STEP_KEYS = ("trainer.max_steps", "trainer.val_check_interval")
 """The options that are set for equal tokens or FLOPs."""
 
 BATCH_WARMUP = "model.init_args.optimization.batch_warmup"
-"""The option that makes the first steps smaller than the others."""
+"""The option that makes the batches of the first steps smaller."""
 
 WIDTH_KEY = "model.init_args.dim"
 """The option that is set for equal parameters."""

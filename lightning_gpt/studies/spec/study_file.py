@@ -265,7 +265,10 @@ class _Reader:
         if study.tune is not None and any(value_at(cell.config, "data.global_batch") for cell in study.cells):
             raise self.error("tune needs data.batch_size, not data.global_batch: a trial is validated at its last step")
         if any(value_at(cell.config, BATCH_WARMUP) for cell in study.cells):
-            told = "and optimization.batch_warmup cannot be combined: its first steps have fewer micro-batches"
+            told = (
+                "and optimization.batch_warmup cannot be combined: the first steps of a growing batch have fewer "
+                "micro-batches"
+            )
             if study.equal in AMOUNTS:
                 raise self.error(f"equal: {study.equal} {told}")
             if study.tune is not None:

@@ -123,9 +123,9 @@ class Cost(Callback):
     - ``cost/tokens_per_second``: tokens per step, over all processes, divided by that time. Both are of the steps with
       the most tokens, where the batch grows or an epoch ends in a smaller step.
     - ``cost/peak_memory_mb``: median over the steps of a step's peak, in MB of 10⁶ bytes. On CUDA
-      ``max_memory_allocated``, which includes the weights, and the memory in which graphs replay their steps; on a CPU
-      the growth of the resident set since before the first step: gradients, optimizer state, activations. On a CPU it
-      is logged under Linux only.
+      ``max_memory_allocated``, which includes the weights, and the memory that CUDA graphs keep for replayed steps; on
+      a CPU the growth of the resident set since before the first step: gradients, optimizer state, activations. On a
+      CPU it is logged under Linux only.
     - ``cost/parameters``: trainable parameters.
 
     Medians, because steps in which something is logged or saved do more than train; of the last 1,000 steps.
