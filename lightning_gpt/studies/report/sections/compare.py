@@ -117,7 +117,7 @@ class Compare(Section):
         rest = [f"{_not_shown(left, len(tests))} from {self.beside} in {what.label}. {least}"] if left else [least]
         caption = f"{capital(what.label)} of each setting minus that of {self.beside}."
         table = difference_table(what, tests, corrected, count, "setting", caption)
-        return [Findings([*ends, *sides, *rest], self._answer(lower, higher, len(tests))), table]
+        return [Findings([*ends, *sides, *filter(None, rest)], self._answer(lower, higher, len(tests))), table]
 
     def _answer(self, lower: list[str], higher: list[str], tested: int) -> str:
         label = measure(self.measure).label
