@@ -20,6 +20,11 @@ class Stopped(BaseException):
     """
 
 
+def invalid_unicode(error: UnicodeEncodeError) -> str:
+    """What is wrong with a text that UTF-8 cannot hold: half a character, which an escape in JSON can name."""
+    return f"invalid Unicode ({error.reason} at character {error.start})"
+
+
 def shortened(text: str, most: int) -> str:
     """``text`` on one line of at most ``most`` characters; of a longer one, the beginning and the end."""
     text = " ".join(text.split())

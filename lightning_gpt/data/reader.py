@@ -49,11 +49,8 @@ class Reader:
     def _encoded(self, number: int, text: str) -> np.ndarray:
         try:
             return self.tokenizer.encode_document(text)
-        except UnicodeEncodeError as error:
-            said = f"invalid Unicode ({error.reason} at character {error.start})"
         except WorkError as error:
-            said = str(error)
-        raise WorkError(f"source {self.source.name!r}, document {number + 1:,}: {said}")
+            raise WorkError(f"source {self.source.name!r}, document {number + 1:,}: {error}") from None
 
 
 class Windows:

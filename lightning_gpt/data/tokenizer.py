@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 import tiktoken
 
-from lightning_gpt.errors import CallError, WorkError, shortened
+from lightning_gpt.errors import CallError, WorkError, invalid_unicode, shortened
 from lightning_gpt.options import Range, check_option
 from lightning_gpt.system_error import refused_path
 
@@ -233,12 +233,18 @@ class Tokenizer:
         return np.array(self.encoding.encode_to_numpy(text, disallowed_special=()), dtype=np.uint32)
 
     def encode_document(self, text: str) -> np.ndarray:
-        """Token ids of ``text`` followed by ``<|endoftext|>``, ``(tokens + 1,)`` in :attr:`token_type`."""
+        """Token ids of ``text`` followed by ``<|endoftext|>``, ``(tokens + 1,)`` in :attr:`token_type`.
+
+        Raises:
+            WorkError: The text is not valid Unicode, or has more spaces in a row than can be read.
+        """
         try:
             ids = self.encoding.encode_to_numpy(text, disallowed_special=())
-        except ValueError as error:
+        except UnicodeEncodeError as error:
+            raise WorkError(invalid_unicode(error)) from None
+        except ValueError:
             longest = max(map(len, re.findall(r"\s+", text)), default=0)
-            if isinstance(error, UnicodeError) or longest < _LONG_SPACE:
+            if longest < _LONG_SPACE:
                 raise
             raise WorkError(
                 f"{longest:,} spaces, tabs or line ends in a row are more than the tokenizer can read: shorten them"

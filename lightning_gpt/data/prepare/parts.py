@@ -186,8 +186,6 @@ class PartWriter:
     def _tokens(self, text: str, origin: str) -> np.ndarray:
         try:
             return self.tokenizer.encode_document(text)
-        except UnicodeEncodeError as error:
-            raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
         except WorkError as error:
             raise WorkError(f"{origin}: {error}") from None
 

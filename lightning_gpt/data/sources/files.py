@@ -22,7 +22,7 @@ from lightning_gpt.data.sources.base import (
 )
 from lightning_gpt.data.sources.wikipedia import articles
 from lightning_gpt.data.split import SplitName
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError, WorkError, invalid_unicode
 from lightning_gpt.options import check_options
 from lightning_gpt.system_error import refused_path
 
@@ -150,8 +150,10 @@ class Files(Source):
                 raise WorkError(f"{origin}: JSON beyond Python's limits ({first_line(error)})") from None
             field = text_field(record, self.column, origin)
             if b"\\u" in line:  # an escape may name half of a character
-                with _refusing_halves(origin):
+                try:
                     field.encode()
+                except UnicodeEncodeError as error:
+                    raise WorkError(f"{origin}: {invalid_unicode(error)}") from None
             yield Document(field, origin)
         return passed
 
@@ -304,15 +306,6 @@ def _refusing(problem: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         raise WorkError(f"{problem}: {getattr(error, 'strerror', None) or first_line(error)}") from None
-
-
-@contextmanager
-def _refusing_halves(origin: str) -> Iterator[None]:
-    """Turn the error of text that is not valid Unicode into a WorkError."""
-    try:
-        yield
-    except UnicodeEncodeError as error:
-        raise WorkError(f"{origin}: invalid Unicode ({error.reason} at character {error.start})") from None
 
 
 _BUFFER = 2**16
