@@ -219,8 +219,8 @@ def _script(planned: "PlannedRun", made: "Plan", fit: list[str]) -> str:
         raise CallError(f"{devices} devices do not divide into nodes of {per_node}; set --gpus to a multiple of it")
     sizes = [f"--parallel.{name}={_typed(value)}" for name, value in made.layout.options().items() if value is not None]
     trainer = [f"--trainer.devices={per_node}", f"--trainer.num_nodes={devices // per_node}"]
-    if planned.is_elsewhere:
-        trainer.insert(0, f"--trainer.accelerator={'cpu' if made.device.type == 'cpu' else 'gpu'}")
+    if planned.accelerator is not None:
+        trainer.insert(0, f"--trainer.accelerator={planned.accelerator}")
     batches = _batches(planned, made)
     replaced = [option.partition("=")[0] for option in batches]
     kept = _without(fit, ("--parallel", *(option.partition("=")[0] for option in trainer), *replaced))

@@ -53,7 +53,7 @@ class PlannedRun:
         devices: The number of devices that it asks for; None if it leaves that to the machine.
         name: The name of the run.
         runs: The folder whose ``version_N`` are the runs of that name.
-        is_elsewhere: Whether the config's accelerator is another than the device that is planned for.
+        accelerator: The Trainer's flag for the device that is planned for; None if the config's is right.
     """
 
     training: Training
@@ -61,7 +61,7 @@ class PlannedRun:
     devices: int | None
     name: str
     runs: Path
-    is_elsewhere: bool
+    accelerator: str | None
 
     @classmethod
     def read(cls, fit: list[str], device: DeviceKind) -> "PlannedRun":
@@ -110,10 +110,10 @@ class PlannedRun:
         )
         name = str(cli.config.fit.name)
         runs = runs_of(cli.asked["default_root_dir"], name)
-        accelerator = str(cli.asked["accelerator"])
-        is_elsewhere = accelerator != "auto" and (accelerator == "cpu") != (device.type == "cpu")
+        wanted = "cpu" if device.type == "cpu" else "gpu"
+        accelerator = None if cli.asked["accelerator"] in ("auto", wanted, device.type) else wanted
         layout = cli.layout if cli.layout.is_chosen or cli.layout.data != "auto" else None
-        return cls(training, layout, _devices(cli.asked), name, runs, is_elsewhere)
+        return cls(training, layout, _devices(cli.asked), name, runs, accelerator)
 
 
 def _may_divide(strategy: object, precision: str) -> bool:

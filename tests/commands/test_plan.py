@@ -89,6 +89,11 @@ def test_the_trainers_devices_are_those_of_a_search_and_its_accelerator_that_of_
     assert "parallel.offload is true, which changes nothing while parallel.shard is 1" in done.stderr
     script = must_run(*PLAN, "plenty.yaml", "--gpus", "2", "--slurm", cwd=folder).stdout
     assert "--trainer.accelerator=gpu" in script, "the config trains on a CPU, and the device is none"
+    on_cpu = ("plan", "--config", "tiny.yaml", "--device", "CPU-EPYC-9654", "--gpus", "2", "--slurm")
+    assert "--trainer.accelerator" not in must_run(*on_cpu, cwd=folder).stdout, "the config's is right"
+    script = must_run(*on_cpu, "--trainer.accelerator", "gpu", cwd=folder).stdout
+    assert "--trainer.accelerator=cpu" in script
+    assert "gpu" not in script.partition(" fit ")[2]
 
 
 def test_what_does_not_fit_is_said_with_what_would(folder: Path) -> None:
