@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Self
 
-from lightning_gpt.console import LinePace
+from lightning_gpt.console import LinePace, console, say
 from lightning_gpt.data.prepare.parts import PartFile, Tally
 from lightning_gpt.data.prepare.workers import Progress
 
@@ -16,12 +16,9 @@ class ConsoleProgress(Progress):
         from rich.progress import Progress as Bar
         from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from lightning_gpt.console import console, say
-
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._line = self._bar.add_task("", total=None)
-        self._say = say
         self._name = ""
         self._before, self._new = Tally(), Tally()
         self._started = 0.0  # set on entry
@@ -34,7 +31,7 @@ class ConsoleProgress(Progress):
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
         if error is None:
-            self._say(self._figures)
+            say(self._figures)
 
     @property
     def _figures(self) -> str:
@@ -47,7 +44,7 @@ class ConsoleProgress(Progress):
         self._name = name
         self._before = sum((part.total for part in done), self._before)
         if done:
-            self._say(f"{name}: resuming after document {done[-1].end_document:,}")
+            say(f"{name}: resuming after document {done[-1].end_document:,}")
 
     def dismiss(self, parts: Sequence[PartFile]) -> None:
         """Subtract parts that were deleted."""
@@ -58,4 +55,4 @@ class ConsoleProgress(Progress):
         self._new = sum((part.total for part in parts), self._new)
         self._bar.update(self._line, description=f"{self._name}: {self._figures}")
         if self._bar.disable and self._pace.is_due():
-            self._say(f"{self._name}: {self._figures}")
+            say(f"{self._name}: {self._figures}")
