@@ -49,6 +49,11 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(above, below, strict=True)])
 
 
+def linearity(xs: Sequence[float], spreads: Sequence[Spread]) -> float:
+    """R² of a line through the medians; it needs three different ``xs`` to say anything."""
+    return statistics.correlation(xs, [spread.median for spread in spreads]) ** 2
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Wall time of ``work`` in seconds, with all the work it queues on ``device`` and none queued before."""
     start = clock(device)

@@ -5,7 +5,7 @@ It needs only torch and the requested project, so that it also runs in another e
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,19 +52,16 @@ class Worker:
         small = Spec.from_values({**spec, "n_layer": 1, "workload": {**spec["workload"], "vocab_size": 64, "time": 8}})
         peers.build(small).step()  # imports and initialisation do not belong to a step
 
-        held: list[Subject] = []
-
-        def first() -> None:
-            held.append(peers.build(asked))
-            with held[0].around():
-                held[0].step()
-
-        def others() -> None:
-            with held[0].around():
+        def steps() -> Iterator[None]:
+            subject = peers.build(asked)
+            with subject.around():
+                subject.step()
+                yield  # a graph exists from here on
                 for _ in range(_STEPS - 1):
-                    held[0].step()
+                    subject.step()
 
-        return peak_bytes(first, asked.device, others)
+        taken = steps()
+        return peak_bytes(lambda: next(taken), asked.device, lambda: next(taken, None))
 
     def attention_memory(self, spec: dict[str, Any]) -> int:
         """Peak memory in bytes of one attention layer's forward and backward pass."""

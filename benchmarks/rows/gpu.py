@@ -1,7 +1,6 @@
 """Training steps on a GPU, compiled, at the papers' sizes and GPT-2's."""
 
 import math
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ from benchmarks import peers
 from benchmarks.bench import OURS, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
-from benchmarks.rounds import Spread, interleaved, ratio, seconds
+from benchmarks.rounds import Spread, interleaved, linearity, ratio, seconds
 from benchmarks.subject import Subject
 from benchmarks.workload import Spec, Workload
 from lightning_gpt.planning.flops import training_flops_per_token
@@ -65,15 +64,15 @@ def papers(bench: Bench) -> Iterator[Outcome]:
     specs = {n: replace(bench.spec(OURS, n, bf16=True), compiled=True) for n in bench.workload.depths}
     memory = {n: bench.step_peak(spec) for n, spec in specs.items()}
     times = _step_times({f"L = {n}": peers.build(spec) for n, spec in specs.items()}, bench)
-    for n_layer, found in zip(specs, times.values(), strict=True):
+    figures = [Spread.of(found) for found in times.values()]
+    for n_layer, found, figure in zip(specs, times.values(), figures, strict=True):
         stated = f" (the papers state {_PAPER_MS[n_layer]} ms on their hardware)" if n_layer in _PAPER_MS else ""
         speeds = {OURS: Spread.of([bench.workload.tokens / t for t in found])}
         what = f"bf16 step, L = {n_layer}{stated}"
-        yield Result("papers", what, Spread.of(found).scaled(1e3), "ms", None, speeds, "tokens/s")
+        yield Result("papers", what, figure.scaled(1e3), "ms", None, speeds, "tokens/s")
         yield Result("papers", f"bf16 step, L = {n_layer}, memory", Spread.of([memory[n_layer] / 2**30]), "GiB")
     if len(specs) > 2:  # two points always lie on a line
-        r_squared = statistics.correlation(list(specs), [statistics.median(found) for found in times.values()]) ** 2
-        yield Result("papers", "bf16 step by depth, R² of a line", Spread.of([r_squared]), "")
+        yield Result("papers", "bf16 step by depth, R² of a line", Spread.of([linearity([*specs], figures)]), "")
 
 
 def _step_times(subjects: dict[str, Subject], bench: Bench) -> dict[str, list[float]]:

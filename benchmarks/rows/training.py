@@ -1,6 +1,5 @@
 """Training steps: compared with other projects and with the machine's peak, and by depth."""
 
-import statistics
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +9,7 @@ from benchmarks import peers
 from benchmarks.bench import OURS, PRODUCT, Bench
 from benchmarks.report import Outcome
 from benchmarks.result import Result, Skipped, Target
-from benchmarks.rounds import Spread, interleaved, ratio
+from benchmarks.rounds import Spread, interleaved, linearity, ratio
 from benchmarks.subject import Subject
 from lightning_gpt.models import GPT
 from lightning_gpt.planning.flops import training_flops_per_token
@@ -66,9 +65,9 @@ def depth(bench: Bench) -> Iterator[Outcome]:
         return
     with bench.steppers({f"L = {n_layer}": bench.spec(OURS, n_layer) for n_layer in depths}) as steps:
         figures = {name: Spread.of(times) for name, times in interleaved(steps, bench.rounds).items()}
-    r_squared = statistics.correlation(depths, [spread.median for spread in figures.values()]) ** 2
     what = "step time by depth, R² of a line"
-    yield Result("depth", what, Spread.of([r_squared]), "", Target(0.99, "at least"), figures, "s")
+    line = Spread.of([linearity(depths, [*figures.values()])])
+    yield Result("depth", what, line, "", Target(0.99, "at least"), figures, "s")
 
 
 def compiled(bench: Bench) -> Iterator[Outcome]:
