@@ -11,7 +11,7 @@ import pytest
 from lightning_gpt.commands import study as command
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models import GPT, GPTConfig
-from tests.processes import must_run, tiny_config, tiny_corpus, write_config
+from tests.processes import must_run, run_command, tiny_config, tiny_corpus, write_config
 from tests.studies.helpers import LAYERS
 
 RATE = "model.init_args.optimization.lr"
@@ -198,3 +198,31 @@ def test_settings_of_equal_parameters_differ_in_width(tmp_path: Path) -> None:
     assert f"by their width: n_layer 1: 32, n_layer 4: {widths[1]}" in (
         (tmp_path / "out/report.md").read_text().replace("\\", "")
     )
+
+
+FAILS_ALONE = """
+import lightning as L
+
+
+class FailsAlone(L.Callback):
+    def on_train_start(self, trainer, pl_module):
+        if trainer.max_steps < 8:
+            raise RuntimeError("the times alone are too much")
+"""
+
+
+def test_times_alone_that_cannot_be_measured_end_the_study_with_their_error(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAILS_ALONE)
+    config = tiny_config(tiny_corpus(tmp_path / "corpus.jsonl"), max_steps=8, val_check_interval=8)
+    config["trainer"]["callbacks"] = [{"class_path": "mine.FailsAlone"}]
+    config |= {"samples": {"prompts": []}, "diagnostics": {"enabled": False}}
+    del config["name"], config["seed_everything"]
+    content = {"name": "tiny", "config": config, "measure": ["val/loss", "cost/step_seconds"], "alone": {"steps": 4}}
+    write_config(tmp_path / "tiny.yaml", content)
+    call = ("study", "--config", "tiny.yaml", "--folder", "out", "--trust", "mine.py")
+    done = run_command(*call, cwd=tmp_path, timeout=300)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "the times alone of 1 of 1 settings could not be measured" in last
+    assert "the times alone are too much" in last
+    assert (tmp_path / "out/report.md").exists()
