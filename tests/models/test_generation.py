@@ -339,7 +339,7 @@ CALLS: list[Callable[[LanguageModel, Tensor], Tensor]] = [
 ]
 
 
-@pytest.mark.cpu("a device says late that an id is wrong, and then ends")
+@pytest.mark.cpu("a device reports a wrong id late, and then aborts")
 @pytest.mark.parametrize("call", CALLS)
 def test_a_prompt_outside_the_vocabulary_is_refused(call: Callable[[LanguageModel, Tensor], Tensor]) -> None:
     with pytest.raises(CallError, match=rf"token id {VOCAB} is outside the vocabulary of {VOCAB}"):

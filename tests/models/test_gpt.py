@@ -291,7 +291,7 @@ def test_a_sequence_longer_than_block_size_is_refused_with_the_limit_and_a_remed
         getattr(small_gpt(), call)(*arguments)
 
 
-@pytest.mark.cpu("a device says late that an id is wrong, and then ends")
+@pytest.mark.cpu("a device reports a wrong id late, and then aborts")
 @pytest.mark.parametrize("call", ["forward", "loss", "token_nll", "next_logits", "generate"])
 @pytest.mark.parametrize("wrong", [12, 50256, -1, -100])
 def test_an_id_outside_the_vocabulary_is_refused_with_the_id_and_the_range(wrong: int, call: str) -> None:

@@ -201,7 +201,7 @@ def test_where_every_target_is_ignored_loss_and_gradients_are_zero() -> None:
         assert linear_cross_entropy(hidden, weight, targets).item() == 0
 
 
-@pytest.mark.cpu("a device says late that an id is wrong, and then ends")
+@pytest.mark.cpu("a device reports a wrong id late, and then aborts")
 @pytest.mark.parametrize("function", [linear_cross_entropy, token_nll])
 @pytest.mark.parametrize("wrong", [5, 999, -1, -5, -101])
 def test_a_target_outside_the_vocabulary_is_refused_and_not_taken_for_another(
