@@ -78,6 +78,8 @@ def text_of(said: dict[str, Any], folder: Path) -> str:
 def test_the_output_is_a_file_that_must_not_exist(generate: Any, folder: Path) -> None:
     options = ("--prompts", "prompts.jsonl", "--max_new_tokens", "3")
     _, printed, _ = generate(*options)
+    (folder / "marked.jsonl").write_text("\ufeff" + (folder / "prompts.jsonl").read_text())
+    assert generate("--prompts", "marked.jsonl", *options[2:])[1] == printed, "a byte-order mark is no JSON"
     assert generate(*options, "--output", "out.jsonl")[0] == 0
     assert (folder / "out.jsonl").read_text() == printed
     status, _, said = generate(*options, "--output", "out.jsonl")

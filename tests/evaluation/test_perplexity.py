@@ -180,6 +180,9 @@ def test_the_command_prints_a_table_or_json(folder: Path, ours: Any, capsys: Any
     expected = score_texts(*ours, [TEXT], ReadingOptions(48, 16), CPU)
     assert said["perplexity"] == pytest.approx(expected.perplexity)
     assert (said["window"], said["stride"], said["scored"]) == (48, 16, expected.scored)
+    (folder / "marked.txt").write_text("\ufeff" + TEXT)
+    assert call(*("marked.txt" if each == "text.txt" else each for each in options), "--json", "true") == 0
+    assert json.loads(capsys.readouterr().out) == said, "a byte-order mark is no text"
     assert call(*options) == 0
     table = capsys.readouterr().out
     assert f"perplexity per token          {expected.perplexity:,.4f}" in table
