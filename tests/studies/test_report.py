@@ -594,6 +594,18 @@ def test_measure_that_a_run_has_not_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_section_that_has_no_figures_is_named(tmp_path: Path) -> None:
+    found = results(
+        tmp_path, report=["table", {"layers": {"diagnostic": "rms"}}, {"layers": {"diagnostic": "token_cosine"}}]
+    )
+    write_report(found, tmp_path)
+    text = (tmp_path / "report.md").read_text().replace("\\", "")
+    assert "Left out, because too few finished cells have the figures: layers (diagnostic rms)." in text
+    nothing = StudyResults(found.study, [CellResult(cell, "missing") for cell in found.study.cells])
+    write_report(nothing, tmp_path)
+    assert "Left out" not in (tmp_path / "report.md").read_text(), "that nothing is finished says it"
+
+
 def test_results_are_read_back_and_a_changed_config_is_another_cell(tmp_path: Path) -> None:
     found = results(tmp_path)
     for result in found.results[:2]:

@@ -66,9 +66,11 @@ def _named_apart(blocks: Sequence[Written]) -> list[Written]:
 
 
 def report_blocks(results: StudyResults) -> list[Written]:
-    """The report in order: question and answer, missing cells, findings, sections, how it was made."""
+    """The report in order: question and answer, missing figures, findings, sections, how it was made."""
     study = results.study
-    blocks = written([block for name, options in study.report for block in make_section(name, options).blocks(results)])
+    sections = [(name, options, make_section(name, options).blocks(results)) for name, options in study.report]
+    empty = [_section_text(name, options) for name, options, content in sections if not content]
+    blocks = written([block for *_, content in sections for block in content])
     blocks = [
         block for block in [*blocks, *tuning_blocks(results)] if not isinstance(block, Findings) or block.sentences
     ]
@@ -81,15 +83,15 @@ def report_blocks(results: StudyResults) -> list[Written]:
     return [
         *([Lead(" ".join(lead))] if lead else []),
         *([Text(f"The question: {study.question}")] if study.question else []),
-        *_missing(results),
+        *_missing(results, empty),
         *more,
         *blocks,
         *_how(results),
     ]
 
 
-def _missing(results: StudyResults) -> list[Written]:
-    """Which cells have no figures, and why."""
+def _missing(results: StudyResults, empty: Sequence[str]) -> list[Written]:
+    """Which cells have no figures, and why; ``empty``: the sections that no finished cell has figures for."""
     others = [result for result in results.results if result.status != "finished"]
     absent = [
         f"{tag} of {result.cell.name}"
@@ -106,7 +108,15 @@ def _missing(results: StudyResults) -> list[Written]:
     if absent:
         more = f" and {len(absent) - 6} more" if len(absent) > 6 else ""
         blocks.append(Text(f"Not measured, or not finite: {', '.join(absent[:6])}{more}."))
+    if empty and results.finished:
+        blocks.append(Text(f"Left out, because too few finished cells have the figures: {', '.join(empty)}."))
     return blocks
+
+
+def _section_text(name: str, options: dict[str, Any]) -> str:
+    """A section as the study file asks for it, on one line."""
+    of = ", ".join(f"{option} {value}" for option, value in options.items())
+    return f"{name.rpartition('.')[2]}{f' ({of})' if of else ''}"
 
 
 def _how(results: StudyResults) -> list[Written]:
