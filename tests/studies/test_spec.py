@@ -57,6 +57,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"reference": {"name": "x", "axis": LAYERS, "values": {"val/loss": {1: 3.0, "two": 2.0}}}},
         "reference: values holds 'two'; the values of .*n_layer are numbers",
     ),
+    "reference of what is not measured": (
+        {"reference": {"name": "x", "axis": LAYERS, "values": {"test/loss": {1: 3.0}}}},
+        "reference: values has test/loss, which measure does not list",
+    ),
     "axis of the variants' name": (
         {"grid": {"variant": [1, 2]}},
         "grid: variant is the name of the axis that variants",
@@ -156,6 +160,14 @@ def test_preset_lies_over_the_study(tmp_path: Path) -> None:
         study(tmp_path, presets={"cpu": preset, "paper": None})
     with pytest.raises(CallError, match="no preset 'gpu'; it has cpu, paper"):
         study(tmp_path, preset="gpu", presets={"cpu": preset, "paper": None})
+
+
+def test_a_preset_can_do_without_what_the_study_has(tmp_path: Path) -> None:
+    whole = {"tune": TUNE, "alone": {"steps": 3}, "equal": "flops", "config": {"trainer": {"max_steps": 3}}}
+    presets = {"same": {}, "less": {"tune": None, "alone": None, "equal": None}}
+    same, less = (study(tmp_path, preset=name, presets=presets, **whole) for name in presets)
+    assert (same.tune is not None, same.alone, same.equal) == (True, 3, "flops")
+    assert (less.tune, less.alone, less.equal) == (None, None, "")
 
 
 def test_keys() -> None:

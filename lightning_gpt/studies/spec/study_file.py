@@ -110,9 +110,9 @@ class _Reader:
             report=[self._section(entry) for entry in self.sequence("report", ["table"])],
             reference=self._reference(grid),
             preset=preset or "",
-            tune=over.tune() or self.tune(),
-            alone=over.alone() or self.alone(),
-            equal=over.equal() or self.equal(),
+            tune=(over if "tune" in over.content else self).tune(),
+            alone=(over if "alone" in over.content else self).alone(),
+            equal=(over if "equal" in over.content else self).equal(),
         )
         self._check_overlaps(study)
         self._check_needs(study)
@@ -171,10 +171,10 @@ class _Reader:
 
     def equal(self) -> str:
         """What all settings train with as much of; empty for their own steps."""
-        value = self.content.get("equal", "")
-        if value not in ("", *AMOUNTS, PARAMETERS):
+        value = self.content.get("equal")
+        if value not in (None, "", *AMOUNTS, PARAMETERS):
             raise self.error(f"equal is {value!r}; it must be {', '.join(AMOUNTS)} or {PARAMETERS}")
-        return str(value)
+        return value or ""
 
     def alone(self) -> int | None:
         """The steps in which times are measured alone; None for not at all."""
@@ -277,6 +277,9 @@ class _Reader:
         if study.tune is not None and unvalidated:
             raise self.error("tune chooses by validations, and trainer.limit_val_batches 0 leaves them out")
         saves = "trainer.enable_checkpointing"
+        unmeasured = [tag for tag in (study.reference.values if study.reference else ()) if tag not in study.measure]
+        if unmeasured:
+            raise self.error(f"reference: values has {unmeasured[0]}, which measure does not list")
         tests = [tag for tag in study.measure if tag.startswith("test/")]
         if tests and any(value_at(cell.config, saves) is False for cell in study.cells):
             raise self.error(f"{tests[0]} is measured from a checkpoint, but {saves} is false")
