@@ -175,6 +175,12 @@ class GPT(LanguageModel):
         """Run layer ``layer`` on the residual stream ``(batch, time, n_stream dim)``; the shape is unchanged."""
         return self.layers[layer](x, context if context.cache is None else context.at_layer(layer))
 
+    def entering(self, layer: int, x: Tensor, context: Context) -> Tensor:
+        """What the block of ``layer`` is given: the stream itself, or what a loop that begins there makes of it."""
+        looping = self.config.looping()
+        step = None if looping is None else looping.begins(layer)
+        return x if step is None else self.injection.begin(x, context, step)  # type: ignore[union-attr]
+
     def passed_on(self, layer: int, context: Context) -> dict[Hashable, Tensor]:
         """What has been carried so far, without what no later layer reads."""
         passes_on = self.each_block()[layer].unwrapped.passes_on

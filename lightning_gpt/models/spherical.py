@@ -32,6 +32,7 @@ class SphericalUpdate(Block):
     """
 
     ends_normed = True
+    norms_input = False
     keeps_stream = False
     adds_updates = False
     zero_branches_pass = False

@@ -19,7 +19,9 @@ def start(model: LanguageModel, optimization: Optimization) -> None:
     if optimization.qk_clip is not None:
         require_clippable(model)
     if optimization.unit_weights:
-        UnitWeights(model).apply()
+        unit = UnitWeights(model)
+        unit.apply()
+        unit.require()
 
 
 def needs_copies(optimization: Optimization) -> list[str]:
@@ -57,6 +59,8 @@ class AfterStep:
             refuse_spread(optimization)
         self._clip = None if tau is None else QKClip(model, tau, largest)
         self._unit = UnitWeights(model) if optimization.unit_weights else None
+        if self._unit is not None:
+            self._unit.require()  # the run may start from other weights than fresh ones
 
     def end_step(self, taken: bool) -> None:
         """Apply the rules.

@@ -26,6 +26,7 @@ from lightning_gpt.models.materialise import outline
 from lightning_gpt.models.memory.gpt import gpt_with
 from lightning_gpt.models.one_pass import has_triton
 from lightning_gpt.models.registry import Given
+from lightning_gpt.models.rounding import ceiling
 from lightning_gpt.parallel.norms import clip_norm, clip_value, gradients
 from lightning_gpt.parallel.strategy import MeshStrategy, gradient_norm
 from lightning_gpt.training import resumed
@@ -207,7 +208,7 @@ class LanguageModule(EvaluatedModule):
                 "optimization.batch_warmup changes the number of optimizer steps in an epoch: "
                 "set --trainer.max_steps, and --trainer.max_epochs -1"
             )
-        warmup_steps = math.ceil(o.batch_warmup * steps)
+        warmup_steps = ceiling(o.batch_warmup * steps)
         self._stages = batch_stages(self.trainer.accumulate_grad_batches, warmup_steps) if warmup_steps else ()
         fused = False if self.trainer.precision == "16-mixed" else None
         half = torch.bfloat16 if self.trainer.precision in ("bf16-mixed", "bf16-true") else None

@@ -1,6 +1,5 @@
 """How the weights are trained: the options, and the optimizer and learning-rate schedule built from them."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.layer import all_matrices
+from lightning_gpt.models.rounding import ceiling
 from lightning_gpt.options import NotNegative, Positive, Share, ShareBelowOne, check_options
 from lightning_gpt.training.muon import Muon, MuonOptions, hidden_matrices
 from lightning_gpt.training.mup import MuP, learning_rates
@@ -73,6 +73,10 @@ class Optimization:
             raise CallError(
                 "optimization.mup scales weights and unit_weights sets their lengths: leave one of them out"
             )
+        if self.unit_weights and self.qk_clip is not None:
+            raise CallError(
+                "optimization.qk_clip shortens vectors and unit_weights sets their lengths: leave one of them out"
+            )
         if self.schedule == "wsd" and self.warmup + self.stable > 1:
             raise CallError(
                 f"warmup {self.warmup} and stable {self.stable} are shares of the steps; together they exceed 1"
@@ -80,14 +84,14 @@ class Optimization:
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """The learning rate of optimizer step ``step`` (0 is the first) of ``total_steps``, as a share of ``lr``."""
-        warmup_steps = math.ceil(self.warmup * total_steps)
+        warmup_steps = ceiling(self.warmup * total_steps)
         if step < warmup_steps:
             return warmed_up(step, warmup_steps)
         if self.schedule == "constant":
             return 1.0
         stable_steps = round(self.stable * total_steps) if self.schedule == "wsd" else 0
         start = warmup_steps + stable_steps
-        if stable_steps and step >= start == total_steps - 1:
+        if start and step >= start == total_steps - 1:
             return self.final_lr  # all of the decay is the last step
         progress = min(1.0, max(0, step - start) / max(1, total_steps - 1 - start))
         return decayed(progress, self.decay_shape if self.schedule == "wsd" else self.schedule, self.final_lr)

@@ -7,6 +7,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.layer import Matrix, all_matrices
 
+_ROUNDING = 0.02
+"""A length may differ from 1 by this much: weights in bf16 do by up to 0.004."""
 _TABLES = ("vocabulary", "position")
 """What a table of vectors reads: its rows are the vectors that it adds to the stream."""
 
@@ -35,6 +37,23 @@ class UnitWeights:
             raise CallError(f"optimization.unit_weights needs a model without biases, and {biases[0]} is one: {remedy}")
         along = [(matrix.weight, _dimension(matrix)) for matrix in matrices]
         self._along = [(weight, dimension) for weight, dimension in along if dimension is not None]
+        self._names = names
+
+    def require(self) -> None:
+        """Refuse vectors that the first step would make much longer or shorter, and so change the function.
+
+        Raises:
+            CallError: There is one, such as one that starts at 0.
+        """
+        for weight, dimension in self._along:
+            lengths = weight.detach().float().norm(dim=dimension).flatten()
+            furthest = float(lengths[(lengths - 1).abs().argmax()])
+            if abs(furthest - 1) > _ROUNDING:
+                raise CallError(
+                    f"optimization.unit_weights needs vectors of length 1 to start from, and {self._names[id(weight)]} "
+                    f"has one of length {furthest:.3g}: leave out what starts weights at 0 (zero_projections, grow), "
+                    f"or start from a model that was trained with unit_weights"
+                )
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -13,6 +13,7 @@ from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.adapters import LoRA, adapt
+from lightning_gpt.models.block import blocks
 from tests.analysis.copying_model import VOCAB, copying_model
 from tests.models.helpers import random_ids, randomise
 from tests.models.variants import SIZES, build
@@ -215,6 +216,17 @@ def test_what_the_first_layer_writes_for_a_token_is_its_value_circuit(attention:
     matrices = view.mixer.head_matrices()
     written = torch.einsum("btd,hdk,hke->bte", trace[view.input_name], matrices.w_v, matrices.w_o)
     torch.testing.assert_close(written, trace["blocks.0.attention.output"], **CLOSE)
+
+
+@pytest.mark.parametrize("residual", blocks.names)
+def test_a_layer_s_queries_are_made_of_what_its_view_says_its_heads_read(residual: str) -> None:
+    model = randomise(of({"residual": residual, "bias": False}), std=0.3)
+    for view, view_before in zip(model.block_views()[1:], model.block_views(), strict=False):
+        read, queries = view.input_name or view_before.stream_name, f"{view.mixer_name}.q"
+        with torch.no_grad(), model.record([read, queries]) as trace:
+            model(IDS)
+        made = torch.einsum("btd,hdk->bhtk", trace[read], view.mixer.head_matrices().w_q)
+        torch.testing.assert_close(made, trace[queries], **CLOSE)
 
 
 @pytest.mark.parametrize("residual", ["pre", "parallel", "none", "layerscale", "rezero", "multiplied", "depth_scaled"])

@@ -22,6 +22,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"position": "alibi"},
     {"n_unique": 1},
     {"ffn": {"kind": "moe", "n_expert": 4}},
+    *({"loop": {"kind": "recurrent_depth", "core": 1, "injection": injection}} for injection in ("adapter", "add")),
+    {"loop": {"kind": "recurrent_depth", "prelude": 0, "core": 2, "coda": 0}},
 ]
 
 
@@ -42,9 +44,9 @@ def by_formula(model: GPT, ids: Tensor, n_prompt: int, confidence: float) -> tup
     for length in range(n_prompt + 1, ids.shape[1] + 1):
         context = model.context(ids[:, :length])
         x, this = model.embed(ids[:, :length], context), N_LAYER
-        for layer, block in enumerate(model.blocks):
+        for layer in range(N_LAYER):
             inside = torch.tensor([layer < n for n in [*left, this]])
-            x = torch.where(inside[:, None], block(x, context), x)
+            x = torch.where(inside[:, None], model.layer(layer, x, context), x)
             first, second = (
                 model.head.few(model.final_norm(model.narrowed(x))[:, -1]).softmax(-1).topk(2).values[0].tolist()
             )

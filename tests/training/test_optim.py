@@ -1,6 +1,7 @@
 """AdamW's groups and the learning rate over the steps."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -62,6 +63,21 @@ def test_decays_end_where_they_should() -> None:
     assert factor("linear", 100) == pytest.approx(0.1)
     cosine = [factor("cosine", step) for step in range(101)]
     assert cosine == sorted(cosine, reverse=True)
+
+
+@pytest.mark.parametrize(("warmup", "steps", "expected"), [(0.07, 100, 7), (0.28, 10_000, 2800), (0.1, 15, 2)])
+def test_a_share_of_the_steps_is_the_number_worked_out_by_hand(warmup: float, steps: int, expected: int) -> None:
+    factors = [Optimization(warmup=warmup).lr_factor(step, steps) for step in range(expected + 1)]
+    assert factors.index(1.0) == expected - 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": "linear"}, {"schedule": "cosine"}, {"schedule": "wsd", "stable": 0.0}]
+)
+def test_a_decay_of_one_step_ends_where_a_longer_one_does(options: dict[str, Any]) -> None:
+    short = Optimization(warmup=0.9, final_lr=0.2, **options)
+    assert [short.lr_factor(step, 10) for step in (7, 8, 9)] == pytest.approx([8 / 9, 1.0, 0.2])
+    assert Optimization(warmup=0.0, **options).lr_factor(0, 1) == 1.0, "a run of one step has its rate"
 
 
 def test_schedule_moves_the_optimizer() -> None:

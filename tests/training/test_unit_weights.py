@@ -66,6 +66,15 @@ def test_it_is_an_optimizer_step_and_then_the_norms(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours.detach(), theirs.detach(), rtol=1e-9, atol=1e-12)
 
 
+def test_weights_of_another_length_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    class Loaded(L.Callback):
+        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            pl_module.model.blocks[1].attention.w_o.weight.data.mul_(1.1)
+
+    with pytest.raises(CallError, match=r"blocks\.1\.attention\.w_o\.weight has one of length 1\.1: .* with unit_"):
+        fit(module_of(), tmp_path, Loaded())
+
+
 def test_a_step_that_is_not_taken_changes_no_bit(tmp_path: Path) -> None:
     module = module_of(convolution="canon")
     before = copy.deepcopy(module.model.state_dict())
@@ -81,6 +90,10 @@ def test_a_step_that_is_not_taken_changes_no_bit(tmp_path: Path) -> None:
             {"token_routing": {"kind": "mixture_of_depths", "every": 1}, "residual": "pre"},
             "without biases, and blocks.0.router.predictor.up.bias is one: leave out the part that has it",
         ),
+        (
+            {"zero_projections": True, "residual": "pre"},
+            "w_o.weight has one of length 0: leave out what starts weights at 0 (zero_projections, grow), or",
+        ),
         ({"lora": LoRA(rank=2)}, "model.lora and optimization.unit_weights cannot be combined"),
     ],
     ids=str,
@@ -94,6 +107,8 @@ def test_what_does_not_suit_it_is_refused(config: dict[str, Any], message: str) 
 def test_it_is_for_whole_models_that_nothing_else_scales() -> None:
     with pytest.raises(CallError, match="leave one of them out"):
         Optimization(unit_weights=True, mup=MuP(base_dim=8))
+    with pytest.raises(CallError, match="qk_clip shortens vectors and unit_weights sets their lengths: leave one of"):
+        Optimization(unit_weights=True, qk_clip=100.0)
     with pytest.raises(CallError, match=r"unit_weights is for a GPT; this model is a single_head"):
         SingleHeadModule(Optimization(unit_weights=True), dim=8, vocab_size=17)
     with pytest.raises(CallError, match=r"optimization\.unit_weights and parallel cannot be combined"):

@@ -112,5 +112,6 @@ class EarlyExit:
     def _propagate(self, layer: int, x: Tensor, context: Context) -> None:
         """Store the keys and values that ``layer`` computes from a stream that has already exited."""
         block, within = self.model.each_block()[layer].unwrapped, context.at_layer(layer)
-        _, k, v = block.attention.heads(block.attention_input(x, within), within)
+        read = block.attention_input(self.model.entering(layer, x, context), within)
+        _, k, v = block.attention.heads(read, within)
         cast(KeyValues, within.state).append(k, v, within.positions, within.lengths)

@@ -112,6 +112,12 @@ class Injection(Layer):
     def flops(self, positions: Tensor) -> float:
         return self.n_loop * super().flops(positions)
 
+    def begin(self, x: Tensor, context: Context, step: int) -> Tensor:
+        """What loop ``step`` begins with, made of the state; of the prelude's output, where it is the first one."""
+        prelude = context.shared.carried.made("prelude", lambda: x)
+        context.shared.initial_stream(prelude)  # without a prelude, before anything is injected
+        return self(torch.zeros_like(x) if step == 0 else x, prelude, step)  # type: ignore[no-any-return]
+
     def forward(self, state: Tensor, prelude: Tensor, step: int) -> Tensor:
         """What loop ``step`` begins with, made of the state and the prelude's output, both ``(batch, time, dim)``."""
         entering = state + prelude if self.adapter is None else self.adapter(torch.cat([state, prelude], dim=-1))
@@ -134,7 +140,4 @@ class BeginsLoop:
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """Run the layer: the state to the same shape; the first loop is given the prelude's output instead."""
-        prelude = context.shared.carried.made("prelude", lambda: x)
-        context.shared.initial_stream(prelude)  # without a prelude, before anything is injected
-        state = torch.zeros_like(x) if self.step == 0 else x
-        return self.run(self.injection(state, prelude, self.step), context)
+        return self.run(self.injection.begin(x, context, self.step), context)
