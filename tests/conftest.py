@@ -13,6 +13,8 @@ from tests.shared_server import offer_server
 
 # the tests run a process a core and one more, and threads that wait for one only cost time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# torch has read it already where the tests run in this process (-n0): sums must not differ from those of the commands
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]))
 
 # whatever the environment says: dozens of processes would each compile the package anew
 sys.dont_write_bytecode = False

@@ -22,7 +22,7 @@ class Norm(Layer):
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
         """What ``part`` contributes to the norm of ``whole``, both ``(..., dim)``, if nothing else in it changed.
 
-        It is linear in ``part``, and shares of parts that add up to ``whole`` add up to its norm without the bias. By
+        It is linear in ``part``, and shares of parts that add up to ``whole`` add up to its norm less the norm of 0. By
         default each entry is scaled as the norm scales that entry of ``whole``.
         """
         scaled = (self(whole) - self(torch.zeros_like(whole))) / whole
@@ -50,13 +50,23 @@ class RMSNorm(nn.RMSNorm, Norm):
 
     has_gain = True
 
+    @property
+    def factors(self) -> Tensor:
+        """What each entry is multiplied by, ``(dim,)``: g."""
+        assert self.weight is not None
+        return self.weight
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """``g ⊙ p / √(mean x² + ε)``."""
+        mean_square = whole.square().mean(dim=-1, keepdim=True)
+        return self.factors * part / (mean_square + (self.eps or 0.0)).sqrt()
+
     def __init__(self, dim: int, eps: NotNegative = 1e-6) -> None:
         super().__init__(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to the same shape; the gain is cast to x's dtype, as torch's fused kernel requires."""
-        assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.normalized_shape, self.factors.to(x.dtype), self.eps)
 
 
 @norms.register("rms_plus_one")
@@ -73,10 +83,11 @@ class RMSNormPlusOne(RMSNorm):
         assert self.weight is not None
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., dim)`` to the same shape."""
+    @property
+    def factors(self) -> Tensor:
+        """What each entry is multiplied by, ``(dim,)``: 1 + g."""
         assert self.weight is not None
-        return F.rms_norm(x, self.normalized_shape, (1 + self.weight).to(x.dtype), self.eps)
+        return 1 + self.weight
 
 
 @norms.register("scale")
@@ -96,6 +107,11 @@ class ScaleNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., dim)`` to the same shape; each output vector has length ``|g|``."""
         return F.normalize(x, dim=-1, eps=self.eps) * self.gain
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """``g p / max(‖x‖, ε)``."""
+        lengths: Tensor = torch.linalg.vector_norm(whole, dim=-1, keepdim=True)
+        return self.gain * part / lengths.clamp(min=self.eps)
 
 
 class Squashing(Norm):

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, Generic, NoReturn, TypeVar
 
 from lightning_gpt.errors import CallError
@@ -104,6 +104,12 @@ def readable(value: Any) -> str:
         each = [readable(one) for one in value]
         return each[0] if len(each) == 1 else f"[{', '.join(each)}]"
     return "none" if value is None else str(value)
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> str:
+    """The fields in which two configs differ, as messages show them; empty if only those of ``may_differ`` do."""
+    differing = [key for key in {**was, **now} if key not in may_differ and was.get(key) != now.get(key)]
+    return ", ".join(f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing)
 
 
 class Registry(Generic[T]):

@@ -19,6 +19,7 @@ scores' into the norm of the queries.
 import dataclasses
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class MuP:
     Args:
         base_dim: Its width; a model of this width is trained as without μP.
         base_head_dim: Width of its heads. When omitted, that of the model's heads: a wider model then has more heads,
-            and the scale of the scores need not change. Another one asks for a ``qk_norm``.
+            and the scale of the scores need not change. A different width needs a ``qk_norm``.
     """
 
     base_dim: Width
@@ -51,13 +52,28 @@ class MuP:
         Raises:
             CallError: Where the base has no whole number of heads.
         """
-        head_dim = self.base_head_dim or config.dim // config.n_head
-        if self.base_dim % head_dim:
+        a_head = Fraction(config.dim, config.n_head) if self.base_head_dim is None else self.base_head_dim
+        heads = self.base_dim / Fraction(a_head)
+        if heads.denominator != 1:
             raise CallError(
-                f"mup.base_dim {self.base_dim} is not a multiple of the width of a head, {head_dim}: "
+                f"mup.base_dim {self.base_dim} is not a multiple of the width of a head, {float(a_head):g}: "
                 f"choose another base_dim, or set mup.base_head_dim to the width of the base model's heads"
             )
-        return dataclasses.replace(config, dim=self.base_dim, n_head=self.base_dim // head_dim)
+        return dataclasses.replace(config, dim=self.base_dim, n_head=heads.numerator)
+
+    def base_of(self, model: GPT) -> GPT:
+        """The base model of ``model``, without weights.
+
+        Raises:
+            CallError: Where there is no such model.
+        """
+        config = self.base_config(model.config)
+        try:
+            with torch.device("meta"):
+                return type(model)(config)
+        except CallError as error:
+            given = f"mup.base_dim {self.base_dim} makes a base model with {config.n_head} heads"
+            raise CallError(f"{given}, which cannot be built: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -82,8 +98,8 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
     refused = next((part.no_mup for part in model.modules() if isinstance(part, Layer) and part.no_mup), "")
     if refused:
         raise CallError(f"mup cannot scale this model: {refused}")
-    with torch.device("meta"):
-        base = dict(type(model)(mup.base_config(model.config)).named_parameters())
+    base_model = mup.base_of(model)
+    base = dict(base_model.named_parameters())
     matrices = {id(matrix.weight): matrix for matrix in all_matrices(model)}
     found = {}
     for name, parameter in model.named_parameters():
@@ -96,7 +112,7 @@ def factors(model: LanguageModel, mup: MuP) -> dict[str, Factors]:
             start = 1 / columns if rows == 1 else 1 / math.sqrt(columns)
             already = 1 / math.sqrt(columns) if matrix.starts_by_width else 1.0
             found[name] = Factors(start / already, rate=1 / columns)
-    return found | _output_factors(model, mup) | _score_factors(model, mup)
+    return found | _output_factors(model, mup) | _score_factors(model, base_model)
 
 
 def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
@@ -109,22 +125,21 @@ def _output_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
     return {f"final_norm.{name}": Factors(share, share) for name, _ in model.final_norm.named_parameters()}
 
 
-def _score_factors(model: GPT, mup: MuP) -> dict[str, Factors]:
+def _score_factors(model: GPT, base: GPT) -> dict[str, Factors]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, Factors] = {}
-    for view in model.block_views():
-        width = view.mixer.head_dim
-        if not view.mixer.has_scores or mup.base_head_dim in (None, width):
+    for view, base_view in zip(model.block_views(), base.block_views(), strict=True):
+        mixer, then = view.mixer, base_view.mixer
+        if not mixer.has_scores or mixer.head_dim == then.head_dim:
             continue
-        assert mup.base_head_dim is not None
-        gains = view.mixer.query_gains()
+        gains = mixer.query_gains()
         if not gains:
             raise CallError(
-                f"heads are {width} wide and mup.base_head_dim is {mup.base_head_dim}: the scores must be "
+                f"heads are {mixer.head_dim} wide and those of mup's base model {then.head_dim}: the scores must be "
                 f"divided by the width of a head, which needs qk_norm rms or layer; or let n_head be "
-                f"{model.config.dim // mup.base_head_dim}, so that heads are as wide as the base's"
+                f"{model.config.dim // then.head_dim}, so that heads are as wide as the base's"
             )
-        share = math.sqrt(mup.base_head_dim / width)
+        share = (then.head_dim / mixer.head_dim) * (mixer.score_divisor / then.score_divisor)
         found |= {names[id(gain)]: Factors(share, share) for gain in gains}
     return found
 

@@ -18,6 +18,7 @@ from lightning_gpt.models.decoding.int8 import int8
 from lightning_gpt.models.ffn.dense import FeedForward, ffns
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts, mixtures
+from lightning_gpt.models.ffn.moe.router import Router, load_balancing_loss
 from lightning_gpt.planning.flops import active_parameters
 from tests.models.collected_losses import CollectedLosses
 from tests.models.helpers import arrays, property_test, random_ids, randomise
@@ -195,6 +196,21 @@ def test_off_the_cpu_a_training_step_takes_grouped_products_and_waits_for_no_val
 def test_on_the_meta_device_what_would_wait_for_a_value_raises(waits: Callable[[torch.Tensor], object]) -> None:
     with pytest.raises((RuntimeError, NotImplementedError)):
         waits(torch.ones(3, dtype=torch.long, device="meta"))
+
+
+@pytest.mark.parametrize("router", ["softmax", "sigmoid"])
+def test_scores_that_all_vanish_give_gates_and_losses_that_are_numbers(router: str) -> None:
+    layer = Router(4, 5, 2, router, "loss", None, 0.1)  # type: ignore[arg-type]
+    torch.nn.init.constant_(layer.weight, -40.0)
+    x = torch.ones(3, 4, requires_grad=True)
+    routing = layer(x)
+    scores = (x @ layer.weight.T).softmax(dim=-1) if router == "softmax" else (x @ layer.weight.T).sigmoid()
+    assert bool((scores == 0).all()) == (router == "sigmoid")
+    loss = load_balancing_loss(scores, routing.counts) + routing.gates.sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
 
 
 def test_the_router_computes_in_fp32_under_autocast() -> None:

@@ -36,6 +36,14 @@ def test_the_function_is_preserved_and_the_routers_are_kept(kind: str, hidden: i
 MIXTURE = {"kind": "moe", "hidden": 64}
 
 
+def test_layers_that_route_tokens_are_upcycled_too() -> None:
+    routing = {"kind": "mixture_of_depths", "every": 2, "capacity": 0.5}
+    dense, sparse = build(token_routing=routing), build(1, token_routing=routing, ffn=MIXTURE)
+    upcycle(dense, sparse)
+    ids = random_ids(23, 2, 12)
+    torch.testing.assert_close(sparse(ids), dense(ids), rtol=1e-10, atol=1e-10)
+
+
 def test_one_expert_whose_weight_is_1_is_the_dense_network() -> None:
     dense, sparse = build(), build(1, ffn=MIXTURE | {"top_k": 1, "normed_gates": True})
     upcycle(dense, sparse)

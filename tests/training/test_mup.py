@@ -8,6 +8,7 @@ import torch
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models.registry import Given
 from lightning_gpt.training.coordinates import coordinate_check
 from lightning_gpt.training.mup import Factors, MuP, factors, rescale
 from lightning_gpt.training.optim import Optimization, optimizer
@@ -43,6 +44,24 @@ def test_scores_of_wider_heads_are_divided_by_their_width() -> None:
     gain = model.blocks[0].attention.q_norm.weight
     torch.testing.assert_close(gain.detach(), torch.full((32,), math.sqrt(8 / 32)))
     assert torch.equal(model.blocks[0].attention.k_norm.weight, torch.ones(32))
+
+
+@pytest.mark.parametrize(
+    ("attention", "expected"), [({"kind": "full", "score_width": 16}, 8 / 32), ("differential", 0.5)]
+)
+def test_scores_are_divided_by_the_width_whatever_the_layer_divides_by(attention: Given, expected: float) -> None:
+    model = GPT(dataclasses.replace(WIDE, n_head=2, qk_norm="rms", attention=attention))
+    gains = model.blocks[0].attention.query_gains()
+    names = [name for name, each in model.named_parameters() if any(each is gain for gain in gains)]
+    found = factors(model, MuP(base_dim=16, base_head_dim=8))
+    assert [found[name].start for name in names] == pytest.approx([expected] * len(gains))
+
+
+def test_heads_with_a_width_of_their_own_are_as_wide_in_the_base() -> None:
+    config = dataclasses.replace(WIDE, n_head=8, attention={"kind": "full", "head_dim": 12}, qk_norm="rms")
+    found = factors(GPT(config), MuP(base_dim=16))
+    assert found["blocks.0.attention.q_norm.weight"] == Factors()
+    assert MuP(base_dim=32).base_config(dataclasses.replace(config, n_head=6, dim=64)).n_head == 3
 
 
 def test_the_base_itself_is_as_without() -> None:
@@ -100,6 +119,16 @@ def test_activations_grow_with_the_width_without(moved: dict) -> None:
     ("config", "mup", "said"),
     [
         (WIDE, {"base_dim": 12}, r"base_dim 12 is not a multiple of the width of a head, 8"),
+        (
+            dataclasses.replace(WIDE, n_head=3, attention={"kind": "full", "head_dim": 8}),
+            {"base_dim": 16},
+            "a head, 21.3",
+        ),
+        (
+            dataclasses.replace(WIDE, attention={"kind": "grouped", "n_kv_head": 4}),
+            {"base_dim": 16},
+            "mup.base_dim 16 makes a base model with 2 heads, which cannot be built: .*n_kv_head is 4",
+        ),
         (dataclasses.replace(WIDE, residual="post"), {"base_dim": 16}, r"gain of the final norm"),
         (dataclasses.replace(WIDE, n_head=2), {"base_dim": 16, "base_head_dim": 8}, r"qk_norm rms .* n_head be 8"),
         (

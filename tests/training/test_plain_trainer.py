@@ -108,6 +108,13 @@ def test_callbacks_that_log_and_draw_change_no_weight(tmp_path: Path) -> None:
     assert any(bias.abs().max() > 0 for bias in biases(alone))
 
 
+def test_where_the_trainer_logs_nothing_no_loss_is_kept(tmp_path: Path) -> None:
+    metrics = StepMetrics()
+    trainer(tmp_path, metrics, log_every_n_steps=0).fit(moe_module(), batches(6))
+    assert metrics.state_dict() == {"losses": []}
+    assert metrics.latest == {}
+
+
 class Hours(L.Callback):
     """Moves the clock: a second for each micro-batch, and an hour at the start and after each validation."""
 

@@ -168,6 +168,10 @@ class CausalAttention(Mixer):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout, scale=scale)
 
     @property
+    def score_divisor(self) -> float:
+        return math.sqrt(self.score_width or self.head_dim)
+
+    @property
     def kernel_scale(self) -> float | None:
         """What the fused kernel multiplies scores by; None for its own ``1/√d`` of the queries' width d."""
         return None if self.score_width is None else 1 / math.sqrt(self.score_width)

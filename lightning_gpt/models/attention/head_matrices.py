@@ -12,8 +12,10 @@ class HeadMatrices:
     """W_Q, W_K, W_V and W_O by head, so that tokens are rows: ``q_h = n W_Q[h] + b_Q[h]`` of the layer's input n.
 
     Queries and keys are those before their norm, rotation and factor, if the layer has them. What the layer writes is
-    ``Σ_h (A_h v_h) W_O[h] + b_O``. Query heads that share a key and value head each have a copy of its matrices. All
-    are views or copies of the model's weights, with a gradient where those have one.
+    ``Σ_h (A_h v_h) W_O[h] + b_O``. The formulas of ``value_residual``, ``value_embedding`` and ``neutreno`` add values
+    that the layer did not compute of the tokens attended to; these matrices leave them out. Query heads that share a
+    key and value head each have a copy of its matrices. All are views or copies of the model's weights, with a gradient
+    where those have one.
 
     Args:
         w_q: ``(n_head, dim, width)``.

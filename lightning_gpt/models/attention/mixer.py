@@ -1,5 +1,6 @@
 """The token-mixing part of a block: softmax attention, or any other causal mixer."""
 
+import math
 from abc import abstractmethod
 
 from torch import Tensor, nn
@@ -34,6 +35,11 @@ class Mixer(Layer):
     """Whether :meth:`scale_scores` works: whether its scores follow the weights of queries and keys."""
     mixes_first_layer = False
     """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
+
+    @property
+    def score_divisor(self) -> float:
+        """What products of queries and keys are divided by."""
+        return math.sqrt(self.head_dim)
 
     @property
     def needs_whole_rows(self) -> bool:

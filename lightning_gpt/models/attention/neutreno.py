@@ -19,7 +19,7 @@ class NeutrenoAttention(MultiHeadAttention):
     provides v⁰ and is itself plain attention. Layers that differ in number or width of value heads each have their own
     first layer.
 
-    Intermediates: ``head_output`` is ``pattern @ v``, without the added term.
+    Intermediates: ``head_output`` is ``pattern @ v``, without the added term, as are the head's matrices.
 
     Args:
         strength: λ; 0 is plain attention.

@@ -84,7 +84,7 @@ class ValueResidualAttention(MixedValueAttention):
         """The factor of the layer's own values: λ₁, or λ₁ + λ₂ in the model's first layer, whose values are also u.
 
         Where a model's first layer is of another kind, the factor of the first of this kind is λ₁ + λ₂, too, which it
-        does not know.
+        does not know. A block that several layers share has λ₁ + λ₂ in its first layer only; this is that layer's.
         """
         return self.value_shares.sum() if self.is_first else self.value_shares[0]
 

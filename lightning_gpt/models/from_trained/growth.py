@@ -8,7 +8,7 @@ import torch
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.block import blocks
 from lightning_gpt.models.gpt import GPT
-from lightning_gpt.models.registry import Choice, at_layer, readable
+from lightning_gpt.models.registry import Choice, at_layer, differences
 
 _MAY_DIFFER = {"n_layer", "dropout", "attention_backend", "checkpointing", "layer_drop", "zero_projections"}
 """Config fields on which no weight of a trained block depends."""
@@ -59,11 +59,7 @@ def _check(was: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise a CallError if the deep model cannot start as the function of the shallow one."""
     if now["n_layer"] <= was["n_layer"]:
         raise CallError(f"n_layer is {now['n_layer']}; to deepen a model it must be more than its {was['n_layer']}")
-    differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
-    if differing:
-        said = ", ".join(
-            f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
-        )
+    if said := differences(was, now, _MAY_DIFFER):
         raise CallError(f"a model can only be grown from one that differs only in its number of layers: {said}")
     rule = now["residual"]
     assert isinstance(rule, Choice)

@@ -7,7 +7,7 @@ from lightning_gpt.models.ffn.dense import FeedForward
 from lightning_gpt.models.ffn.moe.experts import Experts
 from lightning_gpt.models.ffn.moe.mixture import MixtureOfExperts
 from lightning_gpt.models.gpt import GPT
-from lightning_gpt.models.registry import Choice, at_layer, readable
+from lightning_gpt.models.registry import Choice, at_layer, differences
 
 _MIXTURE = "moe"
 _MAY_DIFFER = {"ffn", "dropout", "attention_backend", "checkpointing"}
@@ -20,18 +20,15 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
 
     Komatsuzaki et al. 2022, "Sparse Upcycling" (2212.05055), section 3. The gates of a token's experts sum to 1 and the
     experts are equal, so ``sparse`` starts as the same function as ``dense``, whatever its routers, which keep their
-    weights. Layers that stay dense are copied.
+    weights. In training with a ``capacity_factor``, the choices over an expert's capacity add nothing. Layers that stay
+    dense are copied.
 
     Raises:
         CallError: If the two differ in more than their mixtures, or a mixture cannot compute its dense network's
             function.
     """
     was, now = vars(dense.config), vars(sparse.config)
-    differing = [key for key in was | now if key not in _MAY_DIFFER and was.get(key) != now.get(key)]
-    if differing:
-        said = ", ".join(
-            f"{key} is {readable(was.get(key))} there and {readable(now.get(key))} here" for key in differing
-        )
+    if said := differences(was, now, _MAY_DIFFER):
         raise CallError(f"upcycling needs a dense model that differs only in its feed-forward networks: {said}")
     pairs: list[tuple[FeedForward, Experts]] = []
     for layer in range(sparse.config.n_layer):
@@ -39,7 +36,7 @@ def upcycle(dense: GPT, sparse: GPT) -> None:
         if choices[0] == choices[1]:
             continue
         _require_same_function(layer, *choices)
-        network, mixture = (model.get_submodule(f"blocks.{layer}.ffn") for model in (dense, sparse))
+        network, mixture = (model.each_block()[layer].unwrapped.ffn for model in (dense, sparse))
         assert isinstance(network, FeedForward)
         assert isinstance(mixture, MixtureOfExperts)
         if mixture.experts.hidden != network.hidden:

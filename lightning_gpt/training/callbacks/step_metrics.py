@@ -80,6 +80,8 @@ class StepMetrics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        if not _every(trainer):
+            return
         # Lightning has divided the loss by the number of micro-batches
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
         self._tokens += batch["targets"].numel() * data_place(trainer)[1]
@@ -107,9 +109,13 @@ class StepMetrics(Callback):
 
     @staticmethod
     def _logs(trainer: L.Trainer, step: int) -> bool:
-        # 0 if the Trainer logs nothing
-        every = getattr(trainer, "log_every_n_steps", 0)
+        every = _every(trainer)
         return bool(every) and step % every == 0
+
+
+def _every(trainer: L.Trainer) -> int:
+    """The number of steps from one logged step to the next; 0 if the Trainer logs nothing."""
+    return getattr(trainer, "log_every_n_steps", 0)
 
 
 def _share_of_a_token_per_second(trainer: L.Trainer, pl_module: L.LightningModule) -> float | None:

@@ -157,7 +157,7 @@ class Router(Layer):
             chosen = wanted.topk(self.top_k, dim=-1).indices
             gates = scores.gather(-1, chosen)
             if self.normed:
-                gates = gates / gates.sum(dim=-1, keepdim=True)
+                gates = _shares(gates)
             if self.factor != 1:
                 gates = gates * self.factor
             # not bincount, which synchronises the device
@@ -228,9 +228,14 @@ def load_balancing_loss(scores: Tensor, counts: Tensor) -> Tensor:
         counts: Number of times each expert was chosen, ``(N,)``; ``f_i`` is its share of all choices, without gradient.
     """
     scores = scores.flatten(0, -2)
-    mean_score = (scores / scores.sum(dim=-1, keepdim=True)).mean(dim=0)
+    mean_score = _shares(scores).mean(dim=0)
     share = counts.to(scores.dtype) / counts.sum().clamp(min=1)
     return len(counts) * (share * mean_score).sum()
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """Scores ``(..., n)`` divided by their sum; 0 where all of them are, as sigmoids of very low logits can be."""
+    return scores / scores.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def router_z_loss(logits: Tensor) -> Tensor:
