@@ -49,7 +49,7 @@ class LanguageModel(Layer, Generating):
     name: str
     """The name used in checkpoints and messages; set when the class is registered."""
     class_name: str
-    """The name of the class, also when a layout has put a class of its own before it; set likewise."""
+    """The name of the class as registered, even where a layout has replaced the class by one of its own."""
     token_embedding: Embedding
     embedding_scale: float = 1.0
     """What the token embeddings are multiplied by."""

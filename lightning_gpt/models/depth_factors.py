@@ -80,7 +80,7 @@ class MultipliedBranches(Block):
         self.branch_factor = factor
 
     def written(self, output: Tensor) -> Tensor | None:
-        """It times the factor."""
+        """The output times the factor."""
         return self.branch_factor * output
 
     def mix(self, x: Tensor, context: Context) -> Tensor:

@@ -223,8 +223,8 @@ class Cache:
     documents: Tensor | None = None
     """Each stored key's document, ``(batch, columns)``; None if documents are not kept apart, or are the pass's own."""
     runs: Sequence[tuple[slice, int]] = ()
-    """Runs of the pass's tokens, each with the number of first keys among which all are that it can see; if empty, the
-    tokens are attended for together."""
+    """Runs of the pass's tokens, each with a number n: its tokens see nothing beyond the first n keys. If empty, all
+    tokens are processed together."""
 
     can_select = True
     """Whether :meth:`select` works."""

@@ -15,7 +15,7 @@ KERNEL_DEVICES = ("cuda",)
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is installed, which builds of torch for CPUs do not bring along."""
+    """Whether Triton is installed, which builds of torch for CPUs do not include."""
     return importlib.util.find_spec("triton") is not None
 
 

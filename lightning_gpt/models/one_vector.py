@@ -14,7 +14,7 @@ _WORTH_IT = 128 << 10
 product."""
 
 _switching = threading.Lock()
-"""Held while oneDNN is off, so that of two threads neither takes the other's off for what to go back to."""
+"""Held while oneDNN is off: otherwise a thread could note that another has it off, and leave it off in the end."""
 
 
 def is_one_vector(x: Tensor, weight: Tensor) -> bool:

@@ -177,7 +177,7 @@ class ScaledBranches(Block, ABC):
         """No further scaling: the factors do it."""
 
     def written(self, output: Tensor) -> Tensor | None:
-        """It times its factors."""
+        """The output times the learned factors."""
         return self.attention_scale * output
 
     def mix(self, x: Tensor, context: Context) -> Tensor:

@@ -1,7 +1,7 @@
 """A Triton kernel for the softmax of the loss: logits to losses and gradients, in place and in one launch.
 
 A logit is read twice and written once, 6 bytes in half precision, where separate operations on a converted copy move
-about 42. This module needs Triton, which CUDA builds of torch bring along; it is imported on a device only.
+about 42. This module needs Triton, which CUDA builds of torch include; it is imported on a device only.
 """
 
 import triton

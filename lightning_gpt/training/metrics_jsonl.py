@@ -1,6 +1,6 @@
 """The format of ``metrics.jsonl``, the file in which a run keeps what it logged; imports no Lightning.
 
-Each line is a JSON object: what was logged at one moment, under the tags that TensorBoard shows, and beside the tags
+Each line is a JSON object: what was logged at one moment, under the tags that TensorBoard shows, and besides the tags
 
 - ``step``: optimizer steps taken; ``steps``: how many the run is to take, null where that is unknown
 - ``split``: the split that was being read: ``train``, ``val``, ``test`` or ``predict``
@@ -17,9 +17,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning_gpt.errors import CallError
+
 FILE_NAME = "metrics.jsonl"
 FIELDS = frozenset({"step", "steps", "split", "rows", "tokens", "seconds"})
-"""What a line holds beside the scalars; a scalar logged under one of these names is not kept."""
+"""What a line holds besides the scalars; a scalar logged under one of these names is not kept."""
 
 Line = dict[str, Any]
 
@@ -36,12 +38,27 @@ def from_text(text: str) -> Iterator[Line]:
 
 
 def read_metrics(file: Path) -> list[Line]:
-    """The lines of a ``metrics.jsonl``; none where there is no such file."""
+    """The lines of a ``metrics.jsonl``; none where there is no such file.
+
+    Raises:
+        CallError: It holds something else; names the line.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except FileNotFoundError:
         return []
-    return list(from_text(text))
+    lines: list[Line] = []
+    for number, raw in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            line = json.loads(raw)
+            scalars_of(line)
+            is_ours = isinstance(line["step"], int) and isinstance(line["seconds"], int | float)
+        except (ValueError, LookupError, AttributeError, TypeError):
+            is_ours = False
+        if not is_ours:
+            raise CallError(f"{str(file)!r}, line {number}, does not hold metrics: mend it, or move the file away")
+        lines.append(line)
+    return lines
 
 
 def scalars_of(line: Line) -> dict[str, float]:

@@ -344,20 +344,6 @@ def test_values_that_json_lacks_come_back(tmp_path: Path) -> None:
     assert_equal(read_saved(tmp_path / "back.ckpt"), content)
 
 
-def test_weights_alone_can_be_used_and_not_resumed(alone: Path, config: Path, tmp_path: Path) -> None:
-    last, back = alone / "checkpoints/last.ckpt", tmp_path / "back.ckpt"
-    consolidate(last, tmp_path / "model.safetensors", weights_only=True)
-    from_consolidated(tmp_path / "model.safetensors", back)
-    content = read_saved(back)
-    assert_equal(content["state_dict"], read_checkpoint(last)["state_dict"])
-    assert not {"optimizer_states", "current_model_state"} & set(content)
-    validate = ("validate", "--config", str(config), "--ckpt_path")
-    assert must_run(*validate, str(back), cwd=tmp_path).stdout == must_run(*validate, str(last), cwd=tmp_path).stdout
-    done = run_command("fit", "--config", str(config), "--ckpt_path", str(back), cwd=tmp_path)
-    assert done.returncode == 2
-    assert "holds only a model, as convert writes it" in done.stderr.splitlines()[-1]
-
-
 def test_every_change_of_a_consolidated_file_is_found(consolidated: Path, tmp_path: Path) -> None:
     changed, content = tmp_path / "changed.safetensors", consolidated.read_bytes()
     for place in [*range(8), *range(8, len(content), len(content) // 200), len(content) - 1]:

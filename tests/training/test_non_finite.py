@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_counting_the_steps_in_a_row(tmp_path: Path) -> None:
     fit(Toy([1.0, *[math.nan] * 6]), tmp_path / "first", NonFinite("skip"), LastCheckpoint())
     first = tmp_path / "first" / LAST
-    with pytest.raises(WorkError, match="step 12 was not taken"):
+    with pytest.raises(WorkError, match=r"step 12 was not taken: .*, after 10 such steps in a row"):
         fit(Toy([math.nan] * 13), tmp_path, NonFinite("skip"), LastCheckpoint(), resume=first, max_epochs=2)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,38 @@ def test_resuming_a_finished_run_is_reported(folder: Path) -> None:
     done = must_run("fit", "--config", "tiny.yaml", *last, "--name", "finished", cwd=folder)
     said = "nothing to train: the checkpoint is of step 20, where this run ends (max_steps is 20 and max_epochs is -1)"
     assert said in done.stderr
+    past = (*last[:-1], "19")
+    done = must_run("fit", "--config", "tiny.yaml", *past, "--name", "finished", cwd=folder)
+    assert "of step 20, past the step at which this run ends (max_steps is 19 and max_epochs is -1)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("layers.json", b"garbage", "does not hold layer diagnostics: move it away to resume without the earlier ones"),
+        ("layers.json", b'{"steps": 3}', "does not hold layer diagnostics"),
+        ("layers.json", b"null", "does not hold layer diagnostics"),
+        ("metrics.jsonl", b'{"step": 1, "seconds": 1.0}\n\xff\xfe{}\n', ", line 2, does not hold metrics: mend it"),
+        ("metrics.jsonl", b"[3]\n", ", line 1, does not hold metrics"),
+    ],
+)
+def test_a_damaged_file_beside_the_checkpoint_is_named_and_leaves_no_folder(
+    file: str, content: bytes, said: str, folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs/tiny/version_0"
+    shutil.copytree(folder / "runs/tiny/version_0", run)
+    (run / file).write_bytes(content)
+    last = (
+        "--ckpt_path",
+        str(run / "checkpoints/last.ckpt"),
+        "--trainer.max_steps",
+        "22",
+        "--diagnostics.enabled",
+        "true",
+    )
+    done = run_command("fit", "--config", str(folder / "tiny.yaml"), *last, cwd=tmp_path)
+    assert (done.returncode, said in done.stderr, str(run / file) in done.stderr) == (2, True, True), done.stderr
+    assert [each.name for each in run.parent.iterdir()] == ["version_0"]
 
 
 @pytest.mark.parametrize(

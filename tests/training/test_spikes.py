@@ -41,6 +41,14 @@ def test_skip_leaves_the_step_out_and_goes_on(tmp_path: Path) -> None:
     assert float(toy.weight) == pytest.approx(weight_after([*CALM, 1.0]))
 
 
+def test_the_eleventh_step_to_skip_in_a_row_ends_the_run_and_says_so(tmp_path: Path) -> None:
+    toy = Toy([*CALM, *(10.0**power for power in range(1, 13))])
+    with pytest.raises(
+        WorkError, match=r"step 17 was not taken: .*threshold is 3\), after 10 skipped steps in a row; no"
+    ):
+        fit(toy, tmp_path, Spikes(threshold=3.0, window=6, action="skip"))
+
+
 def test_steps_named_beforehand_are_not_taken(tmp_path: Path) -> None:
     toy = Toy(CALM)
     fit(toy, tmp_path, Spikes(skip_steps=[(2, 3), (6, 6)]))

@@ -159,7 +159,7 @@ class CausalAttention(Mixer):
         scheme, scale = mask.context.scheme, self.kernel_scale
         if mask.is_plain and not (scheme is not None and scheme.biases):
             if self.by_blocks and mask.n_row > 1 and dropout == 0 and suits_blockwise(q, v):
-                return blockwise_attention(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
+                return blockwise_attention(q, k, v, self.scale_for(q))
             return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=mask.n_row > 1, scale=scale)
         if mask.suits_flex(q.shape[-1]) and dropout == 0:
             # autocast does not cast this kernel's inputs, and norms and rotations may return fp32
@@ -170,6 +170,10 @@ class CausalAttention(Mixer):
     @property
     def score_divisor(self) -> float:
         return math.sqrt(self.score_width or self.head_dim)
+
+    def scale_for(self, q: Tensor) -> float:
+        """What products of queries ``(..., d)`` and keys are multiplied by."""
+        return self.kernel_scale or 1 / math.sqrt(q.shape[-1])
 
     @property
     def kernel_scale(self) -> float | None:

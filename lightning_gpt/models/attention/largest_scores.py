@@ -33,7 +33,7 @@ class LargestScores:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def look(self, attention: CausalAttention, q: Tensor, k: Tensor, columns: Tensor | None, context: Context) -> None:
-        """Take in a pass.
+        """Update the largest scores from one pass.
 
         Args:
             attention: The layer.

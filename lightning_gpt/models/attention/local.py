@@ -5,7 +5,6 @@ the few *far* tokens that a kind defines. Which of these a query sees is still d
 :meth:`~lightning_gpt.models.attention.formula.CausalAttention.visible`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +60,7 @@ class LocalAttention(MultiHeadAttention):
         grid: _Grid = seen.context.shared.layouts.made((self.mask_key, "grid", seen.n_row), lambda: _grid(self, seen))
         mask = _added(grid, self, seen)
         rows, keys, values, mask = self.beside(grid.split(q), grid.keys(k), grid.keys(v), mask)
-        (time, width), scale = q.shape[-2:], self.kernel_scale or 1 / math.sqrt(q.shape[-1])
+        (time, width), scale = q.shape[-2:], self.scale_for(q)
         # SDPA takes four dimensions: first those along which the mask varies, then those along which it is constant
         order = [2] + [dim for dim in (0, 1) if mask.shape[2 * dim] > 1]  # mask: (B, N, H, W, C)
         order += [dim for dim in (0, 1) if dim not in order]

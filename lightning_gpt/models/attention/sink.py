@@ -1,6 +1,5 @@
 """Softmax attention that can attend to nothing."""
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +46,7 @@ class SinkAttention(MultiHeadAttention):
         return attention_pattern(torch.cat([null, scores], dim=-1), F.pad(mask, (1, 0), value=True))[..., 1:]
 
     def _kernel(self, q: Tensor, k: Tensor, v: Tensor, seen: AttentionMask, dropout: float) -> Tensor:
-        width, scale = q.shape[-1], self.kernel_scale or 1 / math.sqrt(q.shape[-1])
+        width, scale = q.shape[-1], self.scale_for(q)
         q, k, v = self._with_null(q, k, v)
         plain = seen.is_plain and seen.bias_scheme is None
         if plain and seen.n_row > 1:  # an extra first query keeps the kernel's causal mask square
@@ -66,11 +65,7 @@ class SinkAttention(MultiHeadAttention):
         Each is ``(batch, head, ..., tokens, width)``.
         """
         width = q.shape[-1]
-        null = (
-            (self.null_logit / (self.kernel_scale or 1 / math.sqrt(q.shape[-1])))
-            .to(k.dtype)
-            .view(1, -1, *[1] * (k.ndim - 2))
-        )
+        null = (self.null_logit / self.scale_for(q)).to(k.dtype).view(1, -1, *[1] * (k.ndim - 2))
         first = F.pad(null.expand(*k.shape[:-2], 1, 1), (width, 0))
         return F.pad(q, (0, 1), value=1.0), torch.cat([first, F.pad(k, (0, 1))], dim=-2), F.pad(v, (0, 1, 1, 0))
 

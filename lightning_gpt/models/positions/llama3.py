@@ -1,18 +1,15 @@
 """Rotary positions for a longer context than in training, as in Llama 3.1."""
 
 import math
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
 from lightning_gpt.models.double import double
-from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions
+from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions, Turns
 from lightning_gpt.models.positions.scheme import frequencies, position_schemes
-from lightning_gpt.options import Length, Range, ShareAboveZero
-
-Turns = Annotated[float, Range(1e-6, 10**6)]
+from lightning_gpt.options import Length, ShareAboveZero
 
 
 @position_schemes.register("llama3")

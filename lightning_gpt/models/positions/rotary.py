@@ -11,6 +11,8 @@ from lightning_gpt.options import Range, ShareAboveZero
 
 Base = Annotated[float, Range(above=1, most=10**12)]
 Factor = Annotated[float, Range(1, 10**6)]
+Turns = Annotated[float, Range(1e-6, 10**6)]
+"""Rotations of a pair within the training length, by which slow pairs are told from fast ones."""
 
 
 @position_schemes.register("rotary")

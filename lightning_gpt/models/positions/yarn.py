@@ -1,17 +1,14 @@
 """Rotary positions for a longer context than in training, with each frequency scaled by its wavelength."""
 
 import math
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.errors import CallError
-from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions
+from lightning_gpt.models.positions.rotary import Base, Factor, RotaryPositions, Turns
 from lightning_gpt.models.positions.scheme import frequencies, position_schemes
-from lightning_gpt.options import Length, Positive, Range, ShareAboveZero
-
-Turns = Annotated[float, Range(1e-6, 10**6)]
+from lightning_gpt.options import Length, Positive, ShareAboveZero
 
 
 @position_schemes.register("yarn")

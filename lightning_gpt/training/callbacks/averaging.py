@@ -18,11 +18,11 @@ from lightning_gpt.training.module import LanguageModule
 class Averaging(WeightAveraging):
     """Keeps an exponential moving average of the weights: Polyak & Juditsky 1992; Izmailov et al. 2018 (1803.05407).
 
-    After each optimizer step ``mean ← β mean + (1 − β) weights``, where β is the lesser of ``decay`` and
-    ``(1 + n) / (10 + n)`` after n steps, so that the initial weights are soon forgotten. Validation measures the mean.
-    A checkpoint stores the mean as its weights, so that :func:`lightning_gpt.load` returns it, and the weights in
-    training beside it, from which a resumed run continues. Samples and diagnostics logged after a validation are of
-    the weights in training.
+    After the first optimizer step the mean is the weights; after the n-th, ``mean ← β mean + (1 − β) weights``, where β
+    is the lesser of ``decay`` and ``n / (9 + n)``, so that early weights are soon forgotten. Validation measures the
+    mean. A checkpoint stores the mean as its weights, so that :func:`lightning_gpt.load` returns it, and the weights in
+    training beside it, from which a resumed run continues. Samples and diagnostics logged after a validation are of the
+    weights in training.
 
     Args:
         decay: β; the mean reaches about 1 / (1 − β) steps back. No averaging when omitted.

@@ -41,7 +41,8 @@ class EarlyEnd(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.ckpt_path is not None and not self._trains:
             limits = f"max_steps is {trainer.max_steps} and max_epochs is {trainer.max_epochs}"
-            why = _reasons(trainer) or f"where this run ends ({limits})"
+            is_past = 0 <= trainer.max_steps < trainer.global_step
+            why = _reasons(trainer) or f"{'past the step at which' if is_past else 'where'} this run ends ({limits})"
             say(f"nothing to train: the checkpoint is of step {trainer.global_step:,}, {why}")
 
 

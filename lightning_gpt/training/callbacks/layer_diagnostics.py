@@ -21,6 +21,7 @@ from lightning_gpt.background import Background
 from lightning_gpt.console import say
 from lightning_gpt.data.batches import Batch, batch_of
 from lightning_gpt.data.datamodule import TextData
+from lightning_gpt.errors import CallError
 from lightning_gpt.json_text import to_json
 from lightning_gpt.models.head import IGNORED
 from lightning_gpt.options import Range, check_options
@@ -37,7 +38,8 @@ _ROW_TOKENS = 128
 """Maximum length of a probe row, because the cost of attention spectra grows with its cube."""
 SAME_CORES = {"cpu"}
 """Types of devices whose training needs the processor's cores itself. There a thread would halve the pause and save a
-seventh of the whole, but it would delay the training's own threads as another program does (``waiting.py``)."""
+seventh of the time that measuring takes in all, but it would delay the training's own threads as another program does
+(``waiting.py``)."""
 
 
 @dataclass
@@ -125,6 +127,10 @@ class LayerDiagnostics(Callback):
         if self._running is not None and self._running.step != trainer.global_step:
             self._finish(pl_module.device)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        path = trainer.ckpt_path
+        self._before = [] if path is None else _read(Path(path).parent.parent / "layers.json")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._seconds = clock(pl_module.device), 0.0
         self._history, self._step_figures, self._probe, self._weights_before = [], {}, None, None
@@ -136,9 +142,7 @@ class LayerDiagnostics(Callback):
             self._takes_part = self._batch is not None and (trainer.is_global_zero or spread)
             if not self._takes_part:
                 return
-            if trainer.ckpt_path is not None:
-                before = _read(Path(trainer.ckpt_path).parent.parent / "layers.json")
-                self._history = [entry for entry in before if entry["step"] <= trainer.global_step]
+            self._history = [entry for entry in self._before if entry["step"] <= trainer.global_step]
         step = trainer.global_step
         if step == 0 or (step == self._unfinished_step and step not in [entry["step"] for entry in self._history]):
             self._measure(trainer, pl_module)
@@ -309,11 +313,20 @@ def _ratios(before: list[list[Tensor]], after: Sequence[Sequence[Tensor]]) -> li
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``layers.json``; none if the file does not exist."""
+    """The entries of a ``layers.json``; none if the file does not exist.
+
+    Raises:
+        CallError: It holds something else.
+    """
     if not path.is_file():
         return []
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return entries
+    try:
+        entries = json.loads(path.read_bytes())
+    except ValueError:
+        entries = None
+    if isinstance(entries, list) and all(isinstance(each, dict) and "step" in each for each in entries):
+        return entries
+    raise CallError(f"{str(path)!r} does not hold layer diagnostics: move it away to resume without the earlier ones")
 
 
 def _write(path: Path, history: list[dict[str, Any]]) -> None:

@@ -106,7 +106,7 @@ class MetricsLines(Logger):
         self.append(self.head(step), metrics)
 
     def head(self, step: int | None = None) -> Line:
-        """What a line says beside its scalars, of this moment."""
+        """The fields of a line other than its scalars, as of now."""
         self.begin()
         trainer = self._trainer
         assert trainer.state.stage is not None
@@ -121,7 +121,7 @@ class MetricsLines(Logger):
         }
 
     def append(self, head: Line, metrics: dict[str, Any]) -> None:
-        """Append a line of the moment of ``head``."""
+        """Append a line with the fields of ``head``."""
         line = head | {tag: plain(value) for tag, value in metrics.items() if tag not in FIELDS}
         try:
             # not "a", which would begin an incomplete file where the whole one was deleted

@@ -166,10 +166,12 @@ class NonFinite(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer, step: "_Step"
     ) -> None:
         """Stop, skip the step, or rewind."""
-        saved = last_saved(trainer)
-        if self.action == "stop" or self._in_a_row > _MOST_IN_A_ROW or (self.action == "rewind" and saved is None):
-            self._stop(trainer, pl_module, step, gradients_are_its_own=True)
-        elif self.action == "rewind" and saved is not None:
+        saved = last_saved(trainer) if self.action == "rewind" else None
+        gives_up = self._in_a_row > _MOST_IN_A_ROW
+        if self.action == "stop" or gives_up or (self.action == "rewind" and saved is None):
+            after = f", after {_MOST_IN_A_ROW} such steps in a row" if gives_up else ""
+            self._stop(trainer, pl_module, step, gradients_are_its_own=True, after=after)
+        elif saved is not None:
             _restore(trainer, pl_module, saved[0])
             done = f"weights and optimizer are again those of step {saved[1]:,}"
             say(f"step {step.number:,}: {step.found(trainer)}; {done}")
@@ -181,10 +183,15 @@ class NonFinite(Callback):
         optimizer.zero_grad(set_to_none=True)
 
     def _stop(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, step: "_Step", gradients_are_its_own: bool
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        step: "_Step",
+        gradients_are_its_own: bool,
+        after: str = "",
     ) -> None:
         """Save the batch, find where it goes wrong, and end the run with the same message on every process."""
-        message = f"step {step.number} was not taken: {step.found(trainer)}"
+        message = f"step {step.number} was not taken: {step.found(trainer)}{after}"
         losses, batches = step.losses, step.batches
         own_is_bad = trainer.strategy.all_gather((~losses.isfinite()).any().float()).reshape(-1)
         culprit = int(own_is_bad.argmax())  # the first process with such a loss; 0 if only gradients are not finite

@@ -19,8 +19,6 @@ from lightning_gpt.training.module import LanguageModule
 class Samples(Callback):
     """After each validation, logs a continuation of each prompt and the attention patterns over a text.
 
-    The patterns are left out where a layer has none, as ``attention: delta_net`` has.
-
     Args:
         prompts: Texts to continue.
         max_new_tokens: Length of each continuation, in tokens.
@@ -59,8 +57,6 @@ class Samples(Callback):
             ids = prompt_ids(model, tokenizer, prompt).to(pl_module.device)
             text = "".join(stream_text(model, tokenizer, ids, self.max_new_tokens, self.sampling, self.seed))
             board.experiment.add_text(f"samples/{number}", f"**{_plain(prompt.strip())}**{_plain(text)}", step)
-        if not all(view.mixer.has_pattern for view in model.block_views()):
-            return
         shown = model.trace_limit or model.config.block_size
         ids = torch.from_numpy(tokenizer.encode(self.attention_text)).long()[:shown]
         try:

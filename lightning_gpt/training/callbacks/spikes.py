@@ -35,7 +35,8 @@ class Spikes(Callback):
         threshold: In standard deviations; when omitted, nothing is checked.
         window: Number of optimizer steps in the mean and standard deviation. Until half the window is filled, nothing
             is a spike.
-        action: ``stop`` the run and name the last good checkpoint, or ``skip`` the step and continue.
+        action: ``stop`` the run and name the last good checkpoint, or ``skip`` the step and continue; the run stops
+            after ten skipped steps in a row.
         skip_steps: Pairs ``[first, last]`` of optimizer steps to skip (1 is the run's first). Their rows are read;
             weights, optimizer state and expert biases do not change.
     """
@@ -86,7 +87,9 @@ class Spikes(Callback):
         """Stop or skip the step if it is a spike; then add its loss to the window."""
         found = self._spike(loss)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if found else 0
-        if found and (self.action == "stop" or self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW):
+        if found and self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
+            self._stop(trainer, step, f"{found}, after {_MOST_SKIPPED_IN_A_ROW} skipped steps in a row")
+        elif found and self.action == "stop":
             self._stop(trainer, step, found)
         if found:
             say(f"step {step:,}: {found}; step skipped")

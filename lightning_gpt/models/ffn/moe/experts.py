@@ -148,9 +148,8 @@ class Experts(Layer):
             return counts.tolist()
         return [choices // len(counts) + (expert < choices % len(counts)) for expert in range(len(counts))]
 
-    def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks | None" = None) -> Tensor:
-        """The same, with one grouped product per matrix; ``stacks`` are all experts' if None."""
-        stacks = self._stacks if stacks is None else stacks
+    def _grouped(self, x: Tensor, counts: Tensor, stacks: "_Stacks") -> Tensor:
+        """The same, with one grouped product per matrix."""
         ends = counts.cumsum(0, dtype=torch.int32)
         hidden = self.kind.activate(_grouped_linear(x, stacks.up, stacks.up_bias, counts, ends))
         return _grouped_linear(hidden, stacks.down, stacks.down_bias, counts, ends)
