@@ -20,7 +20,7 @@ from lightning_gpt.studies.report.report import check_report, report_blocks, wri
 from lightning_gpt.studies.report.results import StudyResults, collect, write_results
 from lightning_gpt.studies.report.sections import make_section
 from lightning_gpt.studies.report.tested import written
-from lightning_gpt.studies.run.result import CellResult
+from lightning_gpt.studies.run.result import CellResult, cell_folder, fail
 from lightning_gpt.studies.spec.measures import measure
 from lightning_gpt.trust import trust
 from tests.studies.helpers import LAYERS, finished, keep, results, study
@@ -592,6 +592,15 @@ def test_measure_that_a_run_has_not_is_named(tmp_path: Path) -> None:
     assert "Not measured, or not finite: scalar:my/own of n_layer=1,seed=0" in (
         (tmp_path / "report.md").read_text().replace("\\", "")
     )
+
+
+def test_the_error_of_a_cell_does_not_say_where_the_study_lay(tmp_path: Path) -> None:
+    made = study(tmp_path)
+    place = cell_folder(tmp_path, made.cells[0])
+    place.mkdir(parents=True)
+    fail(place, f"step 4 was not taken; the batch is saved in {place}/version_0/non_finite/step_4.ckpt")
+    failed = collect(made, tmp_path).results[0]
+    assert failed.error == "step 4 was not taken; the batch is saved in version_0/non_finite/step_4.ckpt"
 
 
 def test_a_section_that_has_no_figures_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.studies.helpers import LAYERS, finished, keep, study
 
 RATE = "model.init_args.optimization.lr"
 TUNE = {"key": RATE, "values": [0.001, 0.002, 0.004], "budget": 30, "seeds": [7, 8]}
+NOT_FINITE = "the loss is not finite"
 LOSSES = {
     1: {0.001: [3.0, 3.1], 0.002: [2.0, 2.1], 0.004: [4.0, 4.1]},
     2: {0.001: [3.0, 3.1], 0.002: [2.5, 2.4], 0.004: [1.0, 1.1]},
@@ -31,7 +32,9 @@ def trials(made: Study) -> list[CellResult]:
     for cell in made.trials.cells:
         loss = LOSSES[cell.settings[LAYERS]][cell.settings[RATE]][cell.seed - 7]
         done = finished(cell, values={} if loss is None else {"val/loss": loss})
-        found.append(CellResult(cell, "failed", error="the loss is not finite") if loss is None else done)
+        found.append(
+            CellResult(cell, "failed", error=f"{NOT_FINITE}; the batch is saved in a/b.ckpt") if loss is None else done
+        )
     return found
 
 
@@ -57,7 +60,7 @@ def test_the_lowest_mean_is_chosen_and_a_value_that_failed_is_not(tmp_path: Path
     found = {choice.settings[LAYERS]: choice for choice in choices(made.tune, trials(made)).values()}
     assert {depth: choice.best for depth, choice in found.items()} == {1: 0.002, 2: 0.004, 4: 0.001}
     assert {depth: choice.edge for depth, choice in found.items()} == {1: "", 2: "highest", 4: "lowest"}
-    assert found[4].failures == {0.004: "the loss is not finite"}
+    assert found[4].failures == {0.004: f"{NOT_FINITE}; the batch is saved in a/b.ckpt"}
     with pytest.raises(
         WorkError, match=r"1 of 18 trials of lr are still to be run, first of them n_layer=1,lr=0\.001,seed"
     ):

@@ -84,7 +84,7 @@ def _remarks(tune: Tune, named: Mapping[str, TunedChoice]) -> list[str]:
         said.append(f"Not told apart from the best by these seeds: {'; '.join(ties)}.")
     for label, choice in named.items():
         said += [
-            f"{tune.name} {setting_text(value)} was left out for {label}: {why}."
+            f"{tune.name} {setting_text(value)} was left out for {label}: {why.partition(';')[0]}."
             for value, why in choice.failures.items()
         ]
     return said

@@ -144,7 +144,8 @@ def read_result(cell: Cell, folder: Path, measures: Sequence[str] = ()) -> CellR
         return CellResult(cell, "finished", *known, neighbours=kept.get("neighbours"))
     failure = _json(folder / _FAILURE)
     if failure is not None:
-        return CellResult(cell, "failed", error=str(failure.get("error", "")))
+        error = str(failure.get("error", ""))
+        return CellResult(cell, "failed", error=error.replace(f"{folder}/", ""))  # a report is read elsewhere, too
     return CellResult(cell, "unfinished" if run_folders(folder) else "missing")
 
 
