@@ -127,14 +127,15 @@ def write_pieces(pieces: Mapping[str, Mapping[Box, Tensor]], path: Path) -> str:
     """
     # a piece that is a view would be written with the whole tensor that it is a view of
     owned = {
-        key: {box: tensor if _is_whole_storage(tensor) else tensor.clone() for box, tensor in each.items()}
+        key: {box: tensor if is_whole_storage(tensor) else tensor.clone() for box, tensor in each.items()}
         for key, each in pieces.items()
     }
     write_checkpoint({"pieces": owned}, path)
     return stored_sum(path)
 
 
-def _is_whole_storage(tensor: Tensor) -> bool:
+def is_whole_storage(tensor: Tensor) -> bool:
+    """Whether a tensor is all of the memory that it is kept in, in order."""
     return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 

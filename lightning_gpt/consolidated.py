@@ -27,6 +27,7 @@ from lightning_gpt.checkpoint_folder import (
     Saved,
     StoredTensor,
     is_folder,
+    is_whole_storage,
     key_of,
     new_file_names,
     path_of,
@@ -39,17 +40,14 @@ from lightning_gpt.whole_file import remove_abandoned, sync_folder
 ENTRY = "lightning_gpt"
 """The entry of the file's metadata."""
 _INSIDE = "content"  # the part that tensors of other entries than PARTS are named by
-_TRAINING = ("current_model_state", "optimizer_states", "lr_schedulers", "averaging_state")
 
 
-def consolidate(source: str | Path, target: str | Path, weights_only: bool = False) -> None:
+def consolidate(source: str | Path, target: str | Path) -> None:
     """Write a checkpoint, a folder or a file, as one safetensors file.
 
     Args:
         source: The checkpoint.
         target: The file; an old one is replaced once the new one is whole.
-        weights_only: Whether to leave out what only a resumed training needs: optimizer, schedule, and the weights in
-            training where the others are their mean. Such a file can be used and validated, and not resumed from.
 
     Raises:
         CallError: The checkpoint cannot be read, holds what such a file cannot hold, or ``target`` is a folder.
@@ -58,12 +56,8 @@ def consolidate(source: str | Path, target: str | Path, weights_only: bool = Fal
     saved, target = Saved(source), Path(target)
     if target.is_dir():
         raise CallError(f"{str(target)!r} is a folder; name the file to be written, such as model.safetensors")
-    content, keys = saved.content, list(saved.tensors)
-    if weights_only:
-        content = {name: value for name, value in content.items() if name not in _TRAINING}
-        keys = [key for key in keys if path_of(key)[0] == PARTS[0]]
-    tensors = {_name(key): saved.tensor(key) for key in keys}
-    described = _described(content, "", tensors, Path(source))
+    tensors = {_name(key): saved.tensor(key) for key in saved.tensors}
+    described = _described(saved.content, "", tensors, Path(source))
     sums = {name: _sum(tensor) for name, tensor in tensors.items()}
     _write(_apart(tensors), _text({"content": described, "sums": sums}), target)
 
@@ -154,10 +148,10 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same, with copies of those that share their memory with others, which the format has no way to say."""
     apart, seen = {}, set()
     for name, tensor in tensors.items():
-        storage = tensor.untyped_storage()
-        is_all = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
-        apart[name] = tensor if is_all and storage.data_ptr() not in seen else tensor.clone().contiguous()
-        seen.add(storage.data_ptr())
+        start = tensor.untyped_storage().data_ptr()
+        is_alone = is_whole_storage(tensor) and start not in seen
+        apart[name] = tensor if is_alone else tensor.clone().contiguous()
+        seen.add(start)
     return apart
 
 

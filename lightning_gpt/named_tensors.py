@@ -20,9 +20,9 @@ def differences(saved: Shapes, wanted: Shapes) -> str:
     for name in wanted:
         if name in saved and tuple(saved[name]) != tuple(wanted[name]):
             shaped.setdefault(f"{_shape(saved[name])} and not {_shape(wanted[name])}", []).append(name)
-    parts = [f"missing: {', '.join(_grouped(missing))}"] if missing else []
-    parts += [f"not expected: {', '.join(_grouped(extra))}"] if extra else []
-    parts += [f"of shape {shapes}: {', '.join(_grouped(names))}" for shapes, names in shaped.items()]
+    parts = [f"missing: {', '.join(grouped(missing))}"] if missing else []
+    parts += [f"not expected: {', '.join(grouped(extra))}"] if extra else []
+    parts += [f"of shape {shapes}: {', '.join(grouped(names))}" for shapes, names in shaped.items()]
     return "; ".join(parts)
 
 
@@ -30,8 +30,12 @@ def _shape(shape: Iterable[int]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _grouped(names: Iterable[str]) -> list[str]:
-    """Names, those that differ in the number of their layer alone as one: ``blocks.0–3.norm.weight``."""
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names, those that differ in the number of their layer alone as one: ``blocks.0–3.norm.weight``.
+
+    Args:
+        names: Names that differ, such as the keys of a state dict.
+    """
     numbers: dict[str, list[int]] = {}
     for name in names:
         found = re.search(r"\.(\d+)\.", name)

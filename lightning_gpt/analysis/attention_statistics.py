@@ -1,7 +1,8 @@
 """What an attention pattern does, as one number per head.
 
-Every function takes patterns ``A`` ``(..., time, keys)`` whose rows sum to 1 and returns ``(...)``. Where there are
-more keys than tokens, the last ``time`` keys are the tokens.
+Every function takes patterns ``A`` ``(..., time, keys)`` and returns ``(...)``. Rows sum to 1 after a plain softmax, to
+less with a sink, whose share is of no key, and in other kinds, such as ``shaped``, to what their formula gives. Where
+there are more keys than tokens, the last ``time`` keys are the tokens.
 """
 
 import torch

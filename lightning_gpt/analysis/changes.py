@@ -69,7 +69,8 @@ class Change:
         return cls(Part.parse(part), kind)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        value = f":{self.factor:g}" if self.kind == "scale" else "" if self.position is None else f":{self.position}"
+        factor = repr(self.factor).removesuffix(".0")  # every digit: read again, it is the same number
+        value = f":{factor}" if self.kind == "scale" else "" if self.position is None else f":{self.position}"
         return f"{self.part}:{self.kind}{value}"
 
 

@@ -47,7 +47,13 @@ class Circuit:
         return self.left[ids] @ self.right
 
     def top(self, ids: Tensor, k: int = 10) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest entries of some rows, largest first, and their columns; each ``(*ids.shape, k)``."""
+        """The ``k`` largest entries of some rows, largest first, and their columns; each ``(*ids.shape, k)``.
+
+        Raises:
+            CallError: If there are fewer columns than ``k``.
+        """
+        if not 0 <= k <= self.shape[1]:
+            raise CallError(f"k is {k}; a row has {self.shape[1]} entries (allowed: 0 to {self.shape[1]})")
         values, columns = self.rows(ids).topk(k, dim=-1)
         return values, columns
 

@@ -66,16 +66,19 @@ def head_scores(
 
     Args:
         model: The model.
-        rows: Number of sequences.
-        period: Number of tokens that are repeated; by default :data:`PERIOD`, or fewer if the model cannot read twice
-            as many.
+        rows: Number of sequences, at least 1.
+        period: Number of tokens that are repeated, at least 2; by default :data:`PERIOD`, or fewer if the model cannot
+            read twice as many.
         seed: Seed of the random tokens.
         first: Id of a token to put before each sequence, such as the tokenizer's start of text; None for none. Models
             trained with one keep their attention sink there.
 
     Raises:
-        CallError: If the model cannot read ``2 · period`` tokens, and ``first``.
+        CallError: If ``rows`` is below 1 or the period below 2, or the model cannot read ``2 · period`` tokens, and
+            ``first``.
     """
+    if rows < 1:
+        raise CallError(f"rows is {rows}; it must be 1 or more")
     extra = 0 if first is None else 1
     period = longest_period(model, extra) if period is None else period
     if period < 2:

@@ -42,9 +42,10 @@ class Part:
         Raises:
             CallError: If ``text`` is neither.
         """
-        found = re.fullmatch(r"(\d+)\.(\d+|ffn)", text.strip())
+        found = re.fullmatch(r"([0-9]{1,7})\.([0-9]{1,7}|ffn)", text.strip())
         if not found:
-            raise CallError(f"{text.strip()!r} is not a part of a model; allowed: LAYER.HEAD such as 3.2, or LAYER.ffn")
+            given = repr(text.strip()[:80])
+            raise CallError(f"{given} is not a part of a model; allowed: LAYER.HEAD such as 3.2, or LAYER.ffn")
         return cls(int(found[1]), None if found[2] == "ffn" else int(found[2]))
 
     def __str__(self) -> str:
@@ -148,20 +149,36 @@ def with_heads(output: Tensor, other: Tensor, heads: list[int | None]) -> Tensor
     return changed
 
 
+def require_loss(ids: Tensor) -> None:
+    """Check that a loss can be computed of ``ids`` ``(batch, time)``.
+
+    Raises:
+        CallError: If there is no second token.
+    """
+    time = ids.shape[1]
+    if time < 2:
+        plural = "" if time == 1 else "s"
+        raise CallError(f"the text has {time} token{plural} and a loss needs 2: one to read and one to predict")
+
+
 def text_loss(model: LanguageModel, ids: Tensor, edits: dict[str, Edit] | None = None) -> float:
     """Mean negative log-likelihood in nats of the tokens of ``ids`` ``(batch, time)`` after the first, under ``edits``.
 
     Raises:
         CallError: If there is no second token.
     """
-    if ids.shape[1] < 2:
-        raise CallError(f"the text has {ids.shape[1]} token and a loss needs 2: one to read and one to predict")
+    require_loss(ids)
     with evaluating(model), model.record([], edits):
         return float(double(model.token_nll(ids[:, :-1], ids[:, 1:])).mean())
 
 
 def ablated_loss(model: LanguageModel, ids: Tensor, parts: Sequence[Part], kind: Ablation = "zero") -> float:
-    """:func:`text_loss` of ``ids`` ``(batch, time)`` with ``parts`` ablated together; means are taken over ``ids``."""
+    """:func:`text_loss` of ``ids`` ``(batch, time)`` with ``parts`` ablated together; means are taken over ``ids``.
+
+    Raises:
+        CallError: If a part does not exist, or there is no second token.
+    """
+    require_loss(ids)
     # the last token is only predicted, so the run that is averaged does not contain it
     return text_loss(model, ids, ablation_edits(model, parts, kind, ids[:, :-1]))
 
@@ -187,13 +204,19 @@ def patched_logits(
         source_ids: ``(batch, time)``, the run that the activations are taken from.
         target_ids: ``(batch, time)``, the run that they are inserted into.
         names: Which intermediates, by name or shell pattern (``blocks.3.attention.head_output``, ``blocks.*``).
-        positions: Positions to replace; all when omitted, and then both texts must have the same length.
+        positions: Positions to replace, none if empty; all when omitted, and then both texts must have the same length.
 
     Raises:
-        CallError: If the lengths differ, a position is outside one of the texts, no intermediate matches, or one has no
-            rows for positions or other sizes in the two runs, as what an expert of a mixture reads.
+        CallError: If the batches or the lengths differ, a position is outside one of the texts, no intermediate
+            matches, or one has no rows for positions or other sizes in the two runs, as what an expert of a mixture
+            reads.
     """
     shortest = min(source_ids.shape[1], target_ids.shape[1])
+    if len(source_ids) != len(target_ids):
+        raise CallError(
+            f"the texts have shapes {tuple(source_ids.shape)} and {tuple(target_ids.shape)}; each text is patched from "
+            f"the one in its row, so both need as many rows"
+        )
     if positions is None and source_ids.shape != target_ids.shape:
         raise CallError(
             f"the texts have {source_ids.shape[1]} and {target_ids.shape[1]} tokens; patching all positions needs "
@@ -233,7 +256,7 @@ def _patch(name: str, source: Tensor, axis: int | None, time: int, positions: Se
             raise CallError(
                 f"{name!r} has rows of {source.shape[-1]} and {target.shape[-1]}: patch texts of the same length"
             )
-        rows = torch.tensor(positions, device=target.device)
+        rows = torch.tensor(positions, dtype=torch.long, device=target.device)  # also where there are none
         return target.index_copy(axis, rows, source.index_select(axis, rows))
 
     return edit

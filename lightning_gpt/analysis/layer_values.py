@@ -11,8 +11,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_gpt.analysis.interventions import text_loss
+from lightning_gpt.analysis.interventions import require_loss, text_loss
 from lightning_gpt.analysis.logit_lens import stream_names
+from lightning_gpt.errors import CallError
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.evaluating import evaluating
 from lightning_gpt.models.record import Edit
@@ -35,7 +36,14 @@ def layer_values(model: LanguageModel, ids: Tensor, removal: Removal = "skip") -
 
 
 def layer_value(model: LanguageModel, ids: Tensor, layer: int, removal: Removal = "skip") -> float:
-    """The rise of :func:`layer_values` for one block."""
+    """The rise of :func:`layer_values` for one block.
+
+    Raises:
+        CallError: If there is no such block, or no second token.
+    """
+    count = len(model.block_views())
+    if not 0 <= layer < count:
+        raise CallError(f"layer is {layer}; the model has {count} (allowed: 0 to {count - 1})")
     mean = _mean_updates(model, ids)[layer] if removal == "mean" else None
     return text_loss(model, ids, _without(model, stream_names(model), layer, mean)) - text_loss(model, ids)
 
@@ -55,7 +63,12 @@ def rises(
 
 
 def _mean_updates(model: LanguageModel, ids: Tensor) -> list[Tensor]:
-    """What each block adds to the stream on average, ``(n_stream · dim,)`` each."""
+    """What each block adds to the stream on average, ``(n_stream · dim,)`` each.
+
+    Raises:
+        CallError: If there is no second token.
+    """
+    require_loss(ids)
     with evaluating(model), model.record(stream_names(model)) as trace:
         model.hidden(ids[:, :-1])  # the last token is only predicted
     first, *others = stream_names(model)

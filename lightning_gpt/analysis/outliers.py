@@ -4,9 +4,11 @@ Every function takes streams ``X`` ``(..., time, dim)``, one row per token, and 
 ``(...)``, unless stated otherwise.
 """
 
+import torch
 from torch import Tensor
 
-from lightning_gpt.analysis.tiny import TINY
+from lightning_gpt.analysis.tiny import TINY, over
+from lightning_gpt.models.double import double
 
 
 def activation_kurtosis(x: Tensor) -> Tensor:
@@ -14,10 +16,12 @@ def activation_kurtosis(x: Tensor) -> Tensor:
 
     ``(1/d Σ_j s_j⁴) / (1/d Σ_j s_j²)²`` with ``s_j`` the root mean square of dimension j over the tokens. Range: 1 (all
     dimensions equally large) to d (one holds everything). Source: He et al. 2024, "Understanding and Minimising Outlier
-    Features in Neural Network Training" (2405.19279), section 3, equation for Kurt(X).
+    Features in Neural Network Training" (2405.19279), section 3, equation for Kurt(X). Computed in float64, because
+    fp32 has no room for the fourth powers of streams above 10⁹ or below 10⁻⁷.
     """
-    squares = x.square().mean(dim=-2)  # s_j²
-    return squares.square().mean(dim=-1) / squares.mean(dim=-1).square().clamp(min=TINY)
+    squares = double(x).square().mean(dim=-2)  # s_j²
+    shares = squares / squares.mean(dim=-1, keepdim=True).clamp(min=torch.finfo(squares.dtype).tiny)
+    return shares.square().mean(dim=-1).to(x)
 
 
 def largest_activation(x: Tensor) -> Tensor:
@@ -28,11 +32,11 @@ def largest_activation(x: Tensor) -> Tensor:
 def largest_over_median(x: Tensor) -> Tensor:
     """The largest magnitude over the median one, ``max |x_ij| / median |x_ij|``.
 
-    Range: at least 1; 0 for a stream of zeros. Source: the relative criterion for a massive activation in Sun et al.
-    2024 (2402.17762), section 2.
+    Range: at least 1; infinite where more than half of the entries are 0, and 0 for a stream of zeros. Source: the
+    relative criterion for a massive activation in Sun et al. 2024 (2402.17762), section 2.
     """
     sizes = x.abs().flatten(-2)
-    return sizes.amax(dim=-1) / sizes.median(dim=-1).values.clamp(min=TINY)
+    return over(sizes.amax(dim=-1), sizes.median(dim=-1).values)
 
 
 def dimension_strengths(x: Tensor) -> Tensor:

@@ -91,7 +91,12 @@ def vector_numbers(vectors: Sequence[Mapping[str, np.ndarray]]) -> int:
 
 def names_of_lens(lens: LogitLens, readable: Callable[[list[int]], list[str]]) -> dict[int, str]:
     """Readable text for every token in the lens."""
-    shown = np.unique(lens.top).tolist()
+    return names_of(lens.top, readable)
+
+
+def names_of(ids: np.ndarray, readable: Callable[[list[int]], list[str]]) -> dict[int, str]:
+    """Readable text for each of ``ids`` (of any shape), by its id."""
+    shown = np.unique(ids).tolist()
     return dict(zip(shown, readable(shown), strict=True))
 
 
@@ -199,7 +204,10 @@ def _as_one_script(module: str) -> str:
 
 
 def _storage(scores: np.ndarray, pattern: np.ndarray) -> type[np.floating[Any]]:
-    """float32 if the page stays small or a score exceeds float16's range, else float16 (at most 0.05 % off)."""
+    """float32 if the page stays small or a score exceeds float16's range, else float16.
+
+    That is at most 0.05 % off for numbers above 6e-5, and at most 3e-8 off for smaller ones.
+    """
     if scores.nbytes + pattern.nbytes <= _EXACT_BYTES or not np.abs(scores).max() <= np.finfo(np.float16).max:
         return np.float32
     return np.float16

@@ -112,12 +112,16 @@ def three_matrices(maps: AttentionMaps, layer: int, head: int) -> Figure:
 
 
 def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure:
-    """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, one column per part."""
+    """The change in loss when a part is ablated: ``changes`` ``(n_layer, parts)`` in nats, one column per part.
+
+    A part that a layer does not have is NaN and stays grey.
+    """
     rows, width = changes.shape
     figure = Figure(figsize=(min(_WIDEST, 1.8 + 0.7 * width), 1.4 + 0.45 * rows), layout="constrained")
     ax = figure.subplots()
-    limit = float(np.abs(changes).max()) or 1.0
+    limit = float(np.abs(changes[np.isfinite(changes)]).max(initial=0.0)) or 1.0
     image = ax.imshow(changes, vmin=-limit, vmax=limit, cmap=DIVERGING, aspect="auto")
+    ax.set_facecolor("lightgrey")
     ax.set_xticks(range(width), columns)
     ax.set_yticks(range(rows), map(str, range(rows)))
     ax.set_xlabel("head")
@@ -125,7 +129,8 @@ def ablation_grid(changes: np.ndarray, columns: list[str], title: str) -> Figure
     if width <= _MOST_LABELS:
         for (row, column), change in np.ndenumerate(changes):
             colour = "white" if abs(change) > 0.75 * limit else "black"
-            ax.text(column, row, f"{change:+.3f}", ha="center", va="center", fontsize=7, color=colour)
+            said = "–" if np.isnan(change) else f"{change:+.3f}"
+            ax.text(column, row, said, ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=ax, label="change in loss, nats")
     figure.suptitle(title)
     return figure

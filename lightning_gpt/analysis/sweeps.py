@@ -57,12 +57,15 @@ class Sweep:
         return (self.values - self.target) / (between if between else math.nan)
 
     def figure(self, tokens: Sequence[str] | None = None) -> Figure:
-        """The effects as a heatmap, layer by position (labelled with the target's ``tokens``) or by head."""
+        """The effects as a heatmap, layer by position (labelled with the target's ``tokens``) or by head.
+
+        Heads are labelled with their numbers, whatever ``tokens`` are.
+        """
         title = {"heads": "each head, all positions", "stream": "residual stream after each layer"}.get(
             self.what, f"output of each layer's {self.what}"
         )
-        columns = "head" if self.what == "heads" else "position"
-        return layer_heatmap(self.effects.cpu().numpy(), columns, "effect (1: as the source)", title, tokens)
+        columns, names = ("head", None) if self.what == "heads" else ("position", tokens)
+        return layer_heatmap(self.effects.cpu().numpy(), columns, "effect (1: as the source)", title, names)
 
 
 def logit_difference(right: int | Tensor, wrong: int | Tensor) -> Metric:

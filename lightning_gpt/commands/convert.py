@@ -22,9 +22,12 @@ _USED = {
     "consolidate": set(),
     "adapters_for": {"compare", "tolerance"},
     "a published model": {"tokenizer", "pickled", "compare", "tolerance", "revision", "custom_code"},
+    "a .gguf file": {"tokenizer", "compare", "tolerance", "custom_code"},
     "a checkpoint": {"family", "tokenizer", "compare", "tolerance", "shard_size", "custom_code"},
 }
 """What each form of the command reads of its other options."""
+_COMPARING: dict[str, set[str]] = {"compare true": {"tolerance"}, "compare false": set()}
+"""What is read of them with and without a comparison of logits."""
 
 
 def convert(
@@ -78,6 +81,7 @@ def convert(
         raise CallError("merge, consolidate and adapters_for each write something else: give one of them")
     if asked:
         refuse_unused(convert, given, _USED, asked[0])
+    refuse_unused(convert, given, _COMPARING, f"compare {str(compare).lower()}")
     if merge or adapters_for is not None:
         read = Checkpoint.read(path)
         base = None if adapters_for is None else Path(adapters_for)
@@ -94,7 +98,7 @@ def convert(
         raise CallError(f"revision is {revision!r}; it applies only to a model on the Hub, and {source} is not one")
     path = path if (path / CONFIG).is_file() else located(path)
     if (path.is_dir() and not is_folder(path)) or path.suffix == ".gguf":
-        refuse_unused(convert, given, _USED, "a published model")
+        refuse_unused(convert, given, _USED, "a published model" if path.is_dir() else "a .gguf file")
         published: PublishedModel = Folder(path, pickled) if path.is_dir() else GgufFile(path)
         lines = into_checkpoint(published, Path(output), tokenizer, allowed, custom_code)
     else:

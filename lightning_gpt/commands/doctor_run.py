@@ -44,21 +44,23 @@ class RunCheck:
             return
         module, trainer = self._cli.model, self._cli.trainer
         total = sum(parameter.numel() for parameter in module.model.parameters())
-        needed = _training_bytes(self._cli)
-        text = f"{total:,} parameters; {needed / GIB:,.2f} GiB for weights, gradients and optimizer"
+        needed, processes, of_each = _training_bytes(self._cli), trainer.num_devices, ""
         device = trainer.strategy.root_device
         if device.type == "cuda":
             import torch
 
             here, where = torch.cuda.get_device_properties(device).total_memory, "of the GPU"
+            of_each = " on each device" if processes > 1 else ""
         else:
-            needed *= trainer.num_devices
+            needed *= processes  # which share the machine's memory
             here, where = available_memory(), "available"
+            of_each = f" of {processes} processes" if processes > 1 else ""
+        text = f"{total:,} parameters; {needed / GIB:,.2f} GiB for weights, gradients and optimizer{of_each}"
         text += f", of {here / GIB:,.1f} GiB {where}"
         if needed > here:
             yield problem(
                 f"{text}: it does not fit",
-                "a smaller model, a device with more memory, or a strategy that shards (--trainer.strategy fsdp)",
+                "a smaller model, a device with more memory, or more devices that share the weights (--parallel.shard)",
             )
         elif needed > here / 2:
             yield warning(f"{text}; activations come on top", "a smaller batch_size, or checkpointing: block")
@@ -156,16 +158,28 @@ def _run_folder(root: str | None, name: str) -> CheckResult:
     return ok(f"the run is kept in {folder}" + (f", {versions} so far" if versions else ""))
 
 
-def _training_bytes(cli: "TrainCLI") -> int:
-    """Bytes of weights, gradients and optimizer state in one process, from their definitions.
+def _training_bytes(cli: "TrainCLI") -> float:
+    """Bytes of weights, gradients and optimizer state in the process that holds the most, from their definitions.
 
-    AdamW keeps two numbers per weight and Muon one per weight of a hidden matrix, in the weights' own type.
+    AdamW keeps two numbers per weight and Muon one per weight of a hidden matrix, in the weights' own type. The layout
+    of ``parallel`` divides them.
     """
+    from lightning_gpt.planning.weights import Weight, weights_of, weights_of_stage
     from lightning_gpt.training.muon import hidden_matrices
 
-    model, optimization = cli.model.model, cli.model.optimization
+    model, optimization, layout = cli.model.model, cli.model.optimization, cli.config_init.fit.parallel
     muon = hidden_matrices(model) if optimization.optimizer == "muon" else {}
     by_muon = {parameter for parameters in muon.values() for parameter in parameters}
     width = {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(cli.trainer.precision, 4)
-    copies = ((parameter, 2 + (1 if parameter in by_muon else 2)) for parameter in model.parameters())
-    return sum(width * each.numel() * (count if each.requires_grad else 1) for each, count in copies)
+    weights = weights_of(model)
+    parameters = {id(weight): each for weight, each in zip(weights, model.parameters(), strict=True)}
+
+    def copies(weight: Weight) -> int:
+        parameter = parameters[id(weight)]
+        return 2 + (1 if parameter in by_muon else 2) if parameter.requires_grad else 1
+
+    n_layer, is_tied = len(model.block_views()), model.head.is_tied
+    stages = (weights_of_stage(weights, n_layer, layout, stage, is_tied) for stage in range(layout.pipeline))
+    held = max(sum(weight.on_rank(layout) * copies(weight) for weight in stage) for stage in stages)
+    shared: float = width * held / layout.shard
+    return shared

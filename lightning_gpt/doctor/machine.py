@@ -42,7 +42,7 @@ def threads() -> Iterator[CheckResult]:
     usable, quota, used = cores(), core_quota(), torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS")
     allowed = usable if quota is None else max(1, min(usable, round(quota)))
-    limit = "" if quota is None else f", for the time of {quota:.3g}"
+    limit = "" if quota is None else f", limited to the time of {quota:.3g} cores"
     set_to = "" if asked is None else f" (OMP_NUM_THREADS is {asked!r})"
     text = f"torch uses {used}; {usable} of {os.cpu_count()} cores are usable{limit}{set_to}"
     remedy = f"export OMP_NUM_THREADS={allowed}"

@@ -74,7 +74,9 @@ def temporary_files() -> Iterator[CheckResult]:
         return
     free = shutil.disk_usage(folder).free
     same = os.stat(folder).st_dev == os.stat(_existing(Path("runs"))).st_dev
-    where = "the same file system as runs" if same else "another file system than runs (checkpoints do not pass it)"
+    where = (
+        "the same file system as runs" if same else "not the file system of runs (checkpoints are not written there)"
+    )
     text = f"{folder}: {free / GIB:.1f} GiB free, {where}"
     if free < 100 * _MIB:
         yield warning(text, "free space there, or set TMPDIR to another folder")

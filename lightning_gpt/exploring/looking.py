@@ -87,8 +87,19 @@ class TextPass:
             CallError: It has not.
         """
         if row >= len(self.ids):
-            raise CallError(f"row is {row}; the text has {len(self.ids)} tokens (allowed: 0 to {len(self.ids) - 1})")
+            raise CallError(f"row is {row}; the text has {_counted(len(self.ids), 'token')}")
         return row
+
+    def require_column(self, layer: int, column: int) -> int:
+        """``column``, if the attention of that layer has it.
+
+        Raises:
+            CallError: It has not.
+        """
+        count = self.trace[f"{self.model.block_views()[layer].mixer_name}.pattern"].shape[-1]
+        if column >= count:
+            raise CallError(f"column is {column}; the text has {_counted(count, 'key')}")
+        return column
 
     def require_layer(self, layer: int) -> int:
         """``layer``, if the model has it.
@@ -111,6 +122,10 @@ class TextPass:
         if head >= count:
             raise CallError(f"head is {head}; layer {layer} has {count} (allowed: 0 to {count - 1})")
         return head
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'} (allowed: {'0' if count == 1 else f'0 to {count - 1}'})"
 
 
 class Passes:

@@ -99,7 +99,8 @@ def differ(ours: Tensor, theirs: Tensor, tolerance: float) -> str:
         raise CallError(f"the logits are {tuple(ours.shape)} here and {tuple(theirs.shape)} in transformers")
     difference, largest = float((ours - theirs).abs().max()), float(theirs.abs().max())
     same = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
-    result = f"logits differ by at most {difference:.1e} of {largest:.3g}, and {same:.1%} of first choices agree"
+    beside = f"{difference:.1e} (largest logit {largest:.3g})"
+    result = f"logits differ by at most {beside}, and {same:.1%} of first choices agree"
     if not difference <= tolerance * largest:
         raise CallError(
             f"not the same model as in transformers: {result} (allowed: {tolerance:g} of the largest logit)"

@@ -129,7 +129,9 @@ def into_folder(
         compared = "not computed" if tolerance is None else require_equal(model, work, tolerance, bool(code))
         if tolerance is not None:
             yield compared
-        facts = {"steps of training": f"{checkpoint.content.get('global_step', 0):,}", "beside lightning_gpt": compared}
+        steps = checkpoint.content.get("global_step", 0)  # 0 of a converted model, which was trained elsewhere
+        facts = {"steps of training": f"{steps:,}"} if steps else {}
+        facts["beside lightning_gpt"] = compared
         write_card(work, output.name, made, {"class_path": module_of(config), "init_args": plain_config(config)}, facts)
     yield f"written: {output}"
 
@@ -150,7 +152,8 @@ def merge(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
         )
     words = checkpoint.tokenizer() if checkpoint.has_tokenizer else None
     config, generation = checkpoint.config(), checkpoint.content.get(_GENERATION, {})
-    content = _checkpoint(config, checkpoint.weights(), words, generation)
+    step = checkpoint.content.get("global_step", 0)
+    content = _checkpoint(config, checkpoint.weights(), words, generation, step)
     with new_folder(output) as work:
         _write_checkpoint(work, content, _settings(config, output, words), words)
     yield _written(output)
@@ -207,6 +210,7 @@ def _checkpoint(
     state: Mapping[str, Tensor],
     words: Tokenizer | None,
     generation: Mapping[str, Any],
+    step: int = 0,
 ) -> dict[str, Any]:
     described = {"name": NAMES[type(config)], "config": plain_config(config)}
     data = {} if words is None else {"TextData": {"tokenizer": words.state_dict()}}
@@ -214,7 +218,7 @@ def _checkpoint(
         MODEL_KEY: described,
         "state_dict": {f"{_STATE}{name}": tensor for name, tensor in state.items()},
         "epoch": 0,
-        "global_step": 0,
+        "global_step": step,
         "pytorch-lightning_version": "2.6.0",
         **data,
         **({_GENERATION: dict(generation)} if generation else {}),

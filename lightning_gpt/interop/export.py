@@ -13,6 +13,7 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.interop.folder import CONFIG, GENERATION, WEIGHTS
 from lightning_gpt.interop.tokenizers import published_files
+from lightning_gpt.options import shown
 
 CARD = "README.md"
 
@@ -86,8 +87,8 @@ def write_weights(tensors: Mapping[str, Tensor], folder: Path, shard_size: str) 
         plan = split_torch_state_dict_into_shards(
             dict(tensors), filename_pattern=WEIGHTS.replace(".", "{suffix}."), max_shard_size=shard_size
         )
-    except ValueError:
-        raise CallError(f"shard_size is {shard_size!r}; it must be a size like 5GB, 500MB or 20KB") from None
+    except (ValueError, OverflowError):
+        raise CallError(f"shard_size is {shown(shard_size)}; it must be a size like 5GB, 500MB or 20KB") from None
     for name, held in plan.filename_to_tensors.items():
         save_file({key: tensors[key] for key in held}, folder / name, metadata={"format": "pt"})
     if plan.is_sharded:

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from lightning_gpt.interop.tensors import Pieces, Published
 from lightning_gpt.models import GPT, GPTConfig
 from lightning_gpt.models.layer import all_matrices
 from lightning_gpt.models.registry import Registry, readable
+from lightning_gpt.named_tensors import grouped
 from lightning_gpt.options import shown
 
 families: Registry["Family"] = Registry("family")
@@ -154,7 +155,9 @@ class Family(ABC):
             dtypes = {part.dtype for part in parts}
             if len(dtypes) > 1:
                 given = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-                raise CallError(f"the tensors {_listed(entry.theirs)} are one matrix here, and they are {given}")
+                raise CallError(
+                    f"the tensors {', '.join(grouped(entry.theirs))} are one matrix here, and they are {given}"
+                )
             made[entry.ours] = entry.published.join(parts, entry.pieces, config.n_head).contiguous()
         return made
 
@@ -185,7 +188,7 @@ class Family(ABC):
             if name in names and theirs[names[name]].shape != shape
         ]
         problems = (("missing", missing), ("unknown", extra), ("of the wrong shape", wrong))
-        found = [f"{len(names)} {what}: {_listed(names)}" for what, names in problems if names]
+        found = [f"{len(names)} {what}: {', '.join(grouped(names))}" for what, names in problems if names]
         if found:
             raise CallError(f"the tensors are not those of this config: {'; '.join(found)}")
 
@@ -233,25 +236,3 @@ def family_for(config: GPTConfig, asked: str | None) -> tuple[str, Family]:
         raise CallError(refusals[asked])
     fewest = min(refusals, key=lambda name: len(refusals[name]))
     raise CallError(f"no known family expresses this model; the nearest is {fewest}: {refusals[fewest]}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    """All of the names; those that differ in the number of the layer alone as one."""
-    alike: dict[str, list[int]] = {}
-    for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
-        shape = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
-        alike.setdefault(shape, []).extend([] if number is None else [int(number[0])])
-    return ", ".join(shape.replace("{}", _ranges(layers)) for shape, layers in alike.items())
-
-
-def _ranges(numbers: list[int]) -> str:
-    """``[0, 1, 2, 5]`` as ``[0-2,5]``."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    text = ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-    return text if text.isdigit() else f"[{text}]"

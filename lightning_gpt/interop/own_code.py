@@ -17,7 +17,7 @@ from lightning_gpt.models.canon import convolutions
 from lightning_gpt.models.ffn.dense import ffns
 from lightning_gpt.models.norms import norms
 from lightning_gpt.models.positions.scheme import position_schemes
-from lightning_gpt.models.registry import Choice, Registry
+from lightning_gpt.models.registry import Registry
 from lightning_gpt.models.wrappers.layer_drop import layer_drops
 from lightning_gpt.models.wrappers.token_routing import token_routings
 from lightning_gpt.named_tensors import differences
@@ -201,5 +201,5 @@ def _chosen(options: Mapping[str, Any]) -> Iterator[type]:
             kind = each.get("kind") if isinstance(each, dict) else each
             if name in _REGISTRIES and isinstance(kind, str):
                 yield _REGISTRIES[name].get(kind)
-            if isinstance(each, Choice | dict):
+            if isinstance(each, dict):
                 yield from _chosen(each)

@@ -152,6 +152,13 @@ def test_the_picture_of_ablations_holds_the_changes() -> None:
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "ffn"]
 
 
+def test_the_picture_of_ablations_leaves_out_parts_that_a_layer_has_not() -> None:
+    changes = np.array([[0.5, -0.25], [1.0, np.nan]])
+    ax = ablation_grid(changes, ["0", "ffn"], "title").axes[0]
+    assert [text.get_text() for text in ax.texts] == ["+0.500", "-0.250", "+1.000", "–"]
+    assert ax.images[0].get_clim() == (-1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -96,6 +96,15 @@ def test_heads_are_refused_where_the_stream_does_not_get_their_outputs() -> None
             direct_logit_attribution(model, IDS, TARGETS, by_head=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_heads_of_a_model_in_few_bits_are_told_apart_from_what_they_are_not(dtype: torch.dtype) -> None:
+    found = direct_logit_attribution(gpt().to(dtype), IDS, TARGETS, by_head=True)
+    assert len(found.parts) == len(set(found.parts)) > 4
+    for changes in ({"residual": "sandwich"}, {"attention": "gated"}):
+        with pytest.raises(CallError, match="does not add its heads' outputs to the stream as they are"):
+            direct_logit_attribution(gpt(**changes).to(dtype), IDS, TARGETS, by_head=True)
+
+
 @pytest.mark.parametrize("time", [1, 5])
 def test_heads_of_one_token_are_refused_where_those_of_many_are(time: int) -> None:
     with pytest.raises(CallError, match="block 0 does not add its heads' outputs to the stream as they are"):
@@ -124,3 +133,14 @@ def test_shares_of_a_norm_are_linear_and_add_up(kind: str) -> None:
     shares = norm.share(parts, whole)
     torch.testing.assert_close(shares.sum(dim=0), norm(whole) - norm(torch.zeros_like(whole)), **CLOSE)
     torch.testing.assert_close(norm.share(2 * parts[0] - parts[1], whole), 2 * shares[0] - shares[1], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms", "rms_plus_one", "scale"])
+def test_a_norm_s_share_of_an_entry_is_the_limit_where_the_whole_is_0_there(kind: str) -> None:
+    """These norms scale all entries alike, so an entry of 0 in the whole says nothing about its parts."""
+    norm = randomise(norms.make(kind, dim=4, bias=True).double())
+    whole = torch.tensor([0.0, 1.0, -2.0, 3.0], dtype=torch.float64)
+    part = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    nearly = whole + torch.tensor([1e-9, 0.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(norm.share(part, whole), norm.share(part, nearly), rtol=1e-7, atol=1e-7)
+    assert norm.share(part, whole)[0].abs() > 0.1

@@ -26,6 +26,9 @@ def changed(of: GPT, changes: str, other: torch.Tensor | None = None) -> torch.T
 def test_a_change_is_written_as_it_is_read() -> None:
     for text in ("3.2:zero", "3.ffn:mean", "0.10:scale:0.5", "0.1:scale:-2", "1.0:patch", "1.ffn:patch:4"):
         assert str(Change.parse(f" {text} ")) == text
+    for factor in (1 / 3, 0.12345678, -1e-9, 1000.0):  # every digit, so that the text is the same change
+        change = Change(Part(0, 1), "scale", factor)
+        assert Change.parse(str(change)) == change
     assert parse_changes("") == parse_changes("  ") == []
     assert parse_changes("1.0:patch:4") == [Change(Part(1, 0), "patch", position=4)]
 

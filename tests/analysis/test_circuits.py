@@ -180,6 +180,8 @@ def test_what_is_asked_of_a_circuit_is_that_of_its_product() -> None:
     assert circuit.copying_score() == pytest.approx(sum(v.real for v in found) / sum(map(abs, found)))
     torch.testing.assert_close(circuit.singular_values(), torch.linalg.svdvals(whole.detach())[:4], **CLOSE)
     torch.testing.assert_close(circuit.rows(ids), whole[ids], **CLOSE)
+    with pytest.raises(CallError, match=f"k is {circuit.shape[1] + 1}; a row has {circuit.shape[1]} entries"):
+        circuit.top(ids, circuit.shape[1] + 1)
     values, columns = circuit.top(ids, 2)
     torch.testing.assert_close(values, whole[ids].topk(2).values, **CLOSE)
     assert columns.tolist() == whole[ids].topk(2).indices.tolist()

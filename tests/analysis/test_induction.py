@@ -95,6 +95,8 @@ def test_the_period_is_what_the_model_can_read() -> None:
     tiny = SingleHeadModel(SingleHeadConfig(dim=8, block_size=3, vocab_size=11))
     with pytest.raises(CallError, match="the repeated sequence has 1 tokens; it must have at least 2"):
         head_scores(tiny)
+    with pytest.raises(CallError, match="rows is 0; it must be 1 or more"):
+        head_scores(gpt(), rows=0)
     with pytest.raises(CallError, match="learned positions end at block_size 13"):
         head_scores(gpt(), period=7)
     ids = random_ids(11, 1, 3)

@@ -80,7 +80,9 @@ def test_a_part_is_read_as_it_is_written(text: str, part: Part) -> None:
     assert Part.parse(str(part)) == part
 
 
-@pytest.mark.parametrize("text", ["", "3", "3.", ".2", "3.x", "-1.0", "3.2.1", "3.FFN", "3:2"])
+@pytest.mark.parametrize(
+    "text", ["", "3", "3.", ".2", "3.x", "-1.0", "3.2.1", "3.FFN", "3:2", "0." + "9" * 5000, "9" * 5000 + ".0"]
+)
 def test_what_names_no_part_is_refused(text: str) -> None:
     with pytest.raises(CallError, match=r"is not a part of a model; allowed: LAYER\.HEAD such as 3\.2"):
         Part.parse(text)
@@ -314,6 +316,11 @@ def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_
             lambda m: patched_logits(m, OTHER[:, :3], IDS, "embedding", [3]),
             r"position 3 is outside one of the texts .*0 to 2\)",
         ),
+        (
+            lambda m: patched_logits(m, OTHER[:1], IDS, "embedding", [1]),
+            r"the texts have shapes \(1, 5\) and \(\d, 5\); each text is patched from the one in its row",
+        ),
+        (lambda m: patched_logits(m, OTHER[:1], IDS, "embedding"), r"the texts have shapes \(1, 5\) and \(\d, 5\)"),
         (lambda m: patched_logits(m, OTHER, IDS, "embeding"), r"no intermediate is named 'embeding'.*embedding"),
         (
             lambda m: patched_logits(m, OTHER[:, :3], IDS, "blocks.0.attention.pattern", [1]),
@@ -324,6 +331,18 @@ def test_patching_the_stream_after_the_last_block_gives_the_other_text_at_those_
 def test_what_cannot_be_patched_is_refused(call: Callable[[GPT], Tensor], message: str) -> None:
     with pytest.raises(CallError, match=message):
         call(gpt())
+
+
+def test_patching_no_position_changes_nothing() -> None:
+    model = gpt()
+    torch.testing.assert_close(patched_logits(model, OTHER, IDS, "blocks.*", []), model(IDS).detach(), **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+@pytest.mark.parametrize(("time", "said"), [(1, "1 token and"), (0, "0 tokens and")])
+def test_a_text_without_a_second_token_has_no_loss(kind: Ablation, time: int, said: str) -> None:
+    with pytest.raises(CallError, match=f"the text has {said} a loss needs 2"):
+        ablated_loss(gpt(), IDS[:, :time], [Part(0, 0)], kind)
 
 
 @pytest.mark.parametrize("positions", [[1], None])

@@ -1,7 +1,7 @@
 """What a layer is worth: against edited weights, a run by hand, and blocks that do nothing or everything."""
 
 import copy
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_gpt.analysis.interventions import text_loss
 from lightning_gpt.analysis.layer_diagnostics import measure
-from lightning_gpt.analysis.layer_values import layer_values
+from lightning_gpt.analysis.layer_values import Removal, layer_value, layer_values
 from lightning_gpt.analysis.probe import Probe
 from lightning_gpt.errors import CallError
-from lightning_gpt.models import GPT, GPTConfig, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models import GPT, GPTConfig, LanguageModel, SingleHeadConfig, SingleHeadModel
 from lightning_gpt.models.head import IGNORED
 from tests.analysis.copying_model import copying_model
 from tests.models.helpers import random_ids, randomise
@@ -99,3 +99,14 @@ def test_the_one_head_model_and_a_text_too_short() -> None:
     assert layer_values(model, IDS) == pytest.approx([text_loss(without, IDS) - text_loss(model, IDS)], rel=1e-10)
     with pytest.raises(CallError, match="the text has 1 token and a loss needs 2"):
         layer_values(model, IDS[:, :1], "mean")
+
+
+def test_one_block_is_that_of_all_and_one_that_is_not_there_is_refused() -> None:
+    model: LanguageModel = gpt()
+    for removal in get_args(Removal):
+        assert [layer_value(model, IDS, layer, removal) for layer in range(3)] == layer_values(model, IDS, removal)
+        with pytest.raises(CallError, match="the text has 1 token and a loss needs 2"):
+            layer_value(model, IDS[:, :1], 0, removal)
+        for layer in (-1, 3):
+            with pytest.raises(CallError, match=rf"layer is {layer}; the model has 3 \(allowed: 0 to 2\)"):
+                layer_value(model, IDS, layer, removal)

@@ -48,6 +48,18 @@ def test_the_ends_of_the_ranges() -> None:
         assert float(measure(torch.zeros(T, D))) == 0.0
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e-9, 1.0, 1e10])
+def test_the_spread_over_dimensions_does_not_depend_on_the_scale(scale: float) -> None:
+    expected = activation_kurtosis(X)
+    torch.testing.assert_close(activation_kurtosis((scale * X).float()), expected.float(), rtol=1e-5, atol=0)
+
+
+def test_the_median_of_nothing_makes_the_largest_infinite() -> None:
+    x = torch.zeros(2, 3, 5)
+    x[1, 0, 0] = 2.0
+    assert largest_over_median(x).tolist() == [0.0, math.inf]
+
+
 def test_a_dimension_that_is_large_in_most_tokens_is_a_sink_and_one_large_in_a_token_is_not() -> None:
     x = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     plain = float(residual_sink(x))

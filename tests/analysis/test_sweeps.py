@@ -79,7 +79,8 @@ def test_the_way_of_a_copied_token_is_found_and_drawn() -> None:
     assert picture.images[0].get_array().tolist() == found.effects.tolist()
     assert [label.get_text() for label in picture.get_xticklabels()] == ["a", "b", r"\$c", "↵", "b"]
     by_head = patching_sweep(model, source, target, logit_difference(6, 7), "heads")
-    assert by_head.figure().axes[0].get_xlabel() == "head"
+    for tokens in (None, ["a", "b", "c", "d", "e"]):  # as many as there are tokens, not heads
+        assert by_head.figure(tokens).axes[0].get_xlabel() == "head"
     assert by_head.effects[1].tolist() == pytest.approx([1])
 
 

@@ -39,6 +39,22 @@ def test_the_ends_of_the_ranges(factor: float, angle: float, cosine: float, size
     assert float(update_size(X, factor * X)) == pytest.approx(size, abs=1e-12)
 
 
+def test_a_stream_that_stays_turns_by_nothing_in_fp32() -> None:
+    x = torch.randn(2, 50, 64, generator=torch.Generator().manual_seed(1))
+    for scale in (1e-12, 1.0, 1e12):
+        assert float(angular_distance(scale * x, scale * x)) == 0.0
+        assert float(angular_distance(scale * x, -scale * x)) == 1.0
+        assert float(update_cosine(scale * x, 3 * scale * x)) == pytest.approx(1.0, rel=1e-6)
+        assert float(update_size(scale * x, 3 * scale * x)) == pytest.approx(2.0, rel=1e-6)
+    assert angular_distance(x, x).dtype == torch.float32
+
+
+def test_what_is_added_to_nothing_is_infinitely_large() -> None:
+    nothing, x = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    assert float(update_size(nothing, nothing)) == 0.0
+    assert float(update_size(nothing, x)) == math.inf
+
+
 def test_a_block_that_adds_nothing_has_none_and_one_whose_output_is_scaled_up_has_more() -> None:
     model = randomise(GPT(GPTConfig(n_layer=3, n_head=2, dim=8, block_size=6, vocab_size=11))).double()
     model.blocks[1].zero_branches()

@@ -291,8 +291,8 @@ def test_limits_of_a_control_group(group: Path, place: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     assert found["threads"][0] == (
         "warning",
-        f"torch uses 2; {cores} of {os.cpu_count()} cores are usable, for the time of 0.5 (OMP_NUM_THREADS is '2'): "
-        "threads wait for each other, which slows training down",
+        f"torch uses 2; {cores} of {os.cpu_count()} cores are usable, limited to the time of 0.5 cores "
+        "(OMP_NUM_THREADS is '2'): threads wait for each other, which slows training down",
         "export OMP_NUM_THREADS=1",
     )
     level, text, _ = found["memory"][0]
@@ -449,6 +449,28 @@ def test_a_model_that_does_not_fit_is_measured_exactly(trained: Path, tmp_path: 
     assert sizes["adamw", 4] == pytest.approx(4, rel=1e-3)
     assert sizes["adamw", 2] == pytest.approx(4, rel=1e-3)
     assert sizes["muon", 4] == pytest.approx(3, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "whole"), [({}, 2), ({"shard": 2}, 1), ({"tensor": 2}, None)], ids=["copies", "shard", "tensor"]
+)
+def test_processes_that_share_a_machine_are_counted_as_they_share_the_weights(
+    trained: Path, tmp_path: Path, parallel: dict[str, int], whole: int | None
+) -> None:
+    large = {"dim": 20_480, "n_layer": 100, "n_head": 4}
+    change = {"model": {"init_args": large}, "trainer": {"accelerator": "cpu", "devices": 2}, "parallel": parallel}
+    write_config(tmp_path / "large.yaml", change)
+    call = ("--offline", "--config", str(trained / "tiny.yaml"), "--config", "large.yaml")
+    ((level, text, remedy),) = doctor(*call, cwd=tmp_path)["model"]
+    assert level == "problem"
+    assert " GiB for weights, gradients and optimizer of 2 processes, of " in text
+    assert remedy.endswith("(--parallel.shard)")
+    parameters, needed = (float(text.split("; ")[part].split()[0].replace(",", "")) for part in (0, 1))
+    copies = needed * 2**30 / parameters / 16
+    if whole is None:
+        assert 1 < copies < 1.01  # norms are in both
+    else:
+        assert copies == pytest.approx(whole, rel=1e-3)
 
 
 def test_a_bad_checkpoint(trained: Path, tmp_path: Path) -> None:

@@ -131,9 +131,8 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
             assert reply.status_code == 400, (other, show)
             assert said in reply.json()["error"]["message"]
         changed = {"of": {"text": TEXT}, "against": {"text": OTHER}, "show": "side"}
-        assert (
-            "split the text into different tokens" in client.post("/api/look", json=changed).json()["error"]["message"]
-        )
+        said = client.post("/api/look", json=changed).json()["error"]["message"]
+        assert said == "the two passes read different tokens, so their matrices cannot be compared"
 
 
 def test_a_cell_is_followed_from_its_product_to_the_logits(client: TestClient, model: GPT) -> None:
@@ -259,6 +258,12 @@ def test_the_code_gives_the_number_and_the_page_stands_alone(client: TestClient,
     assert "/assets/" not in page
 
 
+def test_the_code_scales_by_every_digit_of_the_factor(client: TestClient, model: GPT) -> None:
+    shown = {"text": TEXT, "changes": "0.1:scale:0.123456789"}
+    code = client.post("/api/code", json={"of": shown, "layer": 1, "head": 2, "row": 5, "column": 3}).text
+    assert "0.1:scale:0.123456789" in code
+
+
 def test_tokens_that_were_generated_follow_the_text(client: TestClient) -> None:
     content, _ = answer(client, "look", of={"text": "ab", "more": [99, 100]})
     assert content["tokens"] == ["a", "b", "c", "d"]
@@ -272,6 +277,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("layer", {"of": {"text": TEXT}, "head": 4}, "head is 4; layer 0 has 4 (allowed: 0 to 3)"),
     ("cell", {"of": {"text": TEXT}, "row": 12, "column": 0}, "row is 12; the text has 12 tokens (allowed: 0 to 11)"),
     ("cell", {"of": {"text": TEXT}, "row": 0, "column": 12}, "column is 12; the text has 12 keys"),
+    ("cell", {"of": {"text": "x"}, "row": 1, "column": 0}, "row is 1; the text has 1 token (allowed: 0)"),
+    ("code", {"of": {"text": TEXT}, "row": 999, "column": 0}, "row is 999; the text has 12 tokens (allowed: 0 to 11)"),
+    ("code", {"of": {"text": TEXT}, "row": 0, "column": 12}, "column is 12; the text has 12 keys (allowed: 0 to 11)"),
+    ("look", {"of": {"text": TEXT, "changes": "0." + "9" * 5000 + ":zero"}}, "is not a part of a model"),
     ("look", {"of": {"text": TEXT, "model": 3}}, "model is 3; there are 3 (allowed: 0 to 2)"),
     ("look", {"of": {"text": TEXT, "changes": "0.1:explode"}}, "'0.1:explode' is not a change; allowed: PART:zero"),
     ("look", {"of": {"text": TEXT, "changes": "9.1:zero"}}, "the model has no part 9.1; it has 2 layers with 4 heads"),

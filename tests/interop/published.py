@@ -108,6 +108,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**EXPERTS, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 6},
     ),
     "qwen3_moe with scores as weights": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False}),
+    "qwen3_moe with heads that share the width": (
+        "qwen3_moe",
+        {name: value for name, value in EXPERTS.items() if name != "head_dim"},
+    ),
     "qwen3_moe with one expert": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": False, "num_experts_per_tok": 1}),
     "olmo2": ("olmo2", GROUPED),
     "gpt_neox": ("gpt_neox", {**NEOX, "num_attention_heads": 2, "rotary_pct": 0.5}),

@@ -139,6 +139,38 @@ def test_a_config_of_mistral_that_does_not_say_has_the_window_that_transformers_
     )
 
 
+@pytest.mark.parametrize("name", ["mixtral", "phi3"])
+def test_a_family_whose_config_has_no_window_unless_it_says_so_is_read_without_one(name: str, converted: Any) -> None:
+    folder, _ = converted
+    given = json.loads((folder / "published" / name / "config.json").read_text())
+    given.pop("sliding_window")
+    assert AutoConfig.for_model(name).sliding_window is None
+    assert [choice.kind for choice in families.make(name).config(given).attention] == ["grouped"]
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_moe", "qwen3", "qwen3_moe"])
+def test_windows_that_are_allowed_and_null_are_none(name: str, converted: Any) -> None:
+    folder, _ = converted
+    given = json.loads((folder / "published" / name / "config.json").read_text())
+    changes = {"use_sliding_window": True, "max_window_layers": 1, "layer_types": None}
+    for window, found in ((None, set()), (5, {5})):
+        read = families.make(name).config({**given, **changes, "sliding_window": window})
+        windows = {at_layer(read.attention, layer).get("window") for layer in range(3)}
+        assert windows - {None} == found
+    del given["sliding_window"]
+    read = families.make(name).config({**given, **changes})
+    assert 4096 in {at_layer(read.attention, layer).get("window") for layer in range(3)}
+
+
+def test_a_config_of_phi_that_names_no_sizes_is_the_one_that_transformers_makes_of_it() -> None:
+    read, theirs = families.make("phi").config({}), AutoConfig.for_model("phi")
+    assert (read.dim, read.n_head, read.n_layer) == (
+        theirs.hidden_size,
+        theirs.num_attention_heads,
+        theirs.num_hidden_layers,
+    )
+
+
 def test_weights_stay_in_the_precision_in_which_they_were_published(converted: Any) -> None:
     folder, _ = converted
     for name, dtype in (("in bf16", torch.bfloat16), ("in fp16", torch.float16), ("in float64", torch.float64)):

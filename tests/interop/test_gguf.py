@@ -115,6 +115,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
         ["--source", source, "--output", f"of {name}", "--compare", str(name == "llama").lower()]
         for name, source in calls.items()
     ]
+    calls["pickled"] = "llama.gguf"
+    given.append(["--source", "llama.gguf", "--output", "of pickled", "--pickled", "true"])
     (folder / "calls.json").write_text(json.dumps([["convert", *call] for call in given]))
     done = run_forked("tests.many_calls", "calls.json", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -153,6 +155,7 @@ def test_the_logits_are_compared_and_no_progress_bar_is_left_on_the_screen(conve
 LINES = {
     "other": r"other.gguf holds a model of the family 'mamba'; from GGUF files, llama, qwen2, qwen3 are read",
     "words": r"the tokenizer of words.gguf is 'gpt2' with 'deepseek-coder'; .* leave it out with --tokenizer false",
+    "pickled": r"pickled True changes nothing with a .gguf file: leave pickled out",
     "cut": r"cut.gguf is truncated, or not a GGUF file",
     "empty": r"empty.gguf is truncated, or not a GGUF file",
 }

@@ -123,6 +123,7 @@ def test_adapters_are_merged_where_a_checkpoint_is_read(folder: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(plain[0](ids), plain[1](ids), rtol=0, atol=1e-10)
     must_run("convert", "--source", str(path), "--output", "merged", "--merge", "true", cwd=folder)
+    assert Checkpoint.read(folder / "merged/model.ckpt").content["global_step"] == read.content["global_step"] > 0
     merged = load(folder / "merged/model.ckpt")
     for name, weight in load(path).state_dict().items():
         assert torch.equal(merged.state_dict()[name], weight)
@@ -159,6 +160,8 @@ def test_the_adapters_go_to_peft_and_the_merged_model_to_transformers(folder: Pa
     assert (
         "100.0% of first choices agree" in must_run("convert", "--source", path, "--output", "out", cwd=folder).stdout
     )
+    step = Checkpoint.read(folder / path).content["global_step"]
+    assert f"| steps of training | {step} |" in (folder / "out/README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "bloom"])

@@ -16,6 +16,7 @@ from lightning_gpt.models import GPT, GPTConfig
 from tests.interop.published import make
 from tests.processes import run_forked
 
+LLAMA = {"norm": "rms", "bias": False, "tie_embeddings": False, "ffn": "swiglu"}
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "dim": 16, "block_size": 24, "vocab_size": 17}
 
 
@@ -103,6 +104,16 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda f: changed(f, rope_parameters={"rope_type": "dynamic", "factor": 2.0}),
         r"rope_type is 'dynamic'; lightning_gpt computes only default, linear, llama3, yarn",
     ),
+    "part of each head": (
+        "llama",
+        lambda f: changed(f, rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5}),
+        r"partial_rotary_factor is 0.5; LlamaForCausalLM does not compute it: all of each head rotates \(allowed: 1",
+    ),
+    "part of each head, at the top": (
+        "qwen2",
+        lambda f: changed(f, partial_rotary_factor=0.25),
+        r"partial_rotary_factor is 0.25; Qwen2ForCausalLM does not compute it",
+    ),
     "scores by layer": (
         "gpt2",
         lambda f: changed(f, scale_attn_by_inverse_layer_idx=True),
@@ -157,7 +168,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "tensors": (
         "llama",
         lambda f: retensored(f, wrong_tensors),
-        r"3 missing: model.layers.\[0-2\].mlp.up_proj.weight; 1 unknown: model.extra.weight; "
+        r"3 missing: model.layers.0–2.mlp.up_proj.weight; 1 unknown: model.extra.weight; "
         r"1 of the wrong shape: model.norm.weight \(5,\) instead of \(24,\)",
     ),
     "tied to another": (
@@ -212,6 +223,11 @@ MODELS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         r"no known family expresses this model; the nearest is .*attention latent",
     ),
     "as llama": ({}, ["--family", "llama"], r"LlamaForCausalLM has no .*position learned"),
+    "part of each head rotated": (
+        {**LLAMA, "position": {"kind": "rotary", "share": 0.5}},
+        ["--family", "llama", "--compare", "false"],
+        r"LlamaForCausalLM has no .*position rotary \(share 0.5\)",
+    ),
     "shared blocks": ({"n_unique": 1}, ["--family", "gpt2"], r"GPT2LMHeadModel has no n_unique 1"),
     "other residual": ({"residual": "sandwich"}, ["--family", "gpt2"], r"GPT2LMHeadModel has no residual sandwich"),
     "layers differ": (
@@ -246,6 +262,16 @@ MODELS: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["--family", "mixtral"],
         r"MixtralForCausalLM has no ffn moe \(expert swiglu, gate_factor 2.5\)",
     ),
+    "size without bounds": (
+        {},
+        ["--shard_size", "1e400GB", "--compare", "false"],
+        r"shard_size is '1e400GB'; it must be a size like 5GB, 500MB or 20KB",
+    ),
+    "tolerance of no comparison": (
+        {},
+        ["--compare", "false", "--tolerance", "5"],
+        r"tolerance 5(\.0)? changes nothing with compare false: leave tolerance out",
+    ),
     "unknown": ({}, ["--family", "lama"], r"family 'lama'|family is 'lama'; it must be one of bloom, diffllama"),
 }
 """By name: our model, what is typed, and what the line says."""
@@ -269,6 +295,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict
     calls |= {
         "not the same": [*source, "made/not the same", "--tolerance", "1e-12"],
         "output exists": [*source, "published"],
+        "tolerance of a folder": [*source, "made/tolerance of a folder", "--compare", "false", "--tolerance", "5"],
         "family of a folder": [*source, "made/family of a folder", "--family", "gpt2"],
         "code": ["--source", "published/code", "--output", "made/code", "--pickled", "true"],
         "no source": ["--source", "nothing", "--output", "made/no source"],
@@ -288,6 +315,7 @@ LINES = {
     **{name: line for name, (_, _, line) in MODELS.items()},
     "not the same": r"not the same model as in transformers: logits differ by at most .* \(allowed: 1e-12 of the l",
     "output exists": r"published exists; choose another output",
+    "tolerance of a folder": r"tolerance 5(\.0)? changes nothing with compare false: leave tolerance out",
     "family of a folder": r"family 'gpt2' changes nothing with a published model: leave family out",
     "code": r"holds Python objects; only tensors, numbers and text are loaded",
     "no source": r"checkpoint 'nothing' does not exist",

@@ -25,8 +25,7 @@ def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
     look.require_head(layer, head)
     maps = maps_of(look.model, look.trace, look.tokens, layer)
     look.require_row(row)
-    if column >= len(maps.keys):
-        raise CallError(f"column is {column}; the text has {len(maps.keys)} keys (allowed: 0 to {len(maps.keys) - 1})")
+    look.require_column(layer, column)
     scores, mask, pattern = (each[0, head] for each in (maps.scores, maps.mask, maps.pattern))
     mixer = look.model.block_views()[layer].mixer
     content: dict[str, Any] = {
@@ -102,9 +101,9 @@ def _effect(look: TextPass, layer: int, row: int, brought: Tensor, w_o: Tensor) 
 def _adds_heads(look: TextPass, layer: int) -> bool:
     """Whether the layer adds its heads' outputs to the stream as they are."""
     view, trace = look.model.block_views()[layer], look.trace
-    added = look.model.narrowed(trace[view.half_name or view.stream_name]) - look.streams[layer]
+    after = look.model.narrowed(trace[view.half_name or view.stream_name])
     try:
         with evaluating(look.model):
-            return bool(list(head_terms(view, trace[f"{view.mixer_name}.head_output"], added)))
+            return bool(list(head_terms(view, trace[f"{view.mixer_name}.head_output"], look.streams[layer], after)))
     except CallError:
         return False

@@ -42,8 +42,15 @@ def page(look: TextPass, layer: int, head: int) -> bytes:
 
 
 def code(passes: Passes, look: TextPass, layer: int, head: int, row: int, column: int | None) -> str:
-    """Python that gives the numbers of the cell that is shown."""
+    """Python that gives the numbers of the cell that is shown, or of its row where ``column`` is None.
+
+    Raises:
+        CallError: There is no such head, row or column.
+    """
     look.require_head(layer, head)
+    look.require_row(row)
+    if column is not None:
+        look.require_column(layer, column)
     prefix = look.model.block_views()[layer].mixer_name
     is_single = look.trace[f"{prefix}.pattern"].ndim == 3
     place = "0" if is_single else f"0, {head}"

@@ -7,6 +7,7 @@ import torch
 
 from lightning_gpt.analysis.attention import readable_tokens
 from lightning_gpt.analysis.logit_lens import lens_at
+from lightning_gpt.analysis.page import names_of
 from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
 from lightning_gpt.models.decoding.sampling import Sampling
@@ -30,7 +31,7 @@ def lens(look: TextPass, first: int, count: int) -> bytes:
         "count": last - first,
         "k": k,
         "loss": nll.mean(axis=1).tolist() if nll.shape[1] else [None] * len(top),
-        "vocabulary": _names(look, top),
+        "vocabulary": names_of(top, lambda ids: readable_tokens(look.explored.tokenizer, ids)),
     }
     return packed(content, {"top": top.astype(np.int32), "probability": probability, "nll": nll})
 
@@ -62,8 +63,3 @@ def next_tokens(look: TextPass, against: TextPass | None, row: int, sampling: Sa
         name = readable_tokens(look.explored.tokenizer, [drawn])[0]
         content["drawn"] = {"id": drawn, "name": name, "probability": float(after[drawn])}
     return packed(content, {})
-
-
-def _names(look: TextPass, ids: np.ndarray) -> dict[int, str]:
-    shown = np.unique(ids).tolist()
-    return dict(zip(shown, readable_tokens(look.explored.tokenizer, shown), strict=True))

@@ -76,7 +76,7 @@ def _compared(look: TextPass, against: TextPass | None, show: str, layer: int, h
     if against is None or show == "values":
         return found
     if look.ids.tolist() != against.ids.tolist():
-        raise CallError("the models split the text into different tokens, so their matrices cannot be compared")
+        raise CallError("the two passes read different tokens, so their matrices cannot be compared")
     return _subtracted(look, against, found, layer, head) if show == "difference" else _beside(against, found, layer)
 
 

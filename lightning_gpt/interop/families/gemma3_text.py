@@ -4,7 +4,6 @@ from typing import Any
 
 from lightning_gpt.interop.families.gemma2 import Gemma2
 from lightning_gpt.interop.family import families
-from lightning_gpt.interop.rotary import write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import InPieces
 from lightning_gpt.options import NotNegative
@@ -44,7 +43,7 @@ class Gemma3Text(Gemma2):
         return {**attention, "rotary_base": base} if attention["kind"] == "window" else attention
 
     def write_positions(self, ours: Expressed) -> dict[str, Any]:
-        of_all = write_rotary(ours["position"])
+        of_all = super().write_positions(ours)
         bases = (attention["rotary_base"] for attention in ours["attention"])
         base = next((base for base in bases if base is not None), self.local_base)
         local = {"rope_type": "default", "rope_theta": base}

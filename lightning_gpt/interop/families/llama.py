@@ -2,11 +2,12 @@
 
 from typing import Any, ClassVar
 
+from lightning_gpt.errors import CallError
 from lightning_gpt.interop.family import Family, families, name_of
 from lightning_gpt.interop.rotary import read_rotary, write_rotary
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import InPieces
-from lightning_gpt.options import Depth, Heads, Length, NotNegative, VocabSize, Width
+from lightning_gpt.options import Depth, Heads, Length, NotNegative, ShareAboveZero, VocabSize, Width
 
 GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu"}
 """Our gated networks by the published name of their activation."""
@@ -35,6 +36,8 @@ class Llama(Family):
     """``max_position_embeddings`` where the config names none."""
     eps: ClassVar[float] = 1e-6
     base: ClassVar[float] = 10000.0
+    partial: ClassVar[bool] = False
+    """Whether transformers computes a share of each head that rotates; in most of these, all of it does."""
 
     def read(self, given: Settings) -> dict[str, Any]:
         dim, n_head = given.get("hidden_size", Width), given.get("num_attention_heads", Heads)
@@ -50,10 +53,26 @@ class Llama(Family):
             "bias": given.get("mlp_bias", bool, False),
             "tie_embeddings": given.get("tie_word_embeddings", bool, False),
             "norm": {"kind": "rms", "eps": given.get("rms_norm_eps", NotNegative, self.eps)},
-            "position": read_rotary(given, self.base, block_size),
+            "position": self.read_positions(given, block_size),
             "attention": shortest([self.read_attention(given, layer) for layer in range(n_layer)]),
             "ffn": self.read_ffn(given),
         }
+
+    def read_positions(self, given: Settings, block_size: int) -> dict[str, Any]:
+        """The rotary positions.
+
+        Raises:
+            CallError: They are of a kind that we do not have, or name a share that transformers does not compute.
+        """
+        position = read_rotary(given, self.base, block_size)
+        # transformers reads the option at the top, too, and then computes these models without it
+        for share in (position["share"], given.get("partial_rotary_factor", ShareAboveZero, 1.0)):
+            if share != 1 and not self.partial:
+                raise CallError(
+                    f"partial_rotary_factor is {share:g}; {self.architecture} does not compute it: all of each head "
+                    f"rotates (allowed: 1, or leave it out)"
+                )
+        return position
 
     def read_attention(self, given: Settings, layer: int) -> dict[str, Any]:
         """The attention of a layer."""
@@ -91,7 +110,10 @@ class Llama(Family):
 
     def write_positions(self, ours: Expressed) -> dict[str, Any]:
         """The options of the rotary positions."""
-        return write_rotary(ours["position"])
+        position = ours["position"]
+        if position["share"] != 1 and not self.partial:  # it would go out, and be computed as if it were 1
+            raise KeyError("share")
+        return write_rotary(position)
 
     def write_ffn(self, ffn: Expressed) -> dict[str, Any]:
         """The options of the feed-forward network."""

@@ -25,6 +25,7 @@ class Mixtral(Mistral):
         "ffn.experts.up": EachExpert(f"{_MOE}.experts.{{expert}}.w1", f"{_MOE}.experts.{{expert}}.w3"),
         "ffn.experts.down": EachExpert(f"{_MOE}.experts.{{expert}}.w2"),
     }
+    default_window = None
     eps = 1e-5
     base = 1e6
 

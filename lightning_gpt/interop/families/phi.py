@@ -37,10 +37,14 @@ class Phi(Family):
         block_size = given.get("max_position_embeddings", Length, 2048)
         share = given.get("partial_rotary_factor", ShareAboveZero, 0.5)
         given.require("qk_layernorm", False)
+        sizes = {
+            "num_attention_heads": given.get("num_attention_heads", Heads, 32),
+            "hidden_size": given.get("hidden_size", Width, 2048),
+        }
         return {
             "n_layer": given.get("num_hidden_layers", Depth, 24),
-            "n_head": given.get("num_attention_heads", Heads, 32),
-            "dim": given.get("hidden_size", Width, 2048),
+            "n_head": sizes["num_attention_heads"],
+            "dim": sizes["hidden_size"],
             "block_size": block_size,
             "vocab_size": given.get("vocab_size", VocabSize, 51200),
             "dropout": given.dropout("resid_pdrop", "embd_pdrop", "attention_dropout"),
@@ -49,7 +53,7 @@ class Phi(Family):
             "norm": {"kind": "layer", "eps": given.get("layer_norm_eps", NotNegative, 1e-5)},
             "residual": "parallel",
             "position": read_rotary(given, 10000.0, block_size, share),
-            "attention": Llama.heads(given),
+            "attention": Llama.heads(Settings({**given.values, **sizes})),
             "ffn": {
                 "kind": UNGATED[given.require("hidden_act", *UNGATED)],
                 "hidden": given.get("intermediate_size", Width, 8192),

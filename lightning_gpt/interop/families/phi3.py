@@ -21,7 +21,9 @@ class Phi3(Mistral):
         "attention.qkv": InPieces("model.layers.{layer}.self_attn.qkv_proj"),
         "ffn.up": InPieces("model.layers.{layer}.mlp.gate_up_proj"),
     }
+    default_window = None
     longest = 4096
+    partial = True
     eps = 1e-5
 
     def read(self, given: Settings) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from lightning_gpt.interop.families.llama import Llama
-from lightning_gpt.interop.families.mistral import windowed
+from lightning_gpt.interop.families.mistral import window_or, windowed
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.options import Index, Length
+from lightning_gpt.options import Index
 
 
 @families.register("qwen2")
@@ -44,7 +44,7 @@ def window_of(given: Settings, layer: int) -> int | None:
     """The window of a layer; None where it sees everything."""
     if not given.get("use_sliding_window", bool, False):
         return None
-    window: int = given.get("sliding_window", Length, 4096)
+    window = window_or(given, 4096)
     kinds = given.get("layer_types", list[str], None)
     if kinds is None:
         return window if layer >= given.get("max_window_layers", Index, 28) else None

@@ -1,6 +1,6 @@
 """Qwen 3: Llama with norms of each head's queries and keys."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning_gpt.interop.families.llama import Llama
 from lightning_gpt.interop.families.mistral import windowed
@@ -8,7 +8,7 @@ from lightning_gpt.interop.families.qwen2 import window_of, write_windows
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
 from lightning_gpt.interop.tensors import InPieces
-from lightning_gpt.options import NotNegative
+from lightning_gpt.options import NotNegative, Width
 
 
 @families.register("qwen3")
@@ -23,10 +23,11 @@ class Qwen3(Llama):
         "attention.k_norm": InPieces("model.layers.{layer}.self_attn.k_norm"),
     }
     longest = 32768
+    default_head_dim: ClassVar[int | None] = 128
+    """The width of a head where the config does not say, whatever the model's; None it is an equal part of that."""
 
     def read(self, given: Settings) -> dict[str, Any]:
-        # a config without head_dim means 128, whatever the width
-        given = Settings({**given.values, "head_dim": given.values.get("head_dim") or 128})
+        given = Settings({**given.values, "head_dim": given.get("head_dim", Width, self.default_head_dim)})
         return {
             **super().read(given),
             "qk_norm": {"kind": "rms", "eps": given.get("rms_norm_eps", NotNegative, self.eps)},

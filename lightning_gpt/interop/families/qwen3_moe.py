@@ -3,12 +3,11 @@
 from typing import Any
 
 from lightning_gpt.interop.families.llama import Llama
-from lightning_gpt.interop.families.mistral import windowed
+from lightning_gpt.interop.families.mistral import window_or, windowed
 from lightning_gpt.interop.families.qwen2_moe import MIXTURE, SomeMixtures
 from lightning_gpt.interop.families.qwen3 import Qwen3
 from lightning_gpt.interop.family import families
 from lightning_gpt.interop.settings import Expressed, Settings
-from lightning_gpt.options import Length
 
 
 @families.register("qwen3_moe")
@@ -18,9 +17,10 @@ class Qwen3Moe(SomeMixtures, Qwen3):
     model_type = "qwen3_moe"
     architecture = "Qwen3MoeForCausalLM"
     inside = {**Qwen3.inside, **MIXTURE}
+    default_head_dim = None
 
     def read_attention(self, given: Settings, layer: int) -> dict[str, Any]:
-        window = given.get("sliding_window", Length, 4096) if given.get("use_sliding_window", bool, False) else None
+        window = window_or(given, 4096) if given.get("use_sliding_window", bool, False) else None
         return windowed(Llama.read_attention(self, given, layer), window)  # in all layers
 
     def read_mixture(self, given: Settings) -> dict[str, Any]:
