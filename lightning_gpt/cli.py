@@ -59,9 +59,11 @@ def main() -> int:
 
 def _run(args: list[str], trusted: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
+        _require_alone(args)
         print(_HELP, end="")
         return 0 if args else 2
     if args[0] == "--version":
+        _require_alone(args)
         from lightning_gpt.version import described_version
 
         print(f"lightning-gpt {described_version()}")
@@ -83,6 +85,13 @@ def _run(args: list[str], trusted: list[str]) -> int:
     module = importlib.import_module(f"lightning_gpt.commands.{COMMANDS[args[0]][0]}")
     module.run(args if module.__name__.endswith(".train") else args[1:])
     return 0
+
+
+def _require_alone(args: list[str]) -> None:
+    """Refuse what follows ``--help`` or ``--version``."""
+    if len(args) > 1:
+        given = shortened(args[1], 80)
+        raise CallError(f"unexpected argument {given!r} after {args[0]}; COMMAND --help lists a command's options")
 
 
 def _report(error: BaseException) -> int:

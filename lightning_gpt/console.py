@@ -6,9 +6,6 @@ from time import monotonic
 
 from rich.console import Console
 
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Where launchers say which process this is, in the order in which Lightning asks."""
-
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -33,13 +30,14 @@ class LinePace:
 
 def say(message: str) -> None:
     """Print one line of progress, as plain text."""
-    if _rank() == 0:
+    # Lightning knows it, but a command without a Trainer does not import it
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    if is_first_process() if lightning is None else lightning.rank_zero_only.rank == 0:
         console.print(message, markup=False)
 
 
-def _rank() -> int:
-    """The number of this process in its run: Lightning knows it, but a command without a Trainer does not import it."""
-    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
-    if lightning is not None:
-        return int(lightning.rank_zero_only.rank)
-    return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, as launchers say in the variables that Lightning reads."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))

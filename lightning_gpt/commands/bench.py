@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 from benchmarks.workload import Device, Workload
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, require_output, require_single
 from lightning_gpt.errors import CallError
 from lightning_gpt.options import Processes, Range
 
-_QUICK_ROUNDS = 2
+_ROUNDS, _QUICK_ROUNDS = 7, 2
 
 
 def bench(
@@ -17,7 +17,7 @@ def bench(
     peer_dir: str | None = None,
     litgpt_python: str | None = None,
     threads: Processes | None = None,
-    rounds: Annotated[int, Range(1, 1000)] = 7,
+    rounds: Annotated[int, Range(1, 1000)] | None = None,
     device: Device = "cpu",
     quick: bool = False,
     profile: bool = False,
@@ -34,7 +34,7 @@ def bench(
         peer_dir: Folder with the clones nanoGPT and minGPT (nanoGPT/model.py, minGPT/mingpt/model.py).
         litgpt_python: Python of an environment with litgpt, whose dependencies conflict with this package's.
         threads: Number of threads for all projects; torch's default if omitted.
-        rounds: Number of measured rounds; one more comes first and is discarded.
+        rounds: Number of measured rounds, 7 if omitted; one more comes first and is discarded.
         device: Where the models run.
         quick: Measure only two rounds, for a first impression.
         profile: Also profile a training step in fp32 (and bf16 if it is fast): a table and a trace for each.
@@ -47,6 +47,11 @@ def bench(
 
     if rows is None:
         rows = "all" if checkpoint is None else "trained"
+    names = None if rows == "all" else [name.strip() for name in rows.split(",")]
+    require_single("rows", names or [])
+    require_output(output)
+    if quick and rounds is not None:
+        raise CallError(f"rounds {rounds} changes nothing with quick: leave one of them out")
     if checkpoint is not None and not Path(checkpoint).exists():
         raise CallError(f"checkpoint is {checkpoint!r}, which does not exist")
     if peer_dir is not None and not Path(peer_dir).is_dir():
@@ -58,10 +63,10 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     run_rows(
-        names=None if rows == "all" else [name.strip() for name in rows.split(",")],
+        names=names,
         workload=workload,
         device=device,
-        rounds=_QUICK_ROUNDS if quick else rounds,
+        rounds=_QUICK_ROUNDS if quick else rounds or _ROUNDS,
         peer_dir=peer_dir,
         litgpt_python=litgpt_python,
         profile=profile,

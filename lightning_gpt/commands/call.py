@@ -3,9 +3,10 @@
 import re
 import sys
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _TYPES = {
 _MOST_SHOWN = 60
 _MOST_KEYS = 16
 _EXPECTED = re.compile(r"(?:Expected a|Not a valid subclass of) (.+?)(?:\. Got value: (.*))?$")
+_OF_DOCUMENTS = ("", "help", "sources", "val_share", "test_share", "split_by")
+"""The options of the data section that say which documents a split has."""
 _NOT_IN_CONFIGS = ("config", "help", "print_config")
 
 
@@ -129,6 +132,49 @@ def refuse_unused(
             raise CallError(f"{name} {shown(given[name])} changes nothing with {form}: leave {name} out")
 
 
+def refuse_unread_flags(args: Iterable[str], command: str, also_read: Collection[str] = ()) -> None:
+    """Refuse options of the data section that a command does not read. In a config file, which runs share, they may be.
+
+    Args:
+        args: The command line, after it was parsed.
+        command: The command, which reads the documents of the splits only.
+        also_read: What it reads besides.
+
+    Raises:
+        CallError: There is one.
+    """
+    for argument in args:
+        name = argument.partition("=")[0].removeprefix("--")
+        section, _, option = name.partition(".")
+        if (
+            argument.startswith("--")
+            and section == "data"
+            and option.partition(".")[0] not in (*_OF_DOCUMENTS, *also_read)
+        ):
+            raise CallError(f"{name} changes nothing with {command}: leave {name} out")
+
+
+def require_single(option: str, values: Sequence[Any]) -> None:
+    """Refuse a list that names the same thing twice.
+
+    Raises:
+        CallError: It does.
+    """
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise CallError(f"{option} has {value} twice: leave one of them out")
+
+
+def require_output(output: str) -> None:
+    """Refuse an empty name of the folder that a command writes to, which would be the working folder.
+
+    Raises:
+        CallError: It is empty.
+    """
+    if not output:
+        raise CallError("output is ''; it must be the name of a folder (. for this one)")
+
+
 def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) -> Namespace:
     """Parse ``args``. Only known and trusted code can be named in them, and in the config files that they name.
 
@@ -144,6 +190,11 @@ def parse(parser: ArgumentParser, args: list[str], known: Iterable[str] = ()) ->
     try:
         parsed = parser.parse_args(args)
     except ArgumentError as error:
+        followed = re.search(r"argument (--\S+): expected one argument", str(error))
+        value = "" if followed is None else dict(pairwise(args)).get(followed[1], "")
+        if followed is not None and value.startswith("-") and not value.startswith("--"):
+            given = shortened(f"{followed[1]}={value}", _MOST_SHOWN)
+            raise CallError(f"{followed[1]} has no value; one that begins with - is given as {given}") from None
         raise CallError(one_line(str(error), known or option_names(parser))) from None
     except OverflowError:  # the parser converts whole numbers to floating point without a look at their size
         raise CallError(f"{_option_with_long_number(args)} has a number too large for floating point") from None

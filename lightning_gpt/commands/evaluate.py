@@ -5,7 +5,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import parse_function_call, refuse_unused
+from lightning_gpt.commands.call import parse_function_call, refuse_unread_flags, refuse_unused
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.commands.device import named_device
 from lightning_gpt.commands.text_file import read_text_file
@@ -51,7 +51,9 @@ def evaluate(
 ) -> None:
     """Measure how well a checkpoint predicts a text (--text), the documents of a config (--config), or does tasks.
 
-    Texts are read in windows of the model's context. A window scores the tokens that no earlier one has read.
+    Texts are read in windows of the model's context. A window scores the tokens that no earlier one has read. Of a
+    config's data section, only sources, prepared, val_share, test_share and split_by matter: the whole split is read,
+    with the checkpoint's tokenizer.
 
     Args:
         checkpoint: A checkpoint written by fit or convert.
@@ -111,6 +113,7 @@ def _read(file: str) -> str:
 
 def _texts(data: "TextData | None", split: Literal["train", "val", "test"]) -> Iterable[str]:
     assert data is not None
+    data.vocab_size_to_train = None  # texts are read, not tokens
     data.setup({"train": "evaluate", "val": "validate", "test": "test"}[split])
     return data.texts(split)
 
@@ -124,15 +127,18 @@ def _table(scores: TextScores, reading: ReadingOptions, starts: bool) -> str:
     left_out = scores.tokens - scores.scored
     first = "the tokenizer's start" if starts else "<|endoftext|>" if reading.first_token else "nothing"
     between = "each by itself" if reading.documents == "apart" else "joined by <|endoftext|>"
+    counted = (("document", scores.documents), ("word", scores.words), ("byte", scores.bytes))
+    sizes = ", ".join(f"{number:,} {name}{'' if number == 1 else 's'}" for name, number in counted)
+    them = "it" if left_out == 1 else "them"
     rows = [
         ("loss (nats per token)", f"{scores.loss:.4f}"),
         ("perplexity per token", f"{scores.perplexity:,.4f}"),
-        ("perplexity per word", f"{scores.word_perplexity:,.4f}"),
+        ("perplexity per word", f"{scores.word_perplexity:,.4f}" if scores.words else "none: the text has no words"),
         ("bits per byte", f"{scores.bits_per_byte:.4f}"),
         ("perplexity by mean of windows", f"{scores.window_mean_perplexity:,.4f}"),
-        ("read", f"{scores.documents:,} documents, {scores.words:,} words, {scores.bytes:,} bytes, {between}"),
-        ("scored", f"{scores.scored:,} of {scores.tokens:,} tokens; {left_out:,} had nothing before them"),
-        ("windows", f"{reading.window:,} tokens, one each {reading.stride:,}; before a text: {first}"),
+        ("read", f"{sizes}, {between}"),
+        ("scored", f"{scores.scored:,} of {scores.tokens:,} tokens; {left_out:,} had nothing before {them}"),
+        ("windows", f"{reading.window:,} tokens, a new one every {reading.stride:,}; before a text: {first}"),
     ]
     return "\n".join(f"{name:<30}{value}" for name, value in rows)
 
@@ -167,6 +173,7 @@ def run(args: list[str]) -> None:
     """Parse ``args`` and evaluate."""
     if any(argument.partition("=")[0] in ("--config", "--help", "-h") for argument in args):
         data, options = parse_data_call(evaluate, "evaluate", args, required=False)
+        refuse_unread_flags(args, "evaluate", also_read=["prepared"])
     else:
         data, options = None, parse_function_call(evaluate, "evaluate", args, skip={"data"})
     with Waiting():

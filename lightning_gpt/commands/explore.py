@@ -1,22 +1,23 @@
 """``lightning-gpt explore``: a page on the local address where a text is typed and a model watched."""
 
-import importlib.util
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
 from lightning_gpt.checkpoint_series import series_of, steps_in
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.device import named_device
+from lightning_gpt.commands.fresh_head import fresh_head
+from lightning_gpt.commands.serve import require_server
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
+from lightning_gpt.inference.prompts import require_utf8
 from lightning_gpt.loading import load
-from lightning_gpt.models import LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.options import Length, Range, Seed
 
-_NEEDED = ("fastapi", "uvicorn")
 _LONGEST = 256  # every score of every head is kept: 140 MiB for 270 heads
+_OF_WEIGHTS: dict[str, set[str]] = {"a checkpoint": set(), "no checkpoint": {"seed"}}
+"""Options that are read in some forms of the command only."""
 
 
 def explore(
@@ -44,9 +45,9 @@ def explore(
         seed: Seed for the random weights used without a checkpoint.
         device: Where the models run: cpu, cuda, cuda:N or mps.
     """
-    missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
-    if missing:
-        raise CallError(f"explore needs {' and '.join(missing)}: pip install -e '.[serve]'")
+    refuse_unused(explore, dict(locals()), _OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
+    require_utf8("text", text)
+    require_server("explore")
     from lightning_gpt.exploring.app import create_explorer
     from lightning_gpt.exploring.looking import Passes
     from lightning_gpt.exploring.shelf import Explored, Shelf
@@ -73,9 +74,8 @@ def explore(
 
 
 def _fresh(seed: int) -> tuple[str, LanguageModel, Tokenizer]:
-    torch.manual_seed(seed)
     code = f"torch.manual_seed({seed})\nmodel = SingleHeadModel(SingleHeadConfig()).eval()"
-    return code, SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
+    return code, *fresh_head(seed)
 
 
 def _trained(source: str) -> tuple[str, LanguageModel, Tokenizer]:

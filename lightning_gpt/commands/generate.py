@@ -14,17 +14,19 @@ from lightning_gpt.console import say
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference.batch import TextRequest, continue_texts
+from lightning_gpt.inference.prompts import require_utf8
 from lightning_gpt.inference.streaming import stream_text
 from lightning_gpt.json_text import to_json
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.decoding.beam_search import Beams, LengthPenalty, beam_search
 from lightning_gpt.models.decoding.early_exit import EarlyExit
 from lightning_gpt.models.decoding.int8 import int8
+from lightning_gpt.models.decoding.rules.rule import PenaltyFactor, PenaltyTerm
 from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
 from lightning_gpt.models.decoding.speculative import Guesses
 from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
-from lightning_gpt.options import NotNegative, Positive, Range, Rows, Seed, Share, ShareAboveZero, TokenId, VocabSize
+from lightning_gpt.options import NotNegative, Range, Rows, Seed, Share, ShareAboveZero, TokenId, VocabSize
 from lightning_gpt.waiting import Waiting
 
 TopLogprobs = Annotated[int, Range(0, 1000)]
@@ -32,11 +34,12 @@ Precision = Literal["fp32", "bf16", "int8"]
 
 
 _OF_STRATEGIES: dict[str, set[str]] = {
-    "strategy multinomial": {"temperature"},
+    "strategy multinomial": {"temperature", "top_k", "top_p", "min_p", "seed"},
     "strategy greedy": set(),
     "strategy beam": {"beams", "length_penalty"},
 }
 _OF_DRAFTS: dict[str, set[str]] = {"a draft": {"n_guess"}, "no draft": set()}
+_OF_PROMPTS: dict[str, set[str]] = {"prompts": {"batch_size"}, "no prompts": set()}
 """Options that are read in some forms of the command only."""
 
 
@@ -53,9 +56,9 @@ def generate(
     top_k: VocabSize | None = None,
     top_p: ShareAboveZero | None = None,
     min_p: Share | None = None,
-    repetition_penalty: Positive | None = None,
-    frequency_penalty: float | None = None,
-    presence_penalty: float | None = None,
+    repetition_penalty: PenaltyFactor | None = None,
+    frequency_penalty: PenaltyTerm | None = None,
+    presence_penalty: PenaltyTerm | None = None,
     rules: list[str | dict[str, Any]] | None = None,
     beams: Beams = 4,
     length_penalty: LengthPenalty = 1.0,
@@ -116,8 +119,13 @@ def generate(
     checked = Sampling(**sampling)
     line = {"prompt": prompt} if ids is None else {"ids": ids}
     defaults = {"max_new_tokens": max_new_tokens, "stop": tuple(stop or ()), "seed": seed, "logprobs": logprobs}
-    free = {} if strategy == "beam" else sampling
-    lines = [RequestLine(line, {}, chat)] if prompts is None else read_lines(prompts, chat, free)
+    form = f"strategy {strategy}"
+    unread = (
+        {"seed", *sampling} if strategy == "beam" else _OF_STRATEGIES["strategy multinomial"] - _OF_STRATEGIES[form]
+    )
+    if prompts is None:
+        require_utf8("prompt", prompt)
+    lines = [RequestLine(line, {}, chat)] if prompts is None else read_lines(prompts, chat, sampling, unread, form)
     read = Checkpoint.read(checkpoint)
     model, tokenizer = rounded(read.build(), precision).to(where), read.tokenizer()
     early_exit = None if exit_confidence is None else _exiting(model, exit_confidence)
@@ -213,6 +221,9 @@ def _check_combinations(options: dict[str, Any]) -> None:
                 raise CallError(f"strategy beam and {other} cannot be combined: leave one of them out")
     refuse_unused(generate, options, _OF_STRATEGIES, f"strategy {options['strategy']}")
     refuse_unused(generate, options, _OF_DRAFTS, "a draft" if given("draft") else "no draft")
+    refuse_unused(generate, options, _OF_PROMPTS, "prompts" if given("prompts") else "no prompts")
+    if "" in (options["stop"] or ()):
+        raise CallError("stop has an empty text; leave it out")
     if given("output") and not given("prompts"):
         raise CallError("output is the file made from prompts; without prompts, redirect standard output")
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
@@ -28,16 +29,25 @@ from lightning_gpt.analysis.logit_lens import LogitLens, logit_lens
 from lightning_gpt.analysis.page import Ablated, Page, layers_of_page, names_of_lens, vector_numbers
 from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matrices
 from lightning_gpt.checkpoint import Checkpoint
-from lightning_gpt.commands.call import parse_function_call
+from lightning_gpt.commands.call import parse_function_call, refuse_unused, require_output, require_single
 from lightning_gpt.commands.device import named_device
+from lightning_gpt.commands.fresh_head import fresh_head
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids
-from lightning_gpt.models import LanguageModel, SingleHeadConfig, SingleHeadModel
+from lightning_gpt.inference.prompts import require_utf8
+from lightning_gpt.models import LanguageModel
 from lightning_gpt.options import Index, Seed, TokenId
 from lightning_gpt.whole_file import create_output
 
 _MOST_COLUMNS = 12
+_OF_IDS: dict[str, set[str]] = {"ids": set(), "no ids": {"text"}}
+_OF_WEIGHTS: dict[str, set[str]] = {"a checkpoint": set(), "no checkpoint": {"seed"}}
+_OF_ABLATION: dict[str, set[str]] = {"ablate": {"ablation"}, "no ablate": set()}
+"""Options that are read in some forms of the command only."""
+_MARK = "lightning-gpt inspect"
+"""The title of every page and, as the program that made it, in every picture."""
+_MARKED_BYTES = 4096
 
 
 def inspect(
@@ -74,6 +84,13 @@ def inspect(
         seed: Seed for the random weights used without a checkpoint.
         device: Where the model runs: cpu, cuda, cuda:N or mps.
     """
+    options = dict(locals())
+    refuse_unused(inspect, options, _OF_IDS, "ids" if ids is not None else "no ids")
+    refuse_unused(inspect, options, _OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
+    refuse_unused(inspect, options, _OF_ABLATION, "ablate" if ablate else "no ablate")
+    require_single("page_layers", page_layers or [])
+    require_utf8("text", text)
+    require_output(output)
     where = named_device(device)
     model, tokenizer, step = _model_and_tokenizer(checkpoint, seed)
     token_ids = prompt_ids(model, tokenizer, text) if ids is None else checked_ids(model, torch.tensor(ids).long())
@@ -81,6 +98,7 @@ def inspect(
     if not len(token_ids):
         raise CallError("ids is []; give at least one token id, or a text")
     parts = [] if ablate in ("", "all") else [Part.parse(name) for name in ablate.split(",")]
+    require_single("ablate", parts)
     check_parts(model, parts)
     if ablate:
         text_loss(model, token_ids[None])  # raises for a text that is too short, before anything is written
@@ -91,9 +109,12 @@ def inspect(
             raise CallError(f"{name} is {value}; this model has {has} (allowed: 0 to {count - 1})")
     vectors = [] if page_layers == [] else head_activations(model, token_ids)
     layers = layers_of_page(maps, page_layers, vector_numbers(vectors) if vectors else 0)
+    matrices = f"layer{layer}_head{head}.png"
+    written = ["heads.png", matrices, "attention.npz", *(["ablation.png", "ablation.csv"] if ablate == "all" else [])]
+    _require_own(Path(output), [*written, *(["index.html"] if layers else [])])
     folder = create_output(output)
-    heads_grid(maps, "attention pattern").savefig(folder / "heads.png", dpi=120)
-    three_matrices(maps, layer, head).savefig(folder / f"layer{layer}_head{head}.png", dpi=120)
+    _save(heads_grid(maps, "attention pattern"), folder / "heads.png")
+    _save(three_matrices(maps, layer, head), folder / matrices)
     maps.save(folder / "attention.npz")
     _print_tables(maps, layer, head)
     ablated = None
@@ -101,7 +122,7 @@ def inspect(
         ablated = _ablate_all(model, token_ids, ablation, folder)
     elif parts:
         _print_ablations(model, token_ids, parts, ablation)
-    print(f"plots:    {folder}/heads.png {folder}/layer{layer}_head{head}.png\narrays:   {folder}/attention.npz")
+    print(f"plots:    {folder}/heads.png {folder}/{matrices}\narrays:   {folder}/attention.npz")
     if ablated is not None:
         print(f"ablation: {folder}/ablation.png {folder}/ablation.csv")
     if layers:
@@ -128,8 +149,36 @@ def _model_and_tokenizer(checkpoint: str | None, seed: int) -> tuple[LanguageMod
     if checkpoint is not None:
         read = Checkpoint.read(checkpoint)
         return read.build(), read.tokenizer(), read.content.get("global_step")
-    torch.manual_seed(seed)
-    return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2(), None
+    return *fresh_head(seed), None
+
+
+def _require_own(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to replace files that no earlier call has written.
+
+    A page carries the mark itself; other files are those of an earlier call where the page or a picture carries it.
+
+    Raises:
+        CallError: One of ``names`` is in ``folder`` and of other origin.
+    """
+    if not folder.is_dir():
+        return
+    there = [name for name in names if (folder / name).exists()]
+    is_ours = any(_is_marked(folder / name) for name in ("index.html", "heads.png"))
+    for name in there:
+        if not (_is_marked(folder / name) if name == "index.html" else is_ours):
+            what = f"{str(folder / name)!r} exists and is not of an earlier inspect"
+            raise CallError(f"output {str(folder)!r}: {what}; choose another output, or delete it")
+
+
+def _is_marked(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return _MARK.encode() in opened.read(_MARKED_BYTES)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=120, metadata={"Software": _MARK})
 
 
 def _weights(step: int | None, checkpoint: str | None) -> str:
@@ -191,23 +240,29 @@ def _ablate_all(model: LanguageModel, token_ids: torch.Tensor, kind: Ablation, f
             transient=True,
         )
     )
-    columns = list(dict.fromkeys(str(part).partition(".")[2] for part in found))
-    change = np.array(list(found.values())).reshape(-1, len(columns))
+    heads = sorted({part.head for part in found if part.head is not None})
+    columns = [*map(str, heads), *(["ffn"] if any(part.head is None for part in found) else [])]
+    change = np.full((len(model.block_views()), len(columns)), np.nan)  # a layer may lack a part that others have
+    for part, value in found.items():
+        change[part.layer, columns.index(_column(part))] = value
     table = Table(box=None, padding=(0, 1), title_justify="left")
     table.title = f"change in loss (nats) with the output of one part {_replaced(kind)}"
     for name in ("layer", *columns):
         table.add_column(name, justify="right", no_wrap=True)
     for number, row in enumerate(change):
-        table.add_row(str(number), *(f"{value:+.3f}" for value in row))
+        table.add_row(str(number), *("–" if np.isnan(value) else f"{value:+.3f}" for value in row))
     Console(highlight=False, soft_wrap=True).print(table)
-    ablation_grid(change, columns, f"change in loss with one part's output {_replaced(kind)}").savefig(
-        folder / "ablation.png", dpi=120
-    )
+    title = f"change in loss with one part's output {_replaced(kind)}"
+    _save(ablation_grid(change, columns, title), folder / "ablation.png")
     with (folder / "ablation.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("part", "ablation", "change_in_loss"))
         writer.writerows((str(part), kind, value) for part, value in found.items())
     return Ablated(kind, columns, change)
+
+
+def _column(part: Part) -> str:
+    return "ffn" if part.head is None else str(part.head)
 
 
 def _replaced(kind: Ablation) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError, shortened
 from lightning_gpt.inference.batch import Continuation, TextRequest
 from lightning_gpt.inference.chat import chat_ids
-from lightning_gpt.inference.prompts import checked_ids, prompt_ids
+from lightning_gpt.inference.prompts import checked_ids, prompt_ids, require_utf8
 from lightning_gpt.json_text import to_json
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.sampling import NewTokens, Sampling
-from lightning_gpt.options import Seed, TokenId, check_option
+from lightning_gpt.options import Seed, TokenId, check_option, shown
 
 PROMPTS = {"prompt": str, "messages": list, "ids": list[TokenId]}
 """What a line continues, one of these, and its type."""
@@ -43,13 +43,17 @@ class RequestLine:
     """Where it stands, for messages; empty for one that was typed."""
 
 
-def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[RequestLine]:
+def read_lines(
+    file: str, chat: bool, sampling: Mapping[str, Any], unread: Collection[str] = (), form: str = ""
+) -> list[RequestLine]:
     """The requests of a file; every line is checked before the first is continued.
 
     Args:
         file: The file.
         chat: Whether a prompt is a user's message.
         sampling: The options of sampling for lines that do not set their own.
+        unread: Options that change nothing in ``form``, as which messages name how the command is called.
+        form: See ``unread``.
 
     Raises:
         CallError: The file cannot be read or is empty, or a line is wrong; names the line.
@@ -59,7 +63,7 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
         if line.strip():
             place = f"prompts {file!r}, line {number}: "
             try:
-                lines.append(RequestLine(*_read(line, sampling), chat, place))
+                lines.append(RequestLine(*_read(line, sampling, unread, form), chat, place))
             except CallError as error:
                 raise CallError(f"{place}{error}") from None
     if not lines:
@@ -67,18 +71,23 @@ def read_lines(file: str, chat: bool, sampling: Mapping[str, Any]) -> list[Reque
     return lines
 
 
-def _read(line: str, sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(
+    line: str, sampling: Mapping[str, Any], unread: Collection[str], form: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The object of a line, and the options that it sets."""
     try:
-        content = json.loads(line)
+        content = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         raise CallError(f"{shortened(line, 40)!r} is not valid JSON") from None
     if not isinstance(content, dict):
         raise CallError(f"{shortened(line, 40)!r} is not a JSON object")
-    known = (*PROMPTS, "id", *_OPTIONS, *sampling)
-    for name in content:
+    known = [name for name in (*PROMPTS, "id", *_OPTIONS, *sampling) if name not in unread]
+    for name, value in content.items():
+        if name in unread:
+            raise CallError(f"{name} {shown(value)} changes nothing with {form}: leave {name} out")
         if name not in known:
             raise CallError(f"unknown key {shortened(name, 40)!r}; the keys are {', '.join(known)}")
+        _require_utf8(name, value)
     given = [name for name in PROMPTS if name in content]
     if len(given) != 1:
         said = " and ".join(given) if given else f"none of {', '.join(PROMPTS)}"
@@ -89,12 +98,37 @@ def _read(line: str, sampling: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
         if name in content:
             check_option(name, content[name], hint)
     if "stop" in options:
+        if "" in options["stop"]:
+            raise CallError("stop has an empty text; leave it out")
         options["stop"] = tuple(options["stop"])
     if "rules" in options:
         check_option("rules", options["rules"], list)
         options["rules"] = tuple(options["rules"])
     Sampling(**{**sampling, **{name: value for name, value in options.items() if name in sampling}})
     return content, options
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise CallError(f"the key {shortened(name, 40)!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _require_utf8(name: str, value: Any) -> None:
+    """Refuse half a character, which an escape can name, at any depth of a value."""
+    if isinstance(value, str):
+        require_utf8(name, value)
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            _require_utf8(f"{name}.{number}", part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            require_utf8(f"a key of {name}", key)
+            _require_utf8(f"{name}.{key}", part)
 
 
 def ids_of(line: RequestLine, model: LanguageModel, tokenizer: Tokenizer) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 import atexit
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from lightning_gpt.console import is_first_process
 from lightning_gpt.errors import Stopped, WorkError
 from lightning_gpt.launch import Launch
 from lightning_gpt.whole_file import previous_of, write_file
@@ -24,7 +24,7 @@ def reserve(runs: Path, launch: Launch | None) -> Path:
         runs: The folder of all runs of a name.
         launch: What may start the run again.
     """
-    if not _is_first_process():
+    if not is_first_process():
         return runs / "version_0"  # the first process's folder is asked for, never this
     runs.mkdir(parents=True, exist_ok=True)
     for version in count():
@@ -75,7 +75,7 @@ def ending_noted(run: Path | None, launch: Launch | None) -> Iterator[None]:
 
 
 def _note_ending(run: Path | None, launch: Launch | None) -> None:
-    if run is not None and launch is not None and _is_first_process() and run.is_dir():
+    if run is not None and launch is not None and is_first_process() and run.is_dir():
         with suppress(WorkError):  # all has been saved: a full disk does not undo that
             write_file(run / LAUNCH_FILE, json.dumps(launch.record(ended=True)))
 
@@ -86,12 +86,6 @@ def _launch_of(run: Path) -> dict[str, object]:
         if isinstance(record, dict) and run.name.rpartition("_")[2].isdecimal():
             return record
     return {}
-
-
-def _is_first_process() -> bool:
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "SLURM_PROCID"))
 
 
 def _remove_if_nothing_was_done(run: Path) -> None:

@@ -61,7 +61,7 @@ def serve(
         timeout: The longest that a request may take in seconds, waiting included.
         grace: Seconds to finish accepted requests after Ctrl-C or SIGTERM; what is left is cut off.
     """
-    _require_packages()
+    require_server("serve")
     from lightning_gpt.serving.app import create_app
     from lightning_gpt.serving.engine import Engine
     from lightning_gpt.serving.limits import Limits
@@ -81,17 +81,22 @@ def serve(
     if not _is_local(host) and secret is None:
         say(f"everyone who reaches {address} can use this server; --token_file asks for a token")
     if allocated is None:
-        say("this model's state cannot be divided by rows, so that texts are read one by one")
-    size = "memory by text" if allocated is None else f"{allocated / 2**20:,.1f} MiB"
+        say("this model's state cannot be divided by rows, so texts are generated one at a time")
+    size = "memory allocated for each text" if allocated is None else f"{allocated / 2**20:,.1f} MiB"
     message = f"serving {service.name} at http://{address}/v1 ({slots} slots of {longest:,} tokens: {size})"
     app = create_app(service, secret, _hosts(host))
     serve_until_stopped(app, engine, bound, message, grace)
 
 
-def _require_packages() -> None:
+def require_server(command: str) -> None:
+    """Refuse a command that answers requests where the packages for it are not installed.
+
+    Raises:
+        CallError: Names them.
+    """
     missing = [package for package in _NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise CallError(f"serve needs {' and '.join(missing)}: pip install -e '.[serve]'")
+        raise CallError(f"{command} needs {' and '.join(missing)}: pip install -e '.[serve]'")
 
 
 def _secret(token: str | None, token_file: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_gpt.commands.call import refuse_unread_flags, require_output
 from lightning_gpt.commands.data_section import parse_data_call
 from lightning_gpt.data.prepare.card import bytes_per_token
 from lightning_gpt.data.prepare.parts import Tally
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 def tokenizer(data: "TextData", vocab_size: TrainedVocabSize, output: str) -> None:
     """Train a byte-level BPE vocabulary as fit does and write it to OUTPUT/bpe-N.tiktoken, for use as data.tokenizer.
 
+    Of the data section, only sources, val_share, test_share and split_by matter.
+
     Args:
-        data: The data section; its tokenizer setting is ignored.
+        data: The data section.
         vocab_size: Number of tokens, at least 257 (the 256 bytes and <|endoftext|>).
         output: Folder for the file.
     """
     from lightning_gpt.data.datamodule import TextData
 
+    require_output(output)
     file = Path(output) / f"bpe-{vocab_size}.tiktoken"
     if file.exists():
         raise CallError(f"{file} exists; choose another output, or delete it")
@@ -56,4 +60,5 @@ def tokenizer(data: "TextData", vocab_size: TrainedVocabSize, output: str) -> No
 def run(args: list[str]) -> None:
     """Parse ``args`` and train the vocabulary."""
     data, options = parse_data_call(tokenizer, "tokenizer", args)
+    refuse_unread_flags(args, "tokenizer")
     tokenizer(data, **options)

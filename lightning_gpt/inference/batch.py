@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.models import LanguageModel
 from lightning_gpt.models.decoding.early_exit import EarlyExit
-from lightning_gpt.models.decoding.samplers import Sampler, draw_each, log_probabilities
+from lightning_gpt.models.decoding.samplers import Sampler, draw_each, log_probabilities, require_drawn
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, require_finite
 from lightning_gpt.models.decoding.text import TextStream
 from lightning_gpt.models.evaluating import evaluating
@@ -114,6 +114,7 @@ def continue_texts(
             logits, live = decoder.logits[index], [texts[rows[place]] for place in places]
             require_finite(logits)
             tokens = draw_each(logits, [samplers[rows[place]] for place in places])
+            require_drawn(tokens)
             _note(live, logits, tokens)
             for text, token in zip(live, tokens.tolist(), strict=True):
                 text.add(token)

@@ -17,6 +17,18 @@ def prompt_ids(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> torch
     return checked_ids(model, torch.tensor(prompt_tokens(tokenizer, prompt)))
 
 
+def require_utf8(name: str, text: str) -> None:
+    """Refuse a text that UTF-8 cannot hold: bytes typed in another encoding, or half a character named by an escape.
+
+    Raises:
+        CallError: Names the character, counted from 1.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CallError(f"{name} is not UTF-8 text (character {error.start + 1:,})") from None
+
+
 def checked_ids(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     """Return ``ids`` ``(time,)`` if they fit the model's context and vocabulary.
 

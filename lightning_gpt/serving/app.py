@@ -22,16 +22,13 @@ Q = TypeVar("Q", bound=GenerationRequest)
 _GONE = Response(status_code=499)  # for a client that does not wait for it
 
 
-def create_app(
-    service: Service, token: str | None = None, hosts: Collection[str] | None = None, more: Collection[APIRouter] = ()
-) -> FastAPI:
+def create_app(service: Service, token: str | None = None, hosts: Collection[str] | None = None) -> FastAPI:
     """The application.
 
     Args:
         service: Answers the requests; started with the application.
         token: What clients must send; None if everyone may call.
         hosts: Names by which the server may be called; None for any.
-        more: Further routes, behind the same guard.
     """
 
     @asynccontextmanager
@@ -40,7 +37,7 @@ def create_app(
         yield
         await asyncio.to_thread(service.engine.close)
 
-    return guarded((_routes(service), *more), lifespan, token, hosts, service.limits.transfer_seconds)
+    return guarded([_routes(service)], lifespan, token, hosts, service.limits.transfer_seconds)
 
 
 def guarded(

@@ -27,7 +27,11 @@ Deliver = Callable[[list[tuple[TextTask, TextPiece]]], None]
 
 
 class QueueFullError(Exception):
-    """As many texts are waiting as may wait."""
+    """There is room for ``room`` texts only, of those that run and of those that wait."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
 
 
 class DrainingError(Exception):
@@ -103,11 +107,6 @@ class Engine:
         self._deliver: Deliver = lambda pieces: None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
-    @property
-    def shares_passes(self) -> bool:
-        """Whether one pass of the model reads a token of every running text."""
-        return self._rows.shares_passes
-
     def allocate(self) -> int | None:
         """Take all memory that the texts need, before the engine starts: its size in bytes.
 
@@ -135,8 +134,9 @@ class Engine:
         with self._changed:
             if self._draining:
                 raise DrainingError
-            if len(self._waiting) + len(tasks) > self.queue + max(0, self.slots - self._n_begun()):
-                raise QueueFullError
+            room = self.queue + max(0, self.slots - self._n_begun()) - len(self._waiting)
+            if len(tasks) > room:
+                raise QueueFullError(max(0, room))
             self._waiting.extend((task, now + task.seconds) for task in tasks)
             self._changed.notify()
 
@@ -315,11 +315,12 @@ class Engine:
         finite = logits.amax(dim=-1).isfinite()
         sound, logits = finite.tolist(), logits.where(finite[:, None], 0.0)
         drawn = draw_each(logits, [text.sampler for text in texts])
-        log_probs = self._log_probs(texts, logits, drawn)
+        log_probs = self._log_probs(texts, logits, drawn.clamp(min=0))
         for row, token in reversed(list(enumerate(drawn.tolist()))):
             text = texts[row]
-            if not sound[row]:
-                say("a request failed: the model's logits are not finite")
+            if not sound[row] or token < 0:
+                whose = "after the rules of sampling no logit is" if sound[row] else "the model's logits are not"
+                say(f"a request failed: {whose} finite")
                 self._fail(text.task, "failed")
                 self._leave(first + row)
                 continue

@@ -41,7 +41,7 @@ class GenerationRequest(BaseModel):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=100)] | None = None
     user: str | None = None
     """Accepted without effect, as clients send it by themselves."""
 

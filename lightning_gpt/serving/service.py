@@ -157,6 +157,9 @@ class Service:
         self._check_model(request)
         if request.top_logprobs is not None and not request.logprobs:
             raise RefusedError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+        if request.max_completion_tokens is not None and request.max_tokens is not None:
+            message = "max_completion_tokens and max_tokens cannot be combined: leave one of them out"
+            raise RefusedError(400, message, param="max_tokens")
         ids = await asyncio.to_thread(self._chat_ids, request)
         self._check_number(request, 1)
         asked = request.max_completion_tokens or request.max_tokens or self._room(len(ids))
@@ -237,9 +240,10 @@ class Service:
         self._answers |= dict.fromkeys(tasks, answer)
         try:
             self.engine.submit(tasks)
-        except QueueFullError:
+        except QueueFullError as full:
             self.forget(tasks)
-            message = f"all {self.engine.slots} slots are taken and {self.engine.queue} texts may wait; try again later"
+            room = "no room for the text" if len(tasks) == 1 else f"room for {full.room} of the {len(tasks)} texts"
+            message = f"there is {room} now; try again later"
             raise RefusedError(429, message, "rate_limit_error", "queue_full", headers={"retry-after": "1"}) from None
         except DrainingError:
             self.forget(tasks)
@@ -256,14 +260,17 @@ class Service:
         """Refuse too many texts, before any prompt is tokenised."""
         n = request.n_text
         if n_prompt * n > self.limits.choices:
-            texts = f"{n_prompt} prompts of n = {n} make {n_prompt * n} texts"
+            prompts = "1 prompt and" if n_prompt == 1 else f"{n_prompt} prompts of"
+            texts = f"{prompts} n = {n} make {n_prompt * n} texts"
             raise RefusedError(400, f"{texts}; the most are {self.limits.choices}", param="n")
 
     def _check_sizes(self, request: GenerationRequest, prompts: list[torch.Tensor], max_tokens: int) -> None:
         limits, length = self.limits, max(len(ids) for ids in prompts)
         if max_tokens > limits.max_tokens:
-            allowed = f"max_tokens is {max_tokens}; this server generates at most {limits.max_tokens} tokens a text"
-            raise RefusedError(400, allowed, param="max_tokens")
+            of_chat = isinstance(request, ChatRequest) and request.max_completion_tokens is not None
+            name = "max_completion_tokens" if of_chat else "max_tokens"
+            allowed = f"{name} is {max_tokens}; this server generates at most {limits.max_tokens} tokens a text"
+            raise RefusedError(400, allowed, param=name)
         if length + max_tokens > self.engine.max_length:
             raise RefusedError(
                 400,

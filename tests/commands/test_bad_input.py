@@ -25,6 +25,8 @@ HUB = json.dumps([{"class_path": "Hub", "init_args": {"path": "wikimedia/wikiped
 # what is typed, the exit status, and a pattern that the one line must hold
 CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "unknown command": (("fot",), 2, r"unknown command 'fot'; the commands are fit, validate"),
+    "more than help": (("--help", "extra"), 2, r"unexpected argument 'extra' after --help"),
+    "more than version": (("--version", "--foo"), 2, r"unexpected argument '--foo' after --version"),
     "unknown option": (
         ("fit", "--trainer.max_stepz", "3"),
         2,

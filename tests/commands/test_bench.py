@@ -52,11 +52,15 @@ def test_a_wrong_row_is_one_line(tmp_path: Path) -> None:
         (("--workload.depths", "[4,0]"), r"workload.depths is \[4, 0\]; it must be a list, each entry a whole number"),
         (("--peer_dir", "/nowhere"), "peer_dir is '/nowhere', which is not a folder"),
         (("--litgpt_python", "/nowhere"), "litgpt_python is '/nowhere', which is not a file"),
+        (("--quick", "true", "--rounds", "9"), "rounds 9 changes nothing with quick: leave one of them out"),
+        (("--rows", "help,step, help"), "rows has help twice: leave one of them out"),
+        (("--output", ""), "output is ''; it must be the name of a folder"),
+        (("--rows", "help", "--output", "/dev/null"), "output '/dev/null' cannot be used as a folder: File exists"),
         (("--device", "cuda"), "device is 'cuda', but torch finds no CUDA device"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_measured(
-    options: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(CallError, match=message):

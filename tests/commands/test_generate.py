@@ -187,6 +187,28 @@ def test_a_rule_of_a_trusted_module_is_used(generate: Any, folder: Path) -> None
     )
 
 
+NO_TOKEN = """
+import torch
+from lightning_gpt.models.decoding.rules.rule import SamplingRule, rules
+
+
+@rules.register("no_token")
+class NoToken(SamplingRule):
+    def apply(self, logits, counts):
+        return torch.full_like(logits, -torch.inf)
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("--logprobs", "1"), ("--strategy", "greedy")], ids=" ".join)
+def test_a_rule_that_leaves_no_token_ends_in_a_line(options: tuple[str, ...], generate: Any, folder: Path) -> None:
+    (folder / "no_token_rule.py").write_text(NO_TOKEN)
+    status, _, said = generate("--prompt", "The", "--trust", "no_token_rule.py", "--rules", "[no_token]", *options)
+    assert status == 1
+    assert said == (
+        "error: after the rules of sampling no logit is finite, so no token can be chosen: change the rules\n"
+    )
+
+
 WRONG_LINES = {
     "{": "line 1: '{' is not valid JSON",
     "[1]": r"line 1: '\[1\]' is not a JSON object",
@@ -197,6 +219,14 @@ WRONG_LINES = {
     '{"ids": [99999]}': "line 1: token id 99999 is outside the vocabulary",
     '{"ids": []}': r"line 1: ids is \[\]; give at least one token id",
     '{"prompt": "a", "temperature": -1}': "line 1: temperature is -1; it must be a number of at least 0",
+    '{"prompt": "a", "repetition_penalty": 1e-320}': "line 1: repetition_penalty is 1e-320; it must be a number from",
+    '{"prompt": "a", "prompt": "b"}': "line 1: the key 'prompt' is given twice",
+    '{"messages": [{"role": "user", "role": "user", "content": "a"}]}': "line 1: the key 'role' is given twice",
+    '{"prompt": "caf\\ud800"}': r"line 1: prompt is not UTF-8 text \(character 4\)",
+    '{"prompt": "a"}\n{"messages": [{"role": "user", "content": "\\ud800"}]}': (
+        r"line 2: messages.0.content is not UTF-8 text \(character 1\)"
+    ),
+    '{"prompt": "a", "stop": [""]}': "line 1: stop has an empty text; leave it out",
     '{"prompt": "a", "seed": "x"}': "line 1: seed is 'x'; it must be a whole number",
     '{"prompt": "a", "stop": "x"}': "line 1: stop is 'x'; it must be a list",
     '{"messages": [{"role": "user"}]}': "line 1: the content of message 0 is None; it must be text",
@@ -216,7 +246,43 @@ def test_wrong_lines_are_refused_before_anything_is_written(content: str, genera
     assert not (folder / "never.jsonl").exists()
 
 
+WRONG_WITH = {
+    (
+        "greedy",
+        '{"prompt": "a", "temperature": 1}',
+    ): "line 1: temperature 1 changes nothing with strategy greedy: leave",
+    ("greedy", '{"prompt": "a", "top_k": 3}'): "line 1: top_k 3 changes nothing with strategy greedy: leave top_k out",
+    ("greedy", '{"prompt": "a", "seed": 3}'): "line 1: seed 3 changes nothing with strategy greedy: leave seed out",
+    ("beam", '{"prompt": "a", "seed": 3}'): "line 1: seed 3 changes nothing with strategy beam: leave seed out",
+    ("beam", '{"prompt": "a", "min_p": 0.1}'): "line 1: min_p 0.1 changes nothing with strategy beam: leave min_p out",
+    (
+        "beam",
+        '{"promt": "a"}',
+    ): "line 1: unknown key 'promt'; the keys are prompt, messages, ids, id, max_new_tokens, sto",
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WITH, ids=" ".join)
+def test_options_of_a_line_that_change_nothing_are_refused(case: tuple[str, str], generate: Any, folder: Path) -> None:
+    strategy, line = case
+    (folder / "unread.jsonl").write_text(line)
+    status, out, said = generate("--prompts", "unread.jsonl", "--strategy", strategy, *SHORT)
+    assert (status, out) == (2, "")
+    assert WRONG_WITH[case] in said
+
+
 WRONG_CALLS = {
+    ("--strategy", "greedy", "--top_k", "3"): "top_k 3 changes nothing with strategy greedy: leave top_k out",
+    ("--strategy", "greedy", "--top_p", "0.5"): "top_p 0.5 changes nothing with strategy greedy",
+    ("--strategy", "greedy", "--min_p", "0.5"): "min_p 0.5 changes nothing with strategy greedy",
+    ("--strategy", "greedy", "--seed", "3"): "seed 3 changes nothing with strategy greedy: leave seed out",
+    ("--strategy", "beam", "--seed", "3"): "seed 3 changes nothing with strategy beam: leave seed out",
+    ("--batch_size", "3"): "batch_size 3 changes nothing with no prompts: leave batch_size out",
+    ("--prompt", "caf\udce9"): r"prompt is not UTF-8 text \(character 4\)",
+    ("--prompt", "caf\udce9", "--chat", "true"): r"prompt is not UTF-8 text \(character 4\)",
+    ("--stop", '[""]'): "stop has an empty text; leave it out",
+    ("--temperature", "1e400"): "temperature is inf; it must be a number of at least 0, and finite",
+    ("--temperature", "-1e"): "--temperature has no value; one that begins with - is given as --temperature=-1e",
     ("--prompts", "/dev/zero"): "prompts '/dev/zero' cannot be read: it is not a regular file",
     ("--prompts", "none.jsonl"): "prompts 'none.jsonl' cannot be read: No such file",
     ("--prompts", "prompts.jsonl", "--prompt", "x"): "prompts and prompt cannot be combined: leave one of them out",
@@ -229,6 +295,9 @@ WRONG_CALLS = {
     ("--length_penalty", "2"): "length_penalty 2.0 changes nothing with strategy multinomial: leave length_penalty out",
     ("--strategy", "greedy", "--temperature", "1"): "temperature 1.0 changes nothing with strategy greedy",
     ("--n_guess", "5"): "n_guess 5 changes nothing with no draft: leave n_guess out",
+    ("--repetition_penalty", "1e-300"): "repetition_penalty is 1e-300; it must be a number from 0.001 to 1,000",
+    ("--frequency_penalty=-3e38",): "frequency_penalty is -3e\\+38; it must be a number from -1,000 to 1,000",
+    ("--presence_penalty", "3e38"): "presence_penalty is 3e\\+38; it must be a number from -1,000 to 1,000",
     ("--min_p", "2"): "min_p is 2.0; it must be a number from 0 to 1",
     ("--device", "tpu"): "device is 'tpu'; allowed on this machine: cpu",
     ("--device", "mps"): "device is 'mps'; allowed on this machine: cpu",

@@ -1,6 +1,7 @@
 """``inspect`` as it is typed: tables, files and the change in loss of ablations. The page has its own tests."""
 
 import csv
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def test_without_checkpoint_it_shows_a_fresh_head_near_uniform(tmp_path: Path) -
 
 
 def call(checkpoint: Path, tmp_path: Path, **options: Any) -> None:
-    inspect(**{"checkpoint": str(checkpoint), "text": TEXT, "output": str(tmp_path / "look"), **options})
+    text = {} if "ids" in options else {"text": TEXT}
+    inspect(**{"checkpoint": str(checkpoint), **text, "output": str(tmp_path / "look"), **options})
 
 
 @pytest.mark.parametrize("kind", ["zero", "mean"])
@@ -117,6 +119,46 @@ def test_ablating_all_gives_a_table_a_picture_and_a_file(
         assert float(row["change_in_loss"]) == pytest.approx(change, abs=1e-12)
         assert f"{change:+.3f}" in said
     assert (tmp_path / "look/ablation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("n_layer", [2, 6])
+def test_ablating_all_shows_each_figure_beside_its_layer(
+    n_layer: int, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every second layer has no FFN."""
+    config = GPTConfig(n_layer=n_layer, n_head=2, dim=16, block_size=64, vocab_size=257, ffn=["gelu", "none"])
+    call(save(randomise(GPT(config)), tokenizer, tmp_path / "last.ckpt"), tmp_path, ablate="all")
+    with (tmp_path / "look/ablation.csv").open() as file:
+        change = {row["part"]: float(row["change_in_loss"]) for row in csv.DictReader(file)}
+    assert len(change) == 5 * n_layer // 2
+    parts = [[f"{layer}.{name}" for name in ("0", "1", "ffn")] for layer in range(n_layer)]
+    said = capsys.readouterr().out.partition("change in loss (nats)")[2].splitlines()[1:]
+    assert said[0].split() == ["layer", "0", "1", "ffn"]
+    for layer, names in enumerate(parts):
+        cells = [f"{change[name]:+.3f}" if name in change else "–" for name in names]
+        assert said[1 + layer].split() == [str(layer), *cells]
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "look/index.html").read_text())
+    assert data
+    assert json.loads(data[1])["ablated"]["change"] == [[change.get(name) for name in names] for names in parts]
+
+
+def test_files_that_no_inspect_has_written_are_not_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    look = tmp_path / "look"
+    look.mkdir()
+    for name in ("index.html", "heads.png", "attention.npz", "ablation.csv"):
+        (look / name).write_text("mine")
+        with pytest.raises(CallError, match=rf"{name}' exists and is not of an earlier inspect; choose another output"):
+            call(checkpoint, tmp_path, ablate="all")
+        assert [file.read_text() for file in look.iterdir()] == ["mine"]
+        (look / name).unlink()
+    call(checkpoint, tmp_path, ablate="all", page_layers=[])
+    call(checkpoint, tmp_path, ablate="all")
+    call(checkpoint, tmp_path, layer=1, ablate="all")
+    (look / "index.html").write_text("mine")
+    with pytest.raises(CallError, match=r"index.html' exists and is not of an earlier inspect"):
+        call(checkpoint, tmp_path)
+    call(checkpoint, tmp_path, page_layers=[])
+    assert (look / "index.html").read_text() == "mine"
 
 
 def test_the_columns_that_are_printed_are_whole(
@@ -166,6 +208,13 @@ def test_attention_without_scores_is_refused_in_a_line(tokenizer: Tokenizer, tmp
         ({"ids": []}, r"ids is \[\]; give at least one token id, or a text"),
         ({"ids": [300]}, r"id 300 is outside the vocabulary of 257"),
         ({"text": "x" * 65}, r"65 tokens .* 64"),
+        ({"text": "x", "ids": [7, 8]}, r"text 'x' changes nothing with ids: leave text out"),
+        ({"seed": 1}, r"seed 1 changes nothing with a checkpoint: leave seed out"),
+        ({"ablation": "mean"}, r"ablation 'mean' changes nothing with no ablate: leave ablation out"),
+        ({"ablate": "0.0,1.0,0.0"}, r"ablate has 0.0 twice: leave one of them out"),
+        ({"page_layers": [0, 0]}, r"page_layers has 0 twice: leave one of them out"),
+        ({"text": "caf\udce9"}, r"text is not UTF-8 text \(character 4\)"),
+        ({"output": ""}, r"output is ''; it must be the name of a folder"),
         ({"page_layers": [0, 2]}, r"page_layers has 2; this model has 2 layers \(allowed: 0 to 1\)"),
     ],
 )

@@ -69,6 +69,12 @@ def test_a_small_corpus_gives_a_smaller_vocabulary_named_for_what_it_has(
 # what is typed, and a pattern that the one line must hold
 CASES = {
     "too small": (call("x", 256), r"vocab_size is 256; it must be a whole number from 257 to 1,048,576"),
+    "no name for the output": (call(""), r"output is ''; it must be the name of a folder"),
+    "the section's tokenizer": (
+        (*call("x"), "--data.tokenizer", "500"),
+        r"data.tokenizer changes nothing with tokenizer: leave data.tokenizer out",
+    ),
+    "prepared data": ((*call("x"), "--data.prepared=y"), r"data.prepared changes nothing with tokenizer"),
     "text for a size": (call("x", "many"), r"vocab_size is 'many'; allowed: a whole number"),
     "no size": (("tokenizer", "--config", "config.yaml", "--output", "x"), r"required and missing: --vocab_size"),
     "no output": (("tokenizer", "--config", "config.yaml", "--vocab_size", "300"), r"required and missing: --output"),

@@ -186,13 +186,38 @@ def test_the_command_prints_a_table_or_json(folder: Path, ours: Any, capsys: Any
     assert call(*options) == 0
     table = capsys.readouterr().out
     assert f"perplexity per token          {expected.perplexity:,.4f}" in table
-    assert f"{expected.scored:,} of {expected.tokens:,} tokens; 1 had nothing before them" in table
+    assert f"{expected.scored:,} of {expected.tokens:,} tokens; 1 had nothing before it" in table
+    assert "1 document, " in table
+    assert "48 tokens, a new one every 16; before a text: nothing" in table
     assert call(*options, "--precision", "bf16", "--json", "true") == 0
     rounded = json.loads(capsys.readouterr().out)["loss"]
     assert rounded == pytest.approx(expected.loss, rel=0.02)
     assert rounded != pytest.approx(expected.loss, rel=1e-6)
     assert call(*options, "--first_token", "true", "--json", "true") == 0
     assert json.loads(capsys.readouterr().out)["scored"] == expected.scored + 1
+
+
+def test_a_text_of_white_space_has_no_perplexity_per_word(folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "white.txt").write_text(" \n" * 9)
+    assert call("evaluate", "--checkpoint", "ours/model.ckpt", "--text", "white.txt") == 0
+    assert "perplexity per word           none: the text has no words\n" in capsys.readouterr().out
+
+
+def test_no_vocabulary_is_trained_where_the_checkpoint_has_one(folder: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "few.jsonl").write_text("\n".join(json.dumps({"text": f"{number} {TEXT[:90]}"}) for number in range(30)))
+    source = "{class_path: Files, init_args: {paths: [few.jsonl]}}"
+    (folder / "few.yaml").write_text(f"data: {{tokenizer: 300, val_share: 0.4, sources: [{source}]}}")
+    options = ("evaluate", "--checkpoint", "ours/model.ckpt", "--config", "few.yaml", "--json", "true")
+    assert call(*options) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["documents"] > 0
+    assert "vocabulary" not in said.err
+    assert call("prepare", "--config", "few.yaml", "--output", "prepared") == 0
+    assert "vocabulary" in capsys.readouterr().err
+    assert call(*options, "--data.prepared", "prepared") == 0
+    assert capsys.readouterr().out == said.out, "a prepared folder has the same texts"
 
 
 def test_the_command_reads_the_documents_of_a_config(folder: Path, ours: Any, capsys: Any, monkeypatch: Any) -> None:
@@ -228,6 +253,8 @@ WRONG = {
     ("--text", "text.txt", "--device", "cuda:7"): "device is 'cuda:7'; allowed on this machine: cpu",
     ("--text", "text.txt", "--tasks", "[a]"): "--text and --tasks given; give one of",
     (): "nothing to evaluate; give one of --text, --config or --tasks",
+    ("--config", "data.yaml", "--data.eval_tokens", "9"): "data.eval_tokens changes nothing with evaluate: leave",
+    ("--config", "data.yaml", "--data.packing=lanes"): "data.packing changes nothing with evaluate: leave data.packing",
     ("--config", "none.yaml"): "config file 'none.yaml' cannot be read",
 }
 
@@ -238,6 +265,7 @@ def test_wrong_calls_are_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(folder)
     (folder / "empty.txt").write_text("")
+    (folder / "data.yaml").write_text("data: {batch_size: 2}")
     (folder / "latin.txt").write_bytes("né".encode("latin-1"))
     status = call("evaluate", "--checkpoint", "ours/model.ckpt", *options)
     said = capsys.readouterr().err

@@ -58,6 +58,10 @@ def test_what_cannot_be_explored_is_refused(tmp_path: Path) -> None:
     mixed = save(gpt(attention=["full", "delta_net"]), tmp_path / "mixed.ckpt")
     with pytest.raises(CallError, match=r"mixed\.ckpt has layers without softmax attention.*: 1$"):
         explore(checkpoint=str(mixed), port=0)
+    with pytest.raises(CallError, match="seed 1 changes nothing with a checkpoint: leave seed out"):
+        explore(checkpoint=str(mixed), seed=1, port=0)
+    with pytest.raises(CallError, match=r"text is not UTF-8 text \(character 4\)"):
+        explore(text="caf\udce9", port=0)
     with pytest.raises(CallError, match=r"checkpoint 'nothing\.ckpt'"):
         explore(checkpoint="nothing.ckpt", port=0)
     with pytest.raises(CallError, match="'run@last' is neither a path nor RUN@STEP"):

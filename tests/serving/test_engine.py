@@ -90,7 +90,7 @@ def test_texts_are_those_that_each_request_gets_alone(changes: dict[str, Any]) -
     with running(model) as (engine, collected):
         engine.submit(tasks)
         got = collected.wait(tasks)
-        assert engine.shares_passes == ("memory" not in changes and "token_routing" not in changes)
+        assert engine._rows.shares_passes == ("memory" not in changes and "token_routing" not in changes)
         assert engine.counts.completed == len(tasks)
     for task, piece in zip(tasks, got, strict=True):
         wanted = continue_texts(model, TOKENIZER, [task.request])[0]
@@ -193,6 +193,24 @@ def test_logits_that_are_not_finite_end_their_text_alone() -> None:
         engine.submit(tasks)
         got = collected.wait(tasks)
     assert [piece.failure for piece in got][1] == "failed"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_rules_that_leave_no_finite_logit_end_their_text_alone(temperature: float, logprobs: int | None) -> None:
+    """A penalty on large logits overflows; a draw from what is left would be beyond the vocabulary."""
+    model = tiny_model(TOKENIZER.vocab_size, block_size=128)
+    few = model.head.few
+    model.head.few = lambda hidden: few(hidden) + 1e37  # type: ignore[method-assign]
+    rules = [Sampling(temperature=temperature), Sampling(repetition_penalty=0.001, temperature=temperature)]
+    rules.append(rules[0])
+    requests = [TextRequest(torch.tensor([5, 7]), 4, sampling, 0, (), logprobs) for sampling in rules]
+    with running(model) as (engine, collected):
+        tasks = [TextTask(request) for request in requests]
+        engine.submit(tasks)
+        got = collected.wait(tasks)
+        assert engine.counts.cut == 1
+    assert [text.failure for text in got] == [None, "failed", None]
 
 
 async def _call(app: Any, body: bytes | None, send: Callable[[Any], Any], path: str = "/v1/completions") -> None:

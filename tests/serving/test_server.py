@@ -285,7 +285,8 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "stop too long": ({**ASK, "stop": "a" * 257}, 400, "stop may be up to 16 strings"),
     "stop wrong": ({**ASK, "stop": 3}, 400, "stop is 3"),
     "too many tokens": ({**ASK, "max_tokens": 1001}, 400, "this server generates at most 1000 tokens"),
-    "too many texts": ({**ASK, "n": 100}, 400, "make 100 texts; the most are 72"),
+    "repetition": ({**ASK, "repetition_penalty": 1e-300}, 400, "repetition_penalty is 1e-300"),
+    "too many texts": ({**ASK, "n": 100}, 400, "1 prompt and n = 100 make 100 texts; the most are 72"),
     "too long": ({**ASK, "prompt": [1] * LONGEST}, 400, f"maximum context length is {LONGEST} tokens"),
     "together too long": ({**ASK, "prompt": [1] * 900, "max_tokens": 200}, 400, "make 1100"),
     "much too long": ({**ASK, "prompt": "ab" * 10**6}, 400, "bytes of the prompt are more"),
@@ -313,6 +314,14 @@ def test_wrong_requests_get_one_line_and_the_server_goes_on(server: Served) -> N
         reply = post(server, {"model": "tiny", "messages": messages}, "chat/completions")
         assert reply.status_code == 400, messages
         assert said in reply.json()["error"]["message"]
+    talk = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
+    for tokens, param, said in (
+        ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "max_completion_tokens and max_tokens cannot be"),
+        ({"max_completion_tokens": 1001}, "max_completion_tokens", "max_completion_tokens is 1001; this server"),
+        ({"max_tokens": 1001}, "max_tokens", "max_tokens is 1001; this server generates at most 1000 tokens a text"),
+    ):
+        error = post(server, {**talk, **tokens}, "chat/completions").json()["error"]
+        assert (error["param"], said in error["message"]) == (param, True), error
     assert post(server, json.dumps(ASK), headers={"content-type": "text/plain"}).status_code == 415
     assert post(server, ASK, "nothing").status_code == 404
     assert httpx.get(f"{server.url}/v1/completions", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 405
@@ -343,8 +352,10 @@ def test_a_full_queue_a_limit_of_time_and_a_stop_that_cuts(tmp_path: Path) -> No
         other.start()
         while not server.health()["waiting"]:
             time.sleep(0.01)
-        with pytest.raises(openai.RateLimitError, match="all 1 slots are taken and 1 texts may wait") as full:
+        with pytest.raises(openai.RateLimitError, match="there is no room for the text now; try again later") as full:
             one.completions.create(**long)
+        several = post(server, {**long, "n": 2}).json()["error"]["message"]
+        assert several == "there is room for 0 of the 2 texts now; try again later"
         assert int(full.value.response.headers["retry-after"]) >= 1
         with pytest.raises(openai.APIError, match="limit of 3 seconds"):
             list(events)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from lightning_gpt.errors import WorkError
 from lightning_gpt.models.decoding.rules.rule import TokenCounts
 from lightning_gpt.models.decoding.sampling import Decoder, Sampling, TokenReader, require_finite
 from lightning_gpt.models.double import double
@@ -38,7 +39,8 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     """The next token of each text, ``(rows,)``, which its sampler takes note of.
 
     Texts with equal rules go through them together. The token is the first whose cumulative probability exceeds the
-    text's random number.
+    text's random number. It is −1 where the largest logit after the rules is not finite: a rule of a user's own may
+    leave no token, and large logits may overflow.
 
     Args:
         logits: ``(rows, vocab_size)``.
@@ -53,16 +55,27 @@ def draw_each(logits: Tensor, samplers: Sequence[Sampler]) -> Tensor:
         of_rows = [counts for row in rows if (counts := samplers[row].counts) is not None]
         counts = TokenCounts.stacked(of_rows) if of_rows else None
         if sampling.temperature == 0:
-            drawn = sampling.likeliest(logits[index], counts)
+            changed = sampling.before_temperature(logits[index], counts)
+            drawn = changed.argmax(dim=-1)
         else:
             changed = sampling.changed(logits[index], counts)
             chances = [samplers[row].chance() for row in rows]
             drawn = _first_above(changed, torch.tensor(chances, dtype=torch.float64, device="cpu"))
-        tokens[index] = drawn
+        tokens[index] = drawn.where(changed.amax(dim=-1).isfinite(), -1)
     for row, sampler in enumerate(samplers):
         if sampler.counts is not None:
-            sampler.counts.add(tokens[row : row + 1])
+            sampler.counts.add(tokens[row : row + 1].clamp(min=0))
     return tokens
+
+
+def require_drawn(tokens: Tensor) -> None:
+    """Refuse to go on with what :func:`draw_each` could not draw. Waits for the device.
+
+    Raises:
+        WorkError: One of ``tokens`` ``(rows,)`` is −1.
+    """
+    if bool((tokens < 0).any()):
+        raise WorkError("after the rules of sampling no logit is finite, so no token can be chosen: change the rules")
 
 
 def sample_text(
@@ -77,6 +90,7 @@ def sample_text(
     for drawn in range(max_new_tokens):
         require_finite(decoder.logits)
         token = draw_each(decoder.logits, [sampler])
+        require_drawn(token)
         yield int(token)
         if drawn + 1 < max_new_tokens:
             decoder.feed(token)

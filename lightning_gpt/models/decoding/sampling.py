@@ -10,12 +10,11 @@ from torch import Tensor
 
 from lightning_gpt.errors import CallError, WorkError
 from lightning_gpt.models.decoding.captured import CapturedReading, Reads, can_be_captured
-from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
+from lightning_gpt.models.decoding.rules.rule import PenaltyFactor, PenaltyTerm, SamplingRule, TokenCounts, rules
 from lightning_gpt.models.decoding.rules.temperature import Temperature
 from lightning_gpt.models.kv_cache import Cache
 from lightning_gpt.options import (
     NotNegative,
-    Positive,
     Range,
     Share,
     ShareAboveZero,
@@ -45,9 +44,9 @@ class Sampling:
         min_p: Draw only from tokens that are at least ``p`` times as likely as the most likely one.
     """
 
-    repetition_penalty: Positive | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
+    repetition_penalty: PenaltyFactor | None = None
+    frequency_penalty: PenaltyTerm | None = None
+    presence_penalty: PenaltyTerm | None = None
     rules: tuple[str | dict[str, Any], ...] = ()
     temperature: NotNegative = 1.0
     top_k: VocabSize | None = None
@@ -82,10 +81,9 @@ class Sampling:
         """The logits ``(rows, vocab_size)`` after all rules, in fp32."""
         return _through(self.chain, logits, counts)
 
-    def likeliest(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
-        """The token that temperature 0 takes in each row, ``(rows,)``."""
-        before = [rule for rule in self.chain if not isinstance(rule, Temperature)]
-        return _through(before, logits, counts).argmax(dim=-1)
+    def before_temperature(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
+        """The logits ``(rows, vocab_size)`` whose largest is the token that temperature 0 takes, in fp32."""
+        return _through([rule for rule in self.chain if not isinstance(rule, Temperature)], logits, counts)
 
     def probabilities(self, logits: Tensor, counts: TokenCounts | None = None) -> Tensor:
         """The sampling distribution: logits ``(rows, vocab_size)`` to rows that sum to 1."""
@@ -96,7 +94,7 @@ class Sampling:
     ) -> Tensor:
         """One token id per row of ``logits`` ``(rows, vocab_size)``: ``(rows,)``."""
         if self.temperature == 0:
-            return self.likeliest(logits, counts)
+            return self.before_temperature(logits, counts).argmax(dim=-1)
         return torch.multinomial(self.probabilities(logits, counts), 1, generator=generator).squeeze(-1)
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
+from lightning_gpt.models.decoding.rules.rule import PenaltyTerm, SamplingRule, TokenCounts, rules
 
 
 @rules.register("presence_penalty")
@@ -17,7 +17,7 @@ class PresencePenalty(SamplingRule):
 
     reads_text = True
 
-    def __init__(self, penalty: float) -> None:
+    def __init__(self, penalty: PenaltyTerm) -> None:
         self.penalty = penalty
 
     def apply(self, logits: Tensor, counts: TokenCounts | None) -> Tensor:

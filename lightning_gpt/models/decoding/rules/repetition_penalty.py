@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_gpt.models.decoding.rules.rule import SamplingRule, TokenCounts, rules
-from lightning_gpt.options import Positive
+from lightning_gpt.models.decoding.rules.rule import PenaltyFactor, SamplingRule, TokenCounts, rules
 
 
 @rules.register("repetition_penalty")
@@ -19,7 +18,7 @@ class RepetitionPenalty(SamplingRule):
 
     reads_text = True
 
-    def __init__(self, penalty: Positive) -> None:
+    def __init__(self, penalty: PenaltyFactor) -> None:
         self.penalty = penalty
 
     def apply(self, logits: Tensor, counts: TokenCounts | None) -> Tensor:

@@ -2,14 +2,22 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lightning_gpt.models.registry import Registry
+from lightning_gpt.options import Range
 
 rules: Registry["SamplingRule"] = Registry("rule")
 """Every rule; those of :class:`~lightning_gpt.models.decoding.sampling.Sampling` have the names of its options."""
+
+# far beyond every sensible value, and near enough to 0 and 1 that logits stay finite
+PenaltyFactor = Annotated[float, Range(0.001, 1000)]
+"""What a penalty divides or multiplies logits by."""
+PenaltyTerm = Annotated[float, Range(-1000, 1000)]
+"""What a penalty subtracts from logits."""
 
 
 class TokenCounts:

@@ -1,0 +1,12 @@
+"""The model of commands that are called without a checkpoint."""
+
+import torch
+
+from lightning_gpt.data.tokenizer import Tokenizer
+from lightning_gpt.models import SingleHeadConfig, SingleHeadModel
+
+
+def fresh_head(seed: int) -> tuple[SingleHeadModel, Tokenizer]:
+    """A one-head model in evaluation mode with random weights drawn from ``seed``, and GPT-2's vocabulary."""
+    torch.manual_seed(seed)
+    return SingleHeadModel(SingleHeadConfig()).eval(), Tokenizer.gpt2()
