@@ -10,8 +10,7 @@ from benchmarks.rows import ROWS
 from benchmarks.step_profile import profile_step
 from benchmarks.workload import Device, Workload
 from lightning_gpt.console import console, say
-from lightning_gpt.errors import CallError
-from lightning_gpt.whole_file import create_output
+from lightning_gpt.errors import CallError, WorkError
 
 _PROFILE_N_LAYER = 4
 
@@ -34,7 +33,12 @@ def run_rows(
     for name in names or ():
         if name not in ROWS:
             raise CallError(f"rows has {name!r}; allowed: {', '.join(ROWS)}")
-    create_output(str(folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        of_call = isinstance(error, FileExistsError | NotADirectoryError)
+        said = f"output {str(folder)!r} cannot be used as a folder: {error.strerror}"
+        raise (CallError if of_call else WorkError)(said) from None
     bench = Bench(workload, device, rounds, peer_dir, litgpt_python, checkpoint)
     gc.freeze()  # the collections between measurements need not look through the modules each time
     with console.status("measuring the machine's limits"):

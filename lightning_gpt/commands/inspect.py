@@ -1,6 +1,7 @@
 """``lightning-gpt inspect``: attention over a text as a page, tables, plots and arrays, and the effect of ablations."""
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -160,7 +161,7 @@ def _require_own(folder: Path, names: Sequence[str]) -> None:
     Raises:
         CallError: One of ``names`` is in ``folder`` and of other origin.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # also where its name is too long
         return
     there = [name for name in names if (folder / name).exists()]
     is_ours = any(_is_marked(folder / name) for name in ("index.html", "heads.png"))

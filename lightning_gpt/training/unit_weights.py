@@ -46,6 +46,8 @@ class UnitWeights:
             CallError: There is one, such as one that starts at 0.
         """
         for weight, dimension in self._along:
+            if weight.is_meta:  # a model without weights, to count with
+                continue
             lengths = weight.detach().float().norm(dim=dimension).flatten()
             furthest = float(lengths[(lengths - 1).abs().argmax()])
             if abs(furthest - 1) > _ROUNDING:
