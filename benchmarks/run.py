@@ -10,7 +10,8 @@ from benchmarks.rows import ROWS
 from benchmarks.step_profile import profile_step
 from benchmarks.workload import Device, Workload
 from lightning_gpt.console import console, say
-from lightning_gpt.errors import CallError, WorkError
+from lightning_gpt.errors import CallError
+from lightning_gpt.whole_file import create_output
 
 _PROFILE_N_LAYER = 4
 
@@ -33,12 +34,7 @@ def run_rows(
     for name in names or ():
         if name not in ROWS:
             raise CallError(f"rows has {name!r}; allowed: {', '.join(ROWS)}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        of_call = isinstance(error, FileExistsError | NotADirectoryError)
-        said = f"output {str(folder)!r} cannot be used as a folder: {error.strerror}"
-        raise (CallError if of_call else WorkError)(said) from None
+    create_output(str(folder))
     bench = Bench(workload, device, rounds, peer_dir, litgpt_python, checkpoint)
     gc.freeze()  # the collections between measurements need not look through the modules each time
     with console.status("measuring the machine's limits"):

@@ -102,6 +102,7 @@ MAY_IMPORT = {
         "json_text",
         "kept_memory",
         "waiting",
+        "whole_file",
     },
     "doctor": {"training", "hardware", "whole_file", "errors", "__init__"},
     "commands": {

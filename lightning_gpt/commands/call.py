@@ -144,7 +144,7 @@ def refuse_unread_flags(args: Iterable[str], command: str, also_read: Collection
         CallError: There is one.
     """
     for argument in args:
-        name = argument.partition("=")[0].removeprefix("--")
+        name = argument.partition("=")[0].removeprefix("--").removesuffix("+")
         section, _, option = name.partition(".")
         if (
             argument.startswith("--")

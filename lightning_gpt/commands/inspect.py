@@ -167,7 +167,7 @@ def _require_own(folder: Path, names: Sequence[str]) -> None:
     is_ours = any(_is_marked(folder / name) for name in ("index.html", "heads.png"))
     for name in there:
         if not (_is_marked(folder / name) if name == "index.html" else is_ours):
-            what = f"{str(folder / name)!r} exists and is not of an earlier inspect"
+            what = f"{str(folder / name)!r} exists and does not bear the mark of inspect"
             raise CallError(f"output {str(folder)!r}: {what}; choose another output, or delete it")
 
 

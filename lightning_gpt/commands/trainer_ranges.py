@@ -22,9 +22,7 @@ TRAINER_DEFAULTS = {
 
 _MOST = 10**12
 _MOST_DEVICES = 1024
-_DURATION = (
-    "a duration above 0 as DD:HH:MM:SS (hours to 23, minutes and seconds to 59), or a mapping such as {hours: 8}"
-)
+_DURATION = "a duration above 0 as DD:HH:MM:SS, or a mapping such as {hours: 8}"
 
 
 class Allowed(NamedTuple):
@@ -59,7 +57,7 @@ def _is_fraction(value: float, lowest: int) -> bool:
 
 def _is_duration(value: Any) -> bool:
     if isinstance(value, str):
-        found = re.fullmatch(r"([0-9]{1,6}):([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9])", value)
+        found = re.fullmatch(r"([0-9]{1,6}):([0-9]{2}):([0-9]{2}):([0-9]{2})", value)
         return found is not None and any(int(part) for part in found.groups())
     try:
         value = timedelta(**value) if isinstance(value, Mapping) else value

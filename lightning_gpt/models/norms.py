@@ -50,6 +50,13 @@ class RMSNorm(nn.RMSNorm, Norm):
 
     has_gain = True
 
+    def __init__(self, dim: int, eps: NotNegative = 1e-6) -> None:
+        super().__init__(dim, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., dim)`` to the same shape; the gain is cast to x's dtype, as torch's fused kernel requires."""
+        return F.rms_norm(x, self.normalized_shape, self.factors.to(x.dtype), self.eps)
+
     @property
     def factors(self) -> Tensor:
         """What each entry is multiplied by, ``(dim,)``: g."""
@@ -60,13 +67,6 @@ class RMSNorm(nn.RMSNorm, Norm):
         """``g ⊙ p / √(mean x² + ε)``."""
         mean_square = whole.square().mean(dim=-1, keepdim=True)
         return self.factors * part / (mean_square + (self.eps or 0.0)).sqrt()
-
-    def __init__(self, dim: int, eps: NotNegative = 1e-6) -> None:
-        super().__init__(dim, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., dim)`` to the same shape; the gain is cast to x's dtype, as torch's fused kernel requires."""
-        return F.rms_norm(x, self.normalized_shape, self.factors.to(x.dtype), self.eps)
 
 
 @norms.register("rms_plus_one")

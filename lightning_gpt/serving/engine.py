@@ -319,8 +319,8 @@ class Engine:
         for row, token in reversed(list(enumerate(drawn.tolist()))):
             text = texts[row]
             if not sound[row] or token < 0:
-                whose = "after the rules of sampling no logit is" if sound[row] else "the model's logits are not"
-                say(f"a request failed: {whose} finite")
+                whose = "after the rules of sampling the largest logit is" if sound[row] else "the model's logits are"
+                say(f"a request failed: {whose} not finite")
                 self._fail(text.task, "failed")
                 self._leave(first + row)
                 continue

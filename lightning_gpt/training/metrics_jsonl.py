@@ -49,6 +49,8 @@ def read_metrics(file: Path) -> list[Line]:
         return []
     lines: list[Line] = []
     for number, raw in enumerate(content.split(b"\n")[:-1], 1):
+        if not raw.strip():
+            continue
         try:
             line = json.loads(raw)
             scalars_of(line)
@@ -56,7 +58,9 @@ def read_metrics(file: Path) -> list[Line]:
         except (ValueError, LookupError, AttributeError, TypeError):
             is_ours = False
         if not is_ours:
-            raise CallError(f"{str(file)!r}, line {number}, does not hold metrics: mend it, or move the file away")
+            raise CallError(
+                f"line {number} of {str(file)!r} is not a line of metrics: repair or delete it, or move the file away"
+            )
         lines.append(line)
     return lines
 

@@ -7,8 +7,8 @@ from lightning_gpt.errors import CallError
 from lightning_gpt.models import GPT, LanguageModel
 from lightning_gpt.models.layer import Matrix, all_matrices
 
-_ROUNDING = 0.02
-"""A length may differ from 1 by this much: weights in bf16 do by up to 0.004."""
+_MOST_SCALED = 2.0
+"""A starting vector may be scaled by this much at most: a mean of unit vectors, as ``averaging`` saves, is shorter."""
 _TABLES = ("vocabulary", "position")
 """What a table of vectors reads: its rows are the vectors that it adds to the stream."""
 
@@ -49,12 +49,13 @@ class UnitWeights:
             if weight.is_meta:  # a model without weights, to count with
                 continue
             lengths = weight.detach().float().norm(dim=dimension).flatten()
-            furthest = float(lengths[(lengths - 1).abs().argmax()])
-            if abs(furthest - 1) > _ROUNDING:
+            for furthest in (float(lengths.min()), float(lengths.max())):
+                if 1 / _MOST_SCALED <= furthest <= _MOST_SCALED:
+                    continue
                 raise CallError(
-                    f"optimization.unit_weights needs vectors of length 1 to start from, and {self._names[id(weight)]} "
-                    f"has one of length {furthest:.3g}: leave out what starts weights at 0 (zero_projections, grow), "
-                    f"or start from a model that was trained with unit_weights"
+                    f"optimization.unit_weights starts from vectors of about length 1, and "
+                    f"{self._names[id(weight)]} has one of length {furthest:.3g}: leave out what starts weights at 0 "
+                    f"(zero_projections, grow), or start from a model that was trained with unit_weights"
                 )
 
     @torch.no_grad()

@@ -135,6 +135,15 @@ def test_shares_of_a_norm_are_linear_and_add_up(kind: str) -> None:
     torch.testing.assert_close(norm.share(2 * parts[0] - parts[1], whole), 2 * shares[0] - shares[1], **CLOSE)
 
 
+@pytest.mark.parametrize("changes", [{"residual": "sandwich"}, {"attention": "gated"}], ids=str)
+def test_one_large_token_does_not_hide_that_heads_are_not_added_as_they_are(changes: dict[str, Any]) -> None:
+    model = gpt(**changes).to(torch.bfloat16)
+    with torch.no_grad():
+        model.token_embedding.weight[IDS[0, 0]] *= 1000
+    with pytest.raises(CallError, match="does not add its heads' outputs to the stream as they are"):
+        direct_logit_attribution(model, IDS, TARGETS, by_head=True)
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms", "rms_plus_one", "scale"])
 def test_a_norm_s_share_of_an_entry_is_the_limit_where_the_whole_is_0_there(kind: str) -> None:
     """These norms scale all entries alike, so an entry of 0 in the whole says nothing about its parts."""

@@ -205,7 +205,8 @@ def test_a_rule_that_leaves_no_token_ends_in_a_line(options: tuple[str, ...], ge
     status, _, said = generate("--prompt", "The", "--trust", "no_token_rule.py", "--rules", "[no_token]", *options)
     assert status == 1
     assert said == (
-        "error: after the rules of sampling no logit is finite, so no token can be chosen: change the rules\n"
+        "error: after the rules of sampling the largest logit is not finite, so no token can be chosen: "
+        "change the rules\n"
     )
 
 

@@ -147,7 +147,9 @@ def test_files_that_no_inspect_has_written_are_not_replaced(checkpoint: Path, tm
     look.mkdir()
     for name in ("index.html", "heads.png", "attention.npz", "ablation.csv"):
         (look / name).write_text("mine")
-        with pytest.raises(CallError, match=rf"{name}' exists and is not of an earlier inspect; choose another output"):
+        with pytest.raises(
+            CallError, match=rf"{name}' exists and does not bear the mark of inspect; choose another output"
+        ):
             call(checkpoint, tmp_path, ablate="all")
         assert [file.read_text() for file in look.iterdir()] == ["mine"]
         (look / name).unlink()
@@ -155,7 +157,7 @@ def test_files_that_no_inspect_has_written_are_not_replaced(checkpoint: Path, tm
     call(checkpoint, tmp_path, ablate="all")
     call(checkpoint, tmp_path, layer=1, ablate="all")
     (look / "index.html").write_text("mine")
-    with pytest.raises(CallError, match=r"index.html' exists and is not of an earlier inspect"):
+    with pytest.raises(CallError, match=r"index.html' exists and does not bear the mark of inspect"):
         call(checkpoint, tmp_path)
     call(checkpoint, tmp_path, page_layers=[])
     assert (look / "index.html").read_text() == "mine"

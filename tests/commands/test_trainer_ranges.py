@@ -59,14 +59,13 @@ def test_what_is_in_range_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["max_time", "val_check_interval"])
-@pytest.mark.parametrize(
-    "value", ["00:00:00:00", "00:24:00:00", "00:00:60:00", "00:00:00:60", "00:99:99:99", {"hours": 0}, "٠١:00:00:00"]
-)
+@pytest.mark.parametrize("value", ["00:00:00:00", "00:8:00:00", {"hours": 0}, "٠١:00:00:00"])
 def test_a_duration_is_above_0_and_of_a_clock(name: str, value: Any) -> None:
     with pytest.raises(CallError, match=rf"trainer.{name} is .*a duration above 0 as DD:HH:MM:SS") as refused:
         check_trainer({name: value})
     assert len(str(refused.value)) <= 293  # "error: " comes before it
-    check_trainer({name: "00:23:59:59"})
+    for allowed in ("00:23:59:59", "00:36:00:00", "00:00:90:00"):
+        check_trainer({name: allowed})
 
 
 def test_the_keys_of_a_run_are_those_of_fit(tmp_path: Path) -> None:

@@ -68,10 +68,14 @@ def test_it_is_an_optimizer_step_and_then_the_norms(tmp_path: Path) -> None:
 
 def test_weights_of_another_length_are_refused_before_the_first_step(tmp_path: Path) -> None:
     class Loaded(L.Callback):
-        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-            pl_module.model.blocks[1].attention.w_o.weight.data.mul_(1.1)
+        factor = 0.9  # as in a mean of unit vectors
 
-    with pytest.raises(CallError, match=r"blocks\.1\.attention\.w_o\.weight has one of length 1\.1: .* with unit_"):
+        def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+            pl_module.model.blocks[1].attention.w_o.weight.data.mul_(self.factor)
+
+    fit(module_of(), tmp_path, Loaded())
+    Loaded.factor = 2.2
+    with pytest.raises(CallError, match=r"blocks\.1\.attention\.w_o\.weight has one of length 2\.2: .* with unit_"):
         fit(module_of(), tmp_path, Loaded())
 
 

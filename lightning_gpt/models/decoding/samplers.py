@@ -75,7 +75,9 @@ def require_drawn(tokens: Tensor) -> None:
         WorkError: One of ``tokens`` ``(rows,)`` is −1.
     """
     if bool((tokens < 0).any()):
-        raise WorkError("after the rules of sampling no logit is finite, so no token can be chosen: change the rules")
+        raise WorkError(
+            "after the rules of sampling the largest logit is not finite, so no token can be chosen: change the rules"
+        )
 
 
 def sample_text(

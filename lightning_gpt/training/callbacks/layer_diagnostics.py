@@ -95,6 +95,7 @@ class LayerDiagnostics(Callback):
         self.layer_values = layer_values
         self._folder = Path()
         self._history: list[dict[str, Any]] = []
+        self._earlier: list[dict[str, Any]] = []  # of the run that is resumed
         self._last_figures: Figures = {}
         self._step_figures: Figures = {}
         self._work = Background("layer diagnostics")
@@ -129,7 +130,9 @@ class LayerDiagnostics(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         path = trainer.ckpt_path
-        self._before = [] if path is None else _read(Path(path).parent.parent / "layers.json")
+        self._earlier = []
+        if path is not None and self._may_measure(trainer):
+            self._earlier = _read(Path(path).parent.parent / "layers.json")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started, self._seconds = clock(pl_module.device), 0.0
@@ -142,7 +145,7 @@ class LayerDiagnostics(Callback):
             self._takes_part = self._batch is not None and (trainer.is_global_zero or spread)
             if not self._takes_part:
                 return
-            self._history = [entry for entry in self._before if entry["step"] <= trainer.global_step]
+            self._history = [entry for entry in self._earlier if entry["step"] <= trainer.global_step]
         step = trainer.global_step
         if step == 0 or (step == self._unfinished_step and step not in [entry["step"] for entry in self._history]):
             self._measure(trainer, pl_module)
@@ -207,12 +210,14 @@ class LayerDiagnostics(Callback):
         finally:
             self._seconds += clock(device) - start
 
+    def _may_measure(self, trainer: L.Trainer) -> bool:
+        is_trial = getattr(trainer, "fast_dev_run", False)  # it must leave no file
+        return self.enabled and trainer.enable_validation and not is_trial
+
     def _probe_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Batch | None:
         """The first validation tokens as rows, the same for any number of processes; None to measure nothing."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.enabled or not trainer.enable_validation:
-            return None
-        if getattr(trainer, "fast_dev_run", False):  # it must leave no file
+        if not self._may_measure(trainer):
             return None
         if not isinstance(pl_module, LanguageModule) or not isinstance(data, TextData):
             return None
@@ -324,7 +329,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
         entries = json.loads(path.read_bytes())
     except ValueError:
         entries = None
-    if isinstance(entries, list) and all(isinstance(each, dict) and "step" in each for each in entries):
+    if isinstance(entries, list) and all(
+        isinstance(each, dict) and isinstance(each.get("step"), int) for each in entries
+    ):
         return entries
     raise CallError(f"{str(path)!r} does not hold layer diagnostics: move it away to resume without the earlier ones")
 
