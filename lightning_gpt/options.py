@@ -111,9 +111,7 @@ def check_option(name: str, value: Any, hint: Any) -> None:
     if not _allows(hint, value):
         large = isinstance(value, int | float) and _LARGEST_WHOLE < abs(value) < math.inf
         only_large = large and _allows(hint, _LARGEST if value > 0 else -_LARGEST)
-        endless = " (not finite)" if isinstance(value, float) and math.isinf(value) else ""
-        words = f"{_words(hint)}{_IF_TOO_LARGE if only_large else ''}"
-        raise CallError(f"{name} is {shown(value)}{endless}; it must be {words}")
+        raise CallError(f"{name} is {shown(value)}; it must be {_words(hint)}{_IF_TOO_LARGE if only_large else ''}")
 
 
 def shown(value: Any) -> str:

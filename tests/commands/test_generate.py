@@ -282,7 +282,6 @@ WRONG_CALLS = {
     ("--prompt", "caf\udce9"): r"prompt is not UTF-8 text \(character 4\)",
     ("--prompt", "caf\udce9", "--chat", "true"): r"prompt is not UTF-8 text \(character 4\)",
     ("--stop", '[""]'): "stop has an empty text; leave it out",
-    ("--temperature", "1e400"): r"temperature is inf \(not finite\); it must be a number of at least 0",
     ("--temperature", "-1e"): "--temperature has no value; one that begins with - is given as --temperature=-1e",
     ("--prompts", "/dev/zero"): "prompts '/dev/zero' cannot be read: it is not a regular file",
     ("--prompts", "none.jsonl"): "prompts 'none.jsonl' cannot be read: No such file",
