@@ -6,7 +6,7 @@ from typing import Annotated
 from lightning_gpt.checkpoint_series import series_of, steps_in
 from lightning_gpt.commands.call import parse_function_call, refuse_unused
 from lightning_gpt.commands.device import named_device
-from lightning_gpt.commands.fresh_head import fresh_head
+from lightning_gpt.commands.fresh_head import OF_WEIGHTS, fresh_head
 from lightning_gpt.commands.serve import require_server
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
@@ -16,8 +16,6 @@ from lightning_gpt.models import LanguageModel
 from lightning_gpt.options import Length, Range, Seed
 
 _LONGEST = 256  # every score of every head is kept: 140 MiB for 270 heads
-_OF_WEIGHTS: dict[str, set[str]] = {"a checkpoint": set(), "no checkpoint": {"seed"}}
-"""Options that are read in some forms of the command only."""
 
 
 def explore(
@@ -45,7 +43,7 @@ def explore(
         seed: Seed for the random weights used without a checkpoint.
         device: Where the models run: cpu, cuda, cuda:N or mps.
     """
-    refuse_unused(explore, dict(locals()), _OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
+    refuse_unused(explore, dict(locals()), OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
     require_utf8("text", text)
     require_server("explore")
     from lightning_gpt.exploring.app import create_explorer

@@ -32,7 +32,7 @@ from lightning_gpt.analysis.plots import ablation_grid, heads_grid, three_matric
 from lightning_gpt.checkpoint import Checkpoint
 from lightning_gpt.commands.call import parse_function_call, refuse_unused, require_output, require_single
 from lightning_gpt.commands.device import named_device
-from lightning_gpt.commands.fresh_head import fresh_head
+from lightning_gpt.commands.fresh_head import OF_WEIGHTS, fresh_head
 from lightning_gpt.data.tokenizer import Tokenizer
 from lightning_gpt.errors import CallError
 from lightning_gpt.inference import checked_ids, prompt_ids
@@ -43,7 +43,6 @@ from lightning_gpt.whole_file import create_output
 
 _MOST_COLUMNS = 12
 _OF_IDS: dict[str, set[str]] = {"ids": set(), "no ids": {"text"}}
-_OF_WEIGHTS: dict[str, set[str]] = {"a checkpoint": set(), "no checkpoint": {"seed"}}
 _OF_ABLATION: dict[str, set[str]] = {"ablate": {"ablation"}, "no ablate": set()}
 """Options that are read in some forms of the command only."""
 _MARK = "lightning-gpt inspect"
@@ -87,7 +86,7 @@ def inspect(
     """
     options = dict(locals())
     refuse_unused(inspect, options, _OF_IDS, "ids" if ids is not None else "no ids")
-    refuse_unused(inspect, options, _OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
+    refuse_unused(inspect, options, OF_WEIGHTS, "a checkpoint" if checkpoint is not None else "no checkpoint")
     refuse_unused(inspect, options, _OF_ABLATION, "ablate" if ablate else "no ablate")
     require_single("page_layers", page_layers or [])
     require_utf8("text", text)

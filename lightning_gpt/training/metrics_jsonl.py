@@ -13,7 +13,7 @@ A scalar that is NaN or infinite is null, because JSON has no number for it.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,10 @@ def to_text(lines: Iterable[Line]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
 
-def from_text(text: str) -> Iterator[Line]:
-    """The lines of a text; what follows the last newline is a line cut short by a kill, and is left out."""
-    for line in text.split("\n")[:-1]:
-        yield json.loads(line)
-
-
 def read_metrics(file: Path) -> list[Line]:
     """The lines of a ``metrics.jsonl``; none where there is no such file.
+
+    What follows the last newline is a line cut short by a kill, and is left out.
 
     Raises:
         CallError: It holds something else; names the line.

@@ -139,7 +139,7 @@ def _score_factors(model: GPT, base: GPT) -> dict[str, Factors]:
                 f"divided by the width of a head, which needs qk_norm rms or layer; or let n_head be "
                 f"{model.config.dim // then.head_dim}, so that heads are as wide as the base's"
             )
-        share = (then.head_dim / mixer.head_dim) * (mixer.score_divisor / then.score_divisor)
+        share = (then.head_dim / mixer.head_dim) * math.sqrt(mixer.scale_width / then.scale_width)
         found |= {names[id(gain)]: Factors(share, share) for gain in gains}
     return found
 

@@ -13,7 +13,6 @@ from lightning_gpt.analysis.head_matrices import matrices_of
 from lightning_gpt.errors import CallError
 from lightning_gpt.exploring.looking import TextPass
 from lightning_gpt.exploring.packing import packed
-from lightning_gpt.models.attention.formula import CausalAttention
 from lightning_gpt.models.evaluating import evaluating
 
 _TOKENS = 6
@@ -37,7 +36,7 @@ def cell(look: TextPass, layer: int, head: int, row: int, column: int) -> bytes:
         "score": float(scores[row, column]),
         "mask": bool(mask[row, column]),
         "weight": float(pattern[row, column]),
-        "width": (mixer.score_width if isinstance(mixer, CausalAttention) else None) or mixer.head_dim,
+        "width": mixer.scale_width,
     }
     allowed = scores[row][mask[row]].astype(np.float64)
     largest = float(allowed.max())

@@ -168,8 +168,8 @@ class CausalAttention(Mixer):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.added(), dropout_p=dropout, scale=scale)
 
     @property
-    def score_divisor(self) -> float:
-        return math.sqrt(self.score_width or self.head_dim)
+    def scale_width(self) -> float:
+        return self.score_width or self.head_dim
 
     def scale_for(self, q: Tensor) -> float:
         """What products of queries ``(..., d)`` and keys are multiplied by."""

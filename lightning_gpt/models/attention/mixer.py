@@ -1,6 +1,5 @@
 """The token-mixing part of a block: softmax attention, or any other causal mixer."""
 
-import math
 from abc import abstractmethod
 
 from torch import Tensor, nn
@@ -37,9 +36,9 @@ class Mixer(Layer):
     """Whether it uses the first layer's values of each token, so that every token must go through both layers."""
 
     @property
-    def score_divisor(self) -> float:
-        """What products of queries and keys are divided by."""
-        return math.sqrt(self.head_dim)
+    def scale_width(self) -> float:
+        """The d of the ``√d`` that products of queries and keys are divided by."""
+        return self.head_dim
 
     @property
     def needs_whole_rows(self) -> bool:

@@ -1,10 +1,11 @@
 """How far a running cell is, from the ``metrics.jsonl`` that its run writes."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_gpt.studies.run.result import run_folders
-from lightning_gpt.training.metrics_jsonl import FILE_NAME, from_text, scalars_of
+from lightning_gpt.training.metrics_jsonl import FILE_NAME, scalars_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,6 @@ class RunFollower:
             return
         whole = added[: added.rfind(b"\n") + 1]
         self._read_bytes += len(whole)
-        for line in from_text(whole.decode("utf-8")):
+        for line in map(json.loads, whole.splitlines()):
             loss = scalars_of(line).get("train/loss", self._progress.loss)
             self._progress = replace(self._progress, step=line["step"], steps=line["steps"], loss=loss)

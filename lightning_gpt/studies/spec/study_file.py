@@ -110,13 +110,17 @@ class _Reader:
             report=[self._section(entry) for entry in self.sequence("report", ["table"])],
             reference=self._reference(grid),
             preset=preset or "",
-            tune=(over if "tune" in over.content else self).tune(),
-            alone=(over if "alone" in over.content else self).alone(),
-            equal=(over if "equal" in over.content else self).equal(),
+            tune=self._under(over, "tune").tune(),
+            alone=self._under(over, "alone").alone(),
+            equal=self._under(over, "equal").equal(),
         )
         self._check_overlaps(study)
         self._check_needs(study)
         return study
+
+    def _under(self, preset: "_Reader", key: str) -> "_Reader":
+        """Where ``key`` is read: in the preset if it names it, also with null, which takes away what stands here."""
+        return preset if key in preset.content else self
 
     def _check_count(self, cells: int) -> None:
         if cells > _MOST_CELLS:

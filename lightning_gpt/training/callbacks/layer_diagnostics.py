@@ -28,6 +28,7 @@ from lightning_gpt.options import Range, check_options
 from lightning_gpt.parallel.norms import gradients, total_norm
 from lightning_gpt.training.callbacks.board import board_of
 from lightning_gpt.training.callbacks.metrics_file import logged_at
+from lightning_gpt.training.callbacks.step_metrics import logged_every
 from lightning_gpt.training.device_clock import clock
 from lightning_gpt.training.module import LanguageModule
 from lightning_gpt.whole_file import write_file
@@ -157,7 +158,7 @@ class LayerDiagnostics(Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        every = getattr(trainer, "log_every_n_steps", 0)  # 0 if the Trainer logs nothing
+        every = logged_every(trainer)
         if not self._takes_part or not every or (trainer.global_step + 1) % every:
             return
         assert isinstance(pl_module, LanguageModule)

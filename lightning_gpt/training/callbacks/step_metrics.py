@@ -80,7 +80,7 @@ class StepMetrics(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if not _every(trainer):
+        if not logged_every(trainer):
             return
         # Lightning has divided the loss by the number of micro-batches
         self._losses.append(outputs["loss"].detach() * trainer.accumulate_grad_batches)
@@ -109,11 +109,11 @@ class StepMetrics(Callback):
 
     @staticmethod
     def _logs(trainer: L.Trainer, step: int) -> bool:
-        every = _every(trainer)
+        every = logged_every(trainer)
         return bool(every) and step % every == 0
 
 
-def _every(trainer: L.Trainer) -> int:
+def logged_every(trainer: L.Trainer) -> int:
     """The number of steps from one logged step to the next; 0 if the Trainer logs nothing."""
     return getattr(trainer, "log_every_n_steps", 0)
 
